@@ -1,0 +1,139 @@
+"""What makes a manifest consistent. Every error names the field by its path in manifest.json."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from bundle.errors import BundleError
+from elman import v1
+
+MANIFEST_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def validate_spec(spec: v1.ModelSpec, manifest: Path) -> None:
+    """Check what can be checked without the other files.
+
+    Raises:
+        BundleError: names `manifest`, the field, and what would be right.
+    """
+    check = _Check(manifest)
+    check.that(
+        spec.manifest_version == MANIFEST_VERSION,
+        "manifest_version",
+        f"is {spec.manifest_version}, but this elman reads version {MANIFEST_VERSION}",
+    )
+    check.that(
+        _NAME.fullmatch(spec.name) is not None,
+        "name",
+        f"{spec.name!r} is not 1 to 64 letters, digits, '.', '_' or '-'",
+    )
+    check.that(spec.step.file != "", "step.file", "is missing: the path of the ONNX file")
+    _check_vocabularies(spec, check)
+    _check_tensors(spec.step, check)
+    _check_meanings(spec, check)
+
+
+class _Check:
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+
+    def that(self, holds: bool, field: str, complaint: str) -> None:
+        if not holds:
+            raise BundleError(f"{self.manifest}: {field} {complaint}")
+
+
+def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
+    _check_unique([vocabulary.name for vocabulary in spec.vocabularies], "vocabularies", check)
+    for vocabulary in spec.vocabularies:
+        field = f"vocabularies[{vocabulary.name}]"
+        check.that(vocabulary.kind != v1.VOCABULARY_KIND_UNSPECIFIED, f"{field}.kind", "is missing")
+        check.that(vocabulary.size > 0, f"{field}.size", "must be at least 1")
+        needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
+        check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
+        for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
+            if vocabulary.HasField(special):  # type: ignore[arg-type]
+                token = getattr(vocabulary, special)
+                inside = 0 <= token < vocabulary.size
+                check.that(inside, f"{field}.{special}", f"is {token}, outside 0 to {vocabulary.size - 1}")
+
+
+def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
+    _check_unique(
+        [tensor.name for tensor in (*step.inputs, *step.constants)] + [state.input_name for state in step.states],
+        "step: graph inputs",
+        check,
+    )
+    _check_unique(
+        [output.name for output in step.outputs] + [state.output_name for state in step.states],
+        "step: graph outputs",
+        check,
+    )
+    check.that(len(step.inputs) > 0, "step.inputs", "is empty: a step reads at least one input")
+    check.that(len(step.outputs) > 0, "step.outputs", "is empty: a step computes at least one output")
+    for kind, tensors in (("inputs", step.inputs), ("constants", step.constants), ("outputs", step.outputs)):
+        for tensor in tensors:
+            _check_tensor(f"step.{kind}[{tensor.name}]", tensor, check)
+    for state in step.states:
+        field = f"step.states[{state.input_name}]"
+        check.that(state.output_name != "", f"{field}.output_name", "is missing: the output that is its next value")
+        _check_tensor(field, state, check)
+
+
+def _check_tensor(
+    field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Check
+) -> None:
+    check.that(tensor.data_type != v1.DATA_TYPE_UNSPECIFIED, f"{field}.data_type", "is missing")
+    check.that(all(size > 0 for size in tensor.shape), f"{field}.shape", f"{list(tensor.shape)} must be positive")
+    check.that(
+        0 <= tensor.row_axis <= len(tensor.shape),
+        f"{field}.row_axis",
+        f"is {tensor.row_axis}, but with the row axis the tensor has {len(tensor.shape) + 1} axes",
+    )
+
+
+def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
+    vocabularies = {vocabulary.name: vocabulary for vocabulary in spec.vocabularies}
+    labels = v1.VOCABULARY_KIND_LABELS
+
+    def vocabulary_of(field: str, name: str, of_labels: bool) -> v1.VocabularySpec:
+        check.that(name in vocabularies, f"{field}.vocabulary", f"{name!r} is not one of {sorted(vocabularies)}")
+        wanted = "of kind LABELS" if of_labels else "of text"
+        check.that((vocabularies[name].kind == labels) == of_labels, f"{field}.vocabulary", f"{name!r} is not {wanted}")
+        return vocabularies[name]
+
+    for tensor in spec.step.inputs:
+        if tensor.HasField("token"):
+            field = f"step.inputs[{tensor.name}].token"
+            vocabulary_of(field, tensor.token.vocabulary, of_labels=False)
+            integer = tensor.data_type in (v1.DATA_TYPE_INT64, v1.DATA_TYPE_INT32)
+            check.that(integer and not tensor.shape, field, "needs an integer data_type and no shape: one id a row")
+    meanings = Counter(output.WhichOneof("meaning") for output in spec.step.outputs)
+    for meaning in ("next_token_logits", "label_logits"):
+        check.that(meanings[meaning] <= 1, "step.outputs", f"has {meanings[meaning]} with {meaning}; at most 1 may")
+    for output in spec.step.outputs:
+        if output.HasField("next_token_logits"):
+            field = f"step.outputs[{output.name}].next_token_logits"
+            vocabulary = vocabulary_of(field, output.next_token_logits.vocabulary, of_labels=False)
+            inputs = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
+            check.that(inputs == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back")
+        elif output.HasField("label_logits"):
+            field = f"step.outputs[{output.name}].label_logits"
+            vocabulary = vocabulary_of(field, output.label_logits.vocabulary, of_labels=True)
+            scoped = output.label_logits.scope != v1.LABEL_SCOPE_UNSPECIFIED
+            check.that(scoped, f"{field}.scope", "is missing")
+        else:
+            continue
+        check.that(
+            list(output.shape) == [vocabulary.size] and output.row_axis == 0,
+            f"step.outputs[{output.name}].shape",
+            f"is {list(output.shape)}, but {vocabulary.name!r} has {vocabulary.size} entries and the row axis is 0",
+        )
+
+
+def _check_unique(names: list[str], field: str, check: _Check) -> None:
+    check.that(all(names), field, "has an entry without a name")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    check.that(not twice, field, f"names {', '.join(twice)} twice")

@@ -1,0 +1,180 @@
+"""Text and labels to ids and back.
+
+Three kinds, each the same small surface: characters (one Unicode code point a token), bytes (one byte of UTF-8 a
+token) and labels. Encoding is vectorised; decoding is incremental and never gives out a part of a character.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import BundleError, EncodingError
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+TokenIds = NDArray[np.int64]
+
+
+class TextDecoder(Protocol):
+    """Turns the ids of one sequence into text, piece by piece."""
+
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        """The text of `ids` after everything given before; what is not a whole character yet is held back.
+
+        With `final`, nothing more will come: a held-back part is given out as U+FFFD.
+        """
+        ...
+
+
+class TextVocabulary(Protocol):
+    """What the inputs of a model may be: a mapping from text to token ids and back."""
+
+    @property
+    def size(self) -> int:
+        """The number of tokens; ids are 0 to size - 1."""
+        ...
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for every character outside the vocabulary, if there is one."""
+        ...
+
+    def encode(self, text: str) -> TokenIds:
+        """The ids of `text`, int64 [tokens].
+
+        Raises:
+            EncodingError: a character is outside a vocabulary that has no unknown token.
+        """
+        ...
+
+    def decoder(self) -> TextDecoder:
+        """A new decoder for one sequence."""
+        ...
+
+
+class CharacterVocabulary:
+    """One Unicode code point a token.
+
+    Args:
+        tokens: the characters in the order of their ids.
+        unknown_id: the id whose token stands for every character that is not listed; its own text is U+FFFD.
+    """
+
+    def __init__(self, tokens: Sequence[str], unknown_id: int | None = None) -> None:
+        wrong = next((token for token in tokens if len(token) != 1), None)
+        if wrong is not None:
+            raise ValueError(f"a token of a character vocabulary is one character, but there is {wrong!r}")
+        if len(set(tokens)) != len(tokens):
+            twice = Counter(tokens).most_common(1)[0][0]
+            raise ValueError(f"the character {twice!r} is listed twice")
+        if unknown_id is not None and not 0 <= unknown_id < len(tokens):
+            raise ValueError(f"the unknown token's id {unknown_id} is outside 0 to {len(tokens) - 1}")
+        self.tokens = tuple(tokens)
+        self.unknown_id = unknown_id
+        code_points = np.array([ord(token) for token in tokens], dtype=np.uint32)
+        self._order = np.argsort(code_points)
+        self._sorted = code_points[self._order]
+
+    @classmethod
+    def from_text(cls, text: str, minimum_count: int = 1) -> CharacterVocabulary:
+        """The characters that occur at least `minimum_count` times, sorted, after the unknown token with id 0."""
+        counts = Counter(text)
+        known = sorted(token for token, count in counts.items() if count >= minimum_count and token != UNKNOWN)
+        return cls([UNKNOWN, *known], unknown_id=0)
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> TokenIds:
+        code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+        nearest = np.minimum(np.searchsorted(self._sorted, code_points), self.size - 1)
+        known = self._sorted[nearest] == code_points
+        ids = self._order[nearest].astype(np.int64)
+        if not known.all():
+            if self.unknown_id is None:
+                position = int(np.argmin(known))
+                raise EncodingError(f"the character {text[position]!r} is not in the model's vocabulary", position)
+            ids[~known] = self.unknown_id
+        return ids
+
+    def decoder(self) -> TextDecoder:
+        return _CharacterDecoder(self.tokens)
+
+
+class _CharacterDecoder:
+    def __init__(self, tokens: tuple[str, ...]) -> None:
+        self._tokens = tokens
+
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        return "".join([self._tokens[token] for token in ids])
+
+
+class ByteVocabulary:
+    """One byte of UTF-8 a token: nothing is unknown, and a character takes one to four tokens."""
+
+    size = 256
+    unknown_id = None
+
+    def encode(self, text: str) -> TokenIds:
+        return np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8).astype(np.int64)
+
+    def decoder(self) -> TextDecoder:
+        return _ByteDecoder()
+
+
+class _ByteDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        return self._decoder.decode(bytes(ids), final)
+
+
+class LabelVocabulary:
+    """The names of classes.
+
+    Args:
+        labels: the names in the order of their ids.
+    """
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self.tokens = tuple(labels)
+        if len(set(self.tokens)) != len(self.tokens):
+            twice = Counter(self.tokens).most_common(1)[0][0]
+            raise ValueError(f"the label {twice!r} is listed twice")
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+
+Vocabulary = CharacterVocabulary | ByteVocabulary | LabelVocabulary
+
+
+def write_tokens(path: Path, tokens: Sequence[str]) -> None:
+    """Write a vocabulary's tokens in the order of their ids as JSON: {"tokens": [...]}."""
+    path.write_text(json.dumps({"tokens": list(tokens)}, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Read what `write_tokens` wrote.
+
+    Raises:
+        BundleError: the file is not such a JSON object.
+    """
+    try:
+        tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(f'{path}: expected a JSON object {{"tokens": [...]}}: {error}') from error
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise BundleError(f"{path}: 'tokens' must be a list of strings")
+    return tokens

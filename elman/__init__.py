@@ -1,0 +1,1 @@
+"""elman: a server for recurrent models."""

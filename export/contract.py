@@ -1,0 +1,76 @@
+"""The step contract as a torch module, and what its inputs and outputs mean.
+
+    step(inputs, constants, state) -> (outputs, state')
+
+Any module that has `initial_state` and `step` can be exported; nothing here knows a cell by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bundle import ByteVocabulary, CharacterVocabulary
+
+Tensors = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class StepModule(Protocol):
+    """A `torch.nn.Module` with these two methods. Axis 0 of every tensor is the row: one sequence."""
+
+    def initial_state(self, rows: int) -> Tensors:
+        """What a new sequence starts from, by name; the same for every row."""
+        ...
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """One step: what changes, what stays, what is carried; to the outputs and the next state, whose names are
+        those of the state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Token:
+    """An input that is one token id a row and step, int64 [B].
+
+    Args:
+        vocabulary: what the ids stand for.
+        begin_id: a token that starts every sequence, if the model was trained with one.
+        end_id: a token whose generation ends a sequence, if there is one.
+    """
+
+    vocabulary: CharacterVocabulary | ByteVocabulary
+    begin_id: int | None = None
+    end_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Values:
+    """An input or a constant that is plain numbers, float32 [B, *shape]."""
+
+    shape: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """An output that scores every token of the token input's vocabulary as the next one, float32 [B, V]."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """An output that scores labels, float32 [B, labels].
+
+    Args:
+        names: the labels in the order of their ids.
+        scope: whether a label speaks of the "sequence" so far or of the one "step".
+    """
+
+    names: Sequence[str]
+    scope: Literal["sequence", "step"] = "sequence"
+
+
+Input = Token | Values
+Output = NextToken | Labels

@@ -1,0 +1,269 @@
+"""From a step module to an ONNX graph, and the proof that the two are the same.
+
+The graph's inputs are named "token" (the module's own names), "constant.NAME" and "state.NAME", its outputs "NAME" and
+"next.NAME"; states are paired by name here and in the manifest, never by position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.contract import Input, StepModule, Tensors, Token, Values
+from export.errors import ExportError
+
+OPSET = 20
+_TRACED_ROWS = 3
+_CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
+_CHECKED_STEPS = 12
+# float32 sums in another order: far above rounding, far below a wrong gate.
+_TOLERANCE = 2e-4
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tensors of the right shapes and types, to trace and to test with."""
+
+    inputs: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+    def graph_inputs(self) -> dict[str, Tensor]:
+        """By the names they have in the graph."""
+        named = dict(self.inputs)
+        named |= {constant_name(name): value for name, value in self.constants.items()}
+        named |= {state_input_name(name): value for name, value in self.state.items()}
+        return named
+
+
+def constant_name(name: str) -> str:
+    return f"constant.{name}"
+
+
+def state_input_name(name: str) -> str:
+    return f"state.{name}"
+
+
+def state_output_name(name: str) -> str:
+    return f"next.{name}"
+
+
+def make_example(
+    module: StepModule, inputs: Mapping[str, Input], constants: Mapping[str, Values], rows: int, seed: int
+) -> Example:
+    """Random inputs, and a random state that is none a sequence starts from."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(kind: Input) -> Tensor:
+        if isinstance(kind, Token):
+            return torch.randint(kind.vocabulary.size, (rows,), generator=generator)
+        return torch.randn(rows, *kind.shape, generator=generator)
+
+    state = {}
+    for name, value in module.initial_state(rows).items():
+        if value.shape[:1] != (rows,):
+            raise ExportError(f"initial_state({rows}): {name} has shape {tuple(value.shape)}; axis 0 must be the row")
+        noise = torch.rand(value.shape, generator=generator) - 0.5
+        state[name] = (value + noise).to(value.dtype) if value.dtype.is_floating_point else value
+    return Example(
+        {name: values(kind) for name, kind in inputs.items()},
+        {name: values(kind) for name, kind in constants.items()},
+        state,
+    )
+
+
+class _Traced(nn.Module):
+    """A step with flat arguments and results, as ONNX has them."""
+
+    def __init__(self, module: nn.Module, example: Example, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module = module
+        self.input_names = tuple(example.inputs)
+        self.constant_names = tuple(example.constants)
+        self.state_names = tuple(example.state)
+        self.output_names = outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = iter(tensors)
+        inputs = {name: next(values) for name in self.input_names}
+        constants = {name: next(values) for name in self.constant_names}
+        state = {name: next(values) for name in self.state_names}
+        outputs, after = self.module.step(inputs, constants, state)  # type: ignore[operator]
+        return (*(outputs[name] for name in self.output_names), *(after[name] for name in self.state_names))
+
+
+def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
+    """One step in torch, its results checked against the contract.
+
+    Raises:
+        ExportError: the next state is not named or shaped as the state, or the module fails.
+    """
+    try:
+        with torch.no_grad():
+            outputs, after = module.step(example.inputs, example.constants, example.state)
+    except Exception as error:
+        raise ExportError(f"step() failed on {_shapes(example.graph_inputs())}: {error}") from error
+    if set(after) != set(example.state):
+        raise ExportError(f"step() returns the states {sorted(after)}, but initial_state() has {sorted(example.state)}")
+    for name, before in example.state.items():
+        if after[name].shape != before.shape or after[name].dtype != before.dtype:
+            raise ExportError(
+                f"step() returns the state {name} as {after[name].dtype} {tuple(after[name].shape)}, "
+                f"but it came as {before.dtype} {tuple(before.shape)}"
+            )
+    return outputs, after
+
+
+def write_graph(module: nn.Module, example: Example, outputs: tuple[str, ...], path: Path) -> None:
+    """Export one step to `path`, with the number of rows left open.
+
+    Raises:
+        ExportError: torch cannot express the step in ONNX.
+    """
+    traced = _Traced(module, example, outputs).eval()
+    named = example.graph_inputs()
+    rows = torch.export.Dim("rows")
+    try:
+        with _quiet():
+            torch.onnx.export(
+                traced,
+                tuple(named.values()),
+                path,
+                input_names=list(named),
+                output_names=[*outputs, *map(state_output_name, example.state)],
+                dynamic_shapes=(tuple({0: rows} for _ in named),),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"torch cannot export the step to ONNX: {reason}") from error
+
+
+def check_parity(path: Path, module: StepModule, inputs: Mapping[str, Input], constants: Mapping[str, Values]) -> float:
+    """Run torch and onnxruntime side by side from a non-zero state, over several steps, at batch sizes not traced.
+
+    Also checks the promise that a row's bytes do not depend on the rows beside it.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        ExportError: they differ, or a row depends on its batch.
+    """
+    session = open_session(path)
+    worst = 0.0
+    for rows in _CHECKED_ROWS:
+        worst = max(worst, _check_rows(session, module, inputs, constants, rows))
+    _check_independence(session, module, inputs, constants)
+    return worst
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """onnxruntime on the graph at `path`, on the CPU.
+
+    Raises:
+        ExportError: onnxruntime rejects the graph.
+    """
+    try:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"onnxruntime rejects the exported graph: {error}") from error
+
+
+def _check_rows(
+    session: onnxruntime.InferenceSession,
+    module: StepModule,
+    inputs: Mapping[str, Input],
+    constants: Mapping[str, Values],
+    rows: int,
+) -> float:
+    example = make_example(module, inputs, constants, rows, seed=rows)
+    ours = _numpy({state_input_name(name): value for name, value in example.state.items()})
+    state: Tensors = example.state
+    worst = 0.0
+    for step in range(_CHECKED_STEPS):
+        fresh = make_example(module, inputs, constants, rows, seed=1000 * rows + step)
+        outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
+        given = Example(fresh.inputs, example.constants, {}).graph_inputs()
+        found = _run(session, {**_numpy(given), **ours})
+        expected = {**outputs, **{state_output_name(name): value for name, value in state.items()}}
+        for name, value in _numpy(expected).items():
+            if name not in found:
+                continue  # An output that the manifest does not list.
+            if found[name].shape != value.shape:
+                raise ExportError(
+                    f"{name}: with {rows} rows the graph gives shape {found[name].shape}, torch {value.shape}: "
+                    "is the number of rows fixed somewhere in step()?"
+                )
+            difference = np.abs(found[name].astype(np.float64) - value.astype(np.float64))
+            allowed = _TOLERANCE * np.maximum(1.0, np.abs(value.astype(np.float64)))
+            if not bool((difference <= allowed).all()):
+                raise ExportError(
+                    f"{name}: torch and onnxruntime differ by {difference.max():.3g} with {rows} rows at step {step}"
+                )
+            worst = max(worst, float(difference.max(initial=0.0)))
+        ours = {state_input_name(name): found[state_output_name(name)] for name in state}
+    return worst
+
+
+def _check_independence(
+    session: onnxruntime.InferenceSession,
+    module: StepModule,
+    inputs: Mapping[str, Input],
+    constants: Mapping[str, Values],
+) -> None:
+    largest = max(_CHECKED_ROWS)
+    everything = _numpy(make_example(module, inputs, constants, largest, seed=7).graph_inputs())
+    together = _run(session, everything)
+    for rows in _CHECKED_ROWS:
+        for start in range(0, largest - rows + 1, rows):
+            part = {name: value[start : start + rows] for name, value in everything.items()}
+            for name, value in _run(session, part).items():
+                if value.tobytes() != together[name][start : start + rows].tobytes():
+                    raise ExportError(
+                        f"{name}: a row's value in a batch of {rows} is not its value in a batch of {largest}, so one "
+                        "caller's result would depend on another's; does step() compute anything across the row axis?"
+                    )
+
+
+def _run(session: onnxruntime.InferenceSession, feeds: Arrays) -> Arrays:
+    known = {argument.name for argument in session.get_inputs()}
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in known}), strict=True))
+
+
+def _numpy(tensors: Tensors) -> Arrays:
+    return {name: value.detach().numpy() for name, value in tensors.items()}
+
+
+def _shapes(tensors: Tensors) -> str:
+    return ", ".join(f"{name} {value.dtype} {tuple(value.shape)}" for name, value in tensors.items())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress and deprecation notes out of our output; errors still rise."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,190 @@
+"""From a step module to a bundle. What is written has been checked; what fails a check is not written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bundle import MANIFEST, ByteVocabulary, CharacterVocabulary, write_bundle, write_tokens
+from elman import v1
+from export.contract import Input, Labels, NextToken, Output, StepModule, Token, Values
+from export.errors import ExportError
+from export.graph import (
+    check_parity,
+    constant_name,
+    make_example,
+    run_step,
+    state_input_name,
+    state_output_name,
+    write_graph,
+)
+
+_GRAPH = "step.onnx"
+_VOCABULARY = "vocabulary.json"
+_LABELS = "labels.json"
+_INITIAL_STATE = "initial_state.safetensors"
+_DATA_TYPES = {
+    torch.float32: v1.DATA_TYPE_FLOAT32,
+    torch.float16: v1.DATA_TYPE_FLOAT16,
+    torch.int64: v1.DATA_TYPE_INT64,
+    torch.int32: v1.DATA_TYPE_INT32,
+}
+_SCOPES = {"sequence": v1.LABEL_SCOPE_SEQUENCE, "step": v1.LABEL_SCOPE_STEP}
+
+
+def export_bundle(
+    module: nn.Module,
+    folder: str | Path,
+    *,
+    name: str,
+    inputs: Mapping[str, Input],
+    outputs: Mapping[str, Output],
+    constants: Mapping[str, Values] | None = None,
+    description: str = "",
+    metrics: Mapping[str, float] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Export a step module as a bundle that `elman serve` serves.
+
+    Before anything is written, torch and onnxruntime are compared from a non-zero state, over several steps and at
+    batch sizes that were not traced, and every row must come out the same to the bit whatever rows are beside it.
+
+    Args:
+        module: has `initial_state` and `step`; see StepModule.
+        folder: the bundle's folder to make.
+        name: the model's name, by which requests choose it.
+        inputs: what each of the step's inputs is.
+        outputs: what each of the step's outputs means; outputs that are not listed are left out of the graph.
+        constants: what stays for the whole sequence.
+        description: what the model does, for people.
+        metrics: figures to keep with the model.
+        provenance: where it comes from.
+        overwrite: replace a bundle that is there already.
+
+    Returns:
+        The bundle's digest.
+
+    Raises:
+        ExportError: the module does not keep the contract, or the graph does not compute what the module does.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (overwrite and (folder / MANIFEST).exists()):
+        raise ExportError(f"{folder} exists already" + ("; it is no bundle, so it stays" if overwrite else ""))
+    if not isinstance(module, StepModule):
+        raise ExportError(
+            f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        draft = Path(temporary) / "bundle"
+        draft.mkdir()
+        spec = _write_files(module, draft, inputs, outputs, constants or {})
+        spec.name, spec.description = name, description
+        spec.metrics.update(metrics or {})
+        spec.provenance.update(provenance or {})
+        digest = write_bundle(draft, spec)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    return digest
+
+
+def _write_files(
+    module: nn.Module,
+    folder: Path,
+    inputs: Mapping[str, Input],
+    outputs: Mapping[str, Output],
+    constants: Mapping[str, Values],
+) -> v1.ModelSpec:
+    assert isinstance(module, StepModule)
+    was_training = module.training
+    module.eval()
+    try:
+        example = make_example(module, inputs, constants, rows=3, seed=0)
+        values, _ = run_step(module, example)
+        missing = outputs.keys() - values.keys()
+        if missing:
+            raise ExportError(f"step() returns the outputs {sorted(values)}; {sorted(missing)[0]!r} is not among them")
+        write_graph(module, example, tuple(outputs), folder / _GRAPH)
+        difference = check_parity(folder / _GRAPH, module, inputs, constants)
+    finally:
+        module.train(was_training)
+
+    spec = v1.ModelSpec(manifest_version=1, step=v1.StepSpec(file=_GRAPH))
+    spec.metrics["parity_largest_difference"] = difference
+    for input_name, kind in inputs.items():
+        tensor = example.inputs[input_name]
+        added = spec.step.inputs.add(name=input_name, data_type=_data_type(tensor), shape=tensor.shape[1:])
+        if isinstance(kind, Token):
+            added.token.vocabulary = "text"
+            _add_vocabulary(spec, kind, folder)
+    for constant, tensor in example.constants.items():
+        spec.step.constants.add(name=constant_name(constant), data_type=_data_type(tensor), shape=tensor.shape[1:])
+    _add_states(spec, module, folder)
+    for output_name, meaning in outputs.items():
+        _add_output(spec, output_name, meaning, values[output_name], folder)
+    return spec
+
+
+def _add_vocabulary(spec: v1.ModelSpec, token: Token, folder: Path) -> None:
+    vocabulary = token.vocabulary
+    added = spec.vocabularies.add(name="text", size=vocabulary.size)
+    if isinstance(vocabulary, ByteVocabulary):
+        added.kind = v1.VOCABULARY_KIND_BYTES
+    else:
+        assert isinstance(vocabulary, CharacterVocabulary)
+        added.kind, added.file = v1.VOCABULARY_KIND_CHARACTERS, _VOCABULARY
+        write_tokens(folder / _VOCABULARY, vocabulary.tokens)
+    for field, value in (
+        ("unknown_token_id", vocabulary.unknown_id),
+        ("begin_token_id", token.begin_id),
+        ("end_token_id", token.end_id),
+    ):
+        if value is not None:
+            setattr(added, field, value)
+
+
+def _add_states(spec: v1.ModelSpec, module: StepModule, folder: Path) -> None:
+    files: dict[str, Tensor] = {}
+    for name, rows in module.initial_state(2).items():
+        value = rows[0].detach()
+        if not torch.equal(value, rows[1]):
+            raise ExportError(f"initial_state(2): the rows of {name} differ; every new sequence starts from the same")
+        state = spec.step.states.add(
+            input_name=state_input_name(name),
+            output_name=state_output_name(name),
+            data_type=_data_type(value),
+            shape=value.shape,
+        )
+        if bool((value == value.flatten()[0]).all()):
+            if value.flatten()[0] != 0:
+                state.fill = float(value.flatten()[0])
+        else:
+            state.file = _INITIAL_STATE
+            files[state_input_name(name)] = value.contiguous()
+    if files:
+        save_file(files, folder / _INITIAL_STATE)
+
+
+def _add_output(spec: v1.ModelSpec, name: str, meaning: Output, value: Tensor, folder: Path) -> None:
+    added = spec.step.outputs.add(name=name, data_type=_data_type(value), shape=value.shape[1:])
+    if isinstance(meaning, NextToken):
+        added.next_token_logits.vocabulary = "text"
+    elif isinstance(meaning, Labels):
+        added.label_logits.vocabulary = "labels"
+        added.label_logits.scope = _SCOPES[meaning.scope]
+        spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, file=_LABELS, size=len(meaning.names))
+        write_tokens(folder / _LABELS, list(meaning.names))
+
+
+def _data_type(tensor: Tensor) -> v1.DataType:
+    if tensor.dtype not in _DATA_TYPES:
+        raise ExportError(f"{tensor.dtype} cannot be served; use one of {[str(known) for known in _DATA_TYPES]}")
+    return _DATA_TYPES[tensor.dtype]

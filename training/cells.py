@@ -1,0 +1,142 @@
+"""The recurrent cells: Elman, LSTM and GRU.
+
+Each has one `step`, one whole-sequence `forward` that computes the same thing faster, and an explicit initial state.
+The state is a mapping from name to tensor: an argument and a result, never hidden in the module.
+
+Axes: B rows (sequences), T steps, X input features, H hidden units, G gates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+State = Mapping[str, Tensor]
+
+
+class Cell(nn.Module, ABC):
+    """One recurrent layer.
+
+    A step has two halves, so that the first can be computed ahead (for a token: looked up in a table):
+    `project` turns the input into its share of the gates, `advance` does the rest.
+
+    Args:
+        inputs: X, the number of input features.
+        hidden: H, the number of hidden units.
+    """
+
+    gates: ClassVar[int]
+    state_names: ClassVar[tuple[str, ...]]
+    fused: nn.RNNBase
+
+    def __init__(self, inputs: int, hidden: int, fused: nn.RNNBase) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.hidden = hidden
+        self.fused = fused
+
+    def initial_state(self, rows: int) -> dict[str, Tensor]:
+        """Zeros, [B, H] each."""
+        weight = self.fused.weight_hh_l0
+        return {name: weight.new_zeros(rows, self.hidden) for name in self.state_names}
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """The inputs' share of the gates, biases included: [..., X] -> [..., G*H]."""
+        return functional.linear(inputs, self.fused.weight_ih_l0, self.fused.bias_ih_l0)
+
+    @abstractmethod
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step from projected inputs: [B, G*H] and the state to the output [B, H] and the next state."""
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step: inputs [B, X] and the state to the output [B, H] and the next state."""
+        return self.advance(self.project(inputs), state)
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """A whole sequence: inputs [B, T, X] and the state to the outputs [B, T, H] and the last state."""
+
+
+class Elman(Cell):
+    """The simple recurrent network of Elman (1990): h' = tanh(W x + U h + b)."""
+
+    gates = 1
+    state_names = ("hidden",)
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, nn.RNN(inputs, hidden, batch_first=True))
+        nn.init.orthogonal_(self.fused.weight_hh_l0)
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        fused = self.fused
+        hidden = torch.tanh(projected + functional.linear(state["hidden"], fused.weight_hh_l0, fused.bias_hh_l0))
+        return hidden, {"hidden": hidden}
+
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs, hidden = self.fused(inputs, state["hidden"].unsqueeze(0))
+        return outputs, {"hidden": hidden.squeeze(0)}
+
+
+class LSTM(Cell):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate (Gers et al. 2000).
+
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
+    """
+
+    gates = 4
+    state_names = ("hidden", "cell")
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, nn.LSTM(inputs, hidden, batch_first=True))
+        with torch.no_grad():
+            self.fused.bias_ih_l0[hidden : 2 * hidden].fill_(1.0)
+            self.fused.bias_hh_l0.zero_()
+
+    def project(self, inputs: Tensor) -> Tensor:
+        # Both biases are only ever added, so the first half of the step takes both.
+        return functional.linear(inputs, self.fused.weight_ih_l0, self.fused.bias_ih_l0 + self.fused.bias_hh_l0)
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        gates = projected + functional.linear(state["hidden"], self.fused.weight_hh_l0)
+        entered, kept, candidate, shown = gates.chunk(4, dim=1)
+        cell = torch.sigmoid(kept) * state["cell"] + torch.sigmoid(entered) * torch.tanh(candidate)
+        hidden = torch.sigmoid(shown) * torch.tanh(cell)
+        return hidden, {"hidden": hidden, "cell": cell}
+
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        before = (state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0))
+        outputs, (hidden, cell) = self.fused(inputs, before)
+        return outputs, {"hidden": hidden.squeeze(0), "cell": cell.squeeze(0)}
+
+
+class GRU(Cell):
+    """The gated recurrent unit (Cho et al. 2014), with the reset gate applied after the recurrent product, as cuDNN
+    and torch do: n = tanh(W x + b + r * (U h + c)).
+    """
+
+    gates = 3
+    state_names = ("hidden",)
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, nn.GRU(inputs, hidden, batch_first=True))
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        recurrent = functional.linear(state["hidden"], self.fused.weight_hh_l0, self.fused.bias_hh_l0)
+        reset_x, update_x, candidate_x = projected.chunk(3, dim=1)
+        reset_h, update_h, candidate_h = recurrent.chunk(3, dim=1)
+        update = torch.sigmoid(update_x + update_h)
+        candidate = torch.tanh(candidate_x + torch.sigmoid(reset_x + reset_h) * candidate_h)
+        hidden = candidate + update * (state["hidden"] - candidate)
+        return hidden, {"hidden": hidden}
+
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs, hidden = self.fused(inputs, state["hidden"].unsqueeze(0))
+        return outputs, {"hidden": hidden.squeeze(0)}
+
+
+CELLS: Mapping[str, type[Elman] | type[LSTM] | type[GRU]] = {"elman": Elman, "lstm": LSTM, "gru": GRU}

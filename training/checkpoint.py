@@ -1,0 +1,140 @@
+"""A run's folder: what training writes and what resuming and exporting read.
+
+    config.json         the configuration
+    vocabulary.json     the input tokens (absent for bytes)
+    labels.json         the classes (absent for language models)
+    last.safetensors    everything needed to go on: weights, optimiser, carried state, step
+    best.safetensors    the weights that did best on the held-out part
+    metrics.jsonl       the log, one JSON object a line
+    result.json         what the kept weights measured, in the end
+    loss.png            the curve
+
+Every file is replaced whole or not at all, so that a killed run leaves a readable folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bundle import ByteVocabulary, CharacterVocabulary, read_tokens, write_tokens
+from training.config import TrainingConfig
+from training.errors import TrainingError
+from training.network import RecurrentNetwork
+from training.tasks import InputVocabulary, Task
+
+CONFIG = "config.json"
+VOCABULARY = "vocabulary.json"
+LABELS = "labels.json"
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+CURVE = "loss.png"
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then move over it: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors with JSON-able metadata."""
+    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(path, lambda part: save_file(plain, part, {"elman": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        TrainingError: there is no such file or it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, json.loads(file.metadata()["elman"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read as a checkpoint: {error}") from error
+
+
+def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        TrainingError: the folder holds a run already.
+    """
+    if (run / CONFIG).exists():
+        raise TrainingError(f"{run}: holds a run already; resume it with --resume {run} or choose another --output")
+    run.mkdir(parents=True, exist_ok=True)
+    if isinstance(task.vocabulary, CharacterVocabulary):
+        write_tokens(run / VOCABULARY, task.vocabulary.tokens)
+    if task.labels is not None:
+        write_tokens(run / LABELS, task.labels)
+    replace_file(run / CONFIG, lambda part: part.write_text(config.model_dump_json(indent=2) + "\n"))
+
+
+def load_config(run: Path) -> TrainingConfig:
+    """The configuration of a run.
+
+    Raises:
+        TrainingError: the folder holds no run, or one that this version cannot read.
+    """
+    try:
+        return TrainingConfig.model_validate_json((run / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{run}: holds no run: {CONFIG}: {error.strerror}") from error
+    except ValidationError as error:
+        raise TrainingError(f"{run / CONFIG}: {error}") from error
+
+
+def load_vocabulary(run: Path, config: TrainingConfig) -> InputVocabulary:
+    """The input vocabulary of a run."""
+    if config.vocabulary == "bytes":
+        return ByteVocabulary()
+    return CharacterVocabulary(read_tokens(run / VOCABULARY), unknown_id=0)
+
+
+def load_labels(run: Path, config: TrainingConfig) -> tuple[str, ...] | None:
+    """The classes of a run, or None for a language model."""
+    return None if config.task == "lm" else tuple(read_tokens(run / LABELS))
+
+
+def make_network(config: TrainingConfig, tokens: int, outputs: int) -> RecurrentNetwork:
+    """The untrained network of a configuration; its initial weights depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    return RecurrentNetwork(
+        cell=config.cell,
+        tokens=tokens,
+        outputs=outputs,
+        layers=config.layers,
+        embedding=config.embedding,
+        hidden=config.hidden,
+        dropout=config.dropout,
+    )
+
+
+def load_best(run: Path) -> RecurrentNetwork:
+    """The network that did best, ready for use (no dropout).
+
+    Raises:
+        TrainingError: the run has kept none yet.
+    """
+    config = load_config(run)
+    vocabulary = load_vocabulary(run, config)
+    labels = load_labels(run, config)
+    network = make_network(config, vocabulary.size, vocabulary.size if labels is None else len(labels))
+    tensors, _ = load_tensors(run / BEST)
+    network.load_state_dict(tensors)
+    return network.eval()

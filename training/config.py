@@ -1,0 +1,80 @@
+"""Everything that decides what a training run computes, and the presets.
+
+A run is a function of its configuration and its corpus: the same two give the same numbers on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.corpus import STDLIB
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingConfig(BaseModel):
+    """One training run. `elman train --help` explains each value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["lm", "classify", "tag"]
+    corpus: str = STDLIB
+    corpus_limit: Positive | None = None  # characters; the rest of the corpus is left unread
+    vocabulary: Literal["characters", "bytes"] = "characters"
+    minimum_count: Positive = 2  # rarer characters are read as the unknown token
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    cell: Literal["elman", "lstm", "gru"] = "lstm"
+    layers: Positive = 2
+    embedding: Positive = 128
+    hidden: Positive = 256
+    dropout: Share = 0.1
+
+    lanes: Positive = 64  # rows of a batch; for lm and tag contiguous stretches of the text
+    window: Positive = 128  # steps between detaching the state, for lm and tag
+    steps: Positive = 1000
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    final_learning_rate: Share = 0.05  # where the cosine ends, as a share of learning_rate
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    average_decay: Share = 0.0  # of the running mean of the weights that is validated and kept; 0: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the products while training; weights stay float32
+    validate_every: Positive = 100
+    validation_limit: Positive = 200_000  # characters or examples of the held-out part that are used
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # `make run`: under two minutes on two cores.
+    "python": {
+        "task": "lm", "cell": "gru", "layers": 2, "embedding": 128, "hidden": 256, "dropout": 0.0, "lanes": 64,
+        "window": 96, "steps": 700, "learning_rate": 4e-3, "minimum_count": 50, "corpus_limit": 6_000_000,
+        "validate_every": 175, "validation_limit": 100_000, "average_decay": 0.98,
+    },
+    # `make run`: streaming syntax highlighting, half a minute.
+    "python-tags": {
+        "task": "tag", "cell": "gru", "layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0, "lanes": 64,
+        "window": 96, "steps": 400, "learning_rate": 6e-3, "minimum_count": 50, "corpus_limit": 2_000_000,
+        "validate_every": 100, "validation_limit": 100_000,
+    },
+    # Which package of the standard library a snippet comes from.
+    "python-packages": {
+        "task": "classify", "cell": "gru", "layers": 1, "embedding": 64, "hidden": 192, "dropout": 0.2, "lanes": 64,
+        "steps": 600, "learning_rate": 4e-3, "validate_every": 100,
+    },
+    "shakespeare": {
+        "task": "lm", "cell": "lstm", "layers": 2, "embedding": 128, "hidden": 384, "dropout": 0.35, "lanes": 64,
+        "window": 128, "steps": 4400, "learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.05,
+        "average_decay": 0.995, "precision": "bfloat16", "validate_every": 400,
+    },
+    "names": {
+        "task": "classify", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "dropout": 0.4, "lanes": 64,
+        "minimum_count": 1, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 200,
+        "weight_decay": 0.05,
+    },
+}  # fmt: skip

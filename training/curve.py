@@ -1,0 +1,46 @@
+"""The picture of a run: loss over steps, as PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def draw_curve(metrics: Path, picture: Path, unit: str) -> None:
+    """Draw the training and validation loss of a metrics log.
+
+    Args:
+        metrics: the log, JSON lines.
+        picture: the PNG to write.
+        unit: what the loss is counted per.
+    """
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    training = [(record["step"], record["nats"]) for record in records if "nats" in record]
+    held_out = [(record["step"], record["validation_nats"]) for record in records if "validation_nats" in record]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    if training:
+        axes.plot(*zip(*training, strict=True), color="#9db4c8", linewidth=1, label="training")
+    if held_out:
+        best = min(held_out, key=lambda point: point[1])
+        axes.plot(
+            *zip(*held_out, strict=True), color="#c2410c", linewidth=2, marker="o", markersize=3, label="held out"
+        )
+        axes.axhline(best[1], color="#c2410c", linewidth=0.5, linestyle=":")
+        axes.annotate(f"{best[1]:.3f} nats", best, xytext=(-4, 10), textcoords="offset points", ha="right")
+        # The first steps are far above everything that matters.
+        values = [value for _, value in held_out] + [value for _, value in training[len(training) // 20 :]]
+        axes.set_ylim(min(values) - 0.05 * (max(values) - min(values)), max(values) * 1.02)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"nats per {unit}")
+    right = axes.secondary_yaxis("right", functions=(lambda nats: nats / math.log(2), lambda bits: bits * math.log(2)))
+    right.set_ylabel(f"bits per {unit}")
+    axes.spines[["top"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(picture)
+    pyplot.close(figure)

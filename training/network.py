@@ -1,0 +1,95 @@
+"""The network all three tasks share: an embedding, recurrent layers, a linear head.
+
+Axes: B rows, T steps, V tokens, E embedding features, H hidden units, C outputs (tokens or labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from training.cells import CELLS, State
+
+
+class RecurrentNetwork(nn.Module):
+    """Tokens in, one vector of logits out at every step.
+
+    Args:
+        cell: "elman", "lstm" or "gru".
+        tokens: V, the size of the input vocabulary.
+        outputs: C, the number of logits.
+        layers: how many recurrent layers.
+        embedding: E.
+        hidden: H.
+        dropout: the share of activations dropped between layers, while training (Zaremba et al. 2014).
+    """
+
+    def __init__(
+        self, *, cell: str, tokens: int, outputs: int, layers: int, embedding: int, hidden: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, embedding)
+        nn.init.normal_(self.embedding.weight, std=embedding**-0.5)
+        sizes = [embedding, *[hidden] * layers]
+        self.layers = nn.ModuleList([CELLS[cell](before, after) for before, after in pairwise(sizes)])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, outputs)
+
+    def initial_state(self, rows: int) -> dict[str, Tensor]:
+        """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
+        return {
+            f"layer{index}.{name}": value
+            for index, layer in enumerate(self.layers)
+            for name, value in layer.initial_state(rows).items()
+        }
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step: token ids [B] and the state to logits [B, C] and the next state."""
+        return self.step_from_projected(self.layers[0].project(self.embedding(tokens)), state)
+
+    def step_from_projected(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step after the first layer's `project`: [B, G*H] and the state to logits [B, C] and the next state."""
+        after: dict[str, Tensor] = {}
+        features, layer_state = self.layers[0].advance(projected, _state_of_layer(state, 0))
+        after.update({f"layer0.{name}": value for name, value in layer_state.items()})
+        for index, layer in enumerate(self.layers[1:], start=1):
+            features, layer_state = layer.step(self.dropout(features), _state_of_layer(state, index))
+            after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
+        return self.head(self.dropout(features)), after
+
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """Whole sequences: token ids [B, T] and the state to logits [B, T, C] and the last state."""
+        features, after = self.features(tokens, state)
+        return self.head(features), after
+
+    def features(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward` without the head: what the last layer shows, [B, T, H]."""
+        after: dict[str, Tensor] = {}
+        features = self.embedding(tokens)
+        for index, layer in enumerate(self.layers):
+            features, layer_state = layer(self.dropout(features), _state_of_layer(state, index))
+            after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
+        return self.dropout(features), after
+
+
+def detached(state: State) -> dict[str, Tensor]:
+    """The same values without their history: where truncated back-propagation through time stops."""
+    return {name: value.detach() for name, value in state.items()}
+
+
+def parameter_count(network: nn.Module) -> int:
+    """The number of trained numbers."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _state_of_layer(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    prefix = f"layer{index}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def at_last_step(features: Tensor, lengths: Tensor) -> Tensor:
+    """Of padded [B, T, H], what stands at each row's last real step: [B, H]."""
+    return features[torch.arange(features.shape[0]), lengths - 1]
