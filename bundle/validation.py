@@ -54,7 +54,7 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
         needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
         check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
         for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
-            if vocabulary.HasField(special):  # type: ignore[arg-type]
+            if vocabulary.HasField(special):
                 token = getattr(vocabulary, special)
                 inside = 0 <= token < vocabulary.size
                 check.that(inside, f"{field}.{special}", f"is {token}, outside 0 to {vocabulary.size - 1}")
@@ -62,7 +62,11 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
 
 def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
     _check_unique(
-        [tensor.name for tensor in (*step.inputs, *step.constants)] + [state.input_name for state in step.states],
+        [
+            *(tensor.name for tensor in step.inputs),
+            *(constant.name for constant in step.constants),
+            *(state.input_name for state in step.states),
+        ],
         "step: graph inputs",
         check,
     )
@@ -73,9 +77,12 @@ def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
     )
     check.that(len(step.inputs) > 0, "step.inputs", "is empty: a step reads at least one input")
     check.that(len(step.outputs) > 0, "step.outputs", "is empty: a step computes at least one output")
-    for kind, tensors in (("inputs", step.inputs), ("constants", step.constants), ("outputs", step.outputs)):
-        for tensor in tensors:
-            _check_tensor(f"step.{kind}[{tensor.name}]", tensor, check)
+    for tensor in step.inputs:
+        _check_tensor(f"step.inputs[{tensor.name}]", tensor, check)
+    for constant in step.constants:
+        _check_tensor(f"step.constants[{constant.name}]", constant, check)
+    for output in step.outputs:
+        _check_tensor(f"step.outputs[{output.name}]", output, check)
     for state in step.states:
         field = f"step.states[{state.input_name}]"
         check.that(state.output_name != "", f"{field}.output_name", "is missing: the output that is its next value")

@@ -1,1 +1,77 @@
-"""elman: a server for recurrent models."""
+"""elman: a server for recurrent models.
+
+What a user imports stands here: the client, its results and exceptions, and, where the extra `training` is installed,
+what exports a torch module of one's own as a bundle.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundle import ByteVocabulary, CharacterVocabulary
+    from elman.client import Chunk, Client, FinishReason, GenerationStream, Label, Model, Prediction
+    from elman.errors import (
+        DeadlineExceededError,
+        ElmanError,
+        InvalidRequestError,
+        ModelNotFoundError,
+        OverloadedError,
+        ServerError,
+        UnavailableError,
+    )
+    from export import ExportError, Labels, NextToken, StepModule, Token, Values, export_bundle
+
+# Loaded when first used: a client needs no torch, and the bundle needs no client.
+_HOMES = {
+    "elman.client": ("Chunk", "Client", "FinishReason", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.errors": (
+        "DeadlineExceededError",
+        "ElmanError",
+        "InvalidRequestError",
+        "ModelNotFoundError",
+        "OverloadedError",
+        "ServerError",
+        "UnavailableError",
+    ),
+    "bundle": ("ByteVocabulary", "CharacterVocabulary"),
+    "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Values", "export_bundle"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ByteVocabulary",
+    "CharacterVocabulary",
+    "Chunk",
+    "Client",
+    "DeadlineExceededError",
+    "ElmanError",
+    "ExportError",
+    "FinishReason",
+    "GenerationStream",
+    "InvalidRequestError",
+    "Label",
+    "Labels",
+    "Model",
+    "ModelNotFoundError",
+    "NextToken",
+    "OverloadedError",
+    "Prediction",
+    "ServerError",
+    "StepModule",
+    "Token",
+    "UnavailableError",
+    "Values",
+    "export_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'elman' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

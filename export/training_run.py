@@ -36,7 +36,7 @@ class NetworkStep(nn.Module):
         super().__init__()
         self.network = network
         with torch.no_grad():
-            self.register_buffer("table", network.layers[0].project(network.embedding.weight))
+            self.register_buffer("table", network.cells[0].project(network.embedding.weight))
 
     def initial_state(self, rows: int) -> Tensors:
         return self.network.initial_state(rows)

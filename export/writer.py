@@ -184,7 +184,7 @@ def _add_output(spec: v1.ModelSpec, name: str, meaning: Output, value: Tensor, f
         write_tokens(folder / _LABELS, list(meaning.names))
 
 
-def _data_type(tensor: Tensor) -> v1.DataType:
+def _data_type(tensor: Tensor) -> v1.DataType.ValueType:
     if tensor.dtype not in _DATA_TYPES:
         raise ExportError(f"{tensor.dtype} cannot be served; use one of {[str(known) for known in _DATA_TYPES]}")
     return _DATA_TYPES[tensor.dtype]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,33 @@ class Cell(nn.Module, ABC):
         self.hidden = hidden
         self.fused = fused
 
+    @property
+    def input_weight(self) -> Tensor:
+        """W, [G*H, X]."""
+        return cast(Tensor, self.fused.weight_ih_l0)
+
+    @property
+    def hidden_weight(self) -> Tensor:
+        """U, [G*H, H]."""
+        return cast(Tensor, self.fused.weight_hh_l0)
+
+    @property
+    def input_bias(self) -> Tensor:
+        """The bias beside W, [G*H]."""
+        return cast(Tensor, self.fused.bias_ih_l0)
+
+    @property
+    def hidden_bias(self) -> Tensor:
+        """The bias beside U, [G*H]."""
+        return cast(Tensor, self.fused.bias_hh_l0)
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """Zeros, [B, H] each."""
-        weight = self.fused.weight_hh_l0
-        return {name: weight.new_zeros(rows, self.hidden) for name in self.state_names}
+        return {name: self.hidden_weight.new_zeros(rows, self.hidden) for name in self.state_names}
 
     def project(self, inputs: Tensor) -> Tensor:
         """The inputs' share of the gates, biases included: [..., X] -> [..., G*H]."""
-        return functional.linear(inputs, self.fused.weight_ih_l0, self.fused.bias_ih_l0)
+        return functional.linear(inputs, self.input_weight, self.input_bias)
 
     @abstractmethod
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,11 +89,10 @@ class Elman(Cell):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, hidden, nn.RNN(inputs, hidden, batch_first=True))
-        nn.init.orthogonal_(self.fused.weight_hh_l0)
+        nn.init.orthogonal_(self.hidden_weight)
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        fused = self.fused
-        hidden = torch.tanh(projected + functional.linear(state["hidden"], fused.weight_hh_l0, fused.bias_hh_l0))
+        hidden = torch.tanh(projected + functional.linear(state["hidden"], self.hidden_weight, self.hidden_bias))
         return hidden, {"hidden": hidden}
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,15 +112,15 @@ class LSTM(Cell):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, hidden, nn.LSTM(inputs, hidden, batch_first=True))
         with torch.no_grad():
-            self.fused.bias_ih_l0[hidden : 2 * hidden].fill_(1.0)
-            self.fused.bias_hh_l0.zero_()
+            self.input_bias[hidden : 2 * hidden].fill_(1.0)
+            self.hidden_bias.zero_()
 
     def project(self, inputs: Tensor) -> Tensor:
         # Both biases are only ever added, so the first half of the step takes both.
-        return functional.linear(inputs, self.fused.weight_ih_l0, self.fused.bias_ih_l0 + self.fused.bias_hh_l0)
+        return functional.linear(inputs, self.input_weight, self.input_bias + self.hidden_bias)
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        gates = projected + functional.linear(state["hidden"], self.fused.weight_hh_l0)
+        gates = projected + functional.linear(state["hidden"], self.hidden_weight)
         entered, kept, candidate, shown = gates.chunk(4, dim=1)
         cell = torch.sigmoid(kept) * state["cell"] + torch.sigmoid(entered) * torch.tanh(candidate)
         hidden = torch.sigmoid(shown) * torch.tanh(cell)
@@ -126,7 +144,7 @@ class GRU(Cell):
         super().__init__(inputs, hidden, nn.GRU(inputs, hidden, batch_first=True))
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        recurrent = functional.linear(state["hidden"], self.fused.weight_hh_l0, self.fused.bias_hh_l0)
+        recurrent = functional.linear(state["hidden"], self.hidden_weight, self.hidden_bias)
         reset_x, update_x, candidate_x = projected.chunk(3, dim=1)
         reset_h, update_h, candidate_h = recurrent.chunk(3, dim=1)
         update = torch.sigmoid(update_x + update_h)

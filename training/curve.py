@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -38,9 +39,17 @@ def draw_curve(metrics: Path, picture: Path, unit: str) -> None:
         axes.set_ylim(min(values) - 0.05 * (max(values) - min(values)), max(values) * 1.02)
     axes.set_xlabel("step")
     axes.set_ylabel(f"nats per {unit}")
-    right = axes.secondary_yaxis("right", functions=(lambda nats: nats / math.log(2), lambda bits: bits * math.log(2)))
+    right = axes.secondary_yaxis("right", functions=(_bits_of_nats, _nats_of_bits))
     right.set_ylabel(f"bits per {unit}")
     axes.spines[["top"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(picture)
     pyplot.close(figure)
+
+
+def _bits_of_nats(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats_of_bits(bits: Any) -> Any:
+    return bits * math.log(2)

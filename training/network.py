@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from training.cells import CELLS, State
+from training.cells import CELLS, Cell, State
 
 
 class RecurrentNetwork(nn.Module):
@@ -38,24 +39,29 @@ class RecurrentNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, outputs)
 
+    @property
+    def cells(self) -> list[Cell]:
+        """The recurrent layers, the first one first."""
+        return [cast(Cell, layer) for layer in self.layers]
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
         return {
             f"layer{index}.{name}": value
-            for index, layer in enumerate(self.layers)
+            for index, layer in enumerate(self.cells)
             for name, value in layer.initial_state(rows).items()
         }
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """One step: token ids [B] and the state to logits [B, C] and the next state."""
-        return self.step_from_projected(self.layers[0].project(self.embedding(tokens)), state)
+        return self.step_from_projected(self.cells[0].project(self.embedding(tokens)), state)
 
     def step_from_projected(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The step after the first layer's `project`: [B, G*H] and the state to logits [B, C] and the next state."""
         after: dict[str, Tensor] = {}
-        features, layer_state = self.layers[0].advance(projected, _state_of_layer(state, 0))
+        features, layer_state = self.cells[0].advance(projected, _state_of_layer(state, 0))
         after.update({f"layer0.{name}": value for name, value in layer_state.items()})
-        for index, layer in enumerate(self.layers[1:], start=1):
+        for index, layer in enumerate(self.cells[1:], start=1):
             features, layer_state = layer.step(self.dropout(features), _state_of_layer(state, index))
             after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
         return self.head(self.dropout(features)), after
@@ -69,7 +75,7 @@ class RecurrentNetwork(nn.Module):
         """`forward` without the head: what the last layer shows, [B, T, H]."""
         after: dict[str, Tensor] = {}
         features = self.embedding(tokens)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.cells):
             features, layer_state = layer(self.dropout(features), _state_of_layer(state, index))
             after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
         return self.dropout(features), after

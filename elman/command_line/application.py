@@ -1,0 +1,68 @@
+"""The application: its commands, and how errors look to a person."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from elman.command_line import calling, making, serving
+from elman.errors import ElmanError
+
+app = typer.Typer(
+    help="A server for recurrent models: train one, export it, serve it, call it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(making.train)
+app.command()(making.export)
+app.command()(serving.serve)
+app.command()(calling.models)
+app.command()(calling.generate)
+app.command()(calling.classify)
+
+_EXTRAS = {"torch": "training", "onnx": "training", "onnxruntime": "server", "structlog": "server", "numpy": "server"}
+
+
+def main() -> None:
+    """Run the command; what a person can cause is one line on standard error, never a traceback."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"{error.name} is not installed, and this command needs it: pip install 'elman[{extra}]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as error:
+        if not isinstance(error, (ElmanError, *_other_errors())):
+            raise
+        _fail(str(error))
+
+
+def _other_errors() -> tuple[type[Exception], ...]:
+    """The errors of the parts that this run has loaded: a client never loads torch to learn their names."""
+    homes = {
+        "training.errors": "TrainingError",
+        "export.errors": "ExportError",
+        "bundle.errors": "BundleError",
+        "server.engine.errors": "ModelLoadError",
+        "server.application": "StartError",
+    }
+    return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(message)}")
+    sys.exit(1)
+
+
+def _escaped(message: str) -> str:
+    return message.replace("[", r"\[")

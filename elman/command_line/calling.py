@@ -1,0 +1,201 @@
+"""`elman models`, `elman generate` and `elman classify`: what calls a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from itertools import groupby
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from elman.client import DEFAULT_ADDRESS, Client, Label, Prediction
+
+_Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
+_Timeout = Annotated[float | None, typer.Option(help="Seconds the call may take.", show_default="as long as it takes")]
+
+
+def models(server: _Server = DEFAULT_ADDRESS) -> None:
+    """List the models of a server."""
+    asyncio.run(_models(server))
+
+
+async def _models(server: str) -> None:
+    async with Client(server, timeout=10) as client:
+        found = await client.list_models()
+    table = Table("model", "does", "provider", "running", "waiting", "digest", "description", box=None)
+    for model in found:
+        generates = any(output.HasField("next_token_logits") for output in model.spec.step.outputs)
+        table.add_row(
+            model.name,
+            "generate" if generates else "classify",
+            model.provider,
+            f"{model.running_count}/{model.slot_count}",
+            f"{model.waiting_count}/{model.waiting_limit}",
+            model.digest.removeprefix("sha256:")[:12],
+            model.spec.description,
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)] = "",
+    max_tokens: Annotated[int, typer.Option(help="The largest number of tokens to generate.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 sharper, above 1 flatter, 0: always the most probable token.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same text.", show_default="a random one")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one that generates")] = "",
+    server: _Server = DEFAULT_ADDRESS,
+    timeout: _Timeout = None,
+) -> None:
+    """Continue a text. The continuation, and nothing else, goes to standard output as it comes."""
+    asyncio.run(_generate(prompt, max_tokens, temperature, seed, model, server, timeout))
+
+
+async def _generate(
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    model: str,
+    server: str,
+    timeout: float | None,
+) -> None:
+    async with Client(server) as client:
+        stream = client.generate(
+            prompt, model=model, max_tokens=max_tokens, temperature=temperature, seed=seed, timeout=timeout
+        )
+        async for chunk in stream:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        if sys.stdout.isatty():
+            sys.stdout.write("\n")
+        if stream.unknown_token_count:
+            count = stream.unknown_token_count
+            print(f"note: {count} characters of the prompt are not in the model's vocabulary", file=sys.stderr)
+
+
+def classify(
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Read standard input as one growing stream and answer every piece of it as it comes, instead of "
+            "every line by itself.",
+        ),
+    ] = False,
+    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one with labels")] = "",
+    server: _Server = DEFAULT_ADDRESS,
+    timeout: _Timeout = None,
+) -> None:
+    """Label standard input, every line by itself.
+
+    A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
+    prints one PIECE TAB LABEL for every run of equal labels (newline, tab and backslash escaped), the format that
+    `elman train --task tag` reads.
+    """
+    asyncio.run(_classify(follow, model, server, timeout))
+
+
+async def _classify(follow: bool, model: str, server: str, timeout: float | None) -> None:
+    printer = _Printer()
+    async with Client(server, timeout=timeout) as client:
+        if follow:
+            sent: list[str] = []
+            async for prediction in client.stream_classify(_recorded(_standard_input(), sent), model=model):
+                printer.show(sent.pop(0), prediction)
+            return
+        # Several lines are under way at once, which the server runs as one batch; the answers keep their order.
+        pending: asyncio.Queue[tuple[str, asyncio.Task[Prediction]] | None] = asyncio.Queue(maxsize=64)
+
+        async def send() -> None:
+            async for line in _lines():
+                if line.strip():
+                    await pending.put((line, asyncio.create_task(client.classify(line, model=model))))
+            await pending.put(None)
+
+        sending = asyncio.create_task(send())
+        try:
+            while (answer := await pending.get()) is not None:
+                printer.show(answer[0], await answer[1], end="\n")
+        finally:
+            sending.cancel()
+
+
+async def _standard_input() -> AsyncIterator[str]:
+    """Standard input as it comes, in pieces of whole characters."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while content := await asyncio.to_thread(os.read, sys.stdin.fileno(), 65536):
+        piece = decoder.decode(content)
+        if piece:
+            yield piece
+
+
+async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterator[str]:
+    async for piece in pieces:
+        sent.append(piece)
+        yield piece
+
+
+async def _lines() -> AsyncIterator[str]:
+    rest = ""
+    async for piece in _standard_input():
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
+
+
+_COLOURS = ("default", "green", "cyan", "magenta", "yellow", "blue", "red", "bright_black", "bright_green")
+
+
+class _Printer:
+    """Shows predictions: coloured text on a terminal, tab-separated lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._colours: dict[str, str] = {}
+
+    def show(self, text: str, prediction: Prediction, end: str = "") -> None:
+        if prediction.steps:
+            self._show_steps(text, prediction.steps, end)
+        elif prediction.labels:
+            best = prediction.labels[0]
+            line = text.rstrip("\n") if end else ""
+            print(f"{best.name}\t{best.probability:.4f}" + (f"\t{line}" if end else ""), flush=True)
+
+    def _show_steps(self, text: str, steps: tuple[Label, ...], end: str) -> None:
+        if not self._console.is_terminal:
+            for label, piece in _runs(text, steps):
+                escaped = piece.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+                print(f"{escaped}\t{label}", flush=True)
+            return
+        coloured = Text()
+        for label, piece in _runs(text, steps):
+            coloured.append(piece, self._colours.setdefault(label, _COLOURS[len(self._colours) % len(_COLOURS)]))
+        self._console.print(coloured, end=end)
+
+
+def _runs(text: str, steps: tuple[Label, ...]) -> Iterator[tuple[str, str]]:
+    """Stretches of equal labels. A model that reads bytes labels each; a character takes its first byte's."""
+    labels = [step.name for step in steps]
+    if len(labels) != len(text):
+        starts = [0]
+        for character in text:
+            starts.append(starts[-1] + len(character.encode()))
+        labels = [labels[start] for start in starts[:-1]]
+    position = 0
+    for label, group in groupby(labels):
+        length = len(list(group))
+        yield label, text[position : position + length]
+        position += length

@@ -1,0 +1,177 @@
+"""`elman train` and `elman export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+
+class Task(StrEnum):
+    lm = "lm"
+    classify = "classify"
+    tag = "tag"
+
+
+class Preset(StrEnum):
+    python = "python"
+    python_tags = "python-tags"
+    python_packages = "python-packages"
+    shakespeare = "shakespeare"
+    names = "names"
+
+
+class Cell(StrEnum):
+    elman = "elman"
+    lstm = "lstm"
+    gru = "gru"
+
+
+class Vocabulary(StrEnum):
+    characters = "characters"
+    bytes = "bytes"
+
+
+_DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
+_OF_PRESET = "of the preset"
+
+
+def train(
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="lm: a language model. classify: a class for a whole text. tag: a label for every character.",
+            show_default="the preset's, else lm",
+        ),
+    ] = None,
+    corpus: Annotated[
+        str,
+        typer.Option(
+            help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
+            "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
+            "tag: a folder of Python files, or a TSV file of piece TAB label."
+        ),
+    ] = "stdlib",
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="A set of values that the options below replace one by one.", show_default="by task"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The run's folder, which must be new.", show_default="runs/PRESET")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this stopped run, whose own values then count.", show_default=False),
+    ] = None,
+    cell: Annotated[Cell | None, typer.Option(help="The recurrent cell.", show_default=_OF_PRESET)] = None,
+    layers: Annotated[int | None, typer.Option(help="Recurrent layers.", show_default=_OF_PRESET)] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units a layer.", show_default=_OF_PRESET)] = None,
+    embedding: Annotated[int | None, typer.Option(help="Features a token.", show_default=_OF_PRESET)] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of activations dropped while training.", show_default=_OF_PRESET)
+    ] = None,
+    vocabulary: Annotated[
+        Vocabulary | None, typer.Option(help="What a token is.", show_default="of the preset: characters")
+    ] = None,
+    minimum_count: Annotated[
+        int | None, typer.Option(help="Rarer characters are read as the unknown token.", show_default=_OF_PRESET)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", show_default=_OF_PRESET)] = None,
+    lanes: Annotated[int | None, typer.Option(help="Rows of a batch.", show_default=_OF_PRESET)] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Steps of back-propagation through time (lm and tag).", show_default=_OF_PRESET),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW, after warm-up and before the cosine.", show_default=_OF_PRESET)
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            help="The share kept for validation: the end of a text, a part of every class.", show_default="0.1"
+        ),
+    ] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations.", show_default=_OF_PRESET)
+    ] = None,
+    corpus_limit: Annotated[
+        int | None, typer.Option(help="Characters of the corpus to read (lm and tag).", show_default=_OF_PRESET)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Stop after this step; --resume goes on.", show_default="never")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop after this time; --resume goes on.", show_default="never")
+    ] = None,
+) -> None:
+    """Train a model. Ctrl-C stops it and keeps what was learned."""
+    from pydantic import ValidationError
+
+    import training
+    from training.checkpoint import CURVE
+
+    console = Console(stderr=True, highlight=False)
+    if resume is not None:
+        folder = resume
+        result = training.resume(resume, console=console, stop_after=stop_after, minutes=max_minutes)
+    else:
+        chosen = preset or _DEFAULT_PRESETS[task or Task.lm]
+        values: dict[str, Any] = dict(training.PRESETS[chosen])
+        if task is not None and values["task"] != task:
+            raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
+        given = {
+            "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
+            "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
+            "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
+            "corpus_limit": corpus_limit, "seed": seed,
+        }  # fmt: skip
+        values |= {name: value for name, value in given.items() if value is not None}
+        try:
+            config = training.TrainingConfig(corpus=corpus, **values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).replace("_", "-")
+            raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
+        folder = output or Path("runs") / chosen
+        result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
+    console.print(f"kept: {result.validation.nats:.4f} nats, {result.validation.bits:.4f} bits, held out")
+    if config_is_labelled(folder):
+        validation = result.validation
+        console.print(f"right: {validation.accuracy:.2%}; always the commonest class: {validation.majority:.2%}")
+    console.print(f"curve: {folder / CURVE}")
+    if not result.finished:
+        console.print(f"go on with: elman train --resume {folder}")
+    console.print(f"next: elman export {folder}")
+
+
+def config_is_labelled(run: Path) -> bool:
+    """Whether a run's task has labels, and so an accuracy worth telling."""
+    from training.checkpoint import load_config
+
+    return load_config(run).task != "lm"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(help="The bundle's folder to make.", show_default="bundles/NAME")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The model's name, by which requests choose it.", show_default="the run folder's"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+) -> None:
+    """Export a trained model as a bundle. It is compared with torch first; one that differs is not written."""
+    from export import export_run
+
+    chosen = name or run.resolve().name
+    folder = output or Path("bundles") / chosen
+    digest = export_run(run, folder, name=chosen, overwrite=force)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"exported {folder}, {digest[:19]}")
+    console.print(f"next: elman serve {folder}")

@@ -1,0 +1,130 @@
+"""`elman serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elman.client import DEFAULT_ADDRESS
+
+if TYPE_CHECKING:
+    from bundle import Bundle
+    from server.application import ServerOptions
+
+
+class ProviderName(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class LogFormat(StrEnum):
+    console = "console"
+    json = "json"
+
+
+def serve(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Bundles, or folders of bundles, to serve.", show_default=False)
+    ],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 takes any free one.")] = DEFAULT_ADDRESS,
+    provider: Annotated[
+        ProviderName,
+        typer.Option(help="auto: CUDA where it loads, else the CPU. cuda: CUDA, or the server does not start."),
+    ] = ProviderName.auto,
+    threads: Annotated[int, typer.Option(help="Threads of one step on the CPU; 0: one a core.", min=0)] = 0,
+    slots: Annotated[int, typer.Option(help="Sequences of one model that run at once.", min=1)] = 128,
+    waiting_limit: Annotated[
+        int, typer.Option(help="Sequences of one model that may wait; one more is refused.", min=0)
+    ] = 1024,
+    max_tokens_limit: Annotated[int, typer.Option(help="The largest max_tokens of a request.", min=1)] = 65_536,
+    input_limit: Annotated[
+        int, typer.Option(help="The largest number of tokens of a prompt, input or piece.", min=1)
+    ] = 65_536,
+    message_limit: Annotated[int, typer.Option(help="The largest number of bytes of a message.", min=1)] = 4_194_304,
+    write_timeout: Annotated[
+        float, typer.Option(help="Seconds a client may leave a message unread before its stream is ended.", min=0.1)
+    ] = 60.0,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.", min=0)
+    ] = 30.0,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="console: for people. json: one object a line.")
+    ] = LogFormat.console,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every call that is cancelled, too.")] = False,
+) -> None:
+    """Serve bundles until SIGTERM or Ctrl-C, which let running calls finish."""
+    from server.application import ServerOptions, find_bundles
+    from server.engine import ProviderChoice
+    from server.rpc.validation import Limits
+
+    _configure_log(log_format, verbose)
+    host, colon, port = listen.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise typer.BadParameter(f"--listen {listen}: expected HOST:PORT, such as 0.0.0.0:50051 or [::1]:50051")
+    options = ServerOptions(
+        host=host,
+        port=int(port),
+        provider=ProviderChoice(provider.value),
+        threads=threads,
+        slots=slots,
+        waiting_limit=waiting_limit,
+        limits=Limits(max_tokens_limit, input_limit, message_limit),
+        write_timeout=write_timeout,
+        drain_timeout=drain_timeout,
+    )
+    asyncio.run(_serve(find_bundles(bundles), options))
+
+
+async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
+    import structlog
+
+    from server.application import Server, serve_bundle
+
+    log = structlog.get_logger("elman")
+    loop = asyncio.get_running_loop()
+    models = []
+    for bundle in bundles:
+        model = serve_bundle(bundle, options, loop)
+        ability = "generates" if model.generates else "labels"
+        log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])
+        models.append(model)
+    server = Server(options, models)
+    await server.start()
+    log.info("listening", address=f"{options.host}:{server.port}", slots=options.slots, threads=options.thread_count)
+    await server.wait_for_signal()
+    await server.drain()
+    log.info("ended")
+
+
+def _configure_log(form: LogFormat, verbose: bool) -> None:
+    import structlog
+
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if form is LogFormat.json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso" if form is LogFormat.json else "%H:%M:%S"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ]
+        if form is LogFormat.json
+        else [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

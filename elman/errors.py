@@ -1,0 +1,98 @@
+"""What a client can get instead of an answer.
+
+    ElmanError
+      InvalidRequestError    the request is at fault; `fields` says where
+      ModelNotFoundError     the server holds no such model
+      OverloadedError        the server has as much as it takes; try again later
+      UnavailableError       no server there, or it is shutting down; try again, or elsewhere
+      DeadlineExceededError  the time the caller gave is up
+      ServerError            the model or the server failed
+
+Every one carries the stable `reason` of the error's ErrorInfo, such as "QUEUE_FULL", for programs to look at.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+
+class ElmanError(Exception):
+    """A call has failed.
+
+    Attributes:
+        code: the gRPC status code.
+        reason: the stable name of the error; "" where the transport failed.
+        metadata: facts about it, such as the limit that was passed.
+        fields: what is wrong with which field of the request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode,
+        reason: str = "",
+        metadata: dict[str, str] | None = None,
+        fields: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.metadata = metadata or {}
+        self.fields = fields or {}
+
+
+class InvalidRequestError(ElmanError):
+    """The request is at fault."""
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The server holds no such model."""
+
+
+class OverloadedError(ElmanError):
+    """The server has as much as it takes."""
+
+
+class UnavailableError(ElmanError):
+    """No server is there, or it is shutting down."""
+
+
+class DeadlineExceededError(ElmanError):
+    """The time the caller gave is up."""
+
+
+class ServerError(ElmanError):
+    """The model or the server failed."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: ModelNotFoundError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+}
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
+    """The exception for what a call to `address` got."""
+    message = error.details() or error.code().name
+    info = error_details_pb2.ErrorInfo()
+    request = error_details_pb2.BadRequest()
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    for detail in status.details if status is not None else ():
+        detail.Unpack(info) or detail.Unpack(request)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not info.reason:
+        message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
+    return _CLASSES.get(error.code(), ServerError)(
+        message,
+        code=error.code(),
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        fields={violation.field: violation.description for violation in request.field_violations},
+    )

@@ -1,0 +1,7 @@
+"""The server. A request passes through four rooms:
+
+    rpc (proto <-> domain, validation, errors) -> scheduling (who runs next) -> engine (state slots, onnxruntime)
+                                                                             -> decoding (logits -> token)
+
+`application` puts them together. No torch here, and no cell known by name: a model is what its manifest says.
+"""

@@ -1,0 +1,196 @@
+"""A whole server: bundles loaded and warmed, the edge opened, health told, and drained in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from bundle import MANIFEST, Bundle, BundleError, load_bundle
+from elman import v1
+from server.engine import ModelLoadError, OnnxEngine, ProviderChoice
+from server.rpc.interceptor import CallInterceptor
+from server.rpc.mailbox import deliver_into
+from server.rpc.models import Models, ServedModel
+from server.rpc.servicer import InferenceServicer
+from server.rpc.validation import Limits
+from server.scheduling import Scheduler
+
+_SERVICE = "elman.v1.InferenceService"
+# The transport's own limit lies above ours, so that ours can answer with a reason.
+_TRANSPORT_SHARE = 4
+_TRANSPORT_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # Two servers on one port would share the calls and not the state.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start. The message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to serve.
+
+    Attributes:
+        host: the address to listen on.
+        port: 0 for any free one.
+        provider: where models run.
+        threads: how many threads one step may use; 0 for one a core.
+        slots: how many sequences of one model run at once.
+        waiting_limit: how many more may wait, per model.
+        limits: what one request may ask for.
+        write_timeout: seconds that a client may leave a message unread.
+        drain_timeout: seconds that running calls have to finish when the server is told to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    provider: ProviderChoice = ProviderChoice.AUTO
+    threads: int = 0
+    slots: int = 128
+    waiting_limit: int = 1024
+    limits: Limits = field(default_factory=Limits)
+    write_timeout: float = 60.0
+    drain_timeout: float = 30.0
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
+    """Load bundles: each path is one, or a folder of some.
+
+    Raises:
+        BundleError: a path holds none, one is damaged, or two have the same name.
+    """
+    bundles: dict[str, Bundle] = {}
+    for path in paths:
+        folders = [path]
+        if path.is_dir() and not (path / MANIFEST).exists():
+            folders = sorted(found.parent for found in path.glob(f"*/{MANIFEST}")) or folders
+        for folder in folders:
+            bundle = load_bundle(folder)
+            if bundle.name in bundles:
+                raise BundleError(f"{folder} and {bundles[bundle.name].path} both hold a model named {bundle.name!r}")
+            bundles[bundle.name] = bundle
+    return list(bundles.values())
+
+
+class Server:
+    """A server on one event loop. `start`, then `wait` or `drain`.
+
+    Args:
+        options: how to serve.
+        models: what to serve; `serve_bundle` makes them.
+    """
+
+    def __init__(self, options: ServerOptions, models: Iterable[ServedModel]) -> None:
+        self.options = options
+        self.models = Models(models)
+        self.port = 0
+        self._calls = CallInterceptor()
+        self._health = health.aio.HealthServicer()
+        most = _TRANSPORT_SHARE * options.limits.message_bytes
+        self._server = grpc.aio.server(
+            interceptors=[self._calls],
+            options=[
+                *_TRANSPORT_OPTIONS,
+                ("grpc.max_receive_message_length", most),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+
+    async def start(self) -> None:
+        """Listen; health says SERVING when this returns, and not before.
+
+        Raises:
+            StartError: the address cannot be had.
+        """
+        servicer = InferenceServicer(self.models, self.options.limits, self.options.write_timeout)
+        v1.add_InferenceServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        address = f"{self.options.host}:{self.options.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {address}: is something else there? --listen chooses another"
+            ) from error
+        for model in self.models:
+            model.scheduler.start()
+        await self._server.start()
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> None:
+        """Take no new calls, let those under way finish for a while, then end. No call is cut without a word."""
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._calls.drain()
+        _log.info("draining", calls=self._calls.active, seconds=self.options.drain_timeout)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._calls.wait_until_idle(), self.options.drain_timeout)
+        for model in self.models:
+            await asyncio.to_thread(model.scheduler.stop)
+        with contextlib.suppress(TimeoutError):  # Those cut off are being told so.
+            await asyncio.wait_for(self._calls.wait_until_idle(), 1.0)
+        await self._server.stop(0.5)
+
+    async def wait_for_signal(self) -> None:
+        """Wait for SIGTERM or SIGINT."""
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told.set)
+        try:
+            await told.wait()
+        finally:
+            # A second one ends the process at once.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractEventLoop) -> ServedModel:
+    """Load a bundle's graph and run it once at every likely batch size.
+
+    Raises:
+        ModelLoadError: it cannot be served here.
+    """
+    step = bundle.spec.step
+    if len(step.inputs) != 1 or not step.inputs[0].HasField("token") or step.constants:
+        raise ModelLoadError(
+            f"{bundle.path / MANIFEST}: this server serves steps with one input, a token, and no constants"
+        )
+    engine = OnnxEngine(bundle, capacity=options.slots, choice=options.provider, threads=options.thread_count)
+    engine.warm_up()
+    text = next(spec for spec in bundle.spec.vocabularies if spec.name == step.inputs[0].token.vocabulary)
+    names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
+    scheduler = Scheduler(
+        bundle.name,
+        engine,
+        input_name=step.inputs[0].name,
+        token_output=names.get("next_token_logits"),
+        label_output=names.get("label_logits"),
+        forbidden_token=text.unknown_token_id if text.HasField("unknown_token_id") else None,
+        waiting_limit=options.waiting_limit,
+        deliver=deliver_into(loop),
+    )
+    return ServedModel(bundle, scheduler, engine.provider)

@@ -1,0 +1,94 @@
+"""Where a model runs, and sessions of onnxruntime on it. CUDA is taken where it really loads, never silently not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import onnxruntime
+
+from server.engine.errors import ModelLoadError
+
+_FATAL = 4
+
+
+class ProviderChoice(StrEnum):
+    """What the operator asks for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Provider(StrEnum):
+    """What a session runs on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+_ONNXRUNTIME_NAMES = {Provider.CPU: "CPUExecutionProvider", Provider.CUDA: "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OpenedSession:
+    """A session and where it runs."""
+
+    session: onnxruntime.InferenceSession
+    provider: Provider
+
+
+def open_session(graph: Path, choice: ProviderChoice, threads: int) -> OpenedSession:
+    """Load a graph.
+
+    Args:
+        graph: the ONNX file.
+        choice: where to run it; AUTO takes CUDA if it loads, else the CPU.
+        threads: how many threads one step may use on the CPU.
+
+    Raises:
+        ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
+    """
+    if choice is not ProviderChoice.CPU:
+        session = _open_on_cuda(graph, threads)
+        if session is not None:
+            return OpenedSession(session, Provider.CUDA)
+        if choice is ProviderChoice.CUDA:
+            raise ModelLoadError(
+                "the provider cuda was asked for, but CUDA does not load here: it needs an NVIDIA GPU with its driver, "
+                "and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
+                "--provider auto falls back to the CPU"
+            )
+    return OpenedSession(_open(graph, [Provider.CPU], _options(threads)), Provider.CPU)
+
+
+def _open_on_cuda(graph: Path, threads: int) -> onnxruntime.InferenceSession | None:
+    if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
+        return None
+    options = _options(threads)
+    options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        session = _open(graph, [Provider.CUDA, Provider.CPU], options)
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+    # onnxruntime drops a provider that does not load, and goes on with the rest.
+    return session if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers() else None
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from the side that talks to the clients.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(graph: Path, providers: list[Provider], options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    names = [_ONNXRUNTIME_NAMES[provider] for provider in providers]
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=names)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+        raise ModelLoadError(f"{graph}: onnxruntime rejects the graph: {error}") from error

@@ -1,0 +1,90 @@
+"""What surrounds every call: errors become statuses, calls are counted, and a draining server takes no new ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from server.rpc.errors import RequestError, ServerDrainingError, UnexpectedError, grpc_status
+
+_log = structlog.get_logger(__name__)
+_OURS = "/elman."
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the calls of elman's own services; health and reflection pass untouched."""
+
+    def __init__(self) -> None:
+        self._active = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def drain(self) -> None:
+        """Refuse new calls from now on."""
+        self._draining = True
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is active."""
+        await self._idle.wait()
+
+    @property
+    def active(self) -> int:
+        """The number of calls under way."""
+        return self._active
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(_OURS):
+            return handler
+        make, inner = _parts(handler)
+        return make(
+            self._wrapped(inner, details.method.rpartition("/")[2]),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrapped(self, inner: Handler, name: str) -> Handler:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            self._active += 1
+            self._idle.clear()
+            try:
+                if self._draining:
+                    raise ServerDrainingError("the server is shutting down")
+                return await inner(request, context)
+            except RequestError as error:
+                _log.info("call refused", call=name, reason=error.reason, error=str(error))
+                await context.abort_with_status(grpc_status(error))
+            except (grpc.aio.AbortError, grpc.aio.UsageError):
+                raise
+            except asyncio.CancelledError:
+                _log.debug("call cancelled", call=name)
+                raise
+            except Exception:
+                _log.exception("call failed", call=name)
+                await context.abort_with_status(grpc_status(UnexpectedError("internal error")))
+            finally:
+                self._active -= 1
+                if not self._active:
+                    self._idle.set()
+
+        return call
+
+
+def _parts(handler: grpc.RpcMethodHandler[Any, Any]) -> tuple[Callable[..., grpc.RpcMethodHandler[Any, Any]], Handler]:
+    """The handler's function and what makes such a handler."""
+    for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        function = getattr(handler, kind)
+        if function is not None:
+            return getattr(grpc, f"{kind}_rpc_method_handler"), function
+    raise ValueError("a handler without a function")

@@ -1,0 +1,45 @@
+"""The bridge from a scheduler's thread to the coroutine that writes to one client.
+
+A step brings news for many clients: one crossing into the event loop delivers it all. A client's writer takes
+whatever has gathered since its last write, so that a slow reader gets few large messages and a fast one many small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.scheduling import Event
+from server.scheduling.scheduler import Deliver, Emission
+
+
+class Mailbox:
+    """One sequence's events, on the event loop's side; implements `Receiver`."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._arrived = asyncio.Event()
+
+    def receive(self, event: Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    async def gather(self) -> list[Event]:
+        """Everything since the last call, in order; waits until there is something."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        events, self._events = self._events, []
+        return events
+
+
+def deliver_into(loop: asyncio.AbstractEventLoop) -> Deliver:
+    """What hands a step's emissions to their receivers on `loop`; to be called on any thread."""
+
+    def receive(emissions: list[Emission]) -> None:
+        for receiver, event in emissions:
+            receiver.receive(event)
+
+    def deliver(emissions: list[Emission]) -> None:
+        if emissions:
+            loop.call_soon_threadsafe(receive, emissions)
+
+    return deliver

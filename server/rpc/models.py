@@ -1,0 +1,121 @@
+"""The models of this server, and which of them a request means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from bundle import Bundle, TextVocabulary
+from elman import v1
+from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
+from server.scheduling import Scheduler
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How a model labels: its labels in the order of their ids, and whether each step has its own."""
+
+    labels: tuple[str, ...]
+    every_step: bool
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle and the scheduler that runs it.
+
+    Attributes:
+        bundle: what it is.
+        scheduler: what runs it.
+        provider: where it runs, "cpu" or "cuda".
+    """
+
+    bundle: Bundle
+    scheduler: Scheduler
+    provider: str
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
+
+    @cached_property
+    def text_spec(self) -> v1.VocabularySpec:
+        """The vocabulary of the token input."""
+        name = self.bundle.spec.step.inputs[0].token.vocabulary
+        return next(spec for spec in self.bundle.spec.vocabularies if spec.name == name)
+
+    @cached_property
+    def vocabulary(self) -> TextVocabulary:
+        return self.bundle.text_vocabulary(self.text_spec.name)
+
+    @cached_property
+    def generates(self) -> bool:
+        return any(output.HasField("next_token_logits") for output in self.bundle.spec.step.outputs)
+
+    @cached_property
+    def labelling(self) -> Labelling | None:
+        for output in self.bundle.spec.step.outputs:
+            if output.HasField("label_logits"):
+                meaning = output.label_logits
+                return Labelling(self.bundle.labels(meaning.vocabulary), meaning.scope == v1.LABEL_SCOPE_STEP)
+        return None
+
+    def to_proto(self) -> v1.Model:
+        return v1.Model(
+            spec=self.bundle.spec,
+            digest=self.bundle.digest,
+            provider=self.provider,
+            slot_count=self.scheduler.slot_count,
+            running_count=self.scheduler.running_count,
+            waiting_count=self.scheduler.waiting_count,
+            waiting_limit=self.scheduler.waiting_limit,
+        )
+
+
+class Models:
+    """All models of a server, by name."""
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = {model.name: model for model in sorted(models, key=lambda model: model.name)}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def named(self, name: str, field: str) -> ServedModel:
+        """The model `name`.
+
+        Raises:
+            FieldError: `field` is empty.
+            ModelNotFoundError: there is none of that name.
+        """
+        if not name:
+            raise FieldError(field, f"is needed; this server holds {self._known()}")
+        if name not in self._models:
+            raise ModelNotFoundError(field, f"there is no model {name!r}; this server holds {self._known()}")
+        return self._models[name]
+
+    def that_generates(self, name: str) -> ServedModel:
+        """The model a Generate request means; without a name the only one that generates."""
+        model = self._chosen(name, [model for model in self._models.values() if model.generates], "generates text")
+        if not model.generates:
+            raise ModelUnsuitableError("model", f"{model.name!r} does not generate text; it has labels: use Classify")
+        return model
+
+    def that_labels(self, name: str, field: str) -> tuple[ServedModel, Labelling]:
+        """The model a Classify or StreamClassify request means; without a name the only one with labels."""
+        suitable = [model for model in self._models.values() if model.labelling]
+        model = self._chosen(name, suitable, "has labels", field)
+        if model.labelling is None:
+            raise ModelUnsuitableError(field, f"{model.name!r} has no labels; it generates text: use Generate")
+        return model, model.labelling
+
+    def _chosen(self, name: str, suitable: list[ServedModel], ability: str, field: str = "model") -> ServedModel:
+        if name:
+            return self.named(name, field)
+        if len(suitable) != 1:
+            count = "no model" if not suitable else f"{len(suitable)} models"
+            raise FieldError(field, f"is needed, because {count} of this server {ability}: it holds {self._known()}")
+        return suitable[0]
+
+    def _known(self) -> str:
+        return ", ".join(self._models) or "none"

@@ -1,0 +1,137 @@
+"""From a request to what scheduling runs. Every complaint names the field, what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import Message
+
+from bundle import EncodingError
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
+from server.rpc.models import ServedModel
+from server.scheduling import SamplingParams
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        max_tokens: generated tokens.
+        input_tokens: tokens of a prompt, an input or a piece.
+        message_bytes: bytes of one message.
+    """
+
+    max_tokens: int = 65_536
+    input_tokens: int = 65_536
+    message_bytes: int = 4 * 1024 * 1024
+
+
+def check_size(message: Message, limits: Limits) -> None:
+    """Refuse a message that is too large.
+
+    Raises:
+        MessageTooLargeError: it is.
+    """
+    size = message.ByteSize()
+    if size > limits.message_bytes:
+        raise MessageTooLargeError(
+            f"the message has {size} bytes, the limit is {limits.message_bytes}",
+            size=size,
+            limit=limits.message_bytes,
+        )
+
+
+def sampling_params(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> SamplingParams:
+    """How to choose tokens and when to stop.
+
+    Raises:
+        FieldError: max_tokens or the temperature is outside its range.
+    """
+    max_tokens = request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    if not 1 <= max_tokens <= limits.max_tokens:
+        raise FieldError(
+            "max_tokens", f"is {max_tokens}, but must be 1 to {limits.max_tokens}", limit=limits.max_tokens
+        )
+    temperature = 1.0
+    if request.HasField("greedy"):
+        temperature = 0.0
+    elif request.sampling.HasField("temperature"):
+        temperature = request.sampling.temperature
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise FieldError("sampling.temperature", f"is {temperature}, but must be finite and not negative")
+    seed = request.seed if request.HasField("seed") else secrets.randbits(63)
+    end_token = model.text_spec.end_token_id if model.text_spec.HasField("end_token_id") else None
+    return SamplingParams(temperature, seed, max_tokens, end_token)
+
+
+def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """The prompt's ids, the begin token first where the model has one.
+
+    Raises:
+        FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
+    """
+    ids = _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    if model.text_spec.HasField("begin_token_id"):
+        return np.concatenate([[model.text_spec.begin_token_id], ids]).astype(np.int64)
+    if not len(ids):
+        raise FieldError("text", f"is empty, but {model.name!r} has no begin token: give a prompt of one token or more")
+    return ids
+
+
+def input_ids(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of an input to label.
+
+    Raises:
+        FieldError: it is empty or cannot be encoded.
+    """
+    ids = _input_ids(request.WhichOneof("input"), request, model, limits, "")
+    if not len(ids):
+        raise FieldError("text", "is empty: there is nothing to label")
+    return ids
+
+
+def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of a piece; none if it is empty.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return _input_ids(piece.WhichOneof("input"), piece, model, limits, "piece.")
+
+
+def _input_ids(
+    chosen: str | None,
+    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece,
+    model: ServedModel,
+    limits: Limits,
+    prefix: str,
+) -> TokenIds:
+    if chosen == "tokens":
+        ids = np.array(message.tokens.ids, dtype=np.int64)
+        wrong = np.flatnonzero((ids < 0) | (ids >= model.vocabulary.size))
+        if wrong.size:
+            raise FieldError(
+                f"{prefix}tokens.ids[{wrong[0]}]",
+                f"is {ids[wrong[0]]}, but the ids of {model.name!r} are 0 to {model.vocabulary.size - 1}",
+            )
+    else:
+        try:
+            ids = model.vocabulary.encode(message.text)
+        except EncodingError as error:
+            raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
+    if len(ids) > limits.input_tokens:
+        raise InputTooLongError(
+            f"{prefix}{chosen}",
+            f"has {len(ids)} tokens, the limit is {limits.input_tokens}",
+            tokens=len(ids),
+            limit=limits.input_tokens,
+        )
+    return ids

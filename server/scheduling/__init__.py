@@ -1,0 +1,35 @@
+"""Scheduling: which sequences run next, and what becomes of them."""
+
+from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
+from server.scheduling.scheduler import Scheduler
+from server.scheduling.sequence import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Reading,
+    ReadingFinished,
+    Receiver,
+    SamplingParams,
+    Sequence,
+    Tokens,
+)
+
+__all__ = [
+    "Event",
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "Generation",
+    "QueueFullError",
+    "Reading",
+    "ReadingFinished",
+    "Receiver",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerStoppedError",
+    "Sequence",
+    "SequenceFailedError",
+    "Tokens",
+]
