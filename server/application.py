@@ -154,6 +154,10 @@ class Server:
             await asyncio.wait_for(self._calls.wait_until_idle(), 1.0)
         await self._server.stop(0.5)
 
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is under way."""
+        await self._calls.wait_until_idle()
+
     async def wait_for_signal(self) -> None:
         """Wait for SIGTERM or SIGINT."""
         told = asyncio.Event()

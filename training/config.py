@@ -68,8 +68,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "steps": 600, "learning_rate": 4e-3, "validate_every": 100,
     },
     "shakespeare": {
-        "task": "lm", "cell": "lstm", "layers": 2, "embedding": 128, "hidden": 384, "dropout": 0.35, "lanes": 64,
-        "window": 128, "steps": 4400, "learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.05,
+        "task": "lm", "cell": "lstm", "layers": 2, "embedding": 128, "hidden": 384, "dropout": 0.3, "lanes": 64,
+        "window": 128, "steps": 3400, "learning_rate": 3e-3, "warmup_steps": 100, "weight_decay": 0.05,
         "average_decay": 0.995, "precision": "bfloat16", "validate_every": 400,
     },
     "names": {

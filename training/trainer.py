@@ -100,7 +100,9 @@ class _Trainer:
         self.folder = run
         self.console = console
         self.network = make_network(config, task.vocabulary.size, task.outputs)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.network, config.weight_decay), config.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.network, config.weight_decay), config.learning_rate, fused=True
+        )
         # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
         self.average = make_network(config, task.vocabulary.size, task.outputs).eval()
         self.carried: dict[str, Tensor] = {}

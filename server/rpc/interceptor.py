@@ -64,21 +64,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return await inner(request, context)
             except RequestError as error:
                 _log.info("call refused", call=name, reason=error.reason, error=str(error))
-                await context.abort_with_status(grpc_status(error))
-            except (grpc.aio.AbortError, grpc.aio.UsageError):
-                raise
+                await _end(context, error)
             except asyncio.CancelledError:
                 _log.debug("call cancelled", call=name)
                 raise
             except Exception:
-                _log.exception("call failed", call=name)
-                await context.abort_with_status(grpc_status(UnexpectedError("internal error")))
+                if not context.done():  # Else the client has gone, and with it what was to be sent.
+                    _log.exception("call failed", call=name)
+                    await _end(context, UnexpectedError("internal error"))
             finally:
                 self._active -= 1
                 if not self._active:
                     self._idle.set()
 
         return call
+
+
+async def _end(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> None:
+    """End a call with an error, unless its client goes meanwhile. Waits for a client that does not read."""
+    try:
+        await context.abort_with_status(grpc_status(error))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        if not context.done():
+            raise
 
 
 def _parts(handler: grpc.RpcMethodHandler[Any, Any]) -> tuple[Callable[..., grpc.RpcMethodHandler[Any, Any]], Handler]:

@@ -145,7 +145,8 @@ class InferenceServicer(v1.InferenceServiceServicer):
     async def _write(self, context: Context, message: Any) -> None:
         """Send a message; a client that does not read is given up on."""
         try:
-            await asyncio.wait_for(context.write(message), self._write_timeout)
+            async with asyncio.timeout(self._write_timeout):
+                await context.write(message)
         except TimeoutError as error:
             raise ClientTooSlowError(
                 f"the client has read nothing for {self._write_timeout:g} seconds", seconds=self._write_timeout

@@ -1,0 +1,96 @@
+"""An engine whose outputs can be computed by hand, and a model around it.
+
+Its state is the sum of all tokens read; it shows certainty that the next token is that sum modulo 9.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import Bundle, CharacterVocabulary, LabelVocabulary
+from elman import v1
+from server.engine import Arrays, EngineError
+
+LETTERS = "�abcdefghij"
+SIZE = len(LETTERS)
+MODULUS = 9
+LABELS = tuple(f"sum{index}" for index in range(SIZE))
+POISON = LETTERS.index("j")  # A step that reads it fails.
+NAN = LETTERS.index("i")  # A step that reads it shows NaN.
+
+
+def continuation(prompt: list[int], count: int) -> list[int]:
+    """What the fake model continues a prompt with, greedily: worked out without any batch."""
+    total = sum(prompt)
+    tokens = []
+    for _ in range(count):
+        # The unknown token is never generated; with all others equal, the lowest id is.
+        tokens.append(total % MODULUS or 1)
+        total += tokens[-1]
+    return tokens
+
+
+class FakeEngine:
+    """Implements `Engine`.
+
+    Args:
+        capacity: the number of rows.
+
+    Attributes:
+        gate: while it is cleared, steps wait.
+        batch_sizes: the number of rows of every step.
+    """
+
+    provider = "cpu"
+
+    def __init__(self, capacity: int = 4) -> None:
+        self.capacity = capacity
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batch_sizes: list[int] = []
+        self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
+        self._back = np.full(capacity, 10**6)
+
+    def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
+        self._front[row] = 0 if state is None else state["total"]
+
+    def move(self, source: int, destination: int) -> None:
+        self._front[destination] = self._front[source]
+
+    def extract(self, row: int) -> dict[str, NDArray[Any]]:
+        return {"total": self._front[row].copy()}
+
+    def step(self, rows: range, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        assert self.gate.wait(30)
+        tokens = inputs["token"]
+        if (tokens == POISON).any():
+            raise EngineError("poison")
+        self.batch_sizes.append(len(rows))
+        part = slice(rows.start, rows.stop)
+        self._back[part] = self._front[part] + tokens
+        logits = np.full((len(rows), SIZE), -100.0, dtype=np.float32)
+        logits[np.arange(len(rows)), self._back[part] % MODULUS] = 0.0
+        logits[tokens == NAN] = np.nan
+        return {"logits": logits, "labels": logits.copy()}
+
+    def commit(self) -> None:
+        self._front, self._back = self._back, self._front
+
+
+def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:
+    """A bundle, as far as the rpc room looks at it: it generates and labels."""
+    spec = v1.ModelSpec(manifest_version=1, name=name)
+    spec.vocabularies.add(name="text", kind=v1.VOCABULARY_KIND_CHARACTERS, size=SIZE, unknown_token_id=0)
+    spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, size=SIZE)
+    spec.step.inputs.add(name="token", data_type=v1.DATA_TYPE_INT64).token.vocabulary = "text"
+    spec.step.outputs.add(name="logits", shape=[SIZE]).next_token_logits.vocabulary = "text"
+    meaning = spec.step.outputs.add(name="labels", shape=[SIZE]).label_logits
+    meaning.vocabulary = "labels"
+    meaning.scope = v1.LABEL_SCOPE_STEP if every_step else v1.LABEL_SCOPE_SEQUENCE
+    vocabularies = {"text": CharacterVocabulary(LETTERS, unknown_id=0), "labels": LabelVocabulary(LABELS)}
+    return Bundle(Path("fake"), spec, "sha256:fake", vocabularies)

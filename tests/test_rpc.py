@@ -1,0 +1,335 @@
+"""The edge: every error a caller can cause gets its status, its reason and its field, and disturbs nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from elman import (
+    Client,
+    DeadlineExceededError,
+    ElmanError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+    v1,
+)
+from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
+from tests.serving import Running, serving_fake
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def running(engine: FakeEngine) -> AsyncIterator[Running]:
+    async with serving_fake(engine, waiting_limit=2, write_timeout=0.5) as running:
+        yield running
+
+
+@pytest.fixture
+async def stub(running: Running) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        yield v1.InferenceServiceStub(channel)
+
+
+def letters(ids: list[int]) -> str:
+    return "".join(LETTERS[token] for token in ids)
+
+
+async def test_generation_by_hand(running: Running) -> None:
+    stream = running.client.generate("abc", max_tokens=10, temperature=0)
+    assert await stream.text() == letters(continuation([1, 2, 3], 10))
+
+
+async def test_greedy_is_temperature_zero(stub: Any) -> None:
+    greedy = v1.GenerateRequest(text="abc", greedy=v1.GreedyDecoding())
+    sampled = v1.GenerateRequest(text="abc", sampling=v1.SamplingDecoding(temperature=0))
+    for request in (greedy, sampled):
+        texts = [response.chunk.text async for response in stub.Generate(request)]
+        assert "".join(texts) == letters(continuation([1, 2, 3], 256))
+
+
+async def test_events_come_in_order(stub: Any) -> None:
+    responses = [response async for response in stub.Generate(v1.GenerateRequest(text="a", max_tokens=50, seed=-5))]
+    kinds = [response.WhichOneof("event") for response in responses]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    assert set(kinds[1:-1]) == {"chunk"}
+    assert responses[0].started.seed == -5
+    assert responses[-1].finished.generated_token_count == 50
+
+
+_TOO_LARGE = "a" * 30_000
+_BAD_GENERATE = {
+    "unknown model": (v1.GenerateRequest(model="nope", text="a"), "NOT_FOUND", "MODEL_NOT_FOUND", "model"),
+    "no prompt": (v1.GenerateRequest(), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
+    "empty prompt": (v1.GenerateRequest(text=""), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
+    "empty tokens": (v1.GenerateRequest(tokens=v1.TokenSequence()), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
+    "token outside": (
+        v1.GenerateRequest(tokens=v1.TokenSequence(ids=[1, 11])), "INVALID_ARGUMENT", "INVALID_FIELD", "tokens.ids[1]",
+    ),
+    "negative token": (
+        v1.GenerateRequest(tokens=v1.TokenSequence(ids=[-1])), "INVALID_ARGUMENT", "INVALID_FIELD", "tokens.ids[0]",
+    ),
+    "zero max_tokens": (
+        v1.GenerateRequest(text="a", max_tokens=0), "INVALID_ARGUMENT", "INVALID_FIELD", "max_tokens",
+    ),
+    "negative max_tokens": (
+        v1.GenerateRequest(text="a", max_tokens=-3), "INVALID_ARGUMENT", "INVALID_FIELD", "max_tokens",
+    ),
+    "max_tokens over the limit": (
+        v1.GenerateRequest(text="a", max_tokens=5001), "INVALID_ARGUMENT", "INVALID_FIELD", "max_tokens",
+    ),
+    "long prompt": (v1.GenerateRequest(text="a" * 1001), "INVALID_ARGUMENT", "INPUT_TOO_LONG", "text"),
+    "long token prompt": (
+        v1.GenerateRequest(tokens=v1.TokenSequence(ids=[1] * 1001)), "INVALID_ARGUMENT", "INPUT_TOO_LONG", "tokens",
+    ),
+    "large message": (v1.GenerateRequest(text=_TOO_LARGE), "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", None),
+    **{
+        f"temperature {bad}": (
+            v1.GenerateRequest(text="a", sampling=v1.SamplingDecoding(temperature=bad)),
+            "INVALID_ARGUMENT", "INVALID_FIELD", "sampling.temperature",
+        )
+        for bad in (-0.1, float("nan"), float("inf"), float("-inf"))
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _BAD_GENERATE)
+async def test_bad_generate_request(stub: Any, running: Running, engine: FakeEngine, name: str) -> None:
+    request, code, reason, field = _BAD_GENERATE[name]
+    other = running.client.generate("ab", max_tokens=2000, temperature=0)
+    reading = asyncio.create_task(other.text())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [response async for response in stub.Generate(request)]
+    check_error(caught.value, code, reason, field)
+    assert await reading == letters(continuation([1, 2], 2000))
+
+
+def check_error(error: grpc.aio.AioRpcError, code: str, reason: str, field: str | None) -> None:
+    assert error.code().name == code
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == (reason, "elman.dev")
+    if field is None:
+        assert len(status.details) == 1
+        return
+    bad = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(bad)
+    (violation,) = bad.field_violations
+    assert violation.field == field
+    assert violation.description
+    assert error.details() == f"{field}: {violation.description}"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "reason", "field"),
+    [
+        (v1.ClassifyRequest(model="nope", text="a"), "NOT_FOUND", "MODEL_NOT_FOUND", "model"),
+        (v1.ClassifyRequest(), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
+        (v1.ClassifyRequest(text="a" * 1001), "INVALID_ARGUMENT", "INPUT_TOO_LONG", "text"),
+        (v1.ClassifyRequest(text=_TOO_LARGE), "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", None),
+        (
+            v1.ClassifyRequest(tokens=v1.TokenSequence(ids=[99])),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            "tokens.ids[0]",
+        ),
+        (v1.ClassifyRequest(text=LETTERS[POISON]), "INTERNAL", "MODEL_FAILED", None),
+        (v1.ClassifyRequest(text=LETTERS[NAN]), "INTERNAL", "MODEL_FAILED", None),
+    ],
+)
+async def test_bad_classify_request(stub: Any, request_: Any, code: str, reason: str, field: str | None) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(request_)
+    check_error(caught.value, code, reason, field)
+    assert (await stub.Classify(v1.ClassifyRequest(text="abc"))).prediction.step_count == 3
+
+
+_CONFIG = v1.StreamClassifyRequest(config=v1.StreamConfig())
+
+
+def piece(text: str) -> v1.StreamClassifyRequest:
+    return v1.StreamClassifyRequest(piece=v1.Piece(text=text))
+
+
+@pytest.mark.parametrize(
+    ("requests", "code", "reason", "field", "answers"),
+    [
+        ([piece("a")], "INVALID_ARGUMENT", "INVALID_FIELD", "config", 0),
+        ([_CONFIG, _CONFIG], "INVALID_ARGUMENT", "INVALID_FIELD", "piece", 1),
+        ([_CONFIG, piece("ab"), v1.StreamClassifyRequest()], "INVALID_ARGUMENT", "INVALID_FIELD", "piece", 2),
+        (
+            [v1.StreamClassifyRequest(config=v1.StreamConfig(model="nope"))],
+            "NOT_FOUND",
+            "MODEL_NOT_FOUND",
+            "config.model",
+            0,
+        ),
+        ([_CONFIG, piece("a"), piece("a" * 1001)], "INVALID_ARGUMENT", "INPUT_TOO_LONG", "piece.text", 2),
+        ([_CONFIG, piece("a"), piece(_TOO_LARGE)], "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", None, 2),
+        ([_CONFIG, piece("a"), piece(LETTERS[POISON])], "INTERNAL", "MODEL_FAILED", None, 2),
+    ],
+)
+async def test_bad_stream(
+    stub: Any, requests: list[Any], code: str, reason: str, field: str | None, answers: int
+) -> None:
+    call = stub.StreamClassify(iter(requests))
+    for _ in range(answers):
+        assert await call.read() is not grpc.aio.EOF
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    check_error(caught.value, code, reason, field)
+
+
+async def test_stream_by_hand(running: Running) -> None:
+    pieces = ["ab", "", "c", "aa"]
+    predictions = [prediction async for prediction in running.client.stream_classify(pieces)]
+    assert [[step.name for step in prediction.steps] for prediction in predictions] == [
+        ["sum1", "sum3"], [], ["sum6"], ["sum7", "sum8"],
+    ]  # fmt: skip
+    assert [prediction.step_count for prediction in predictions] == [2, 2, 3, 5]
+
+
+async def test_prediction_so_far_stays_through_an_empty_piece(engine: FakeEngine) -> None:
+    async with serving_fake(engine, every_step=False) as running:
+        predictions = [prediction async for prediction in running.client.stream_classify(["", "ab", "", "c"])]
+    assert [prediction.labels[0].name if prediction.labels else None for prediction in predictions] == [
+        None, "sum3", "sum3", "sum6",
+    ]  # fmt: skip
+    assert [prediction.step_count for prediction in predictions] == [0, 2, 2, 3]
+
+
+async def test_characters_outside_the_vocabulary_are_read_as_the_unknown_token(running: Running) -> None:
+    stream = running.client.generate("aXbéc語", max_tokens=5, temperature=0)
+    assert await stream.text() == letters(continuation([1, 0, 2, 0, 3, 0], 5))
+    assert (stream.prompt_token_count, stream.unknown_token_count) == (6, 3)
+
+
+async def test_queue_full_is_told_and_passes(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    streams = [running.client.generate("a", max_tokens=3, temperature=0) for _ in range(engine.capacity)]
+    texts = [asyncio.create_task(stream.text()) for stream in streams]
+    async with asyncio.timeout(10):
+        while (await running.client.list_models())[0].running_count < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    # The engine stands in its step: who came before it runs, two of the others may wait.
+    refused = []
+    for _ in range(engine.capacity + 2):
+        stream = running.client.generate("b", max_tokens=3, temperature=0)
+        texts.append(asyncio.create_task(stream.text()))
+    done, _ = await asyncio.wait(texts, timeout=2)
+    refused = [task.exception() for task in done]
+    assert refused
+    for error in refused:
+        assert isinstance(error, OverloadedError)
+        assert (error.reason, error.metadata) == ("QUEUE_FULL", {"limit": "2"})
+    engine.gate.set()
+    finished = [await task for task in texts if task not in done]
+    assert set(finished) <= {letters(continuation([1], 3)), letters(continuation([2], 3))}
+    assert await running.client.generate("c", max_tokens=3, temperature=0).text() == letters(continuation([3], 3))
+
+
+async def test_deadline_of_a_waiting_request_frees_its_place(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    with pytest.raises(DeadlineExceededError):
+        await running.client.generate("a", timeout=0.2).text()
+    engine.gate.set()
+    await running.until_idle()
+
+
+async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> None:
+    async with serving_fake(engine, write_timeout=0.3, limits=_generous()) as running:
+        async with grpc.aio.insecure_channel(
+            running.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+        ) as channel:
+            call = v1.InferenceServiceStub(channel).Generate(v1.GenerateRequest(text="a", max_tokens=200_000))
+            await asyncio.sleep(0.1)
+            other = await running.client.generate("ab", max_tokens=500, temperature=0).text()
+            assert other == letters(continuation([1, 2], 500))
+            await running.until_idle()
+            await asyncio.sleep(0.5)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                _ = [response async for response in call]
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def _generous() -> Any:
+    from server.rpc.validation import Limits
+
+    return Limits(max_tokens=200_000)
+
+
+async def test_defect_is_opaque_to_the_client(
+    stub: Any, running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def explode(self: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr("server.rpc.models.ServedModel.to_proto", explode)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListModels(v1.ListModelsRequest())
+    check_error(caught.value, "INTERNAL", "INTERNAL", None)
+    assert caught.value.details() == "internal error"
+    assert "secret" in capsys.readouterr().out  # Loud in the log.
+
+
+async def test_client_raises_its_own_exceptions(running: Running) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"there is no model 'nope'; this server holds fake") as not_found:
+        await running.client.get_model("nope")
+    assert not_found.value.reason == "MODEL_NOT_FOUND"
+    with pytest.raises(InvalidRequestError) as invalid:
+        await running.client.generate("a", temperature=-1).text()
+    assert invalid.value.fields == {"sampling.temperature": "is -1.0, but must be finite and not negative"}
+    with pytest.raises(ServerError) as failed:
+        await running.client.classify("aj")
+    assert failed.value.reason == "MODEL_FAILED"
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(UnavailableError, match=r"cannot reach 127\.0\.0\.1:1: is a server running there\?"):
+            await client.list_models()
+
+
+async def test_draining_lets_the_running_finish_and_refuses_the_new(engine: FakeEngine) -> None:
+    async with serving_fake(engine) as running:
+        engine.gate.clear()
+        stream = running.client.generate("ab", max_tokens=50, temperature=0)
+        text = asyncio.create_task(stream.text())
+        async with asyncio.timeout(10):
+            while not (await running.client.list_models())[0].running_count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        draining = asyncio.create_task(running.server.drain())
+        await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError) as refused:
+            await running.client.list_models()
+        assert refused.value.reason == "SERVER_DRAINING"
+        engine.gate.set()
+        assert await text == letters(continuation([1, 2], 50))
+        await draining
+
+
+async def test_draining_tells_those_it_cuts(engine: FakeEngine) -> None:
+    async with serving_fake(engine, drain_timeout=0.2) as running:
+        stream = running.client.generate("ab", max_tokens=5000, temperature=0)
+        chunks = aiter(stream)
+        await anext(chunks)
+        engine.gate.clear()
+        draining = asyncio.create_task(running.server.drain())
+        await asyncio.sleep(0.4)
+        engine.gate.set()
+        with pytest.raises(ElmanError) as cut:
+            _ = [chunk async for chunk in chunks]
+        assert cut.value.reason == "SERVER_DRAINING"
+        await draining

@@ -1,0 +1,248 @@
+"""The loop, on an engine that can be computed by hand."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from server.scheduling import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    QueueFullError,
+    Reading,
+    ReadingFinished,
+    SamplingParams,
+    Scheduler,
+    SchedulerStoppedError,
+    SequenceFailedError,
+    Tokens,
+)
+from tests.fake_engine import MODULUS, NAN, POISON, FakeEngine, continuation
+
+
+class Inbox:
+    def __init__(self) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+
+    def receive(self, event: Event) -> None:
+        self.events.put(event)
+
+    def tokens_and_end(self) -> tuple[list[int], Event]:
+        tokens: list[int] = []
+        while True:
+            event = self.events.get(timeout=10)
+            if not isinstance(event, Tokens):
+                return tokens, event
+            tokens.extend(event.ids)
+
+
+def make_scheduler(engine: FakeEngine, waiting_limit: int = 100) -> Scheduler:
+    return Scheduler(
+        "fake",
+        engine,
+        input_name="token",
+        token_output="logits",
+        label_output="labels",
+        forbidden_token=0,
+        waiting_limit=waiting_limit,
+        deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
+    )
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
+    scheduler = make_scheduler(engine)
+    scheduler.start()
+    yield scheduler
+    engine.gate.set()
+    scheduler.stop()
+
+
+def generation(prompt: list[int], max_tokens: int, end_token: int | None = None) -> Generation:
+    params = SamplingParams(temperature=0.0, seed=0, max_tokens=max_tokens, end_token=end_token)
+    return Generation(np.array(prompt), Inbox(), params=params)
+
+
+def reading(tokens: list[int], **options: bool) -> Reading:
+    return Reading(np.array(tokens), Inbox(), **{"every_step": False, **options})
+
+
+def inbox(sequence: Generation | Reading) -> Inbox:
+    assert isinstance(sequence.receiver, Inbox)
+    return sequence.receiver
+
+
+def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
+    sequence = generation([1, 2, 3], max_tokens=7)
+    scheduler.submit(sequence)
+    assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS))
+
+
+def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
+    expected = continuation([1, 2], 20)
+    end = expected[4]
+    sequence = generation([1, 2], max_tokens=20, end_token=end)
+    scheduler.submit(sequence)
+    shown = expected[: expected.index(end)]
+    assert inbox(sequence).tokens_and_end() == (shown, Finished(FinishReason.END_TOKEN))
+
+
+def test_sequences_of_all_lengths_share_the_batch_unharmed(scheduler: Scheduler, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    random = np.random.default_rng(0)
+    sequences = [
+        generation(random.integers(1, NAN, random.integers(1, 12)).tolist(), int(random.integers(1, 20)))
+        for _ in range(40)
+    ]
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    engine.gate.set()
+    for sequence in sequences:
+        expected = continuation(sequence.forced.tolist(), sequence.params.max_tokens)
+        assert inbox(sequence).tokens_and_end()[0] == expected
+    assert max(engine.batch_sizes) == engine.capacity
+    assert scheduler.running_count == scheduler.waiting_count == 0
+
+
+def test_newcomer_joins_at_the_next_step(scheduler: Scheduler, engine: FakeEngine) -> None:
+    long = generation([1], max_tokens=10**6)
+    scheduler.submit(long)
+    inbox(long).events.get(timeout=10)
+    short = generation([2, 2], max_tokens=3)
+    scheduler.submit(short)
+    assert inbox(short).tokens_and_end()[0] == continuation([2, 2], 3)
+    assert scheduler.running_count == 1
+    scheduler.abort(long)
+
+
+def test_reading_shows_the_last_step_or_every_step_and_its_state(scheduler: Scheduler) -> None:
+    last, every = reading([1, 2, 3]), reading([1, 2, 3], every_step=True, keep_state=True)
+    for sequence in (last, every):
+        scheduler.submit(sequence)
+    event = inbox(last).events.get(timeout=10)
+    assert isinstance(event, ReadingFinished)
+    assert event.outputs.argmax(axis=1).tolist() == [6]
+    assert event.state is None
+    event = inbox(every).events.get(timeout=10)
+    assert isinstance(event, ReadingFinished)
+    assert event.outputs.argmax(axis=1).tolist() == [1, 3, 6]
+    assert event.state == {"total": 6}
+
+
+def test_reading_goes_on_from_a_state(scheduler: Scheduler) -> None:
+    first = reading([4, 5], keep_state=True)
+    scheduler.submit(first)
+    event = inbox(first).events.get(timeout=10)
+    assert isinstance(event, ReadingFinished)
+    second = Reading(np.array([1]), Inbox(), event.state, every_step=False)
+    scheduler.submit(second)
+    event = inbox(second).events.get(timeout=10)
+    assert isinstance(event, ReadingFinished)
+    assert event.outputs.argmax(axis=1).tolist() == [10 % MODULUS]
+
+
+def test_step_that_fails_ends_only_the_sequence_at_fault(scheduler: Scheduler, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    good = [generation([1, 2, 3], 10), generation([4], 10)]
+    bad = generation([1, POISON], 10)
+    for sequence in (good[0], bad, good[1]):
+        scheduler.submit(sequence)
+    engine.gate.set()
+    tokens, end = inbox(bad).tokens_and_end()
+    assert tokens == []
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, SequenceFailedError)
+    for sequence in good:
+        assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 10)
+
+
+def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) -> None:
+    bad, good = generation([NAN], 5), generation([1], 5)
+    scheduler.submit(bad)
+    scheduler.submit(good)
+    end = inbox(bad).tokens_and_end()[1]
+    assert isinstance(end, Failed)
+    assert "not finite" in str(end.error)
+    assert inbox(good).tokens_and_end()[0] == continuation([1], 5)
+
+
+def test_aborted_sequence_frees_its_row_and_hears_nothing_more(scheduler: Scheduler, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    endless = [generation([index + 1], 10**6) for index in range(engine.capacity)]
+    for sequence in endless:
+        scheduler.submit(sequence)
+    late = generation([3], 4)
+    scheduler.submit(late)
+    for sequence in endless:
+        scheduler.abort(sequence)
+        scheduler.abort(sequence)  # Twice is as good as once.
+    engine.gate.set()
+    assert inbox(late).tokens_and_end()[0] == continuation([3], 4)
+    assert scheduler.running_count == 0
+    assert all(inbox(sequence).events.empty() for sequence in endless)
+
+
+def test_waiting_room_is_bounded_and_aborting_makes_room() -> None:
+    engine = FakeEngine(capacity=1)
+    scheduler = make_scheduler(engine, waiting_limit=2)
+    waiting = [generation([1], 1) for _ in range(2)]
+    for sequence in waiting:
+        scheduler.submit(sequence)
+    with pytest.raises(QueueFullError):
+        scheduler.submit(generation([1], 1))
+    continued = Reading(np.array([1]), Inbox(), {"total": np.array(3)}, every_step=False)
+    scheduler.submit(continued)  # It was let in before.
+    scheduler.abort(waiting[0])
+    scheduler.abort(continued)
+    scheduler.submit(generation([1], 1))
+    scheduler.start()
+    assert inbox(waiting[1]).tokens_and_end()[0] == [1]
+    scheduler.stop()
+
+
+def test_stop_tells_those_who_run_and_those_who_wait() -> None:
+    engine = FakeEngine(capacity=1)
+    scheduler = make_scheduler(engine)
+    scheduler.start()
+    running, waiting = generation([1], 10**6), generation([1], 1)
+    scheduler.submit(running)
+    inbox(running).events.get(timeout=10)
+    scheduler.submit(waiting)
+    scheduler.stop()
+    for sequence in (running, waiting):
+        end = inbox(sequence).tokens_and_end()[1]
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, SchedulerStoppedError)
+    with pytest.raises(SchedulerStoppedError):
+        scheduler.submit(generation([1], 1))
+
+
+def test_defect_in_the_loop_is_told_and_survived(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = threading.Event()
+
+    def explode(*arguments: object) -> None:
+        if not broken.is_set():
+            broken.set()
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr(scheduler, "_release", explode)
+    victim = generation([1], 1000)
+    scheduler.submit(victim)
+    end = inbox(victim).tokens_and_end()[1]
+    assert isinstance(end, Failed)
+    monkeypatch.undo()
+    later = generation([2], 3)
+    scheduler.submit(later)
+    assert inbox(later).tokens_and_end()[0] == continuation([2], 3)
