@@ -15,6 +15,7 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from training.errors import TrainingError
@@ -42,10 +43,17 @@ class LabelledExample:
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text with one label for every character: `labels[i]` belongs to `text[i]`."""
+    """A text with one label for every character: `labels[i]` belongs to `text[i]`.
+
+    Attributes:
+        text: all documents, one behind the other.
+        labels: by character.
+        starts: where each document starts; the first at 0.
+    """
 
     text: str
     labels: list[str]
+    starts: list[int]
 
 
 def read_text(corpus: str) -> str:
@@ -86,8 +94,9 @@ def read_labelled_examples(corpus: str) -> list[LabelledExample]:
 def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
     """Text for tagging.
 
-    "stdlib" or a folder: Python source, every character labelled with the class that `tokenize` gives it. A file:
-    lines of piece TAB label, where a piece may be any text with \\n, \\t and \\\\ escaped; the pieces are joined.
+    "stdlib" or a folder: Python source, every character labelled with the class that `tokenize` gives it, cut into
+    documents at top-level statements. A file: lines of piece TAB label, where a piece may be any text with \\n, \\t and
+    \\\\ escaped; the pieces are joined, and an empty line starts a new document.
 
     Args:
         corpus: where to read.
@@ -170,19 +179,42 @@ def _examples_of_tsv(path: Path) -> Iterator[LabelledExample]:
 
 
 def _labelled_text_of_tsv(path: Path) -> LabelledText:
-    text: list[str] = []
-    labels: list[str] = []
+    documents = _Documents()
     for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
-        if line:
-            piece, tab, label = line.rpartition("\t")
-            if not (tab and piece and label):
-                raise TrainingError(f"{path}:{number}: expected piece TAB label, found {line[:60]!r}")
-            plain = "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in piece.split("\\\\"))
-            text.append(plain)
-            labels.extend([label] * len(plain))
-    if len(set(labels)) < 2:
+        if not line:
+            documents.start()
+            continue
+        piece, tab, label = line.rpartition("\t")
+        if not (tab and piece and label):
+            raise TrainingError(f"{path}:{number}: expected piece TAB label, found {line[:60]!r}")
+        plain = "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in piece.split("\\\\"))
+        documents.add(plain, [label] * len(plain))
+    labelled = documents.labelled_text()
+    if len(set(labelled.labels)) < 2:
         raise TrainingError(f"{path}: tagging needs at least two labels")
-    return LabelledText("".join(text), labels)
+    return labelled
+
+
+class _Documents:
+    """Gathers labelled text, document by document."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._starts = [0]
+        self.labels: list[str] = []
+
+    def start(self) -> None:
+        """What is added from now on is a new document."""
+        if len(self.labels) > self._starts[-1]:
+            self._starts.append(len(self.labels))
+
+    def add(self, text: str, labels: list[str]) -> None:
+        self._texts.append(text)
+        self.labels.extend(labels)
+
+    def labelled_text(self) -> LabelledText:
+        starts = self._starts if self._starts[-1] < len(self.labels) or len(self._starts) == 1 else self._starts[:-1]
+        return LabelledText("".join(self._texts), self.labels, starts)
 
 
 _CLASS_OF_TOKEN = {token.NUMBER: "number", token.STRING: "string", tokenize.COMMENT: "comment", token.OP: "operator"}
@@ -194,17 +226,36 @@ _SPACE = "space"
 
 
 def _tag_sources(sources: Iterator[str], limit: int | None) -> LabelledText:
-    text: list[str] = []
-    labels: list[str] = []
+    documents = _Documents()
     for source in sources:
-        if limit is not None and len(labels) >= limit:
+        if limit is not None and len(documents.labels) >= limit:
             break
         try:
-            labels.extend(token_classes(source))
+            labels = token_classes(source)
         except (tokenize.TokenError, SyntaxError):  # Not of this interpreter's grammar.
             continue
-        text.append(source)
-    return LabelledText("".join(text), labels)
+        cuts = _statement_starts(source, labels)
+        for start, end in pairwise([0, *cuts, len(source)]):
+            documents.start()
+            documents.add(source[start:end], labels[start:end])
+    return documents.labelled_text()
+
+
+_DOCUMENT_LENGTH = 1000
+
+
+def _statement_starts(source: str, labels: list[str]) -> list[int]:
+    """Where to cut a source: at top-level statements some way apart. What is highlighted is seldom a whole file, and
+    never begins inside a string."""
+    cuts: list[int] = []
+    last = 0
+    position = source.find("\n") + 1
+    while 0 < position < len(source):
+        if position - last >= _DOCUMENT_LENGTH and labels[position] in ("keyword", "name", "comment", "operator"):
+            cuts.append(position)
+            last = position
+        position = source.find("\n", position) + 1
+    return cuts
 
 
 def token_classes(source: str) -> list[str]:

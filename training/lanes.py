@@ -6,19 +6,24 @@ state can be carried over (Mikolov et al. 2011; Zaremba et al. 2014).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+IGNORED = -100  # A target that counts for nothing; what torch's cross-entropy leaves out.
+
+Ids = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Window:
-    """Inputs and targets, int64 [lanes, window], and whether the state starts anew before them."""
+    """Inputs and targets, int64 [lanes, window], and which lanes start anew before them, bool [lanes]."""
 
-    inputs: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    fresh: bool
+    inputs: Ids
+    targets: Ids
+    fresh: NDArray[np.bool_]
 
 
 class Lanes:
@@ -33,27 +38,75 @@ class Lanes:
         lanes: how many rows.
         window: how many steps a window has.
         seed: decides the rotations.
+        restart: how often a lane starts anew at a window. A text long enough never ends while training, and a network
+            that has met its initial state only once does not know what to do with it.
+        starts: int64, where documents start, each a multiple of `window`, if lanes are to start anew there and only
+            there.
     """
 
     def __init__(
-        self, inputs: NDArray[np.int64], targets: NDArray[np.int64], *, lanes: int, window: int, seed: int
+        self,
+        inputs: Ids,
+        targets: Ids,
+        *,
+        lanes: int,
+        window: int,
+        seed: int,
+        restart: float = 0.0,
+        starts: Ids | None = None,
     ) -> None:
-        self.lane_length = len(inputs) // lanes
-        if self.lane_length < window:
+        self.windows_per_epoch = len(inputs) // lanes // window
+        if not self.windows_per_epoch:
             raise ValueError(
                 f"{len(inputs)} steps are too few for {lanes} lanes of at least one window of {window} steps"
             )
         self._inputs = inputs
         self._targets = targets
-        self._starts = np.arange(lanes)[:, None] * self.lane_length
-        self._steps = np.arange(window)[None, :]
+        self._window = window
         self._seed = seed
-        self.windows_per_epoch = self.lane_length // window
+        self._restart = restart
+        self._starts = starts
+        # With documents, a window never spans two.
+        lane_length = len(inputs) // lanes if starts is None else self.windows_per_epoch * window
+        self._lane_starts = np.arange(lanes) * lane_length
 
     def window(self, index: int) -> Window:
         """The window number `index` of the endless series: a pure function, so that training can resume anywhere."""
         epoch, within = divmod(index, self.windows_per_epoch)
-        rotation = int(np.random.default_rng([self._seed, epoch]).integers(len(self._inputs))) if epoch else 0
-        first = rotation + within * self._steps.shape[1]
-        positions = (self._starts + self._steps + first) % len(self._inputs)
-        return Window(self._inputs[positions], self._targets[positions], fresh=within == 0)
+        firsts = (self._lane_starts + self._rotation(epoch) + within * self._window) % len(self._inputs)
+        positions = (firsts[:, None] + np.arange(self._window)) % len(self._inputs)
+        if self._starts is not None:
+            fresh = np.isin(firsts, self._starts)
+        else:
+            fresh = np.random.default_rng([self._seed, 1, index]).random(len(firsts)) < self._restart
+        return Window(self._inputs[positions], self._targets[positions], fresh | (within == 0))
+
+    def _rotation(self, epoch: int) -> int:
+        if epoch == 0:
+            return 0
+        random = np.random.default_rng([self._seed, 0, epoch])
+        unit = 1 if self._starts is None else self._window
+        return unit * int(random.integers(len(self._inputs) // unit))
+
+
+def align_documents(inputs: Ids, targets: Ids, starts: Sequence[int], window: int) -> tuple[Ids, Ids, Ids]:
+    """Move documents apart until each starts at a multiple of `window`.
+
+    Args:
+        inputs: int64 [N].
+        targets: int64 [N].
+        starts: where each document starts in them, ascending, the first at 0.
+        window: the steps of a window.
+
+    Returns:
+        The inputs with zeros between, the targets with IGNORED between, and the new starts.
+    """
+    ends = [*starts[1:], len(inputs)]
+    padded = [-(-(end - start) // window) * window for start, end in zip(starts, ends, strict=True)]
+    new_starts = np.cumsum([0, *padded])
+    new_inputs = np.zeros(new_starts[-1], dtype=np.int64)
+    new_targets = np.full(new_starts[-1], IGNORED, dtype=np.int64)
+    for start, end, new in zip(starts, ends, new_starts, strict=False):
+        new_inputs[new : new + end - start] = inputs[start:end]
+        new_targets[new : new + end - start] = targets[start:end]
+    return new_inputs, new_targets, new_starts[:-1]

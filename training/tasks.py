@@ -10,19 +10,19 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from bundle import ByteVocabulary, CharacterVocabulary
 from training.cells import State
 from training.config import TrainingConfig
-from training.corpus import LabelledExample, read_labelled_examples, read_labelled_text, read_text
+from training.corpus import LabelledExample, LabelledText, read_labelled_examples, read_labelled_text, read_text
 from training.errors import TrainingError
-from training.lanes import Lanes
+from training.lanes import IGNORED, Ids, Lanes, align_documents
 from training.network import RecurrentNetwork, at_last_step, detached
 
 InputVocabulary = CharacterVocabulary | ByteVocabulary
@@ -79,8 +79,13 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
-        """Measure the held-out part, read in `lanes` rows; 1 is exact and slow, more is faster and, for text whose
-        rows then start cold, a little pessimistic."""
+        """Measure the held-out part.
+
+        Args:
+            network: what to measure.
+            lanes: into how many rows a text is cut for it; 1 is exact and slow, more is faster and a little
+                pessimistic, because every row starts cold.
+        """
 
 
 def make_task(config: TrainingConfig) -> Task:
@@ -92,10 +97,8 @@ def make_task(config: TrainingConfig) -> Task:
     if config.task == "classify":
         return ClassificationTask(config, read_labelled_examples(config.corpus))
     if config.task == "tag":
-        labelled = read_labelled_text(config.corpus, config.corpus_limit)
-        return _tagging_task(config, labelled.text, labelled.labels)
-    text = read_text(config.corpus)[: config.corpus_limit]
-    return _language_task(config, text)
+        return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit))
+    return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
 
 
 def _make_vocabulary(config: TrainingConfig, training_text: str) -> InputVocabulary:
@@ -104,84 +107,135 @@ def _make_vocabulary(config: TrainingConfig, training_text: str) -> InputVocabul
     return CharacterVocabulary.from_text(training_text, config.minimum_count)
 
 
-def _language_task(config: TrainingConfig, text: str) -> TextTask:
-    cut = int(len(text) * (1 - config.held_out))
-    vocabulary = _make_vocabulary(config, text[:cut])
-    training, held_out = vocabulary.encode(text[:cut]), vocabulary.encode(text[cut:])
-    return TextTask(config, vocabulary, None, (training[:-1], training[1:]), (held_out[:-1], held_out[1:]), "character")
+class _LanesTask(Task):
+    """One long text with a target at every step, learnt by truncated back-propagation through time over contiguous
+    lanes, with teacher forcing: the input is always the true text."""
 
-
-def _tagging_task(config: TrainingConfig, text: str, labels: list[str]) -> TextTask:
-    cut = int(len(text) * (1 - config.held_out))
-    names = tuple(sorted(set(labels)))
-    ids = {name: index for index, name in enumerate(names)}
-    targets = np.array([ids[label] for label in labels], dtype=np.int64)
-    if config.vocabulary == "bytes":  # One label a byte: a character's label counts for each of its bytes.
-        widths = [len(character.encode()) for character in text]
-        cut_targets = sum(widths[:cut])
-        targets = np.repeat(targets, widths)
-    else:
-        cut_targets = cut
-    vocabulary = _make_vocabulary(config, text[:cut])
-    training = (vocabulary.encode(text[:cut]), targets[:cut_targets])
-    held_out = (vocabulary.encode(text[cut:]), targets[cut_targets:])
-    return TextTask(config, vocabulary, names, training, held_out, "character")
-
-
-Pair = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-class TextTask(Task):
-    """One long text with a target at every step: language modelling (the next token) and tagging (a label).
-
-    Truncated back-propagation through time over contiguous lanes, with teacher forcing: the input is always the
-    true text.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        vocabulary: InputVocabulary,
-        labels: tuple[str, ...] | None,
-        training: Pair,
-        held_out: Pair,
-        unit: str,
-    ) -> None:
+    def __init__(self, config: TrainingConfig, vocabulary: InputVocabulary) -> None:
         self.vocabulary = vocabulary
-        self.labels = labels
-        self.unit = unit if config.vocabulary == "characters" else "byte"
-        if len(held_out[0]) < 1:
-            raise TrainingError(f"{config.corpus}: too short to hold out {config.held_out:.0%} for validation")
+        self.unit = "character" if config.vocabulary == "characters" else "byte"
+        self._config = config
+
+    def _make_lanes(self, inputs: Ids, targets: Ids, **options: Any) -> Lanes:
+        config = self._config
         try:
-            self._lanes = Lanes(*training, lanes=config.lanes, window=config.window, seed=config.seed)
+            return Lanes(inputs, targets, lanes=config.lanes, window=config.window, seed=config.seed, **options)
         except ValueError as error:
             raise TrainingError(f"{config.corpus}: {error}; lower --lanes or --window, or give more text") from error
-        self._held_out = tuple(part[: config.validation_limit] for part in held_out)
+
+    _lanes: Lanes
 
     def loss(self, network: RecurrentNetwork, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         window = self._lanes.window(step)
-        state = network.initial_state(len(window.inputs)) if window.fresh else detached(carried)
+        initial = network.initial_state(len(window.inputs))
+        before = detached(carried) or initial
+        fresh = torch.from_numpy(window.fresh)[:, None]
+        state = {name: torch.where(fresh, value, before[name]) for name, value in initial.items()}
         logits, state = network(torch.from_numpy(window.inputs), state)
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), torch.from_numpy(window.targets).flatten())
         return loss, state, window.inputs.size
 
+
+class LanguageTask(_LanesTask):
+    """What is to be predicted is the next token of the text."""
+
+    labels = None
+
+    def __init__(self, config: TrainingConfig, text: str) -> None:
+        cut = int(len(text) * (1 - config.held_out))
+        super().__init__(config, _make_vocabulary(config, text[:cut]))
+        training = self.vocabulary.encode(text[:cut])
+        self._held_out = self.vocabulary.encode(text[cut:])[: config.validation_limit]
+        if len(self._held_out) < 2:
+            raise TrainingError(f"{config.corpus}: too short to hold out {config.held_out:.0%} for validation")
+        self._lanes = self._make_lanes(training[:-1], training[1:], restart=config.restart)
+
     def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
-        inputs, targets = self._held_out
+        inputs, targets = self._held_out[:-1], self._held_out[1:]
         lanes = max(1, min(lanes, len(inputs) // 64))
         length = len(inputs) // lanes
         rows = torch.from_numpy(inputs[: lanes * length].reshape(lanes, length))
         wanted = torch.from_numpy(targets[: lanes * length].reshape(lanes, length))
         state = network.initial_state(lanes)
-        total = 0.0
-        right = 0
+        tally = _Tally()
         for start in range(0, length, 1024):
             logits, state = network(rows[:, start : start + 1024], state)
-            flat = wanted[:, start : start + 1024].flatten()
-            logits = logits.flatten(0, 1).float()
-            total += float(functional.cross_entropy(logits, flat, reduction="sum"))
-            right += int((logits.argmax(1) == flat).sum())
-        count = lanes * length
-        return Validation(total / count, right / count, float(np.bincount(targets).max() / len(targets)))
+            tally.add(logits.flatten(0, 1), wanted[:, start : start + 1024].flatten())
+        return tally.validation()
+
+
+class TaggingTask(_LanesTask):
+    """What is to be predicted is a label for every token; each document starts from the initial state."""
+
+    labels: tuple[str, ...]
+
+    def __init__(self, config: TrainingConfig, labelled: LabelledText) -> None:
+        starts = labelled.starts
+        place = max(1, int(len(starts) * (1 - config.held_out)))
+        if place == len(starts):
+            raise TrainingError(f"{config.corpus}: has only one document: none can be held out for validation")
+        cut = starts[place]
+        super().__init__(config, _make_vocabulary(config, labelled.text[:cut]))
+        self.labels = tuple(sorted(set(labelled.labels)))
+        inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
+        widths = _token_starts(config, labelled.text[:cut])
+        inputs, targets, aligned = align_documents(
+            inputs, targets, widths[list(starts[:place])].tolist(), config.window
+        )
+        self._lanes = self._make_lanes(inputs, targets, starts=aligned)
+        ends = [*starts[place + 1 :], len(labelled.text)]
+        self._held_out = [
+            self._encode(labelled.text[start:end], labelled.labels[start:end])
+            for start, end in zip(starts[place:], ends, strict=True)
+        ]
+
+    def _encode(self, text: str, labels: Sequence[str]) -> tuple[Ids, Ids]:
+        ids = {name: index for index, name in enumerate(self.labels)}
+        targets = np.array([ids[label] for label in labels], dtype=np.int64)
+        # One label a byte: a character's label counts for each of its bytes.
+        return self.vocabulary.encode(text), np.repeat(targets, np.diff(_token_starts(self._config, text)))
+
+    def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
+        tally = _Tally()
+        read = 0
+        by_length = sorted(self._held_out, key=lambda document: len(document[0]))
+        for start in range(0, len(by_length), 32):
+            if read >= self._config.validation_limit:
+                break
+            batch = by_length[start : start + 32]
+            tokens, _ = pad([inputs for inputs, _ in batch])
+            wanted, _ = pad([targets for _, targets in batch], fill=IGNORED)
+            logits, _ = network(tokens, network.initial_state(len(batch)))
+            kept = wanted.flatten() != IGNORED
+            tally.add(logits.flatten(0, 1)[kept], wanted.flatten()[kept])
+            read += int(kept.sum())
+        return tally.validation()
+
+
+def _token_starts(config: TrainingConfig, text: str) -> Ids:
+    """Where each character starts in tokens, and where the last one ends."""
+    if config.vocabulary == "characters":
+        return np.arange(len(text) + 1)
+    return np.cumsum([0, *(len(character.encode()) for character in text)])
+
+
+class _Tally:
+    """Sums up predictions over batches."""
+
+    def __init__(self) -> None:
+        self._nats = 0.0
+        self._right = 0
+        self._counts: Counter[int] = Counter()
+
+    def add(self, logits: Tensor, wanted: Tensor) -> None:
+        """Count predictions: [N, C] against [N]."""
+        self._nats += float(functional.cross_entropy(logits.float(), wanted, reduction="sum"))
+        self._right += int((logits.argmax(1) == wanted).sum())
+        self._counts.update(dict(enumerate(torch.bincount(wanted).tolist())))
+
+    def validation(self) -> Validation:
+        total = self._counts.total()
+        return Validation(self._nats / total, self._right / total, max(self._counts.values()) / total)
 
 
 class ClassificationTask(Task):
@@ -201,7 +255,7 @@ class ClassificationTask(Task):
         self._held_out = self._encode(held_out)[: config.validation_limit]
         self._config = config
 
-    def _encode(self, examples: Sequence[LabelledExample]) -> list[tuple[NDArray[np.int64], int]]:
+    def _encode(self, examples: Sequence[LabelledExample]) -> list[tuple[Ids, int]]:
         assert self.labels is not None
         ids = {name: index for index, name in enumerate(self.labels)}
         return [(self.vocabulary.encode(example.text), ids[example.label]) for example in examples]
@@ -215,28 +269,23 @@ class ClassificationTask(Task):
         return functional.cross_entropy(logits.float(), labels), {}, sum(len(tokens) for tokens, _ in chosen)
 
     def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
-        total = 0.0
-        right = 0
+        tally = _Tally()
         by_length = sorted(self._held_out, key=lambda example: len(example[0]))
         for start in range(0, len(by_length), 256):
-            logits, labels = self._logits(network, by_length[start : start + 256])
-            total += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
-            right += int((logits.argmax(1) == labels).sum())
-        count = len(by_length)
-        commonest = Counter(label for _, label in by_length).most_common(1)[0][1]
-        return Validation(total / count, right / count, commonest / count)
+            tally.add(*self._logits(network, by_length[start : start + 256]))
+        return tally.validation()
 
     @staticmethod
-    def _logits(network: RecurrentNetwork, examples: Sequence[tuple[NDArray[np.int64], int]]) -> tuple[Tensor, Tensor]:
+    def _logits(network: RecurrentNetwork, examples: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
         tokens, lengths = pad([tokens for tokens, _ in examples])
         features, _ = network.features(tokens, network.initial_state(len(examples)))
         return network.head(at_last_step(features, lengths)), torch.tensor([label for _, label in examples])
 
 
-def pad(sequences: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one [B, T] with zeros behind the shorter ones, and their lengths [B]."""
+def pad(sequences: Sequence[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Sequences of different lengths as one [B, T] with `fill` behind the shorter ones, and their lengths [B]."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    padded = torch.full((len(sequences), int(lengths.max())), fill)
     for row, sequence in enumerate(sequences):
         padded[row, : len(sequence)] = torch.from_numpy(sequence)
     return padded, lengths

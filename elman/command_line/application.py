@@ -23,6 +23,7 @@ app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(calling.generate)
 app.command()(calling.classify)
+app.command()(calling.health)
 
 _EXTRAS = {"torch": "training", "onnx": "training", "onnxruntime": "server", "structlog": "server", "numpy": "server"}
 

@@ -1,4 +1,4 @@
-"""`elman models`, `elman generate` and `elman classify`: what calls a running server."""
+"""`elman models`, `generate`, `classify` and `health`: what calls a running server."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 import codecs
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
 from typing import Annotated
 
+import grpc
 import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -199,3 +202,29 @@ def _runs(text: str, steps: tuple[Label, ...]) -> Iterator[tuple[str, str]]:
         length = len(list(group))
         yield label, text[position : position + length]
         position += length
+
+
+def health(
+    server: _Server = DEFAULT_ADDRESS,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for it; 0: ask once.", min=0)] = 0.0,
+) -> None:
+    """Tell whether a server serves: the exit status is 0 if it does, else 1."""
+    if not asyncio.run(_serves(server, wait)):
+        print(f"{server} does not serve", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+async def _serves(server: str, wait: float) -> bool:
+    end = time.monotonic() + wait
+    async with grpc.aio.insecure_channel(server) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return True
+            except grpc.aio.AioRpcError:
+                pass  # Not there, or not yet.
+            if time.monotonic() >= end:
+                return False
+            await asyncio.sleep(0.1)

@@ -96,7 +96,7 @@ class Models:
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""
-        model = self._chosen(name, [model for model in self._models.values() if model.generates], "generates text")
+        model = self._chosen(name, [model for model in self._models.values() if model.generates], "can generate text")
         if not model.generates:
             raise ModelUnsuitableError("model", f"{model.name!r} does not generate text; it has labels: use Classify")
         return model
@@ -104,7 +104,7 @@ class Models:
     def that_labels(self, name: str, field: str) -> tuple[ServedModel, Labelling]:
         """The model a Classify or StreamClassify request means; without a name the only one with labels."""
         suitable = [model for model in self._models.values() if model.labelling]
-        model = self._chosen(name, suitable, "has labels", field)
+        model = self._chosen(name, suitable, "can label", field)
         if model.labelling is None:
             raise ModelUnsuitableError(field, f"{model.name!r} has no labels; it generates text: use Generate")
         return model, model.labelling

@@ -1,0 +1,49 @@
+# Two images: `train` makes a bundle, `server` serves bundles and holds no torch. Build arguments reach pip, for those
+# who install from elsewhere (torch's CPU builds, for one, are far smaller where they are to be had).
+FROM docker.io/library/python:3.11-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/elman/bin:$PATH
+RUN python3 -m venv /opt/elman \
+    && useradd --uid 10001 --create-home elman \
+    && mkdir /bundles && chown elman /bundles
+WORKDIR /home/elman
+
+FROM base AS wheel
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+COPY pyproject.toml README.md LICENSE /source/
+COPY bundle /source/bundle
+COPY elman /source/elman
+COPY export /source/export
+COPY server /source/server
+COPY training /source/training
+RUN pip wheel --quiet --no-deps --wheel-dir /wheels /source
+
+FROM base AS train
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+COPY constraints.txt /wheels/
+RUN pip install --quiet --constraint /wheels/constraints.txt torch==2.13.0
+COPY --from=wheel /wheels /wheels
+RUN pip install --quiet --constraint /wheels/constraints.txt "$(echo /wheels/elman-*.whl)[training]"
+USER elman
+VOLUME /bundles
+# A model that is there already stays.
+CMD ["sh", "-c", "test -f /bundles/python/manifest.json || { elman train --preset python --output runs/python && elman export runs/python --output /bundles/python; }"]
+
+FROM base AS server
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+# "server,cuda" adds the CUDA libraries for a host with an NVIDIA GPU.
+ARG EXTRAS=server
+COPY constraints.txt /wheels/
+COPY --from=wheel /wheels /wheels
+RUN pip install --quiet --constraint /wheels/constraints.txt "$(echo /wheels/elman-*.whl)[$EXTRAS]"
+USER elman
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["elman", "health"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["elman"]
+CMD ["serve", "/bundles", "--listen", "0.0.0.0:50051", "--log-format", "json"]

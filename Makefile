@@ -1,0 +1,50 @@
+# The daily commands. `make run` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+BUF := npx --yes @bufbuild/buf@1.75.0
+DEMO := python python-tags
+
+.PHONY: run test lint format protos image clean
+.SECONDARY:
+
+run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, go on serving until Ctrl-C
+	@sh deploy/run.sh $(DEMO:%=bundles/%)
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/pytest
+
+lint: $(INSTALLED)  ## style, types, the direction of imports, the proto files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BUF) lint
+
+format: $(INSTALLED)  ## bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(INSTALLED)  ## make the stubs in elman/v1 anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --mypy_out=quiet:. protos/elman/v1/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. protos/elman/v1/*_service.proto
+
+image:  ## the server's container image
+	docker build --target server --tag elman .
+
+clean:  ## forget what was installed, trained and exported here
+	rm -rf .venv runs bundles
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "elman needs Python 3.11 or later; for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into .venv; the first time this takes some minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,development]'
+	@touch $@
+
+# A model is made once; one whose training was interrupted goes on where it stopped.
+bundles/%/manifest.json: | $(INSTALLED)
+	@if [ -f runs/$*/config.json ]; then $(BIN)/elman train --resume runs/$*; \
+	  else $(BIN)/elman train --preset $* --output runs/$*; fi
+	@$(BIN)/elman export runs/$* --output bundles/$*
