@@ -230,25 +230,27 @@ class Client:
     ) -> AsyncIterator[Prediction]:
         """Label an input that arrives in pieces; one prediction for every piece, in order.
 
+        A piece is sent as soon as it is there and the one before it has been answered: grpc.aio forgets why a server
+        ended a stream if it is writing at that moment.
+
         Args:
-            pieces: text or token ids, each sent as soon as it comes.
+            pieces: text or token ids.
             model: its name; may be empty where the server holds one with labels.
             timeout: seconds the whole stream may take.
         """
-
-        async def requests() -> AsyncIterator[v1.StreamClassifyRequest]:
-            yield v1.StreamClassifyRequest(config=v1.StreamConfig(model=model))
-            async for piece in _asynchronous(pieces):
-                request = v1.StreamClassifyRequest(piece=v1.Piece())
-                _set_input(request.piece, piece)
-                yield request
-
-        call = self._stub.StreamClassify(requests(), timeout=timeout or self._timeout)
+        call = self._stub.StreamClassify(timeout=timeout or self._timeout)
         try:
             with _errors(self.address):
-                async for response in call:
-                    if response.HasField("result"):
-                        yield _prediction(response.result.prediction)
+                await call.write(v1.StreamClassifyRequest(config=v1.StreamConfig(model=model)))
+                await call.read()  # StreamStarted, or the error is raised here.
+                async for piece in _asynchronous(pieces):
+                    request = v1.StreamClassifyRequest(piece=v1.Piece())
+                    _set_input(request.piece, piece)
+                    await call.write(request)
+                    response = await call.read()
+                    assert isinstance(response, v1.StreamClassifyResponse)  # Else read() has raised the status.
+                    yield _prediction(response.result.prediction)
+                await call.done_writing()
         finally:
             call.cancel()
 

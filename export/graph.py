@@ -245,7 +245,14 @@ def _check_independence(
 def _run(session: onnxruntime.InferenceSession, feeds: Arrays) -> Arrays:
     known = {argument.name for argument in session.get_inputs()}
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in known}), strict=True))
+    rows = len(next(iter(feeds.values())))
+    try:
+        found = session.run(names, {name: value for name, value in feeds.items() if name in known})
+    except Exception as error:
+        raise ExportError(
+            f"the exported graph fails with {rows} rows: is the number of rows fixed somewhere in step()? ({error})"
+        ) from error
+    return dict(zip(names, found, strict=True))
 
 
 def _numpy(tensors: Tensors) -> Arrays:

@@ -1,0 +1,253 @@
+"""The commands, as a person types them: from text to a stream, and every mistake told in one line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundle import Bundle
+
+ELMAN = [sys.executable, "-m", "elman.command_line"]
+SMALL = [
+    "--cell", "gru", "--layers", "1", "--hidden", "16", "--embedding", "8", "--lanes", "8", "--window", "10",
+    "--steps", "60", "--validate-every", "30", "--learning-rate", "0.02", "--minimum-count", "1",
+]  # fmt: skip
+
+
+def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ELMAN, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def check_complaint(found: subprocess.CompletedProcess[str], complaint: str) -> None:
+    assert found.returncode != 0
+    assert complaint in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+
+
+class Served:
+    """`elman serve` as a process of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [*ELMAN, "serve", *map(str, arguments), "--listen", "127.0.0.1:0", "--log-format", "json"],
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        self.log: list[str] = []
+        self.address = ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if '"listening"' in line:
+                self.address = line.split('"address": "')[1].split('"')[0]
+                return
+        raise AssertionError("".join(self.log))
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+        self.process.stderr.close()
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
+    server = Served(bundles["gru"].path, bundles["tags"].path, bundles["classes"].path, "--provider", "cpu")
+    yield server
+    assert server.end() == 0
+    assert '"ended"' in server.log[-1]
+
+
+def test_the_whole_road(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    run, bundle = tmp_path / "run", tmp_path / "fox"
+    trained = elman("train", "--task", "lm", "--corpus", text, "--output", run, *SMALL, "--stop-after", 30)
+    assert trained.returncode == 0, trained.stderr
+    assert "go on with: elman train --resume" in trained.stderr
+    resumed = elman("train", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step 60: held out" in resumed.stderr
+    exported = elman("export", run, "--output", bundle, "--name", "fox")
+    assert exported.returncode == 0, exported.stderr
+    server = Served(bundle)
+    try:
+        # The continuation and nothing else goes to standard output.
+        once = elman("generate", "the quick ", "--max-tokens", 30, "--temperature", 0, "--server", server.address)
+        assert (once.returncode, once.stderr) == (0, "")
+        assert len(once.stdout) == 30
+        options = ["--max-tokens", 30, "--seed", 5, "--model", "fox", "--server", server.address]
+        assert elman("generate", "the ", *options).stdout == elman("generate", "the ", *options).stdout
+    finally:
+        assert server.end(signal.SIGINT) == 0
+
+
+def test_listing_and_health(served: Served) -> None:
+    listed = elman("models", "--server", served.address)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "classes", "gru", "tags"]
+    assert elman("models", ELMAN_SERVER=served.address).stdout == listed.stdout
+    assert elman("health", "--server", served.address).returncode == 0
+    check_complaint(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 does not serve")
+
+
+def test_classifying_lines(served: Served) -> None:
+    lines = ["abc", "the 語", "z"]
+    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\n".join(lines))
+    rows = [line.split("\t") for line in found.stdout.splitlines()]
+    assert [row[2] for row in rows] == lines
+    assert all(row[0] in ("red", "green", "blue") and 0 <= float(row[1]) <= 1 for row in rows)
+
+
+def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
+    from training.corpus import read_labelled_text
+
+    found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\n")
+    path = tmp_path / "tags.tsv"
+    path.write_text(found.stdout + "\nx\tanother label\n", encoding="utf-8")
+    assert read_labelled_text(str(path)).text == "a\tb\\c 語 dex"
+
+
+def test_following_a_growing_stream(served: Served) -> None:
+    arguments = [*ELMAN, "classify", "--follow", "--model", "classes", "--server", served.address]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    answers = []
+    for piece in ("ab", "cd"):
+        process.stdin.write(piece)
+        process.stdin.flush()
+        answers.append(process.stdout.readline().split("\t"))  # Comes before the stream has ended.
+    process.stdin.close()
+    assert process.stdout.read() == ""
+    process.stdout.close()
+    assert process.wait(timeout=10) == 0
+    whole = elman("classify", "--model", "classes", "--server", served.address, stdin="abcd")
+    assert answers[1] == [*whole.stdout.split("\t")[:1], whole.stdout.split("\t")[1] + "\n"]
+
+
+def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served: Served) -> None:
+    def on_terminal(*arguments: str, stdin: bytes = b"") -> str:
+        terminal, end = pty.openpty()
+        process = subprocess.Popen([*ELMAN, *arguments], stdin=subprocess.PIPE, stdout=end)
+        os.close(end)
+        process.communicate(stdin, timeout=30)
+        shown = b""
+        while True:
+            try:
+                part = os.read(terminal, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+        os.close(terminal)
+        return shown.decode()
+
+    generated = on_terminal("generate", "abc", "--max-tokens", "5", "--server", served.address)
+    assert generated.endswith("\r\n")
+    tagged = on_terminal("classify", "--model", "tags", "--server", served.address, stdin=b"abc\n")
+    assert "\x1b[" in tagged
+
+
+def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
+    found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
+    assert len(found.stdout) == 3
+    assert "2 characters of the prompt are not in the model's vocabulary" in found.stderr
+
+
+def test_mistakes_with_a_server(served: Served) -> None:
+    server = ["--server", served.address]
+    check_complaint(elman("generate", "", *server), "error: text: is empty")
+    check_complaint(elman("generate", "a", "--model", "nope", *server), "there is no model 'nope'; this server holds")
+    check_complaint(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: is 0, but must be 1 to")
+    check_complaint(elman("generate", "a", "--temperature", "nan", *server), "sampling.temperature: is nan")
+    check_complaint(elman("generate", "a", "--model", "tags", *server), "'tags' does not generate text")
+    check_complaint(
+        elman("classify", *server, stdin="a"), "model: is needed, because 2 models of this server can label"
+    )
+    check_complaint(elman("classify", "--model", "gru", *server, stdin="a"), "'gru' has no labels")
+    check_complaint(
+        elman("classify", "--follow", "--model", "gru", *server, stdin="a"), "config.model: 'gru' has no labels"
+    )
+    check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
+
+
+def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    good = bundles["gru"].path
+    check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
+    check_complaint(elman("serve", good, "--listen", "nonsense"), "expected HOST:PORT")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = elman("serve", good, "--listen", address, "--provider", "cpu")
+    assert found.returncode == 1
+    assert f"cannot listen on {address}" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_mistakes_of_training(tmp_path: Path) -> None:
+    run = ["--output", tmp_path / "run"]
+    check_complaint(elman("train", "--corpus", tmp_path / "nope", *run), "there is no such file or folder")
+    check_complaint(elman("train", "--hidden", 0, *run), "--hidden 0: Input should be greater than or equal to 1")
+    check_complaint(elman("train", "--task", "tag", "--preset", "shakespeare", *run), "is for the task lm, not tag")
+    check_complaint(elman("train", "--resume", tmp_path), "holds no run")
+    check_complaint(elman("export", tmp_path), "holds no run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_is_explained_with_its_default() -> None:
+    for command in ("train", "export", "serve", "models", "generate", "classify", "health"):
+        shown = elman(command, "--help").stdout
+        assert f"elman {command}" in shown.replace("elman.command_line", "elman") or command in shown
+        assert "--help" in shown
+    assert "default: 127.0.0.1:50051" in elman("serve", "--help").stdout
+
+
+def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None:
+    server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1")
+    generating = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "6000", "--seed", "1", "--server", server.address],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert generating.stdout is not None
+    begun = generating.stdout.read(1)
+    assert server.end() == 0
+    rest, _ = generating.communicate(timeout=60)
+    assert len(begun + rest) == 6000
+    assert generating.returncode == 0
+
+
+def test_control_c_while_generating_is_quiet(served: Served) -> None:
+    process = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--server", served.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert complaint == ""

@@ -1,0 +1,185 @@
+"""Training: it learns, it resumes to the bit, and a stop keeps what was learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from training import TrainingConfig, TrainingError, resume, train
+from training.checkpoint import BEST, CURVE, LAST, METRICS, RESULT, load_best, load_tensors
+
+QUIET = Console(quiet=True)
+SENTENCE = "the quick brown fox jumps over the lazy dog. "
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(SENTENCE * 200)
+    return str(path)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> str:
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    # The class stands in the last letter, and lengths differ.
+    for label in "xyz":
+        (folder / f"{label}.txt").write_text("".join(f"{'ab' * (1 + index % 9)}{label}\n" for index in range(60)))
+    return str(folder)
+
+
+@pytest.fixture
+def tags(tmp_path: Path) -> str:
+    path = tmp_path / "tags.tsv"
+    path.write_text("aab\tword\n \tspace\nba\tword\n \tspace\n\n" * 100)
+    return str(path)
+
+
+def config(task: str, corpus: str, **changes: object) -> TrainingConfig:
+    values = {
+        "cell": "gru", "layers": 1, "embedding": 8, "hidden": 16, "dropout": 0.1, "lanes": 8, "window": 10,
+        "steps": 60, "learning_rate": 2e-2, "warmup_steps": 5, "validate_every": 20, "average_decay": 0.9,
+    }  # fmt: skip
+    return TrainingConfig(task=task, corpus=corpus, **{**values, **changes})
+
+
+def bytes_of(run: Path, name: str) -> bytes:
+    return (run / name).read_bytes()
+
+
+def untimed(run: Path) -> list[dict[str, object]]:
+    """The log without what depends on the clock."""
+    records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "steps_per_second"} for record in records]
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+def test_a_language_model_learns(text: str, tmp_path: Path, cell: str) -> None:
+    result = train(config("lm", text, cell=cell), tmp_path / "run", console=QUIET)
+    assert result.finished
+    assert result.validation.nats < 2.0  # Uniform would be 3.3.
+    assert result.validation.bits == pytest.approx(result.validation.nats / 0.693147, rel=1e-5)
+
+
+def test_a_classifier_learns(names: str, tmp_path: Path) -> None:
+    result = train(config("classify", names), tmp_path / "run", console=QUIET)
+    assert result.validation.accuracy == 1.0
+    assert result.validation.majority == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
+def test_a_tagger_learns(tags: str, tmp_path: Path, vocabulary: str) -> None:
+    result = train(config("tag", tags, vocabulary=vocabulary), tmp_path / "run", console=QUIET)
+    assert result.validation.accuracy > 0.99
+    assert result.validation.majority == pytest.approx(5 / 7)
+
+
+@pytest.mark.parametrize("task", ["lm", "classify", "tag"])
+def test_a_resumed_run_is_the_unbroken_run_to_the_bit(
+    task: str, text: str, names: str, tags: str, tmp_path: Path
+) -> None:
+    corpus = {"lm": text, "classify": names, "tag": tags}[task]
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    train(config(task, corpus, layers=2), unbroken, console=QUIET)
+    train(config(task, corpus, layers=2), broken, console=QUIET, stop_after=40)
+    assert not json.loads((broken / RESULT).read_text())["finished"]
+    assert bytes_of(broken, LAST) != bytes_of(unbroken, LAST)
+    resume(broken, console=QUIET)
+    for name in (LAST, BEST, RESULT):
+        assert bytes_of(broken, name) == bytes_of(unbroken, name)
+    assert untimed(broken) == untimed(unbroken)
+
+
+def test_a_stop_between_validations_changes_no_number_that_follows(text: str, tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    train(config("lm", text), unbroken, console=QUIET)
+    train(config("lm", text), broken, console=QUIET, stop_after=33)
+    resume(broken, console=QUIET, stop_after=51)
+    resume(broken, console=QUIET)
+    ours, theirs = load_tensors(broken / LAST)[0], load_tensors(unbroken / LAST)[0]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_killed_after_its_checkpoint_forgets_the_log_beyond_it(text: str, tmp_path: Path) -> None:
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    train(config("lm", text), unbroken, console=QUIET)
+    train(config("lm", text), killed, console=QUIET, stop_after=40)
+    with (killed / METRICS).open("a") as log:
+        log.write(json.dumps({"step": 41, "nats": 0.0}) + "\n")
+    resume(killed, console=QUIET)
+    assert untimed(killed) == untimed(unbroken)
+
+
+def test_control_c_keeps_what_was_learned(text: str, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while not (tmp_path / "run" / LAST).exists():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = train(config("lm", text, steps=100_000), tmp_path / "run", console=QUIET)
+    thread.join()
+    assert not result.finished
+    assert result.step >= 20
+    assert load_tensors(tmp_path / "run" / LAST)[1]["step"] == result.step
+    assert (tmp_path / "run" / CURVE).read_bytes().startswith(b"\x89PNG")
+    load_best(tmp_path / "run")
+
+
+def test_the_best_is_kept_even_if_it_was_not_the_last(tmp_path: Path) -> None:
+    # The surer the model grows of what it trains on, the worse it does on what is held out.
+    path = tmp_path / "text.txt"
+    path.write_text("ab" * 2000 + "aabb" * 110)
+    result = train(config("lm", str(path)), tmp_path / "run", console=QUIET)
+    held_out = [
+        float(str(record["validation_nats"])) for record in untimed(tmp_path / "run") if "validation_nats" in record
+    ]
+    assert min(held_out) < held_out[-1]
+    assert result.validation.nats < held_out[-1]
+    assert json.loads((tmp_path / "run" / RESULT).read_text())["kept_step"] < 60
+
+
+def test_a_model_that_is_done_resumes_to_nothing(text: str, tmp_path: Path) -> None:
+    train(config("lm", text), tmp_path / "run", console=QUIET)
+    before = bytes_of(tmp_path / "run", LAST)
+    assert resume(tmp_path / "run", console=QUIET).finished
+    assert bytes_of(tmp_path / "run", LAST) == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(text: str, tmp_path: Path) -> None:
+    train(config("lm", text, steps=1), tmp_path / "run", console=QUIET)
+    with pytest.raises(TrainingError, match="holds a run already; resume it with --resume"):
+        train(config("lm", text), tmp_path / "run", console=QUIET)
+
+
+def test_what_cannot_be_resumed_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no run"):
+        resume(tmp_path, console=QUIET)
+    train(config("lm", text, steps=1), tmp_path / "run", console=QUIET)
+    (tmp_path / "run" / LAST).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=r"last\.safetensors: cannot be read as a checkpoint"):
+        resume(tmp_path / "run", console=QUIET)
+
+
+@pytest.mark.parametrize("task", ["lm", "tag"])
+def test_a_corpus_that_is_too_short_is_named(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "short.tsv"
+    path.write_text("ab\tx\ncd\ty\n\nab\tx\n")
+    with pytest.raises(TrainingError, match=r"short\.tsv: .* too few for 8 lanes"):
+        train(config(task, str(path)), tmp_path / "run", console=QUIET)
+
+
+def test_unknown_characters_in_the_held_out_part_are_counted_not_fatal(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(SENTENCE * 100 + "語🌲" * 100)
+    result = train(config("lm", str(path), steps=5), tmp_path / "run", console=QUIET)
+    assert result.validation.nats > 0
