@@ -12,6 +12,7 @@ WORKDIR /home/elman
 
 FROM base AS wheel
 ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml README.md LICENSE /source/
 COPY bundle /source/bundle
@@ -23,6 +24,7 @@ RUN pip wheel --quiet --no-deps --wheel-dir /wheels /source
 
 FROM base AS train
 ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt /wheels/
 RUN pip install --quiet --constraint /wheels/constraints.txt torch==2.13.0
@@ -30,11 +32,12 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --quiet --constraint /wheels/constraints.txt "$(echo /wheels/elman-*.whl)[training]"
 USER elman
 VOLUME /bundles
-# A model that is there already stays.
-CMD ["sh", "-c", "test -f /bundles/python/manifest.json || { elman train --preset python --output runs/python && elman export runs/python --output /bundles/python; }"]
+COPY --chmod=755 deploy/train.sh /usr/local/bin/
+CMD ["train.sh"]
 
 FROM base AS server
 ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 # "server,cuda" adds the CUDA libraries for a host with an NVIDIA GPU.
 ARG EXTRAS=server

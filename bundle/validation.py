@@ -49,7 +49,7 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
     _check_unique([vocabulary.name for vocabulary in spec.vocabularies], "vocabularies", check)
     for vocabulary in spec.vocabularies:
         field = f"vocabularies[{vocabulary.name}]"
-        check.that(vocabulary.kind != v1.VOCABULARY_KIND_UNSPECIFIED, f"{field}.kind", "is missing")
+        check.that(vocabulary.kind in v1.VocabularyKind.values()[1:], f"{field}.kind", "is missing or not known")
         check.that(vocabulary.size > 0, f"{field}.size", "must be at least 1")
         needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
         check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
@@ -92,7 +92,7 @@ def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
 def _check_tensor(
     field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Check
 ) -> None:
-    check.that(tensor.data_type != v1.DATA_TYPE_UNSPECIFIED, f"{field}.data_type", "is missing")
+    check.that(tensor.data_type in v1.DataType.values()[1:], f"{field}.data_type", "is missing or not known")
     check.that(all(size > 0 for size in tensor.shape), f"{field}.shape", f"{list(tensor.shape)} must be positive")
     check.that(
         0 <= tensor.row_axis <= len(tensor.shape),
@@ -129,8 +129,8 @@ def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
         elif output.HasField("label_logits"):
             field = f"step.outputs[{output.name}].label_logits"
             vocabulary = vocabulary_of(field, output.label_logits.vocabulary, of_labels=True)
-            scoped = output.label_logits.scope != v1.LABEL_SCOPE_UNSPECIFIED
-            check.that(scoped, f"{field}.scope", "is missing")
+            scoped = output.label_logits.scope in v1.LabelScope.values()[1:]
+            check.that(scoped, f"{field}.scope", "is missing or not known")
         else:
             continue
         check.that(

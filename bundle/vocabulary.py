@@ -123,6 +123,7 @@ class ByteVocabulary:
 
     size = 256
     unknown_id = None
+    tokens = None  # There is nothing to list.
 
     def encode(self, text: str) -> TokenIds:
         return np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8).astype(np.int64)

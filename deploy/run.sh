@@ -3,11 +3,14 @@
 set -eu
 PATH="$PWD/.venv/bin:$PATH"
 
+unset ELMAN_SERVER  # This one is meant, and none elsewhere.
 elman serve "$@" &
 server=$!
+trap 'kill $server 2>/dev/null || true' EXIT
 # Ctrl-C reaches the server as well, which then drains: wait for it, and end as it ends.
 trap 'trap "" INT TERM; kill -TERM $server 2>/dev/null || true; wait $server; exit $?' INT TERM
-elman health --wait 60 || { wait $server; exit 1; }
+elman health --wait 60
+kill -0 $server 2>/dev/null || exit 1  # Another one has the address, and has answered.
 
 echo
 echo '$ elman generate "def read(self, " --max-tokens 400 --temperature 0.75 --seed 1'

@@ -7,6 +7,7 @@ async with Client() as client:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Self
 import grpc
 
 from elman import v1
-from elman.errors import from_rpc_error
+from elman.errors import InvalidRequestError, from_rpc_error
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -108,6 +109,7 @@ class GenerationStream:
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse], address: str) -> None:
         self._call = call
         self._address = address
+        self._cancelled = False
         self.model = ""
         self.digest = ""
         self.seed = 0
@@ -130,6 +132,11 @@ class GenerationStream:
                     elif response.HasField("finished"):
                         self.finish_reason = FinishReason(response.finished.finish_reason)
                         self.generated_token_count = response.finished.generated_token_count
+        except asyncio.CancelledError:
+            # grpc.aio raises this where the call was cancelled, too; it is an end then, and no cancelled task.
+            task = asyncio.current_task()
+            if not self._cancelled or (task is not None and task.cancelling()):
+                raise
         finally:
             self.cancel()
 
@@ -138,7 +145,9 @@ class GenerationStream:
         return "".join([chunk.text async for chunk in self])
 
     def cancel(self) -> None:
-        """End the generation now; harmless after its end. Leaving the loop over it does the same."""
+        """End the generation now: the loop over it ends, without an error and without a finish_reason. Harmless after
+        its end. Leaving the loop does the same."""
+        self._cancelled = True
         self._call.cancel()
 
 
@@ -169,10 +178,13 @@ class Client:
         """End the connection; calls under way are cancelled."""
         await self._channel.close()
 
+    def _seconds(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """All models of the server, by name."""
         with _errors(self.address):
-            response = await self._stub.ListModels(v1.ListModelsRequest(), timeout=timeout or self._timeout)
+            response = await self._stub.ListModels(v1.ListModelsRequest(), timeout=self._seconds(timeout))
         return [_model(model) for model in response.models]
 
     async def get_model(self, name: str, *, timeout: float | None = None) -> Model:
@@ -182,7 +194,7 @@ class Client:
             ModelNotFoundError: there is none of that name.
         """
         with _errors(self.address):
-            response = await self._stub.GetModel(v1.GetModelRequest(name=name), timeout=timeout or self._timeout)
+            response = await self._stub.GetModel(v1.GetModelRequest(name=name), timeout=self._seconds(timeout))
         return _model(response.model)
 
     def generate(
@@ -195,7 +207,7 @@ class Client:
         seed: int | None = None,
         timeout: float | None = None,
     ) -> GenerationStream:
-        """Continue a prompt. The call starts now; errors are raised by iterating.
+        """Continue a prompt. The call starts now; errors of the server are raised by iterating.
 
         Args:
             prompt: text, or token ids.
@@ -205,11 +217,12 @@ class Client:
             seed: of the random numbers; default a random one.
             timeout: seconds the whole generation may take.
         """
-        request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed)
-        _set_input(request, prompt)
-        if temperature is not None:
-            request.sampling.temperature = temperature
-        return GenerationStream(self._stub.Generate(request, timeout=timeout or self._timeout), self.address)
+        with _expressible():
+            request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed)
+            _set_input(request, prompt)
+            if temperature is not None:
+                request.sampling.temperature = temperature
+        return GenerationStream(self._stub.Generate(request, timeout=self._seconds(timeout)), self.address)
 
     async def classify(self, input: Input, *, model: str = "", timeout: float | None = None) -> Prediction:
         """Label a whole input.
@@ -219,10 +232,11 @@ class Client:
             model: its name; may be empty where the server holds one with labels.
             timeout: seconds the call may take.
         """
-        request = v1.ClassifyRequest(model=model)
-        _set_input(request, input)
+        with _expressible():
+            request = v1.ClassifyRequest(model=model)
+            _set_input(request, input)
         with _errors(self.address):
-            response = await self._stub.Classify(request, timeout=timeout or self._timeout)
+            response = await self._stub.Classify(request, timeout=self._seconds(timeout))
         return _prediction(response.prediction)
 
     async def stream_classify(
@@ -238,18 +252,24 @@ class Client:
             model: its name; may be empty where the server holds one with labels.
             timeout: seconds the whole stream may take.
         """
-        call = self._stub.StreamClassify(timeout=timeout or self._timeout)
+        call = self._stub.StreamClassify(timeout=self._seconds(timeout))
+
+        async def exchange(request: v1.StreamClassifyRequest) -> v1.StreamClassifyResponse:
+            # grpc.aio will not write to a call that has ended meanwhile; reading then tells why it has.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(request)
+            response = await call.read()
+            assert isinstance(response, v1.StreamClassifyResponse)  # Else read() has raised the status.
+            return response
+
         try:
             with _errors(self.address):
-                await call.write(v1.StreamClassifyRequest(config=v1.StreamConfig(model=model)))
-                await call.read()  # StreamStarted, or the error is raised here.
+                await exchange(v1.StreamClassifyRequest(config=v1.StreamConfig(model=model)))
                 async for piece in _asynchronous(pieces):
                     request = v1.StreamClassifyRequest(piece=v1.Piece())
-                    _set_input(request.piece, piece)
-                    await call.write(request)
-                    response = await call.read()
-                    assert isinstance(response, v1.StreamClassifyResponse)  # Else read() has raised the status.
-                    yield _prediction(response.result.prediction)
+                    with _expressible():
+                        _set_input(request.piece, piece)
+                    yield _prediction((await exchange(request)).result.prediction)
                 await call.done_writing()
         finally:
             call.cancel()
@@ -277,6 +297,16 @@ def _errors(address: str) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error, address) from error
+
+
+@contextlib.contextmanager
+def _expressible() -> Iterator[None]:
+    """What the protocol cannot even express is refused like what the server refuses."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        message = f"the request cannot be expressed: {error}"
+        raise InvalidRequestError(message, code=grpc.StatusCode.INVALID_ARGUMENT) from error
 
 
 def _model(model: v1.Model) -> Model:

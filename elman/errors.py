@@ -70,6 +70,8 @@ class ServerError(ElmanError):
     """The model or the server failed."""
 
 
+# The status code alone does not tell whether trying again can help.
+_CLASSES_BY_REASON: dict[str, type[ElmanError]] = {"MESSAGE_TOO_LARGE": InvalidRequestError}
 _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: ModelNotFoundError,
@@ -89,7 +91,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
         detail.Unpack(info) or detail.Unpack(request)
     if error.code() is grpc.StatusCode.UNAVAILABLE and not info.reason:
         message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
-    return _CLASSES.get(error.code(), ServerError)(
+    return _CLASSES_BY_REASON.get(info.reason, _CLASSES.get(error.code(), ServerError))(
         message,
         code=error.code(),
         reason=info.reason,

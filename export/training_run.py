@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from export.contract import Labels, NextToken, Output, Tensors, Token
 from export.writer import export_bundle
-from training.checkpoint import RESULT, load_best, load_config, load_labels, load_vocabulary
+from training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabulary
 from training.config import TrainingConfig
 from training.network import RecurrentNetwork
 
@@ -57,7 +57,6 @@ def export_run(run: Path, folder: Path, *, name: str, overwrite: bool = False) -
         ExportError: the graph does not compute what torch does.
     """
     config = load_config(run)
-    result = json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else {}
     return export_bundle(
         NetworkStep(load_best(run)),
         folder,
@@ -65,7 +64,7 @@ def export_run(run: Path, folder: Path, *, name: str, overwrite: bool = False) -
         inputs={"token": Token(load_vocabulary(run, config))},
         outputs={"logits": _meaning(run, config)},
         description=_DESCRIPTIONS[config.task],
-        metrics={key: float(value) for key, value in result.items() if not isinstance(value, bool)},
+        metrics=_metrics(run),
         provenance={
             "producer": f"elman {version('elman')}",
             "corpus": Path(config.corpus).name,
@@ -73,6 +72,16 @@ def export_run(run: Path, folder: Path, *, name: str, overwrite: bool = False) -
         },
         overwrite=overwrite,
     )
+
+
+def _metrics(run: Path) -> dict[str, float]:
+    """What the kept weights measured, unless the run was ended before it could say."""
+    if not (run / RESULT).exists():
+        return {}
+    result = json.loads((run / RESULT).read_text())
+    if result["kept_step"] != load_tensors(run / BEST)[1]["step"]:
+        return {}
+    return {key: float(value) for key, value in result.items() if not isinstance(value, bool)}
 
 
 def _meaning(run: Path, config: TrainingConfig) -> Output:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bundle import MANIFEST, ByteVocabulary, CharacterVocabulary, write_bundle, write_tokens
@@ -170,7 +170,8 @@ def _add_states(spec: v1.ModelSpec, module: StepModule, folder: Path) -> None:
             state.file = _INITIAL_STATE
             files[state_input_name(name)] = value.contiguous()
     if files:
-        save_file(files, folder / _INITIAL_STATE)
+        # Not save_file, which lets nobody but the owner read the file.
+        (folder / _INITIAL_STATE).write_bytes(save(files))
 
 
 def _add_output(spec: v1.ModelSpec, name: str, meaning: Output, value: Tensor, folder: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
-from server.engine import ModelLoadError, OnnxEngine, ProviderChoice
+from server.engine import EngineError, ModelLoadError, OnnxEngine, ProviderChoice
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
@@ -70,7 +70,11 @@ class ServerOptions:
 
     @property
     def thread_count(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """How many threads one step uses."""
+        if self.threads:
+            return self.threads
+        # Not every system can tell which cores the process may use.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
@@ -93,7 +97,7 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
 
 
 class Server:
-    """A server on one event loop. `start`, then `wait` or `drain`.
+    """A server on one event loop: `start`, and in the end `drain`.
 
     Args:
         options: how to serve.
@@ -122,7 +126,7 @@ class Server:
         Raises:
             StartError: the address cannot be had.
         """
-        servicer = InferenceServicer(self.models, self.options.limits, self.options.write_timeout)
+        servicer = InferenceServicer(self.models, self.options.limits, self.options.write_timeout, self._calls.draining)
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -154,22 +158,26 @@ class Server:
             await asyncio.wait_for(self._calls.wait_until_idle(), 1.0)
         await self._server.stop(0.5)
 
-    async def wait_until_idle(self) -> None:
-        """Wait until no call is under way."""
-        await self._calls.wait_until_idle()
 
-    async def wait_for_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT."""
-        told = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
-        try:
-            await told.wait()
-        finally:
-            # A second one ends the process at once.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+@contextlib.contextmanager
+def told_to_end() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or SIGINT sets; a second one ends the process at once."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def tell() -> None:
+        told.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, tell)
+    try:
+        yield told
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractEventLoop) -> ServedModel:
@@ -184,7 +192,10 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
             f"{bundle.path / MANIFEST}: this server serves steps with one input, a token, and no constants"
         )
     engine = OnnxEngine(bundle, capacity=options.slots, choice=options.provider, threads=options.thread_count)
-    engine.warm_up()
+    try:
+        engine.warm_up()
+    except EngineError as error:
+        raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
     text = next(spec for spec in bundle.spec.vocabularies if spec.name == step.inputs[0].token.vocabulary)
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(

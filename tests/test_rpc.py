@@ -75,7 +75,7 @@ _BAD_GENERATE = {
     "unknown model": (v1.GenerateRequest(model="nope", text="a"), "NOT_FOUND", "MODEL_NOT_FOUND", "model"),
     "no prompt": (v1.GenerateRequest(), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
     "empty prompt": (v1.GenerateRequest(text=""), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
-    "empty tokens": (v1.GenerateRequest(tokens=v1.TokenSequence()), "INVALID_ARGUMENT", "INVALID_FIELD", "text"),
+    "empty tokens": (v1.GenerateRequest(tokens=v1.TokenSequence()), "INVALID_ARGUMENT", "INVALID_FIELD", "tokens"),
     "token outside": (
         v1.GenerateRequest(tokens=v1.TokenSequence(ids=[1, 11])), "INVALID_ARGUMENT", "INVALID_FIELD", "tokens.ids[1]",
     ),

@@ -26,17 +26,15 @@ class Cell(nn.Module, ABC):
     `project` turns the input into its share of the gates, `advance` does the rest.
 
     Args:
-        inputs: X, the number of input features.
         hidden: H, the number of hidden units.
+        fused: torch's own layer, which holds the weights and runs whole sequences.
     """
 
-    gates: ClassVar[int]
     state_names: ClassVar[tuple[str, ...]]
     fused: nn.RNNBase
 
-    def __init__(self, inputs: int, hidden: int, fused: nn.RNNBase) -> None:
+    def __init__(self, hidden: int, fused: nn.RNNBase) -> None:
         super().__init__()
-        self.inputs = inputs
         self.hidden = hidden
         self.fused = fused
 
@@ -84,11 +82,10 @@ class Cell(nn.Module, ABC):
 class Elman(Cell):
     """The simple recurrent network of Elman (1990): h' = tanh(W x + U h + b)."""
 
-    gates = 1
     state_names = ("hidden",)
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__(inputs, hidden, nn.RNN(inputs, hidden, batch_first=True))
+        super().__init__(hidden, nn.RNN(inputs, hidden, batch_first=True))
         nn.init.orthogonal_(self.hidden_weight)
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,11 +103,10 @@ class LSTM(Cell):
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
     """
 
-    gates = 4
     state_names = ("hidden", "cell")
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__(inputs, hidden, nn.LSTM(inputs, hidden, batch_first=True))
+        super().__init__(hidden, nn.LSTM(inputs, hidden, batch_first=True))
         with torch.no_grad():
             self.input_bias[hidden : 2 * hidden].fill_(1.0)
             self.hidden_bias.zero_()
@@ -137,11 +133,10 @@ class GRU(Cell):
     and torch do: n = tanh(W x + b + r * (U h + c)).
     """
 
-    gates = 3
     state_names = ("hidden",)
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__(inputs, hidden, nn.GRU(inputs, hidden, batch_first=True))
+        super().__init__(hidden, nn.GRU(inputs, hidden, batch_first=True))
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         recurrent = functional.linear(state["hidden"], self.hidden_weight, self.hidden_bias)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bundle import ByteVocabulary, CharacterVocabulary, read_tokens, write_tokens
@@ -52,7 +52,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors with JSON-able metadata."""
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    replace_file(path, lambda part: save_file(plain, part, {"elman": json.dumps(metadata)}))
+    # Not save_file, which lets nobody but the owner read the file.
+    content = save(plain, {"elman": json.dumps(metadata)})
+    replace_file(path, lambda part: part.write_bytes(content))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

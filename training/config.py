@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(BaseModel):
-    """One training run. `elman train --help` explains each value."""
+    """One training run. `elman train --help` explains the values that people change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class TrainingConfig(BaseModel):
 
     lanes: Positive = 64  # rows of a batch; for lm and tag contiguous stretches of the text
     window: Positive = 128  # steps between detaching the state, for lm and tag
-    restart: Share = 0.05  # how often a lane starts anew at a window, for lm and tag
+    restart: Share = 0.05  # how often a lane starts anew at a window, for lm
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 50

@@ -95,8 +95,8 @@ def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
     """Text for tagging.
 
     "stdlib" or a folder: Python source, every character labelled with the class that `tokenize` gives it, cut into
-    documents at top-level statements. A file: lines of piece TAB label, where a piece may be any text with \\n, \\t and
-    \\\\ escaped; the pieces are joined, and an empty line starts a new document.
+    documents at top-level statements. A file: lines of piece TAB label, where a piece may be any text with \\n, \\r,
+    \\t and \\\\ escaped; the pieces are joined, and an empty line starts a new document.
 
     Args:
         corpus: where to read.
@@ -125,7 +125,7 @@ def _existing(corpus: str) -> Path:
 
 def _read_utf8(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: byte {error.start} is not UTF-8; convert the file or leave it out") from error
 
@@ -187,7 +187,8 @@ def _labelled_text_of_tsv(path: Path) -> LabelledText:
         piece, tab, label = line.rpartition("\t")
         if not (tab and piece and label):
             raise TrainingError(f"{path}:{number}: expected piece TAB label, found {line[:60]!r}")
-        plain = "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in piece.split("\\\\"))
+        parts = piece.split("\\\\")
+        plain = "\\".join(part.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t") for part in parts)
         documents.add(plain, [label] * len(plain))
     labelled = documents.labelled_text()
     if len(set(labelled.labels)) < 2:
@@ -218,10 +219,11 @@ class _Documents:
 
 
 _CLASS_OF_TOKEN = {token.NUMBER: "number", token.STRING: "string", tokenize.COMMENT: "comment", token.OP: "operator"}
-# From Python 3.12 on an f-string is several tokens.
-for _name in ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"):
-    if hasattr(token, _name):
-        _CLASS_OF_TOKEN[getattr(token, _name)] = "string"
+# From Python 3.12 on an f-string is several tokens, and from 3.14 on a t-string.
+_STRING_STARTS, _STRING_ENDS = (
+    {getattr(token, f"{kind}STRING_{part}") for kind in "FT" if hasattr(token, f"{kind}STRING_{part}")}
+    for part in ("START", "END")
+)
 _SPACE = "space"
 
 
@@ -251,7 +253,8 @@ def _statement_starts(source: str, labels: list[str]) -> list[int]:
     last = 0
     position = source.find("\n") + 1
     while 0 < position < len(source):
-        if position - last >= _DOCUMENT_LENGTH and labels[position] in ("keyword", "name", "comment", "operator"):
+        begins = labels[position] in ("keyword", "name", "comment") or source[position] == "@"
+        if position - last >= _DOCUMENT_LENGTH and begins:
             cuts.append(position)
             last = position
         position = source.find("\n", position) + 1
@@ -268,14 +271,21 @@ def token_classes(source: str) -> list[str]:
     for line in io.StringIO(source):  # Cut as readline cuts: str.splitlines knows more line ends than \n.
         starts.append(starts[-1] + len(line))
     classes = [_SPACE] * len(source)
+    string_starts: list[int] = []
     for found in tokenize.generate_tokens(io.StringIO(source).readline):
+        start = starts[found.start[0] - 1] + found.start[1]
+        end = starts[found.end[0] - 1] + found.end[1]
+        if found.type in _STRING_STARTS:
+            string_starts.append(start)
+        elif found.type in _STRING_ENDS:
+            # What lies between and is no token of an expression is string.
+            first = string_starts.pop()
+            classes[first:end] = ["string" if name == _SPACE else name for name in classes[first:end]]
         if found.type == token.NAME:
             name = "keyword" if keyword.iskeyword(found.string) else "name"
         elif found.type in _CLASS_OF_TOKEN:
             name = _CLASS_OF_TOKEN[found.type]
         else:
             continue
-        start = starts[found.start[0] - 1] + found.start[1]
-        end = starts[found.end[0] - 1] + found.end[1]
         classes[start:end] = [name] * (end - start)
     return classes

@@ -21,7 +21,7 @@ def draw_curve(metrics: Path, picture: Path, unit: str) -> None:
         picture: the PNG to write.
         unit: what the loss is counted per.
     """
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = read_metrics(metrics)
     training = [(record["step"], record["nats"]) for record in records if "nats" in record]
     held_out = [(record["step"], record["validation_nats"]) for record in records if "validation_nats" in record]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -45,6 +45,12 @@ def draw_curve(metrics: Path, picture: Path, unit: str) -> None:
     axes.legend(frameon=False)
     figure.savefig(picture)
     pyplot.close(figure)
+
+
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
+    """The records of a metrics log; a last line that was cut off when the run was killed is left out."""
+    lines = metrics.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def _bits_of_nats(nats: Any) -> Any:

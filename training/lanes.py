@@ -40,8 +40,8 @@ class Lanes:
         seed: decides the rotations.
         restart: how often a lane starts anew at a window. A text long enough never ends while training, and a network
             that has met its initial state only once does not know what to do with it.
-        starts: int64, where documents start, each a multiple of `window`, if lanes are to start anew there and only
-            there.
+        starts: int64, where documents start, each a multiple of `window`; a lane then starts anew at each of them
+            instead of now and then. (And, as always, where an epoch puts it down.)
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Lanes:
             raise ValueError(
                 f"{len(inputs)} steps are too few for {lanes} lanes of at least one window of {window} steps"
             )
-        self._inputs = inputs
-        self._targets = targets
+        self.inputs = inputs
+        self.targets = targets
         self._window = window
         self._seed = seed
         self._restart = restart
@@ -73,20 +73,20 @@ class Lanes:
     def window(self, index: int) -> Window:
         """The window number `index` of the endless series: a pure function, so that training can resume anywhere."""
         epoch, within = divmod(index, self.windows_per_epoch)
-        firsts = (self._lane_starts + self._rotation(epoch) + within * self._window) % len(self._inputs)
-        positions = (firsts[:, None] + np.arange(self._window)) % len(self._inputs)
+        firsts = (self._lane_starts + self._rotation(epoch) + within * self._window) % len(self.inputs)
+        positions = (firsts[:, None] + np.arange(self._window)) % len(self.inputs)
         if self._starts is not None:
             fresh = np.isin(firsts, self._starts)
         else:
             fresh = np.random.default_rng([self._seed, 1, index]).random(len(firsts)) < self._restart
-        return Window(self._inputs[positions], self._targets[positions], fresh | (within == 0))
+        return Window(self.inputs[positions], self.targets[positions], fresh | (within == 0))
 
     def _rotation(self, epoch: int) -> int:
         if epoch == 0:
             return 0
         random = np.random.default_rng([self._seed, 0, epoch])
         unit = 1 if self._starts is None else self._window
-        return unit * int(random.integers(len(self._inputs) // unit))
+        return unit * int(random.integers(len(self.inputs) // unit))
 
 
 def align_documents(inputs: Ids, targets: Ids, starts: Sequence[int], window: int) -> tuple[Ids, Ids, Ids]:

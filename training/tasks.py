@@ -5,10 +5,11 @@ A task is a pure function of the step number: it keeps no position of its own, s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,17 @@ class Task(ABC):
         return self.vocabulary.size if self.labels is None else len(self.labels)
 
     @abstractmethod
+    def data(self) -> Iterable[Ids]:
+        """What is trained on, to tell whether a corpus has changed."""
+
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary, the labels and the training data."""
+        digest = hashlib.sha256(repr((self.vocabulary.tokens, self.labels)).encode())
+        for part in self.data():
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    @abstractmethod
     def loss(self, network: RecurrentNetwork, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         """The loss of batch `step` in nats, the state to carry to the next one, and the number of steps it read."""
 
@@ -124,6 +136,9 @@ class _LanesTask(Task):
             raise TrainingError(f"{config.corpus}: {error}; lower --lanes or --window, or give more text") from error
 
     _lanes: Lanes
+
+    def data(self) -> Iterable[Ids]:
+        return self._lanes.inputs, self._lanes.targets
 
     def loss(self, network: RecurrentNetwork, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         window = self._lanes.window(step)
@@ -184,10 +199,13 @@ class TaggingTask(_LanesTask):
         )
         self._lanes = self._make_lanes(inputs, targets, starts=aligned)
         ends = [*starts[place + 1 :], len(labelled.text)]
-        self._held_out = [
+        limit = cut + config.validation_limit
+        held_out = [
             self._encode(labelled.text[start:end], labelled.labels[start:end])
             for start, end in zip(starts[place:], ends, strict=True)
+            if start < limit
         ]
+        self._held_out = sorted(held_out, key=lambda document: len(document[0]))  # So that little is padding.
 
     def _encode(self, text: str, labels: Sequence[str]) -> tuple[Ids, Ids]:
         ids = {name: index for index, name in enumerate(self.labels)}
@@ -197,18 +215,13 @@ class TaggingTask(_LanesTask):
 
     def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
         tally = _Tally()
-        read = 0
-        by_length = sorted(self._held_out, key=lambda document: len(document[0]))
-        for start in range(0, len(by_length), 32):
-            if read >= self._config.validation_limit:
-                break
-            batch = by_length[start : start + 32]
+        for start in range(0, len(self._held_out), 32):
+            batch = self._held_out[start : start + 32]
             tokens, _ = pad([inputs for inputs, _ in batch])
             wanted, _ = pad([targets for _, targets in batch], fill=IGNORED)
             logits, _ = network(tokens, network.initial_state(len(batch)))
             kept = wanted.flatten() != IGNORED
             tally.add(logits.flatten(0, 1)[kept], wanted.flatten()[kept])
-            read += int(kept.sum())
         return tally.validation()
 
 
@@ -252,8 +265,13 @@ class ClassificationTask(Task):
         self.vocabulary = _make_vocabulary(config, "".join(example.text for example in training))
         self.labels = tuple(sorted({example.label for example in examples}))
         self._training = self._encode(training)
-        self._held_out = self._encode(held_out)[: config.validation_limit]
+        held_out = _shuffled(held_out, config.seed, "held out")[: config.validation_limit]
+        self._held_out = sorted(self._encode(held_out), key=lambda example: len(example[0]))
         self._config = config
+
+    def data(self) -> Iterable[Ids]:
+        for tokens, label in self._training:
+            yield from (tokens, np.array([label]))
 
     def _encode(self, examples: Sequence[LabelledExample]) -> list[tuple[Ids, int]]:
         assert self.labels is not None
@@ -270,9 +288,8 @@ class ClassificationTask(Task):
 
     def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
         tally = _Tally()
-        by_length = sorted(self._held_out, key=lambda example: len(example[0]))
-        for start in range(0, len(by_length), 256):
-            tally.add(*self._logits(network, by_length[start : start + 256]))
+        for start in range(0, len(self._held_out), 256):
+            tally.add(*self._logits(network, self._held_out[start : start + 256]))
         return tally.validation()
 
     @staticmethod

@@ -37,7 +37,8 @@ from training.checkpoint import (
     start_folder,
 )
 from training.config import TrainingConfig
-from training.curve import draw_curve
+from training.curve import draw_curve, read_metrics
+from training.errors import TrainingError
 from training.network import detached, parameter_count
 from training.tasks import Task, Validation, make_task
 
@@ -52,11 +53,13 @@ class Result:
     Attributes:
         step: the number of steps done.
         finished: whether these are all; otherwise the run can be resumed.
+        stopped: whether Ctrl-C or SIGTERM has ended it.
         validation: of the kept weights, measured exactly.
     """
 
     step: int
     finished: bool
+    stopped: bool
     validation: Validation
 
 
@@ -90,6 +93,7 @@ def resume(run: Path, *, console: Console, stop_after: int | None = None, minute
     trainer = _Trainer(config, make_task(config), run, console)
     if (run / LAST).exists():
         trainer.load()
+    _forget_after(run / METRICS, trainer.step)
     return trainer.run(stop_after, minutes)
 
 
@@ -107,7 +111,11 @@ class _Trainer:
         self.average = make_network(config, task.vocabulary.size, task.outputs).eval()
         self.carried: dict[str, Tensor] = {}
         self.step = 0
+        # What did best at the validations that an unbroken run has.
+        self.best: dict[str, Tensor] = {}
+        self.best_step = 0
         self.best_nats = math.inf
+        self.validated_step = -1
 
     def run(self, stop_after: int | None, minutes: float | None) -> Result:
         config = self.config
@@ -115,33 +123,37 @@ class _Trainer:
             f"{config.task} on {config.corpus}: {config.layers} x {config.cell} of {config.hidden} units, "
             f"{parameter_count(self.network):,} parameters, {self.task.vocabulary.size} tokens, {config.steps} steps"
         )
-        end = min(config.steps, stop_after or config.steps)
+        end = config.steps if stop_after is None else min(config.steps, stop_after)
         started = time.monotonic()
-        with _interruptions() as interrupted, (self.folder / METRICS).open("a") as log, self._progress() as progress:
-            bar = progress.add_task("training", total=config.steps, completed=self.step, shown="")
-            steps_read, since = 0, time.monotonic()
-            while self.step < end and not interrupted:
-                if minutes is not None and time.monotonic() - started > minutes * 60:
-                    self.console.print(f"stopped after {minutes} minutes, as asked")
-                    break
-                loss, norm, read = self._train_step()
-                steps_read += read
-                if self.step % _LOG_EVERY == 0:
-                    speed = steps_read / (time.monotonic() - since)
-                    steps_read, since = 0, time.monotonic()
-                    _log(log, step=self.step, nats=loss, bits=loss / math.log(2), gradient_norm=norm,
-                         learning_rate=self._learning_rate(self.step - 1), steps_per_second=round(speed))  # fmt: skip
-                    progress.update(bar, shown=f"{loss:.3f} nats  {speed:,.0f} {self.task.unit}s/s"
-                                    if self.task.unit != "example" else f"{loss:.3f} nats")  # fmt: skip
-                progress.update(bar, completed=self.step)
-                if self.step % config.validate_every == 0 and self.step < end:
-                    self._validate(log)
-                    self.save()
+        with _interruptions() as interrupted, (self.folder / METRICS).open("a") as log:
+            with self._progress() as progress:
+                bar = progress.add_task("training", total=config.steps, completed=self.step, shown="")
+                tokens_read, since = 0, time.monotonic()
+                while self.step < end and not interrupted:
+                    if minutes is not None and time.monotonic() - started > minutes * 60:
+                        self.console.print(f"stopped after {minutes} minutes, as asked")
+                        break
+                    loss, norm, read = self._train_step()
+                    tokens_read += read
+                    if self.step % _LOG_EVERY == 0:
+                        speed = tokens_read / (time.monotonic() - since)
+                        tokens_read, since = 0, time.monotonic()
+                        rate = self._learning_rate(self.step - 1)
+                        _log(log, step=self.step, nats=loss, bits=loss / math.log(2), gradient_norm=norm,
+                             learning_rate=rate, tokens_per_second=round(speed))  # fmt: skip
+                        progress.update(bar, shown=f"{loss:.3f} nats  {speed:,.0f} tokens/s")
+                    progress.update(bar, completed=self.step)
+                    if self.step % config.validate_every == 0 or self.step == config.steps:
+                        self._validate(log)
+                        self.save()
             if interrupted:
                 self.console.print("stopping: keeping what was learned")
-            self._validate(log)
-            self.save()
-        return self._finish()
+            if self.validated_step != self.step:
+                # Not a validation of the unbroken run: it may choose the weights that are kept until the run goes on,
+                # and nothing after that.
+                self.save()
+                self._validate(log, scheduled=False)
+            return self._finish(stopped=bool(interrupted))
 
     def _train_step(self) -> tuple[float, float, int]:
         # Seeded by the step, so that dropout needs no state of its own to be resumed.
@@ -152,6 +164,8 @@ class _Trainer:
         half = torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bfloat16" else nullcontext()
         with half:
             loss, state, read = self.task.loss(self.network, self.step, self.carried)
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is not finite at step {self.step}: lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
@@ -178,13 +192,17 @@ class _Trainer:
             mean.lerp_(value, 1 - decay)
 
     @torch.no_grad()
-    def _validate(self, log: Any) -> None:
+    def _validate(self, log: Any, *, scheduled: bool = True) -> None:
         validation = self.task.validate(self.average, lanes=_VALIDATION_LANES)
-        _log(log, step=self.step, **validation.as_metrics())
         better = validation.nats < self.best_nats
         if better:
-            self.best_nats = validation.nats
-            save_tensors(self.folder / BEST, self.average.state_dict(), {"step": self.step})
+            weights = {name: value.clone() for name, value in self.average.state_dict().items()}
+            save_tensors(self.folder / BEST, weights, {"step": self.step})
+        if scheduled:
+            self.validated_step = self.step
+            _log(log, step=self.step, **validation.as_metrics())
+            if better:
+                self.best, self.best_nats, self.best_step = weights, validation.nats, self.step
         accuracy = "" if self.task.labels is None else f", {validation.accuracy:.1%} right"
         self.console.print(
             f"step {self.step}: held out {validation.nats:.4f} nats, {validation.bits:.4f} bits "
@@ -192,11 +210,11 @@ class _Trainer:
         )
 
     @torch.no_grad()
-    def _finish(self) -> Result:
+    def _finish(self, *, stopped: bool) -> Result:
         tensors, metadata = load_tensors(self.folder / BEST)
         self.average.load_state_dict(tensors)
         validation = self.task.validate(self.average, lanes=1)
-        result = Result(self.step, self.step >= self.config.steps, validation)
+        result = Result(self.step, self.step >= self.config.steps, stopped, validation)
         summary = {
             "step": self.step,
             "kept_step": metadata["step"],
@@ -211,23 +229,38 @@ class _Trainer:
     def save(self) -> None:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"carried.{name}": value for name, value in self.carried.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        save_tensors(self.folder / LAST, tensors, {"step": self.step, "best_nats": self.best_nats})
+        metadata = {
+            "step": self.step,
+            "validated_step": self.validated_step,
+            "best_step": self.best_step,
+            "best_nats": self.best_nats,
+            "fingerprint": self.task.fingerprint(),
+        }
+        save_tensors(self.folder / LAST, tensors, metadata)
 
     def load(self) -> None:
         tensors, metadata = load_tensors(self.folder / LAST)
-        self.step, self.best_nats = metadata["step"], metadata["best_nats"]
+        if metadata["fingerprint"] != self.task.fingerprint():
+            raise TrainingError(
+                f"{self.config.corpus}: is not what {self.folder} was trained on; start a new run with another --output"
+            )
+        self.step, self.validated_step = metadata["step"], metadata["validated_step"]
+        self.best_step, self.best_nats = metadata["best_step"], metadata["best_nats"]
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         self.average.load_state_dict(_with_prefix(tensors, "average."))
         self.carried = _with_prefix(tensors, "carried.")
+        self.best = _with_prefix(tensors, "best.")
+        if self.best:
+            save_tensors(self.folder / BEST, self.best, {"step": self.best_step})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _with_prefix(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        _forget_after(self.folder / METRICS, self.step)
 
     def _progress(self) -> Progress:
         return Progress(
@@ -257,10 +290,10 @@ def _log(file: Any, **record: object) -> None:
 
 
 def _forget_after(metrics: Path, step: int) -> None:
-    """Drop what was logged after the last checkpoint: it will be computed, and logged, again."""
+    """Drop what was logged after the last checkpoint, which will be computed, and logged, again."""
     if metrics.exists():
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-        replace_file(metrics, lambda part: part.write_text("".join(line + "\n" for line in kept)))
+        kept = [record for record in read_metrics(metrics) if record["step"] <= step]
+        replace_file(metrics, lambda part: part.write_text("".join(json.dumps(record) + "\n" for record in kept)))
 
 
 class _Interruption:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
@@ -117,28 +119,57 @@ async def _classify(follow: bool, model: str, server: str, timeout: float | None
             async for prediction in client.stream_classify(_recorded(_standard_input(), sent), model=model):
                 printer.show(sent.pop(0), prediction)
             return
-        # Several lines are under way at once, which the server runs as one batch; the answers keep their order.
-        pending: asyncio.Queue[tuple[str, asyncio.Task[Prediction]] | None] = asyncio.Queue(maxsize=64)
+        await _classify_lines(client, model, printer)
 
-        async def send() -> None:
+
+async def _classify_lines(client: Client, model: str, printer: _Printer) -> None:
+    """Several lines are under way at once, which the server runs as one batch; the answers keep their order."""
+    under_way = asyncio.Semaphore(_LINES_UNDER_WAY)
+    sent: asyncio.Queue[tuple[str, asyncio.Task[Prediction]] | None] = asyncio.Queue()
+    tasks: list[asyncio.Task[Prediction]] = []
+
+    async def send() -> None:
+        try:
             async for line in _lines():
                 if line.strip():
-                    await pending.put((line, asyncio.create_task(client.classify(line, model=model))))
-            await pending.put(None)
-
-        sending = asyncio.create_task(send())
-        try:
-            while (answer := await pending.get()) is not None:
-                printer.show(answer[0], await answer[1], end="\n")
+                    await under_way.acquire()
+                    tasks[:] = [task for task in tasks if not task.done()]
+                    tasks.append(asyncio.create_task(client.classify(line, model=model)))
+                    sent.put_nowait((line, tasks[-1]))
         finally:
-            sending.cancel()
+            sent.put_nowait(None)
+
+    sending = asyncio.create_task(send())
+    try:
+        while (answer := await sent.get()) is not None:
+            printer.show(answer[0], await answer[1], end="\n")
+            under_way.release()
+        await sending
+    finally:
+        sending.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(sending, *tasks, return_exceptions=True)
 
 
 async def _standard_input() -> AsyncIterator[str]:
     """Standard input as it comes, in pieces of whole characters."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+            while content := os.read(0, 65536):
+                loop.call_soon_threadsafe(arrived.put_nowait, content)
+            loop.call_soon_threadsafe(arrived.put_nowait, b"")
+
+    # A thread that nobody waits for: reading from a terminal cannot be interrupted, and Ctrl-C shall end it all.
+    threading.Thread(target=read, daemon=True).start()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    while content := await asyncio.to_thread(os.read, sys.stdin.fileno(), 65536):
-        piece = decoder.decode(content)
+    content = b"more"
+    while content:
+        content = await arrived.get()
+        piece = decoder.decode(content, final=not content)
         if piece:
             yield piece
 
@@ -154,11 +185,12 @@ async def _lines() -> AsyncIterator[str]:
     async for piece in _standard_input():
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
-            yield line
+            yield line.removesuffix("\r")
     if rest:
         yield rest
 
 
+_LINES_UNDER_WAY = 64
 _COLOURS = ("default", "green", "cyan", "magenta", "yellow", "blue", "red", "bright_black", "bright_green")
 
 
@@ -180,7 +212,9 @@ class _Printer:
     def _show_steps(self, text: str, steps: tuple[Label, ...], end: str) -> None:
         if not self._console.is_terminal:
             for label, piece in _runs(text, steps):
-                escaped = piece.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+                escaped = piece.replace("\\", "\\\\")
+                for plain, written in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+                    escaped = escaped.replace(plain, written)
                 print(f"{escaped}\t{label}", flush=True)
             return
         coloured = Text()

@@ -30,6 +30,11 @@ class Cell(StrEnum):
     gru = "gru"
 
 
+class Precision(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Vocabulary(StrEnum):
     characters = "characters"
     bytes = "bytes"
@@ -48,19 +53,26 @@ def train(
         ),
     ] = None,
     corpus: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
             "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
-            "tag: a folder of Python files, or a TSV file of piece TAB label."
+            "tag: a folder of Python files, or a TSV file of piece TAB label.",
+            show_default="stdlib",
         ),
-    ] = "stdlib",
+    ] = None,
     preset: Annotated[
         Preset | None,
-        typer.Option(help="A set of values that the options below replace one by one.", show_default="by task"),
+        typer.Option(
+            help="A set of values that the options below replace one by one; they end up in the run's config.json. "
+            "python, python-tags, python-packages: a minute or two on the embedded corpus, also what other corpora "
+            "start from. shakespeare: up to 20 minutes on a megabyte of text. names: short texts by class.",
+            show_default="by task",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run's folder, which must be new.", show_default="runs/PRESET")
+        Path | None,
+        typer.Option(help="The run's folder, which must be new.", show_default="runs/ and the preset or corpus"),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -100,12 +112,32 @@ def train(
     corpus_limit: Annotated[
         int | None, typer.Option(help="Characters of the corpus to read (lm and tag).", show_default=_OF_PRESET)
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of the products while training; bfloat16 is fast where the processor has it.",
+            show_default="of the preset: float32",
+        ),
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the matrices.", show_default=_OF_PRESET)] = None,
+    average_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the running mean of the weights, which is what is kept; 0: none.", show_default=_OF_PRESET
+        ),
+    ] = None,
+    restart: Annotated[
+        float | None,
+        typer.Option(
+            help="How often a lane of text starts from the initial state at a window (lm).", show_default="0.05"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
     stop_after: Annotated[
-        int | None, typer.Option(help="Stop after this step; --resume goes on.", show_default="never")
+        int | None, typer.Option(help="Stop after this step; --resume goes on.", show_default="never", min=1)
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Stop after this time; --resume goes on.", show_default="never")
+        float | None, typer.Option(help="Stop after this time; --resume goes on.", show_default="never", min=0)
     ] = None,
 ) -> None:
     """Train a model. Ctrl-C stops it and keeps what was learned."""
@@ -113,30 +145,40 @@ def train(
 
     import training
     from training.checkpoint import CURVE
+    from training.corpus import STDLIB
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     if resume is not None:
         folder = resume
         result = training.resume(resume, console=console, stop_after=stop_after, minutes=max_minutes)
     else:
         chosen = preset or _DEFAULT_PRESETS[task or Task.lm]
         values: dict[str, Any] = dict(training.PRESETS[chosen])
+        embedded = corpus in (None, STDLIB)
+        if embedded and not chosen.startswith("python"):
+            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
+        if not embedded and chosen.startswith("python"):
+            # Made for millions of characters of source; a text of yours is read whole.
+            del values["minimum_count"], values["corpus_limit"]
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
         given = {
             "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
             "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
             "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
-            "corpus_limit": corpus_limit, "seed": seed,
+            "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
+            "average_decay": average_decay, "restart": restart, "seed": seed,
         }  # fmt: skip
         values |= {name: value for name, value in given.items() if value is not None}
         try:
-            config = training.TrainingConfig(corpus=corpus, **values)
+            config = training.TrainingConfig(
+                corpus=STDLIB if corpus is None or embedded else str(Path(corpus).resolve()), **values
+            )
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
-        folder = output or Path("runs") / chosen
+        folder = output or Path("runs") / (chosen if embedded or preset else Path(config.corpus).stem)
         result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
     console.print(f"kept: {result.validation.nats:.4f} nats, {result.validation.bits:.4f} bits, held out")
     if config_is_labelled(folder):
@@ -145,6 +187,8 @@ def train(
     console.print(f"curve: {folder / CURVE}")
     if not result.finished:
         console.print(f"go on with: elman train --resume {folder}")
+    if result.stopped:
+        raise typer.Exit(130)  # So that what was to follow the training does not.
     console.print(f"next: elman export {folder}")
 
 
@@ -172,6 +216,6 @@ def export(
     chosen = name or run.resolve().name
     folder = output or Path("bundles") / chosen
     digest = export_run(run, folder, name=chosen, overwrite=force)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     console.print(f"exported {folder}, {digest[:19]}")
     console.print(f"next: elman serve {folder}")

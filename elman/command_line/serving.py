@@ -41,13 +41,20 @@ def serve(
     threads: Annotated[int, typer.Option(help="Threads of one step on the CPU; 0: one a core.", min=0)] = 0,
     slots: Annotated[int, typer.Option(help="Sequences of one model that run at once.", min=1)] = 128,
     waiting_limit: Annotated[
-        int, typer.Option(help="Sequences of one model that may wait; one more is refused.", min=0)
+        int,
+        typer.Option(
+            help="Sequences of one model that may wait; one more is refused. Streams of pieces that "
+            "were taken may wait beyond it: at most this and --slots of them are open.",
+            min=0,
+        ),
     ] = 1024,
     max_tokens_limit: Annotated[int, typer.Option(help="The largest max_tokens of a request.", min=1)] = 65_536,
     input_limit: Annotated[
         int, typer.Option(help="The largest number of tokens of a prompt, input or piece.", min=1)
     ] = 65_536,
-    message_limit: Annotated[int, typer.Option(help="The largest number of bytes of a message.", min=1)] = 4_194_304,
+    message_limit: Annotated[
+        int, typer.Option(help="The largest number of bytes of a message.", min=1, max=2**28)
+    ] = 4_194_304,
     write_timeout: Annotated[
         float, typer.Option(help="Seconds a client may leave a message unread before its stream is ended.", min=0.1)
     ] = 60.0,
@@ -85,21 +92,25 @@ def serve(
 async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
     import structlog
 
-    from server.application import Server, serve_bundle
+    from server.application import Server, serve_bundle, told_to_end
 
     log = structlog.get_logger("elman")
     loop = asyncio.get_running_loop()
     models = []
-    for bundle in bundles:
-        model = serve_bundle(bundle, options, loop)
-        ability = "generates" if model.generates else "labels"
-        log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])
-        models.append(model)
-    server = Server(options, models)
-    await server.start()
-    log.info("listening", address=f"{options.host}:{server.port}", slots=options.slots, threads=options.thread_count)
-    await server.wait_for_signal()
-    await server.drain()
+    with told_to_end() as told:
+        for bundle in bundles:
+            model = await asyncio.to_thread(serve_bundle, bundle, options, loop)
+            ability = "generates" if model.generates else "labels"
+            log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])
+            models.append(model)
+            if told.is_set():
+                return
+        server = Server(options, models)
+        await server.start()
+        address = f"{options.host}:{server.port}"
+        log.info("listening", address=address, slots=options.slots, threads=options.thread_count)
+        await told.wait()
+        await server.drain()
     log.info("ended")
 
 
@@ -113,16 +124,9 @@ def _configure_log(form: LogFormat, verbose: bool) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if form is LogFormat.json else "%H:%M:%S"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ]
-        if form is LogFormat.json
-        else [
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+            *([structlog.processors.format_exc_info] if form is LogFormat.json else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),

@@ -10,7 +10,7 @@ import onnxruntime
 
 from server.engine.errors import ModelLoadError
 
-_FATAL = 4
+_WARNING, _FATAL = 2, 4
 
 
 class ProviderChoice(StrEnum):
@@ -51,30 +51,33 @@ def open_session(graph: Path, choice: ProviderChoice, threads: int) -> OpenedSes
         ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
     """
     if choice is not ProviderChoice.CPU:
-        session = _open_on_cuda(graph, threads)
+        session, reason = _open_on_cuda(graph, threads)
         if session is not None:
             return OpenedSession(session, Provider.CUDA)
         if choice is ProviderChoice.CUDA:
             raise ModelLoadError(
                 "the provider cuda was asked for, but CUDA does not load here: it needs an NVIDIA GPU with its driver, "
                 "and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
-                "--provider auto falls back to the CPU"
+                f"--provider auto falls back to the CPU{reason}"
             )
     return OpenedSession(_open(graph, [Provider.CPU], _options(threads)), Provider.CPU)
 
 
-def _open_on_cuda(graph: Path, threads: int) -> onnxruntime.InferenceSession | None:
+def _open_on_cuda(graph: Path, threads: int) -> tuple[onnxruntime.InferenceSession | None, str]:
+    """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
-        return None
+        return None, " (this onnxruntime is built without CUDA)"
     options = _options(threads)
     options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
         session = _open(graph, [Provider.CUDA, Provider.CPU], options)
+    except ModelLoadError as error:
+        return None, f" ({error.__cause__})"
     finally:
-        onnxruntime.set_default_logger_severity(2)
-    # onnxruntime drops a provider that does not load, and goes on with the rest.
-    return session if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers() else None
+        onnxruntime.set_default_logger_severity(_WARNING)
+    # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
+    return (session, "") if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers() else (None, "")
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -89,6 +92,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 def _open(graph: Path, providers: list[Provider], options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     names = [_ONNXRUNTIME_NAMES[provider] for provider in providers]
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=names)
+        # Without its fallback, which prints to standard output and hides why a provider failed.
+        return onnxruntime.InferenceSession(graph, options, providers=names, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own.
         raise ModelLoadError(f"{graph}: onnxruntime rejects the graph: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,22 +14,27 @@ from server.rpc.errors import RequestError, ServerDrainingError, UnexpectedError
 
 _log = structlog.get_logger(__name__)
 _OURS = "/elman."
+_PATIENCE = 2.0  # seconds
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the calls of elman's own services; health and reflection pass untouched."""
+    """Wraps the calls of elman's own services; health and reflection pass untouched.
+
+    Attributes:
+        draining: set when new calls are refused.
+    """
 
     def __init__(self) -> None:
         self._active = 0
-        self._draining = False
+        self.draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def drain(self) -> None:
         """Refuse new calls from now on."""
-        self._draining = True
+        self.draining.set()
 
     async def wait_until_idle(self) -> None:
         """Wait until no call is active."""
@@ -59,7 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._active += 1
             self._idle.clear()
             try:
-                if self._draining:
+                if self.draining.is_set():
                     raise ServerDrainingError("the server is shutting down")
                 return await inner(request, context)
             except RequestError as error:
@@ -68,10 +74,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except asyncio.CancelledError:
                 _log.debug("call cancelled", call=name)
                 raise
+            except grpc.aio.InternalError:  # What grpc raises where a client has gone while it was being written to.
+                _log.debug("client gone", call=name)
             except Exception:
-                if not context.done():  # Else the client has gone, and with it what was to be sent.
-                    _log.exception("call failed", call=name)
-                    await _end(context, UnexpectedError("internal error"))
+                _log.exception("call failed", call=name)
+                await _end(context, UnexpectedError("internal error"))
             finally:
                 self._active -= 1
                 if not self._active:
@@ -81,14 +88,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _end(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> None:
-    """End a call with an error, unless its client goes meanwhile. Waits for a client that does not read."""
-    try:
-        await context.abort_with_status(grpc_status(error))
-    except grpc.aio.AbortError:
-        raise
-    except Exception:
-        if not context.done():
-            raise
+    """End a call with an error. A client that does not read will find it when it does; nobody waits for that."""
+    with contextlib.suppress(TimeoutError, grpc.aio.InternalError):
+        async with asyncio.timeout(_PATIENCE):
+            await context.abort_with_status(grpc_status(error))
 
 
 def _parts(handler: grpc.RpcMethodHandler[Any, Any]) -> tuple[Callable[..., grpc.RpcMethodHandler[Any, Any]], Handler]:

@@ -11,6 +11,9 @@ from elman import v1
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
 from server.scheduling import Scheduler
 
+_SHOWN = 80
+_LISTED = 10
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -91,7 +94,9 @@ class Models:
         if not name:
             raise FieldError(field, f"is needed; this server holds {self._known()}")
         if name not in self._models:
-            raise ModelNotFoundError(field, f"there is no model {name!r}; this server holds {self._known()}")
+            # A status travels in headers, which have a limit: no name is repeated at any length.
+            shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
+            raise ModelNotFoundError(field, f"there is no model {shown!r}; this server holds {self._known()}")
         return self._models[name]
 
     def that_generates(self, name: str) -> ServedModel:
@@ -118,4 +123,6 @@ class Models:
         return suitable[0]
 
     def _known(self) -> str:
-        return ", ".join(self._models) or "none"
+        names = list(self._models)
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return (", ".join(names[:_LISTED]) or "none") + more

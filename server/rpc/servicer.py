@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -44,6 +46,9 @@ _FINISH_REASONS = {
     FinishReason.END_TOKEN: v1.FINISH_REASON_END_TOKEN,
 }
 
+# So many labels take milliseconds to write down, which the other clients shall not wait for.
+_LONG = 2000
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -57,12 +62,15 @@ class InferenceServicer(v1.InferenceServiceServicer):
         models: what there is.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread before its stream is ended.
+        draining: set when the server shuts down.
     """
 
-    def __init__(self, models: Models, limits: Limits, write_timeout: float) -> None:
+    def __init__(self, models: Models, limits: Limits, write_timeout: float, draining: asyncio.Event) -> None:
         self._models = models
         self._limits = limits
         self._write_timeout = write_timeout
+        self._draining = draining
+        self._open_streams: Counter[str] = Counter()
 
     async def ListModels(self, request: v1.ListModelsRequest, context: Context) -> v1.ListModelsResponse:
         return v1.ListModelsResponse(models=[model.to_proto() for model in self._models])
@@ -81,6 +89,9 @@ class InferenceServicer(v1.InferenceServiceServicer):
         generation = Generation(ids, mailbox, params=params)
         _submit(model, generation)
         try:
+            await context.send_initial_metadata(
+                ()
+            )  # Ahead, so that a client that reads nothing can be told why it is left.
             started = v1.GenerateStarted(
                 model=model.name,
                 digest=model.bundle.digest,
@@ -91,18 +102,20 @@ class InferenceServicer(v1.InferenceServiceServicer):
             await self._write(context, v1.GenerateResponse(started=started))
             decoder = model.vocabulary.decoder()
             count = 0
-            while True:
+            end: Event | None = None
+            while end is None:
                 new, end = _split(await mailbox.gather())
                 count += len(new)
                 text = decoder.decode(new, final=end is not None)
                 if new or text:
                     chunk = v1.GenerateChunk(text=text, token_ids=new)
                     await self._write(context, v1.GenerateResponse(chunk=chunk))
-                if end is not None:
-                    finished = v1.GenerateFinished(
-                        finish_reason=_FINISH_REASONS[end.reason], generated_token_count=count
-                    )
-                    return await self._write(context, v1.GenerateResponse(finished=finished))
+            if isinstance(end, Failed):
+                raise _request_error(end.error)
+            assert isinstance(end, Finished)
+            reason = _FINISH_REASONS[end.reason]
+            finished = v1.GenerateFinished(finish_reason=reason, generated_token_count=count)
+            await self._write(context, v1.GenerateResponse(finished=finished))
         finally:
             model.scheduler.abort(generation)
 
@@ -111,36 +124,68 @@ class InferenceServicer(v1.InferenceServiceServicer):
         model, labelling = self._models.that_labels(request.model, "model")
         ids = input_ids(request, model, self._limits)
         finished = await _read(model, Reading(ids, Mailbox(), every_step=labelling.every_step))
-        prediction = _prediction(labelling, finished.outputs, len(ids))
+        prediction = await _predict(labelling, finished.outputs, len(ids))
         return v1.ClassifyResponse(model=model.name, digest=model.bundle.digest, prediction=prediction)
 
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context
     ) -> None:
-        model: ServedModel | None = None
-        state: Arrays | None = None
-        latest = v1.Prediction()
-        async for request in requests:
-            check_size(request, self._limits)
-            if model is None:
-                if not request.HasField("config"):
-                    raise FieldError("config", "is missing: the first message of a stream is its config")
-                model, labelling = self._models.that_labels(request.config.model, "config.model")
-                started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
-                await self._write(context, v1.StreamClassifyResponse(started=started))
-                continue
-            if not request.HasField("piece"):
-                raise FieldError("piece", "is missing: every message but the first is a piece")
-            ids = piece_ids(request.piece, model, self._limits)
-            steps = latest.step_count + len(ids)
-            if len(ids):
-                reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
-                finished = await _read(model, reading)
-                state = finished.state
-                latest = _prediction(labelling, finished.outputs, steps)
-            elif labelling.every_step:
-                latest = v1.Prediction(step_count=steps)
-            await self._write(context, v1.StreamClassifyResponse(result=v1.PieceResult(prediction=latest)))
+        messages = self._messages(requests)
+        first = await anext(messages, None)
+        if first is None or not first.HasField("config"):
+            raise FieldError("config", "is missing: the first message of a stream is its config")
+        model, labelling = self._models.that_labels(first.config.model, "config.model")
+        with self._open_stream(model):
+            started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
+            await self._write(context, v1.StreamClassifyResponse(started=started))
+            state: Arrays | None = None
+            latest = v1.Prediction()
+            async for request in messages:
+                if not request.HasField("piece"):
+                    raise FieldError("piece", "is missing: every message but the first is a piece")
+                ids = piece_ids(request.piece, model, self._limits)
+                steps = latest.step_count + len(ids)
+                if len(ids):
+                    reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
+                    finished = await _read(model, reading)
+                    state = finished.state
+                    latest = await _predict(labelling, finished.outputs, steps)
+                elif labelling.every_step:
+                    latest = v1.Prediction(step_count=steps)
+                result = v1.PieceResult(prediction=latest)
+                await self._write(context, v1.StreamClassifyResponse(result=result))
+
+    async def _messages(
+        self, requests: AsyncIterator[v1.StreamClassifyRequest]
+    ) -> AsyncIterator[v1.StreamClassifyRequest]:
+        """The requests of a stream, each of a size that may be; none more when the server drains."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            while True:
+                following = asyncio.ensure_future(_following(requests))
+                await asyncio.wait((following, draining), return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    raise ServerDrainingError("the server is shutting down")
+                request = following.result()
+                if request is None:
+                    return
+                check_size(request, self._limits)
+                yield request
+        finally:
+            draining.cancel()
+
+    @contextlib.contextmanager
+    def _open_stream(self, model: ServedModel) -> Iterator[None]:
+        """Count a stream of pieces while it is open. Its pieces are not refused one by one, so the streams are."""
+        limit = model.scheduler.slot_count + model.scheduler.waiting_limit
+        if self._open_streams[model.name] >= limit:
+            raise QueueFullRequestError(f"{limit} streams of {model.name!r} are open, as many as may be", limit=limit)
+        self._open_streams[model.name] += 1
+        try:
+            yield
+        finally:
+            self._open_streams[model.name] -= 1
 
     async def _write(self, context: Context, message: Any) -> None:
         """Send a message; a client that does not read is given up on."""
@@ -178,21 +223,18 @@ async def _read(model: ServedModel, reading: Reading) -> ReadingFinished:
     return event
 
 
-def _split(events: list[Event]) -> tuple[list[int], Finished | None]:
-    """The tokens among a generation's events, and its end if it is there.
-
-    Raises:
-        RequestError: the generation has failed.
-    """
+def _split(events: list[Event]) -> tuple[list[int], Event | None]:
+    """The tokens among a generation's events, and its end, good or bad, if it is there."""
     tokens: list[int] = []
     for event in events:
-        if isinstance(event, Tokens):
-            tokens.extend(event.ids)
-        elif isinstance(event, Finished):
+        if not isinstance(event, Tokens):
             return tokens, event
-        elif isinstance(event, Failed):
-            raise _request_error(event.error)
+        tokens.extend(event.ids)
     return tokens, None
+
+
+async def _following(requests: AsyncIterator[v1.StreamClassifyRequest]) -> v1.StreamClassifyRequest | None:
+    return await anext(aiter(requests), None)
 
 
 def _request_error(error: Exception) -> RequestError:
@@ -201,6 +243,12 @@ def _request_error(error: Exception) -> RequestError:
     if isinstance(error, SequenceFailedError):
         return ModelFailedError(str(error))
     return UnexpectedError("internal error")
+
+
+async def _predict(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
+    if len(outputs) < _LONG:
+        return _prediction(labelling, outputs, step_count)
+    return await asyncio.to_thread(_prediction, labelling, outputs, step_count)
 
 
 def _prediction(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:

@@ -82,7 +82,10 @@ def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) 
     if model.text_spec.HasField("begin_token_id"):
         return np.concatenate([[model.text_spec.begin_token_id], ids]).astype(np.int64)
     if not len(ids):
-        raise FieldError("text", f"is empty, but {model.name!r} has no begin token: give a prompt of one token or more")
+        raise FieldError(
+            request.WhichOneof("prompt") or "text",
+            f"is empty, but {model.name!r} has no begin token: give a prompt of one token or more",
+        )
     return ids
 
 
@@ -94,7 +97,7 @@ def input_ids(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -
     """
     ids = _input_ids(request.WhichOneof("input"), request, model, limits, "")
     if not len(ids):
-        raise FieldError("text", "is empty: there is nothing to label")
+        raise FieldError(request.WhichOneof("input") or "text", "is empty: there is nothing to label")
     return ids
 
 
@@ -114,6 +117,8 @@ def _input_ids(
     limits: Limits,
     prefix: str,
 ) -> TokenIds:
+    # Looked at before any work is done: every character is one token at least.
+    _check_length(max(len(message.text), len(message.tokens.ids)), f"{prefix}{chosen}", limits)
     if chosen == "tokens":
         ids = np.array(message.tokens.ids, dtype=np.int64)
         wrong = np.flatnonzero((ids < 0) | (ids >= model.vocabulary.size))
@@ -127,11 +132,11 @@ def _input_ids(
             ids = model.vocabulary.encode(message.text)
         except EncodingError as error:
             raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
-    if len(ids) > limits.input_tokens:
-        raise InputTooLongError(
-            f"{prefix}{chosen}",
-            f"has {len(ids)} tokens, the limit is {limits.input_tokens}",
-            tokens=len(ids),
-            limit=limits.input_tokens,
-        )
+    _check_length(len(ids), f"{prefix}{chosen}", limits)
     return ids
+
+
+def _check_length(tokens: int, field: str, limits: Limits) -> None:
+    if tokens > limits.input_tokens:
+        message = f"has {tokens} tokens or more, the limit is {limits.input_tokens}"
+        raise InputTooLongError(field, message, limit=limits.input_tokens)

@@ -146,9 +146,9 @@ class Scheduler:
                 if not self._waiting:
                     return
                 sequence = self._waiting.popleft()
-            # Always written: a row still holds what its last sequence left there.
-            self._engine.insert(len(self._running), sequence.state)
             self._running.append(sequence)
+            # Always written: a row still holds what its last sequence left there.
+            self._engine.insert(len(self._running) - 1, sequence.state)
 
     def _step(self) -> tuple[Outputs, dict[int, EngineError]]:
         """Take one step of every row; the outputs by name, and the rows that failed."""

@@ -1,0 +1,113 @@
+"""The README is true: its code runs, its calls work, its options exist, and every file has its line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from bundle import Bundle, load_bundle
+from tests.serving import serving
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLIENT_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
+
+
+def run_code(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    async with serving(bundles["gru"], bundles["tags"]) as running:
+        code = CLIENT_CODE.replace("Client()", f"Client({running.address!r})")
+        shown = await asyncio.to_thread(run_code, code, tmp_path)
+    assert "gru 7 FinishReason.MAX_TOKENS" in shown
+    assert "{'sampling.temperature': 'is -1.0, but must be" in shown
+
+
+async def test_own_cell_is_exported_and_served(tmp_path: Path) -> None:
+    assert OWN_CELL_CODE.index("export_bundle(\n") > 0
+    assert len(OWN_CELL_CODE[: OWN_CELL_CODE.index("export_bundle(\n")].strip().splitlines()) <= 30
+    await asyncio.to_thread(run_code, OWN_CELL_CODE, tmp_path)
+    async with serving(load_bundle(tmp_path / "bundles" / "leaky")) as running:
+        assert len(await running.client.generate("hello ", max_tokens=50).text()) == 50
+
+
+def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, Any]]:
+    """What grpcurl does: learn the types from the server, send JSON, read JSON."""
+    with grpc.insecure_channel(address) as channel:
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        service, _, name = method.partition("/")
+        found = pool.FindServiceByName(service).FindMethodByName(name)
+        request = json_format.Parse(data, GetMessageClass(found.input_type)())
+        call = (channel.unary_stream if found.server_streaming else channel.unary_unary)(
+            f"/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(found.output_type).FromString,
+        )
+        answer = call(request, timeout=30)
+        return [json_format.MessageToDict(message) for message in (answer if found.server_streaming else [answer])]
+
+
+async def test_grpcurl_commands_work(bundles: dict[str, Bundle]) -> None:
+    commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
+    assert len(commands) == 4
+    async with serving(bundles["gru"], bundles["tags"]) as running:
+        for command in commands:
+            data = command[command.index("-d") + 1] if "-d" in command else "{}"
+            answers = await asyncio.to_thread(call_by_reflection, running.address, command[-1], data)
+            assert answers
+            if command[-1].endswith("/Generate"):
+                assert "started" in answers[0]
+                assert answers[-1]["finished"]["generatedTokenCount"] == json.loads(data)["max_tokens"]
+
+
+@pytest.mark.parametrize("command", sorted({line for line in COMMANDS if line.startswith(("elman ", "$ elman "))}))
+def test_commands_have_the_options_shown(command: str) -> None:
+    for part in command.removeprefix("$ ").split(" && "):
+        words = shlex.split(part.split(" < ")[0])
+        shown = subprocess.run(
+            [sys.executable, "-m", "elman.command_line", words[1], "--help"],
+            capture_output=True, encoding="utf-8", timeout=60, check=True, env={"COLUMNS": "300", "PATH": ""},
+        ).stdout  # fmt: skip
+        for word in words[2:]:
+            if word.startswith("--"):
+                assert f"{word} " in shown
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert f"\n{target}:" in makefile
+
+
+def test_every_file_has_its_line() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: the list of files is git's")
+    listed = set(re.findall(r"^\| `([^`]+)` \|", README, flags=re.MULTILINE))
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.split()
+    there = {path for path in tracked if (ROOT / path).exists() and Path(path).name != "py.typed"}
+    covered = {
+        path for path in there for line in listed if path == line or (line.endswith("/") and path.startswith(line))
+    }
+    assert there - covered == set()
+    assert {line for line in listed if not (ROOT / line).exists()} == set()
