@@ -144,6 +144,11 @@ class Server:
         for name in ("", _SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
+    @property
+    def active_calls(self) -> int:
+        """The number of calls under way."""
+        return self._calls.active
+
     async def drain(self) -> None:
         """Take no new calls, let those under way finish for a while, then end. No call is cut without a word."""
         for name in ("", _SERVICE):

@@ -80,6 +80,10 @@ _INCONSISTENT: dict[str, tuple[Change, str]] = {
         "step: graph outputs names next.layer0.hidden twice",
     ),
     "data type": (lambda m: m["step"]["states"][0].pop("data_type"), r"step.states\[state.layer0.hidden\].data_type"),
+    "data type of the future": (
+        lambda m: m["step"]["states"][0].update(data_type=99),
+        r"data_type is missing or not known",
+    ),
     "shape": (lambda m: m["step"]["states"][0].update(shape=[0]), r"step.states\[state.layer0.hidden\].shape"),
     "row axis": (lambda m: m["step"]["states"][0].update(row_axis=5), r"step.states\[.*\].row_axis is 5"),
     "vocabulary": (

@@ -215,11 +215,49 @@ def test_mistakes_of_training(tmp_path: Path) -> None:
 
 
 def test_every_option_is_explained_with_its_default() -> None:
-    for command in ("train", "export", "serve", "models", "generate", "classify", "health"):
-        shown = elman(command, "--help").stdout
-        assert f"elman {command}" in shown.replace("elman.command_line", "elman") or command in shown
-        assert "--help" in shown
-    assert "default: 127.0.0.1:50051" in elman("serve", "--help").stdout
+    from typer.main import get_command
+
+    from elman.command_line.application import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == {"train", "export", "serve", "models", "generate", "classify", "health"}
+    for name, command in commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            assert parameter.help, (name, parameter.name)
+            needed = (
+                parameter.required or getattr(parameter, "is_flag", False) or parameter.name in ("resume", "prompt")
+            )
+            assert needed or parameter.show_default, (name, parameter.name)
+
+
+def test_many_lines_that_fail_are_one_complaint(served: Served) -> None:
+    found = elman("classify", "--model", "nope", "--server", served.address, stdin="line\n" * 200)
+    check_complaint(found, "there is no model 'nope'")
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_many_lines_keep_their_order(served: Served) -> None:
+    lines = [f"line {'abcdefghij'[index % 10]}" for index in range(300)]
+    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\r\n".join(lines))
+    assert [line.split("\t")[2] for line in found.stdout.splitlines()] == lines
+
+
+def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    arguments = ["train", "--corpus", text, "--output", tmp_path / "run", *SMALL, "--steps", 100_000]
+    process = subprocess.Popen([*ELMAN, *map(str, arguments)], stderr=subprocess.PIPE, encoding="utf-8")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: elman train --resume" in shown
+    assert "Traceback" not in shown
 
 
 def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None:

@@ -23,6 +23,7 @@ from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CLIENT_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
@@ -95,7 +96,7 @@ def test_commands_have_the_options_shown(command: str) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([a-z]+)", README):
+    for target in re.findall(r"^    make ([a-z]+)", README + CONTRIBUTING, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
 
 
@@ -106,8 +107,7 @@ def test_every_file_has_its_line() -> None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.split()
     there = {path for path in tracked if (ROOT / path).exists() and Path(path).name != "py.typed"}
-    covered = {
-        path for path in there for line in listed if path == line or (line.endswith("/") and path.startswith(line))
-    }
+    folders = tuple(line for line in listed if line.endswith("/"))
+    covered = {path for path in there if path in listed or path.startswith(folders)}
     assert there - covered == set()
     assert {line for line in listed if not (ROOT / line).exists()} == set()

@@ -22,6 +22,7 @@ from elman import (
     UnavailableError,
     v1,
 )
+from server.rpc.validation import Limits
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.serving import Running, serving_fake
 
@@ -169,6 +170,7 @@ def piece(text: str) -> v1.StreamClassifyRequest:
 @pytest.mark.parametrize(
     ("requests", "code", "reason", "field", "answers"),
     [
+        ([], "INVALID_ARGUMENT", "INVALID_FIELD", "config", 0),
         ([piece("a")], "INVALID_ARGUMENT", "INVALID_FIELD", "config", 0),
         ([_CONFIG, _CONFIG], "INVALID_ARGUMENT", "INVALID_FIELD", "piece", 1),
         ([_CONFIG, piece("ab"), v1.StreamClassifyRequest()], "INVALID_ARGUMENT", "INVALID_FIELD", "piece", 2),
@@ -243,34 +245,50 @@ async def test_queue_full_is_told_and_passes(running: Running, engine: FakeEngin
     assert await running.client.generate("c", max_tokens=3, temperature=0).text() == letters(continuation([3], 3))
 
 
-async def test_deadline_of_a_waiting_request_frees_its_place(running: Running, engine: FakeEngine) -> None:
-    engine.gate.clear()
-    with pytest.raises(DeadlineExceededError):
-        await running.client.generate("a", timeout=0.2).text()
-    engine.gate.set()
-    await running.until_idle()
+async def test_deadline_of_a_waiting_request_frees_its_place() -> None:
+    engine = FakeEngine(capacity=1)
+
+    async def until(running_count: int, waiting_count: int) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                (model,) = await running.client.list_models()
+                if (model.running_count, model.waiting_count) == (running_count, waiting_count):
+                    return
+                await asyncio.sleep(0.01)
+
+    async with serving_fake(engine) as running:
+        engine.gate.clear()
+        first = asyncio.create_task(running.client.generate("a", max_tokens=3, temperature=0).text())
+        await until(1, 0)
+        late = asyncio.create_task(running.client.generate("a", timeout=1).text())
+        await until(1, 1)
+        with pytest.raises(DeadlineExceededError):
+            await late
+        await until(1, 0)
+        engine.gate.set()
+        assert await first == letters(continuation([1], 3))
+        await until(0, 0)
 
 
 async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> None:
-    async with serving_fake(engine, write_timeout=0.3, limits=_generous()) as running:
-        async with grpc.aio.insecure_channel(
+    async with (
+        serving_fake(engine, write_timeout=0.3, limits=Limits(max_tokens=200_000)) as running,
+        grpc.aio.insecure_channel(
             running.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
-        ) as channel:
-            call = v1.InferenceServiceStub(channel).Generate(v1.GenerateRequest(text="a", max_tokens=200_000))
-            await asyncio.sleep(0.1)
-            other = await running.client.generate("ab", max_tokens=500, temperature=0).text()
-            assert other == letters(continuation([1, 2], 500))
-            await running.until_idle()
-            await asyncio.sleep(0.5)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                _ = [response async for response in call]
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def _generous() -> Any:
-    from server.rpc.validation import Limits
-
-    return Limits(max_tokens=200_000)
+        ) as channel,
+    ):
+        call = v1.InferenceServiceStub(channel).Generate(v1.GenerateRequest(text="a", max_tokens=200_000))
+        await asyncio.sleep(0.1)
+        other = await running.client.generate("ab", max_tokens=500, temperature=0).text()
+        assert other == letters(continuation([1, 2], 500))
+        await running.until_idle()
+        async with asyncio.timeout(10):
+            while running.server.active_calls:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        # Should it read after all, it finds what had been sent and why there is no more.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [response async for response in call]
+    check_error(caught.value, "RESOURCE_EXHAUSTED", "CLIENT_TOO_SLOW", None)
 
 
 async def test_defect_is_opaque_to_the_client(
@@ -300,6 +318,87 @@ async def test_client_raises_its_own_exceptions(running: Running) -> None:
     async with Client("127.0.0.1:1") as client:
         with pytest.raises(UnavailableError, match=r"cannot reach 127\.0\.0\.1:1: is a server running there\?"):
             await client.list_models()
+
+
+async def test_names_of_any_length_stay_within_a_status(stub: Any, running: Running) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(v1.ClassifyRequest(model="x" * 15_000, text="a"))
+    check_error(caught.value, "NOT_FOUND", "MODEL_NOT_FOUND", "model")
+    assert len(caught.value.details() or "") < 300
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 10**20}, {"max_tokens": 2**31}, {"prompt": [2**31]}, {"prompt": "caf\udce9"}]
+)
+async def test_what_the_protocol_cannot_express_is_an_invalid_request(
+    running: Running, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot be expressed"):
+        await running.client.generate(**{"prompt": "a", **changes}).text()
+
+
+async def test_cancelling_ends_the_loop_without_an_error(running: Running) -> None:
+    stream = running.client.generate("a", max_tokens=5000)
+    count = 0
+    async for _ in stream:
+        count += 1
+        stream.cancel()
+    assert count >= 1
+    assert stream.finish_reason is None
+    await running.until_idle()
+
+
+async def test_a_cancelled_task_stays_cancelled(running: Running) -> None:
+    task = asyncio.create_task(running.client.generate("a", max_tokens=5000).text())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_stream_whose_time_is_up_between_pieces(running: Running) -> None:
+    async def pieces() -> AsyncIterator[str]:
+        yield "ab"
+        await asyncio.sleep(0.6)
+        yield "c"
+
+    with pytest.raises(DeadlineExceededError):
+        _ = [prediction async for prediction in running.client.stream_classify(pieces(), timeout=0.3)]
+
+
+async def test_open_streams_are_bounded(engine: FakeEngine) -> None:
+    async with serving_fake(engine, waiting_limit=0) as running:
+        opened = [running.client.stream_classify(["a", "b"]) for _ in range(engine.capacity)]
+        for predictions in opened:
+            await anext(predictions)
+        with pytest.raises(OverloadedError) as refused:
+            await anext(running.client.stream_classify(["a"]))
+        assert refused.value.reason == "QUEUE_FULL"
+        for predictions in opened:
+            await predictions.aclose()
+        async with asyncio.timeout(10):
+            while running.server.active_calls:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await anext(running.client.stream_classify(["a"]))).step_count == 1
+
+
+async def test_draining_tells_a_stream_that_waits_for_its_next_piece(engine: FakeEngine) -> None:
+    async with serving_fake(engine) as running:
+        drained = asyncio.Event()
+
+        async def pieces() -> AsyncIterator[str]:
+            yield "ab"
+            await drained.wait()
+            yield "c"
+
+        predictions = running.client.stream_classify(pieces())
+        assert (await anext(predictions)).step_count == 2
+        async with asyncio.timeout(3):  # And not the whole time that draining may take.
+            await running.server.drain()
+        drained.set()
+        with pytest.raises(UnavailableError) as told:
+            await anext(predictions)
+        assert told.value.reason == "SERVER_DRAINING"
 
 
 async def test_draining_lets_the_running_finish_and_refuses_the_new(engine: FakeEngine) -> None:

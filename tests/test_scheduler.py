@@ -197,13 +197,13 @@ def test_aborted_sequence_frees_its_row_and_hears_nothing_more(scheduler: Schedu
 def test_waiting_room_is_bounded_and_aborting_makes_room() -> None:
     engine = FakeEngine(capacity=1)
     scheduler = make_scheduler(engine, waiting_limit=2)
-    waiting = [generation([1], 1) for _ in range(2)]
+    waiting = [generation([1], 1) for _ in range(3)]  # One of them for the free row.
     for sequence in waiting:
         scheduler.submit(sequence)
     with pytest.raises(QueueFullError):
         scheduler.submit(generation([1], 1))
     continued = Reading(np.array([1]), Inbox(), {"total": np.array(3)}, every_step=False)
-    scheduler.submit(continued)  # It was let in before.
+    scheduler.submit(continued, always=True)
     scheduler.abort(waiting[0])
     scheduler.abort(continued)
     scheduler.submit(generation([1], 1))

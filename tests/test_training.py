@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
-from training import TrainingConfig, TrainingError, resume, train
+from training import PRESETS, TrainingConfig, TrainingError, resume, train
 from training.checkpoint import BEST, CURVE, LAST, METRICS, RESULT, load_best, load_tensors
 
 QUIET = Console(quiet=True)
@@ -99,14 +98,42 @@ def test_a_resumed_run_is_the_unbroken_run_to_the_bit(
     assert untimed(broken) == untimed(unbroken)
 
 
-def test_a_stop_between_validations_changes_no_number_that_follows(text: str, tmp_path: Path) -> None:
+def test_a_stop_between_validations_changes_nothing_that_follows(tmp_path: Path) -> None:
+    # What is held out differs, so that the best comes early and a stop near it would keep something else.
+    path = tmp_path / "text.txt"
+    path.write_text("ab" * 2000 + "aabb" * 110)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    train(config("lm", text), unbroken, console=QUIET)
-    train(config("lm", text), broken, console=QUIET, stop_after=33)
+    train(config("lm", str(path)), unbroken, console=QUIET)
+    train(config("lm", str(path)), broken, console=QUIET, stop_after=3)
+    assert load_tensors(broken / BEST)[1]["step"] == 3
+    assert (
+        json.loads(bytes_of(broken, RESULT))["validation_nats"]
+        < json.loads(bytes_of(unbroken, RESULT))["validation_nats"]
+    )
     resume(broken, console=QUIET, stop_after=51)
     resume(broken, console=QUIET)
-    ours, theirs = load_tensors(broken / LAST)[0], load_tensors(unbroken / LAST)[0]
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in (LAST, BEST, RESULT):
+        assert bytes_of(broken, name) == bytes_of(unbroken, name)
+    assert untimed(broken) == untimed(unbroken)
+
+
+def test_a_corpus_that_has_changed_is_not_trained_on(text: str, tmp_path: Path) -> None:
+    train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
+    Path(text).write_text(SENTENCE.replace("fox", "cat") * 200)
+    with pytest.raises(TrainingError, match=r"text\.txt: is not what .*run was trained on"):
+        resume(tmp_path / "run", console=QUIET)
+
+
+def test_a_loss_that_is_not_finite_is_told_at_once(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step [0-9]+: lower --learning-rate"):
+        train(config("lm", text, cell="lstm", learning_rate=1e30), tmp_path / "run", console=QUIET)
+
+
+def test_a_log_line_that_was_cut_off_is_no_obstacle(text: str, tmp_path: Path) -> None:
+    train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
+    with (tmp_path / "run" / METRICS).open("a") as log:
+        log.write('{"step": 4')
+    assert resume(tmp_path / "run", console=QUIET).finished
 
 
 def test_a_run_killed_after_its_checkpoint_forgets_the_log_beyond_it(text: str, tmp_path: Path) -> None:
@@ -184,3 +211,21 @@ def test_unknown_characters_in_the_held_out_part_are_counted_not_fatal(tmp_path:
     path.write_text(SENTENCE * 100 + "語🌲" * 100)
     result = train(config("lm", str(path), steps=5), tmp_path / "run", console=QUIET)
     assert result.validation.nats > 0
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("preset", "corpus"), [("shakespeare", "tinyshakespeare/input.txt"), ("names", "names")])
+def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "shared" / "data" / corpus
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500}
+    result = train(TrainingConfig(**small, corpus=str(path)), tmp_path / "run", console=QUIET, stop_after=2)
+    assert result.step == 2
+
+
+@pytest.mark.parametrize("preset", ["python", "python-tags", "python-packages"])
+def test_presets_fit_the_embedded_corpus(preset: str, tmp_path: Path) -> None:
+    limit = {"corpus_limit": 300_000} if preset != "python-packages" else {}
+    small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500, **limit}
+    assert train(TrainingConfig(**small), tmp_path / "run", console=QUIET, stop_after=2).step == 2

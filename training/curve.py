@@ -42,7 +42,8 @@ def draw_curve(metrics: Path, picture: Path, unit: str) -> None:
     right = axes.secondary_yaxis("right", functions=(_bits_of_nats, _nats_of_bits))
     right.set_ylabel(f"bits per {unit}")
     axes.spines[["top"]].set_visible(False)
-    axes.legend(frameon=False)
+    if training or held_out:
+        axes.legend(frameon=False)
     figure.savefig(picture)
     pyplot.close(figure)
 

@@ -154,14 +154,14 @@ def train(
     else:
         chosen = preset or _DEFAULT_PRESETS[task or Task.lm]
         values: dict[str, Any] = dict(training.PRESETS[chosen])
+        if task is not None and values["task"] != task:
+            raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
         embedded = corpus in (None, STDLIB)
         if embedded and not chosen.startswith("python"):
             raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
             del values["minimum_count"], values["corpus_limit"]
-        if task is not None and values["task"] != task:
-            raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
         given = {
             "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
             "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,

@@ -147,7 +147,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
                 steps = latest.step_count + len(ids)
                 if len(ids):
                     reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
-                    finished = await _read(model, reading)
+                    finished = await _read(model, reading, always=True)
                     state = finished.state
                     latest = await _predict(labelling, finished.outputs, steps)
                 elif labelling.every_step:
@@ -198,9 +198,9 @@ class InferenceServicer(v1.InferenceServiceServicer):
             ) from error
 
 
-def _submit(model: ServedModel, sequence: Sequence) -> None:
+def _submit(model: ServedModel, sequence: Sequence, *, always: bool = False) -> None:
     try:
-        model.scheduler.submit(sequence)
+        model.scheduler.submit(sequence, always=always)
     except QueueFullError as error:
         limit = model.scheduler.waiting_limit
         message = f"{limit} requests wait for {model.name!r} already, as many as may: try again later"
@@ -209,10 +209,10 @@ def _submit(model: ServedModel, sequence: Sequence) -> None:
         raise ServerDrainingError("the server is shutting down") from error
 
 
-async def _read(model: ServedModel, reading: Reading) -> ReadingFinished:
+async def _read(model: ServedModel, reading: Reading, *, always: bool = False) -> ReadingFinished:
     """Run a reading to its end."""
     assert isinstance(reading.receiver, Mailbox)
-    _submit(model, reading)
+    _submit(model, reading, always=always)
     try:
         (event,) = await reading.receiver.gather()
     finally:

@@ -80,8 +80,12 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. One that continues from a state was let in before and is always taken.
+    def submit(self, sequence: Sequence, *, always: bool = False) -> None:
+        """Queue a sequence.
+
+        Args:
+            sequence: what is to run.
+            always: take it however many wait; for a part of what was let in before.
 
         Raises:
             QueueFullError: too many wait already.
@@ -90,7 +94,9 @@ class Scheduler:
         with self._changed:
             if self._stopped:
                 raise SchedulerStoppedError
-            if sequence.state is None and len(self._waiting) >= self._waiting_limit:
+            # Those who will have a row at the next step are not waiting for one.
+            free = self._engine.capacity - len(self._running)
+            if not always and len(self._waiting) >= self._waiting_limit + free:
                 raise QueueFullError
             self._waiting.append(sequence)
             self._changed.notify()
