@@ -8,15 +8,21 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+import torch
 
-from bundle import Bundle
-from elman import Client, DeadlineExceededError, FinishReason
+from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
+from elman import Client, DeadlineExceededError, FinishReason, NextToken, Token, export_bundle
+from export.training_run import NetworkStep
+from server.engine import Arrays, OnnxEngine
 from tests.conftest import CHARACTERS, CLASSES
 from tests.reference import generate_alone
 from tests.serving import serving
+from training.network import RecurrentNetwork
 
 Bundles = dict[str, Bundle]
 
@@ -48,16 +54,21 @@ async def test_every_cell_is_served_by_the_same_code(bundles: Bundles, cell: str
             assert served == generate_alone(bundles[cell], **request)  # type: ignore[arg-type]
 
 
-async def test_64_streams_at_once_are_each_what_they_are_alone(bundles: Bundles) -> None:
+async def test_64_streams_at_once_are_each_what_they_are_alone(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    step = OnnxEngine.step
+
+    def counted(self: OnnxEngine, rows: range, inputs: Arrays) -> dict[str, Any]:
+        batches.append(len(rows))
+        return step(self, rows, inputs)
+
+    monkeypatch.setattr(OnnxEngine, "step", counted)
     requests = random_requests(64)
     async with serving(bundles["lstm"], slots=64) as running:
-        calls = [asyncio.create_task(generate(running.client, "lstm", request)) for request in requests]
-        most = 0
-        while not all(call.done() for call in calls):
-            (model,) = await running.client.list_models()
-            most = max(most, model.running_count)
-        assert most > 32  # They did share the batch.
-        together = [await call for call in calls]
+        together = await asyncio.gather(*[generate(running.client, "lstm", request) for request in requests])
+        assert max(batches) > 32  # They did share the batch.
         alone = [await generate(running.client, "lstm", request) for request in requests]
     assert [text.encode() for text in together] == [text.encode() for text in alone]
     assert together == [generate_alone(bundles["lstm"], **request) for request in requests]  # type: ignore[arg-type]
@@ -250,3 +261,43 @@ async def test_stream_of_pieces_keeps_no_slot_while_it_is_silent(bundles: Bundle
         assert (await running.client.classify("abc")).step_count == 3  # The only slot is free.
         go_on.set()
         assert await following == [2, 2]
+
+
+async def test_bytes_are_streamed_as_whole_characters(tmp_path: Path) -> None:
+    """A model of bytes whose favourites are those of multi-byte characters."""
+    network = RecurrentNetwork(cell="gru", tokens=256, outputs=256, layers=1, embedding=8, hidden=16, dropout=0.0)
+    with torch.no_grad():
+        network.head.bias[list("語🌲é".encode())] += 4
+    export_bundle(
+        NetworkStep(network),
+        tmp_path / "bytes",
+        name="bytes",
+        inputs={"token": Token(ByteVocabulary())},
+        outputs={"logits": NextToken()},
+    )
+    async with serving(load_bundle(tmp_path / "bytes")) as running:
+        stream = running.client.generate("語🌲", max_tokens=3000, seed=1)
+        chunks = [chunk async for chunk in stream]
+    assert (stream.prompt_token_count, stream.unknown_token_count) == (7, 0)
+    ids = bytes(token for chunk in chunks for token in chunk.token_ids)
+    assert "".join(chunk.text for chunk in chunks) == ids.decode("utf-8", errors="replace")
+    assert {"語", "é"} & set(ids.decode("utf-8", errors="replace"))
+
+
+async def test_a_begin_token_allows_an_empty_prompt_and_an_end_token_ends(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = RecurrentNetwork(cell="gru", tokens=5, outputs=5, layers=1, embedding=8, hidden=16, dropout=0.0)
+    export_bundle(
+        NetworkStep(network),
+        tmp_path / "ends",
+        name="ends",
+        inputs={"token": Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)},
+        outputs={"logits": NextToken()},
+    )
+    async with serving(load_bundle(tmp_path / "ends")) as running:
+        stream = running.client.generate(max_tokens=1000, seed=3)
+        text = await stream.text()
+    assert stream.prompt_token_count == 1
+    assert stream.finish_reason is FinishReason.END_TOKEN
+    assert len(text) == stream.generated_token_count < 1000
+    assert "$" not in text

@@ -206,7 +206,7 @@ class _Trainer:
         accuracy = "" if self.task.labels is None else f", {validation.accuracy:.1%} right"
         self.console.print(
             f"step {self.step}: held out {validation.nats:.4f} nats, {validation.bits:.4f} bits "
-            f"a {self.task.unit}{accuracy}{' (kept)' if better else ''}"
+            f"per {self.task.unit}{accuracy}{' (kept)' if better else ''}"
         )
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 DOMAIN = "elman.dev"
 
@@ -129,7 +130,4 @@ class UnexpectedError(RequestError):
 
 def grpc_status(error: RequestError) -> grpc.Status:
     """The error as grpc's own calls take it."""
-    # Imported here because grpc_status reads its version from installed metadata at import, which is slow.
-    from grpc_status import rpc_status
-
     return rpc_status.to_status(error.status())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -89,15 +89,14 @@ class InferenceServicer(v1.InferenceServiceServicer):
         generation = Generation(ids, mailbox, params=params)
         _submit(model, generation)
         try:
-            await context.send_initial_metadata(
-                ()
-            )  # Ahead, so that a client that reads nothing can be told why it is left.
+            # Ahead of all else, so that a client that reads nothing can be told why it is left.
+            await context.send_initial_metadata(())
             started = v1.GenerateStarted(
                 model=model.name,
                 digest=model.bundle.digest,
                 seed=params.seed,
                 prompt_token_count=len(ids),
-                unknown_token_count=int((ids == model.vocabulary.unknown_id).sum()),
+                unknown_token_count=int(np.count_nonzero(ids == model.vocabulary.unknown_id)),
             )
             await self._write(context, v1.GenerateResponse(started=started))
             decoder = model.vocabulary.decoder()
@@ -130,49 +129,57 @@ class InferenceServicer(v1.InferenceServiceServicer):
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context
     ) -> None:
-        messages = self._messages(requests)
-        first = await anext(messages, None)
-        if first is None or not first.HasField("config"):
-            raise FieldError("config", "is missing: the first message of a stream is its config")
-        model, labelling = self._models.that_labels(first.config.model, "config.model")
-        with self._open_stream(model):
-            started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
-            await self._write(context, v1.StreamClassifyResponse(started=started))
-            state: Arrays | None = None
-            latest = v1.Prediction()
-            async for request in messages:
-                if not request.HasField("piece"):
-                    raise FieldError("piece", "is missing: every message but the first is a piece")
-                ids = piece_ids(request.piece, model, self._limits)
-                steps = latest.step_count + len(ids)
-                if len(ids):
-                    reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
-                    finished = await _read(model, reading, always=True)
-                    state = finished.state
-                    latest = await _predict(labelling, finished.outputs, steps)
-                elif labelling.every_step:
-                    latest = v1.Prediction(step_count=steps)
-                result = v1.PieceResult(prediction=latest)
-                await self._write(context, v1.StreamClassifyResponse(result=result))
+        async with contextlib.aclosing(self._messages(requests)) as messages:
+            first = await anext(messages, None)
+            if first is None or not first.HasField("config"):
+                raise FieldError("config", "is missing: the first message of a stream is its config")
+            model, labelling = self._models.that_labels(first.config.model, "config.model")
+            with self._open_stream(model):
+                started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
+                await self._write(context, v1.StreamClassifyResponse(started=started))
+                async for prediction in self._predictions(messages, model, labelling):
+                    result = v1.PieceResult(prediction=prediction)
+                    await self._write(context, v1.StreamClassifyResponse(result=result))
+
+    async def _predictions(
+        self, messages: AsyncIterator[v1.StreamClassifyRequest], model: ServedModel, labelling: Labelling
+    ) -> AsyncIterator[v1.Prediction]:
+        """One prediction for every piece, the state kept between them."""
+        state: Arrays | None = None
+        latest = v1.Prediction()
+        async for message in messages:
+            if not message.HasField("piece"):
+                raise FieldError("piece", "is missing: every message but the first is a piece")
+            ids = piece_ids(message.piece, model, self._limits)
+            steps = latest.step_count + len(ids)
+            if len(ids):
+                reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
+                finished = await _read(model, reading, always=True)
+                state = finished.state
+                latest = await _predict(labelling, finished.outputs, steps)
+            elif labelling.every_step:
+                latest = v1.Prediction(step_count=steps)
+            yield latest
 
     async def _messages(
         self, requests: AsyncIterator[v1.StreamClassifyRequest]
-    ) -> AsyncIterator[v1.StreamClassifyRequest]:
+    ) -> AsyncGenerator[v1.StreamClassifyRequest, None]:
         """The requests of a stream, each of a size that may be; none more when the server drains."""
         draining = asyncio.ensure_future(self._draining.wait())
+        following = asyncio.ensure_future(_following(requests))
         try:
             while True:
-                following = asyncio.ensure_future(_following(requests))
                 await asyncio.wait((following, draining), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
                     raise ServerDrainingError("the server is shutting down")
                 request = following.result()
                 if request is None:
                     return
                 check_size(request, self._limits)
                 yield request
+                following = asyncio.ensure_future(_following(requests))
         finally:
+            following.cancel()
             draining.cancel()
 
     @contextlib.contextmanager
