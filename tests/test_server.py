@@ -105,11 +105,11 @@ asyncio.run(main())
 async def test_killed_cancelled_and_timed_out_streams_harm_nobody(bundles: Bundles) -> None:
     requests = random_requests(64, seed=2)
     for request in requests:
-        request["max_tokens"] = 1500
+        request["max_tokens"] = 1000
     expected = [generate_alone(bundles["gru"], **request) for request in requests]  # type: ignore[arg-type]
     async with serving(bundles["gru"], slots=96) as running:
-        survivors = [asyncio.create_task(generate(running.client, "gru", request)) for request in requests]
         killed = await asyncio.to_thread(start_victim, running.address)
+        survivors = [asyncio.create_task(generate(running.client, "gru", request)) for request in requests]
         endless = {"max_tokens": 60_000, "model": "gru"}
         cancelled = [running.client.generate("b", seed=seed, **endless) for seed in range(8)]
         timed_out = [running.client.generate("c", seed=seed, timeout=0.3, **endless) for seed in range(8)]
