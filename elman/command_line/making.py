@@ -65,7 +65,7 @@ def train(
         Preset | None,
         typer.Option(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
-            "python, python-tags, python-packages: a minute or two on the embedded corpus, also what other corpora "
+            "python, python-tags, python-packages: up to three minutes on the embedded corpus, also what other corpora "
             "start from. shakespeare: up to 20 minutes on a megabyte of text. names: short texts by class.",
             show_default="by task",
         ),
