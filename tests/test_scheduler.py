@@ -179,19 +179,38 @@ def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) 
 
 
 def test_aborted_sequence_frees_its_row_and_hears_nothing_more(scheduler: Scheduler, engine: FakeEngine) -> None:
-    engine.gate.clear()
     endless = [generation([index + 1], 10**6) for index in range(engine.capacity)]
     for sequence in endless:
         scheduler.submit(sequence)
-    late = generation([3], 4)
-    scheduler.submit(late)
+    for sequence in endless:
+        inbox(sequence).events.get(timeout=10)
+    assert scheduler.running_count == engine.capacity
     for sequence in endless:
         scheduler.abort(sequence)
         scheduler.abort(sequence)  # Twice is as good as once.
-    engine.gate.set()
-    assert inbox(late).tokens_and_end()[0] == continuation([3], 4)
+    for _ in range(2):
+        late = generation([3], 4)
+        scheduler.submit(late)
+        assert inbox(late).tokens_and_end()[0] == continuation([3], 4)
+        for sequence in endless:  # What came before the abort; the second time there is nothing.
+            heard = inbox(sequence).events.qsize()
+            for _ in range(heard):
+                assert isinstance(inbox(sequence).events.get(), Tokens)
+    assert heard == 0
     assert scheduler.running_count == 0
-    assert all(inbox(sequence).events.empty() for sequence in endless)
+
+
+def test_sequence_aborted_while_it_waits_never_runs() -> None:
+    engine = FakeEngine(capacity=1)
+    scheduler = make_scheduler(engine)
+    aborted, kept = generation([POISON], 5), generation([2], 3)
+    scheduler.submit(aborted)
+    scheduler.submit(kept)
+    scheduler.abort(aborted)
+    scheduler.start()
+    assert inbox(kept).tokens_and_end()[0] == continuation([2], 3)
+    scheduler.stop()
+    assert inbox(aborted).events.empty()
 
 
 def test_waiting_room_is_bounded_and_aborting_makes_room() -> None:
