@@ -76,7 +76,8 @@ def export_bundle(
     """
     folder = Path(folder)
     if folder.exists() and not (overwrite and (folder / MANIFEST).exists()):
-        raise ExportError(f"{folder} exists already" + ("; it is no bundle, so it stays" if overwrite else ""))
+        why = "it is no bundle, so it stays" if overwrite else "overwrite=True, or --force, replaces a bundle"
+        raise ExportError(f"{folder} exists already: {why}")
     if not isinstance(module, StepModule):
         raise ExportError(
             f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"

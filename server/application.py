@@ -84,7 +84,7 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
         BundleError: a path holds none, one is damaged, or two have the same name.
     """
     bundles: dict[str, Bundle] = {}
-    for path in paths:
+    for path in dict.fromkeys(path.resolve() for path in paths):
         folders = [path]
         if path.is_dir() and not (path / MANIFEST).exists():
             folders = sorted(found.parent for found in path.glob(f"*/{MANIFEST}")) or folders
@@ -154,7 +154,7 @@ class Server:
         for name in ("", _SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._calls.drain()
-        _log.info("draining", calls=self._calls.active, seconds=self.options.drain_timeout)
+        _log.info("draining", calls=self._calls.active, seconds=self.options.drain_timeout, hurry="a second signal")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._calls.wait_until_idle(), self.options.drain_timeout)
         for model in self.models:
@@ -166,15 +166,16 @@ class Server:
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM or SIGINT sets; a second one ends the process at once."""
+    """An event that SIGTERM or SIGINT sets; a second one ends the process at once, whoever is still served."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def tell() -> None:
+        if told.is_set():
+            _log.warning("ended at once", reason="told a second time")
+            os._exit(130)
         told.set()
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
     for number in numbers:
         loop.add_signal_handler(number, tell)

@@ -119,10 +119,12 @@ def test_classifying_lines(served: Served) -> None:
 def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
     from training.corpus import read_labelled_text
 
-    found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\n")
+    found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
     path = tmp_path / "tags.tsv"
-    path.write_text(found.stdout + "\nx\tanother label\n", encoding="utf-8")
-    assert read_labelled_text(str(path)).text == "a\tb\\c 語 dex"
+    path.write_text(found.stdout + "x\tanother label\n", encoding="utf-8")
+    read = read_labelled_text(str(path))
+    assert read.text == "a\tb\\c 語 deabx"
+    assert read.starts == [0, 10, 12]
 
 
 def test_following_a_growing_stream(served: Served) -> None:
@@ -245,6 +247,43 @@ def test_many_lines_keep_their_order(served: Served) -> None:
     assert [line.split("\t")[2] for line in found.stdout.splitlines()] == lines
 
 
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) -> None:
+    corpus = tmp_path / "own.tsv"
+    corpus.write_text("abc\tfirst\n123\tsecond\n\n" * 200)
+    trained = elman("train", "--task", task, "--corpus", corpus, "--output", tmp_path / "run", *SMALL)
+    assert trained.returncode == 0, trained.stderr
+    assert "right: 100.00%" in trained.stderr
+    assert elman("export", tmp_path / "run", "--output", tmp_path / "own").returncode == 0
+
+
+def test_options_beside_resume_are_refused(tmp_path: Path) -> None:
+    check_complaint(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden cannot stand beside --resume")
+    check_complaint(elman("train", "--resume", tmp_path, "--task", "lm"), "--task cannot stand beside --resume")
+
+
+def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
+    name = r"n[/]ope:smile:\[bold]"
+    check_complaint(elman("generate", "x", "--model", name, "--server", served.address), repr(name))
+
+
+def test_a_second_signal_ends_the_server_at_once(bundles: dict[str, Bundle]) -> None:
+    server = Served(bundles["gru"].path, "--provider", "cpu")
+    generating = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--server", server.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert generating.stdout is not None
+    generating.stdout.read(1)
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert server.end(signal.SIGINT) == 130
+    generating.communicate(timeout=20)
+    assert generating.returncode == 1
+    assert "Traceback" not in "".join(server.log)
+
+
 def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
@@ -270,9 +309,11 @@ def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None
     assert generating.stdout is not None
     begun = generating.stdout.read(1)
     assert server.end() == 0
-    rest, _ = generating.communicate(timeout=60)
+    # Not communicate(), which reads past what read(1) has buffered.
+    rest = generating.stdout.read()
+    generating.stdout.close()
     assert len(begun + rest) == 6000
-    assert generating.returncode == 0
+    assert generating.wait(timeout=10) == 0
 
 
 def test_control_c_while_generating_is_quiet(served: Served) -> None:

@@ -185,7 +185,7 @@ def test_a_model_that_is_done_resumes_to_nothing(text: str, tmp_path: Path) -> N
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(text: str, tmp_path: Path) -> None:
     train(config("lm", text, steps=1), tmp_path / "run", console=QUIET)
-    with pytest.raises(TrainingError, match="holds a run already; resume it with --resume"):
+    with pytest.raises(TrainingError, match="holds a run already; go on with it by --resume"):
         train(config("lm", text), tmp_path / "run", console=QUIET)
 
 

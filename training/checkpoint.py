@@ -78,7 +78,9 @@ def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
         TrainingError: the folder holds a run already.
     """
     if (run / CONFIG).exists():
-        raise TrainingError(f"{run}: holds a run already; resume it with --resume {run} or choose another --output")
+        raise TrainingError(
+            f"{run}: holds a run already; go on with it by --resume {run}, delete it, or choose another --output"
+        )
     run.mkdir(parents=True, exist_ok=True)
     if isinstance(task.vocabulary, CharacterVocabulary):
         write_tokens(run / VOCABULARY, task.vocabulary.tokens)
@@ -137,6 +139,8 @@ def load_best(run: Path) -> RecurrentNetwork:
     vocabulary = load_vocabulary(run, config)
     labels = load_labels(run, config)
     network = make_network(config, vocabulary.size, vocabulary.size if labels is None else len(labels))
+    if not (run / BEST).exists():
+        raise TrainingError(f"{run}: has kept no weights yet: train it first")
     tensors, _ = load_tensors(run / BEST)
     network.load_state_dict(tensors)
     return network.eval()

@@ -188,7 +188,10 @@ class TaggingTask(_LanesTask):
         starts = labelled.starts
         place = max(1, int(len(starts) * (1 - config.held_out)))
         if place == len(starts):
-            raise TrainingError(f"{config.corpus}: has only one document: none can be held out for validation")
+            raise TrainingError(
+                f"{config.corpus}: has only one document, so none can be held out for validation; "
+                "in a TSV file an empty line starts a new document"
+            )
         cut = starts[place]
         super().__init__(config, _make_vocabulary(config, labelled.text[:cut]))
         self.labels = tuple(sorted(set(labelled.labels)))

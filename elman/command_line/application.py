@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from elman.command_line import calling, making, serving
 from elman.errors import ElmanError
@@ -62,10 +64,7 @@ def _other_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)
 
 
-def _fail(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(message)}")
+def _fail(message: str) -> NoReturn:
+    # As Text, because a message may hold what somebody typed, and that is no markup.
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
     sys.exit(1)
-
-
-def _escaped(message: str) -> str:
-    return message.replace("[", r"\[")

@@ -23,7 +23,9 @@ from rich.text import Text
 from elman.client import DEFAULT_ADDRESS, Client, Label, Prediction
 
 _Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
-_Timeout = Annotated[float | None, typer.Option(help="Seconds the call may take.", show_default="as long as it takes")]
+_Timeout = Annotated[
+    float | None, typer.Option(help="Seconds the call may take.", show_default="as long as it takes", min=0.001)
+]
 
 
 def models(server: _Server = DEFAULT_ADDRESS) -> None:
@@ -105,8 +107,9 @@ def classify(
     """Label standard input, every line by itself.
 
     A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
-    prints one PIECE TAB LABEL for every run of equal labels (newline, tab and backslash escaped), the format that
-    `elman train --task tag` reads.
+    prints one PIECE TAB LABEL for every run of equal labels (newline, tab and backslash escaped) and an empty line
+    after each line, the format that `elman train --task tag` reads. With --follow a classifier answers every piece
+    with LABEL TAB PROBABILITY of everything so far.
     """
     asyncio.run(_classify(follow, model, server, timeout))
 
@@ -216,6 +219,7 @@ class _Printer:
                 for plain, written in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
                     escaped = escaped.replace(plain, written)
                 print(f"{escaped}\t{label}", flush=True)
+            print(end=end, flush=True)  # Between two lines an empty one: each was a document of its own.
             return
         coloured = Text()
         for label, piece in _runs(text, steps):

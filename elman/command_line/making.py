@@ -57,7 +57,8 @@ def train(
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
             "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
-            "tag: a folder of Python files, or a TSV file of piece TAB label.",
+            "tag: a folder of Python files, or a TSV file of piece TAB label, newline, tab and backslash in a piece "
+            "written \\n, \\t and \\\\, an empty line between documents.",
             show_default="stdlib",
         ),
     ] = None,
@@ -148,7 +149,20 @@ def train(
     from training.corpus import STDLIB
 
     console = Console(stderr=True, highlight=False, markup=False)
+    given = {
+        "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
+        "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
+        "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
+        "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
+        "average_decay": average_decay, "restart": restart, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
+        others = {"task": task, "corpus": corpus, "preset": preset, "output": output}
+        beside = [*given, *(name for name, value in others.items() if value is not None)]
+        if beside:
+            option = beside[0].replace("_", "-")
+            raise typer.BadParameter(f"--{option} cannot stand beside --resume: the run goes on with its own values")
         folder = resume
         result = training.resume(resume, console=console, stop_after=stop_after, minutes=max_minutes)
     else:
@@ -161,15 +175,9 @@ def train(
             raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
-            del values["minimum_count"], values["corpus_limit"]
-        given = {
-            "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
-            "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
-            "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
-            "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
-            "average_decay": average_decay, "restart": restart, "seed": seed,
-        }  # fmt: skip
-        values |= {name: value for name, value in given.items() if value is not None}
+            for name in ("minimum_count", "corpus_limit"):
+                values.pop(name, None)
+        values |= given
         try:
             config = training.TrainingConfig(
                 corpus=STDLIB if corpus is None or embedded else str(Path(corpus).resolve()), **values
@@ -180,7 +188,10 @@ def train(
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
         folder = output or Path("runs") / (chosen if embedded or preset else Path(config.corpus).stem)
         result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
-    console.print(f"kept: {result.validation.nats:.4f} nats, {result.validation.bits:.4f} bits, held out")
+    # Exactly: in one piece and from one start, where the validations on the way cut the text into rows.
+    console.print(
+        f"kept, measured exactly: {result.validation.nats:.4f} nats, {result.validation.bits:.4f} bits, held out"
+    )
     if config_is_labelled(folder):
         validation = result.validation
         console.print(f"right: {validation.accuracy:.2%}; always the commonest class: {validation.majority:.2%}")

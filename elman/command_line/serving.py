@@ -66,7 +66,7 @@ def serve(
     ] = LogFormat.console,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every call that is cancelled, too.")] = False,
 ) -> None:
-    """Serve bundles until SIGTERM or Ctrl-C, which let running calls finish."""
+    """Serve bundles until SIGTERM or Ctrl-C, which let running calls finish; a second one does not."""
     from server.application import ServerOptions, find_bundles
     from server.engine import ProviderChoice
     from server.rpc.validation import Limits

@@ -118,11 +118,16 @@ class Models:
         if name:
             return self.named(name, field)
         if len(suitable) != 1:
-            count = "no model" if not suitable else f"{len(suitable)} models"
-            raise FieldError(field, f"is needed, because {count} of this server {ability}: it holds {self._known()}")
+            if not suitable:
+                raise ModelUnsuitableError(field, f"no model of this server {ability}: it holds {self._known()}")
+            names = _listed([model.name for model in suitable])
+            raise FieldError(field, f"is needed, because {len(suitable)} models of this server {ability}: {names}")
         return suitable[0]
 
     def _known(self) -> str:
-        names = list(self._models)
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        return (", ".join(names[:_LISTED]) or "none") + more
+        return _listed(list(self._models)) or "none"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
