@@ -8,7 +8,8 @@ elman serve "$@" &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
 # Ctrl-C reaches the server as well, which then drains: wait for it, and end as it ends.
-trap 'trap "" INT TERM; kill -TERM $server 2>/dev/null || true; wait $server; exit $?' INT TERM
+trap 'trap "" INT; wait $server; exit $?' INT
+trap 'kill -TERM $server; wait $server; exit $?' TERM
 elman health --wait 60
 kill -0 $server 2>/dev/null || exit 1  # Another one has the address, and has answered.
 

@@ -35,6 +35,8 @@ _TRANSPORT_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 
+_SAME_SIGNAL = 1.0  # seconds
+
 _log = structlog.get_logger(__name__)
 
 
@@ -171,11 +173,17 @@ def told_to_end() -> Iterator[asyncio.Event]:
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
 
+    first = 0.0
+
     def tell() -> None:
-        if told.is_set():
+        nonlocal first
+        if not told.is_set():
+            first = loop.time()
+            told.set()
+        # Ctrl-C often comes twice, from the terminal and from whoever started us.
+        elif loop.time() - first > _SAME_SIGNAL:
             _log.warning("ended at once", reason="told a second time")
             os._exit(130)
-        told.set()
 
     for number in numbers:
         loop.add_signal_handler(number, tell)
