@@ -104,7 +104,7 @@ def test_every_file_has_its_line() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout: the list of files is git's")
     listed = set(re.findall(r"^\| `([^`]+)` \|", README, flags=re.MULTILINE))
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    command = ["git", "ls-files"]
     tracked = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.split()
     there = {path for path in tracked if (ROOT / path).exists() and Path(path).name != "py.typed"}
     folders = tuple(line for line in listed if line.endswith("/"))
