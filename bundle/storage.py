@@ -53,6 +53,10 @@ class Bundle:
     def graph_path(self) -> Path:
         return self.path / self.spec.step.file
 
+    def vocabulary_spec(self, name: str) -> v1.VocabularySpec:
+        """What the manifest says of the vocabulary `name`."""
+        return next(spec for spec in self.spec.vocabularies if spec.name == name)
+
     def text_vocabulary(self, name: str) -> TextVocabulary:
         """The vocabulary `name`, which a token input or next-token output refers to."""
         vocabulary = self.vocabularies[name]

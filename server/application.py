@@ -210,7 +210,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         engine.warm_up()
     except EngineError as error:
         raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
-    text = next(spec for spec in bundle.spec.vocabularies if spec.name == step.inputs[0].token.vocabulary)
+    text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(
         bundle.name,

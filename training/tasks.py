@@ -196,10 +196,8 @@ class TaggingTask(_LanesTask):
         super().__init__(config, _make_vocabulary(config, labelled.text[:cut]))
         self.labels = tuple(sorted(set(labelled.labels)))
         inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
-        widths = _token_starts(config, labelled.text[:cut])
-        inputs, targets, aligned = align_documents(
-            inputs, targets, widths[list(starts[:place])].tolist(), config.window
-        )
+        document_starts = _token_starts(config, labelled.text[:cut])[starts[:place]].tolist()
+        inputs, targets, aligned = align_documents(inputs, targets, document_starts, config.window)
         self._lanes = self._make_lanes(inputs, targets, starts=aligned)
         ends = [*starts[place + 1 :], len(labelled.text)]
         limit = cut + config.validation_limit

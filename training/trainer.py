@@ -109,6 +109,7 @@ class _Trainer:
         )
         # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
         self.average = make_network(config, task.vocabulary.size, task.outputs).eval()
+        self.fingerprint = task.fingerprint()
         self.carried: dict[str, Tensor] = {}
         self.step = 0
         # What did best at the validations that an unbroken run has.
@@ -238,13 +239,13 @@ class _Trainer:
             "validated_step": self.validated_step,
             "best_step": self.best_step,
             "best_nats": self.best_nats,
-            "fingerprint": self.task.fingerprint(),
+            "fingerprint": self.fingerprint,
         }
         save_tensors(self.folder / LAST, tensors, metadata)
 
     def load(self) -> None:
         tensors, metadata = load_tensors(self.folder / LAST)
-        if metadata["fingerprint"] != self.task.fingerprint():
+        if metadata["fingerprint"] != self.fingerprint:
             raise TrainingError(
                 f"{self.config.corpus}: is not what {self.folder} was trained on; start a new run with another --output"
             )

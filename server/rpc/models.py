@@ -44,8 +44,7 @@ class ServedModel:
     @cached_property
     def text_spec(self) -> v1.VocabularySpec:
         """The vocabulary of the token input."""
-        name = self.bundle.spec.step.inputs[0].token.vocabulary
-        return next(spec for spec in self.bundle.spec.vocabularies if spec.name == name)
+        return self.bundle.vocabulary_spec(self.bundle.spec.step.inputs[0].token.vocabulary)
 
     @cached_property
     def vocabulary(self) -> TextVocabulary:
