@@ -204,7 +204,11 @@ class Client:
         model: str = "",
         max_tokens: int | None = None,
         temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
+        interval: float | None = None,
+        single_tokens: bool = False,
         timeout: float | None = None,
     ) -> GenerationStream:
         """Continue a prompt. The call starts now; errors of the server are raised by iterating.
@@ -214,14 +218,26 @@ class Client:
             model: its name; may be empty where the server holds one that generates.
             max_tokens: the largest number of tokens to generate; default 256.
             temperature: below 1 sharper, above 1 flatter, 0 greedy; default 1.
+            top_k: only so many of the most probable tokens are drawn from; default all.
+            top_p: only the most probable tokens that together reach this probability are drawn from; default 1, all.
             seed: of the random numbers; default a random one.
+            interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
+                are there; default as the server sees fit, which depends on its load.
+            single_tokens: a chunk for every token; excludes `interval`.
             timeout: seconds the whole generation may take.
         """
         with _expressible():
             request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed)
             _set_input(request, prompt)
-            if temperature is not None:
-                request.sampling.temperature = temperature
+            for field, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+                if value is not None:
+                    setattr(request.sampling, field, value)
+            if single_tokens:
+                request.single_tokens.SetInParent()
+            if interval is not None:
+                if single_tokens:
+                    raise ValueError("single_tokens and an interval exclude each other")
+                request.interval.FromNanoseconds(round(interval * 1e9))
         return GenerationStream(self._stub.Generate(request, timeout=self._seconds(timeout)), self.address)
 
     async def classify(self, input: Input, *, model: str = "", timeout: float | None = None) -> Prediction:

@@ -17,13 +17,13 @@ from grpc_reflection.v1alpha import reflection
 
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
-from server.engine import EngineError, ModelLoadError, OnnxEngine, ProviderChoice
+from server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
 from server.rpc.servicer import InferenceServicer
 from server.rpc.validation import Limits
-from server.scheduling import Scheduler
+from server.scheduling import Pace, Scheduler
 
 _SERVICE = "elman.v1.InferenceService"
 # The transport's own limit lies above ours, so that ours can answer with a reason.
@@ -55,6 +55,10 @@ class ServerOptions:
         threads: how many threads one step may use; 0 for one a core.
         slots: how many sequences of one model run at once.
         waiting_limit: how many more may wait, per model.
+        chunk_seconds: how long one run of the model may take, as far as one step does not take longer: a newcomer
+            waits for one at most.
+        messages_per_second: how many messages the streams of one model together are sent, about, unless they ask for
+            more.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread.
         drain_timeout: seconds that running calls have to finish when the server is told to end.
@@ -66,6 +70,8 @@ class ServerOptions:
     threads: int = 0
     slots: int = 128
     waiting_limit: int = 1024
+    chunk_seconds: float = 0.005
+    messages_per_second: float = 3000.0
     limits: Limits = field(default_factory=Limits)
     write_timeout: float = 60.0
     drain_timeout: float = 30.0
@@ -205,7 +211,8 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         raise ModelLoadError(
             f"{bundle.path / MANIFEST}: this server serves steps with one input, a token, and no constants"
         )
-    engine = OnnxEngine(bundle, capacity=options.slots, choice=options.provider, threads=options.thread_count)
+    opener = Opener(options.provider, options.thread_count)
+    engine = OnnxEngine(bundle, capacity=options.slots, opener=opener, chunk_seconds=options.chunk_seconds)
     try:
         engine.warm_up()
     except EngineError as error:
@@ -216,10 +223,10 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         bundle.name,
         engine,
         input_name=step.inputs[0].name,
-        token_output=names.get("next_token_logits"),
+        vocabulary_size=text.size if "next_token_logits" in names else 0,
         label_output=names.get("label_logits"),
-        forbidden_token=text.unknown_token_id if text.HasField("unknown_token_id") else None,
         waiting_limit=options.waiting_limit,
+        pace=Pace(options.chunk_seconds, options.messages_per_second),
         deliver=deliver_into(loop),
     )
     return ServedModel(bundle, scheduler, engine.provider)

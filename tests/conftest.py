@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -27,16 +28,23 @@ def make_network(cell: str, outputs: int, layers: int = 2, hidden: int = 37) -> 
     )
 
 
-def make_bundle(folder: Path, name: str, cell: str, meaning: Output) -> Bundle:
+def make_bundle(folder: Path, name: str, cell: str, meaning: Output, quantize: Literal["int8"] | None = None) -> Bundle:
     outputs = len(meaning.names) if isinstance(meaning, Labels) else CHARACTERS.size
-    module = NetworkStep(make_network(cell, outputs))
-    export_bundle(module, folder / name, name=name, inputs={"token": Token(CHARACTERS)}, outputs={"logits": meaning})
+    export_bundle(
+        NetworkStep(make_network(cell, outputs)),
+        folder / name,
+        name=name,
+        inputs={"token": Token(CHARACTERS)},
+        outputs={"logits": meaning},
+        quantize=quantize,
+    )
     return load_bundle(folder / name)
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """By name: a language model of each cell, a tagger and a classifier."""
+    """By name: a language model of each cell, one of them in 8-bit integers too, a tagger and a classifier."""
     folder = tmp_path_factory.mktemp("bundles")
-    made = {cell: make_bundle(folder, cell, cell, NextToken()) for cell in ("elman", "lstm", "gru")}
+    made = {"lstm-int8": make_bundle(folder, "lstm-int8", "lstm", NextToken(), quantize="int8")}
+    made |= {cell: make_bundle(folder, cell, cell, NextToken()) for cell in ("elman", "lstm", "gru")}
     return made | {name: make_bundle(folder, name, "gru", meaning) for name, meaning in _LABELLED.items()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bundle import Bundle, CharacterVocabulary, LabelVocabulary
 from elman import v1
-from server.engine import Arrays, EngineError
+from server.engine import FREE, Arrays, Chunk, EngineError, Results
 
 LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)
@@ -29,30 +29,33 @@ def continuation(prompt: list[int], count: int) -> list[int]:
     total = sum(prompt)
     tokens = []
     for _ in range(count):
-        # The unknown token is never generated; with all others equal, the lowest id is.
         tokens.append(total % MODULUS or 1)
         total += tokens[-1]
     return tokens
 
 
 class FakeEngine:
-    """Implements `Engine`.
+    """Implements `Engine`, as far as greedy decoding goes.
 
     Args:
         capacity: the number of rows.
+        step_counts: how many steps one run can take.
 
     Attributes:
-        gate: while it is cleared, steps wait.
-        batch_sizes: the number of rows of every step.
+        gate: while it is cleared, runs wait.
+        runs: the number of rows and of steps of every run.
+        replays: the number of steps of every replay.
     """
 
     provider = "cpu"
 
-    def __init__(self, capacity: int = 4) -> None:
+    def __init__(self, capacity: int = 4, step_counts: tuple[int, ...] = (1, 2, 4)) -> None:
         self.capacity = capacity
+        self.step_counts = step_counts
         self.gate = threading.Event()
         self.gate.set()
-        self.batch_sizes: list[int] = []
+        self.runs: list[tuple[int, int]] = []
+        self.replays: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
 
@@ -65,18 +68,35 @@ class FakeEngine:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {"total": self._front[row].copy()}
 
-    def step(self, rows: range, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def run(self, rows: range, chunk: Chunk) -> Results:
         assert self.gate.wait(30)
-        tokens = inputs["token"]
-        if (tokens == POISON).any():
-            raise EngineError("poison")
-        self.batch_sizes.append(len(rows))
-        part = slice(rows.start, rows.stop)
-        self._back[part] = self._front[part] + tokens
-        logits = np.full((len(rows), SIZE), -100.0, dtype=np.float32)
-        logits[np.arange(len(rows)), self._back[part] % MODULUS] = 0.0
-        logits[tokens == NAN] = np.nan
-        return {"logits": logits, "labels": logits.copy()}
+        given = chunk.inputs["token"]
+        assert len(rows) == len(given)
+        assert len(chunk) in self.step_counts
+        assert (given[:, 0] != FREE).all()
+        labels = np.full((len(rows), len(chunk), SIZE), -100.0, dtype=np.float32)
+        tokens = np.zeros((len(rows), len(chunk)), dtype=np.int64)
+        failed = np.zeros((len(rows), len(chunk)), dtype=np.bool_)
+        for index, row in enumerate(rows):
+            total = int(self._front[row])
+            for step in range(len(chunk)):
+                token = int(given[index, step]) if given[index, step] != FREE else int(tokens[index, step - 1])
+                if token == POISON:
+                    raise EngineError("poison")
+                total += token
+                labels[index, step, total % MODULUS] = 0.0
+                if token == NAN:
+                    labels[index, step], failed[index, step] = np.nan, True
+                # The unknown token is never generated; with all others equal, the lowest id is.
+                tokens[index, step] = total % MODULUS or 1
+            self._back[row] = total
+        self.runs.append((len(rows), len(chunk)))
+        return Results({"labels": labels}, tokens, failed)
+
+    def replay(self, row: int, inputs: Arrays) -> None:
+        assert (inputs["token"] != FREE).all()
+        self.replays.append(len(inputs["token"]))
+        self._back[row] = self._front[row] + inputs["token"].sum()
 
     def commit(self) -> None:
         self._front, self._back = self._back, self._front

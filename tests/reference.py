@@ -1,15 +1,46 @@
-"""Generation worked out without a server: onnxruntime alone, one sequence, a plain loop."""
+"""Generation worked out without a server: onnxruntime alone, one sequence, a plain loop, choices in numpy."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from bundle import Bundle
-from server.decoding import UniformStream, choose_tokens
+from server.decoding import UniformStream
 
 
-def generate_alone(bundle: Bundle, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> str:
+def choose_token(
+    logits: NDArray[np.floating], temperature: float, uniform: float, top_k: int | None = None, top_p: float = 1.0
+) -> int:
+    """What is chosen from logits [V], in double precision.
+
+    At temperature 0 the largest, of equals the first. Else by the inverse of the cumulative distribution: in the
+    order of the ids, or, where top_k or top_p ask for a part, of that part from the most probable on.
+    """
+    values = logits.astype(np.float64)
+    if temperature == 0:
+        return int(values.argmax())
+    weights = np.exp((values - values.max()) / temperature)
+    order = np.arange(len(values))
+    if top_k is not None or top_p < 1:
+        order = np.argsort(-values, kind="stable")[:top_k]
+        before = weights[order].cumsum() - weights[order]
+        order = order[before < top_p * weights[order].sum()]
+    cumulative = weights[order].cumsum()
+    return int(order[np.flatnonzero(cumulative > uniform * cumulative[-1])[0]])
+
+
+def generate_alone(
+    bundle: Bundle,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> str:
     """What `bundle` continues `prompt` with."""
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     step = bundle.spec.step
@@ -27,6 +58,5 @@ def generate_alone(bundle: Bundle, prompt: str, *, max_tokens: int, temperature:
         position += 1
         if position >= len(forced):
             logits[:, vocabulary.unknown_id] = -np.inf
-            chosen = choose_tokens(logits, np.array([temperature]), np.array([uniforms.at(position)]))
-            tokens.append(int(chosen[0]))
+            tokens.append(choose_token(logits[0], temperature, uniforms.take(position, 1)[0], top_k, top_p))
     return vocabulary.decoder().decode(tokens, final=True)

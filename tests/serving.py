@@ -14,8 +14,8 @@ from server.engine import ProviderChoice
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import ServedModel
 from server.rpc.validation import Limits
-from server.scheduling import Scheduler
-from tests.fake_engine import FakeEngine, fake_bundle
+from server.scheduling import Pace, Scheduler
+from tests.fake_engine import SIZE, FakeEngine, fake_bundle
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ async def serving_fake(
             name,
             engine,
             input_name="token",
-            token_output="logits",
+            vocabulary_size=SIZE,
             label_output="labels",
-            forbidden_token=0,
             waiting_limit=options.waiting_limit,
+            pace=Pace(options.chunk_seconds, options.messages_per_second),
             deliver=deliver_into(loop),
         )
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]

@@ -13,7 +13,7 @@ import pytest
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from bundle.storage import write_bundle
 from server.application import ServerOptions, find_bundles, serve_bundle
-from server.engine import ModelLoadError, OnnxEngine, ProviderChoice
+from server.engine import ModelLoadError, OnnxEngine, Opener, ProviderChoice
 
 Bundles = dict[str, Bundle]
 Change = Callable[[dict[str, Any]], object]
@@ -31,7 +31,7 @@ def change(folder: Path, edit: Change) -> None:
 
 
 def engine(bundle: Bundle, choice: ProviderChoice = ProviderChoice.CPU) -> OnnxEngine:
-    return OnnxEngine(bundle, capacity=2, choice=choice, threads=1)
+    return OnnxEngine(bundle, capacity=2, opener=Opener(choice, 1), chunk_seconds=0.005)
 
 
 def test_what_is_written_is_what_is_read(bundles: Bundles) -> None:

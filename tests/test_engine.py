@@ -10,48 +10,118 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from bundle import Bundle, CharacterVocabulary, load_bundle, write_bundle, write_tokens
 from elman import v1
-from server.engine import EngineError, OnnxEngine, ProviderChoice
+from server.engine import FREE, Chunk, EngineError, OnnxEngine, Opener, ProviderChoice
 from tests.conftest import CHARACTERS
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
+COUNTS = (1, 2, 4, 8)
+State = dict[str, Any]
 
 
 def make_engine(bundle: Bundle, capacity: int = 64, threads: int = 1) -> OnnxEngine:
-    return OnnxEngine(bundle, capacity=capacity, choice=ProviderChoice.CPU, threads=threads)
+    """An engine that takes any of COUNTS steps, however long they take here."""
+    engine = OnnxEngine(bundle, capacity=capacity, opener=Opener(ProviderChoice.CPU, threads), chunk_seconds=0.005)
+    engine.step_counts[:] = COUNTS  # type: ignore[index]
+    return engine
 
 
-def run(engine: OnnxEngine, tokens: np.ndarray, rows: int) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
-    """Steps [steps, rows] of tokens; the logits of every step and the last state of every row."""
+def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
+    """A chunk [B, K] of a model over CHARACTERS, sampled at temperature 1."""
+    rows = len(tokens)
+    values = {
+        "uniforms": np.full(tokens.shape, 0.5, np.float32),
+        "temperatures": np.ones(rows, np.float32),
+        "top_k": np.full(rows, CHARACTERS.size),
+        "top_p": np.ones(rows, np.float32),
+    }
+    return Chunk({"token": tokens}, **{**values, **changes})
+
+
+def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:
+    """Forced steps [steps, rows] of tokens from the initial state, `count` at a time; what was shown after every step,
+    [rows, ...] each, and the last state of every row."""
     for row in range(rows):
         engine.insert(row)
-    logits = []
-    for step in tokens:
-        logits.append(engine.step(range(rows), {"token": step[:rows]})["logits"].copy())
+    shown: list[Any] = []
+    for start in range(0, len(tokens), count):
+        results = engine.run(range(rows), make_chunk(tokens[start : start + count, :rows].T))
+        values = next(iter(results.outputs.values()), results.tokens)
+        shown.extend(values[:, step].copy() for step in range(values.shape[1]))
         engine.commit()
-    return logits, [engine.extract(row) for row in range(rows)]
+    return shown, [engine.extract(row) for row in range(rows)]
 
 
-@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+def same(found: State, expected: State) -> bool:
+    return all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], cell: str, threads: int) -> None:
-    tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (20, max(SIZES)))
-    engine = make_engine(bundles[cell], threads=threads)
-    together, states = run(engine, tokens, max(SIZES))
+def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
+    engine = make_engine(bundles[name], threads=threads)
+    together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):
-            alone, alone_states = run(engine, tokens[:, first : first + size], size)
-            for step, logits in enumerate(alone):
-                assert logits.tobytes() == together[step][first : first + size].tobytes()
+            alone, alone_states = read(engine, tokens[:, first : first + size], size, count=COUNTS[first % len(COUNTS)])
+            for step, values in enumerate(alone):
+                assert values.tobytes() == together[step][first : first + size].tobytes()
             for row, state in enumerate(alone_states):
-                assert all(value.tobytes() == states[first + row][name].tobytes() for name, value in state.items())
+                assert same(state, states[first + row])
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
+    bundles: dict[str, Bundle], name: str, filtered: bool
+) -> None:
+    """Free and forced steps mixed: in one run the choice is fed back inside the graph, else by hand."""
+    random = np.random.default_rng(3)
+    engine = make_engine(bundles[name])
+    given = random.integers(0, CHARACTERS.size, (64, 8))
+    given[random.random(given.shape) < 0.6] = FREE
+    given[:, 0] = 5
+    uniforms = random.random(given.shape).astype(np.float32)
+    options = {"temperatures": random.choice([0.5, 1.0, 2.0], 64).astype(np.float32)}
+    if filtered:  # Some rows only; the others shall not notice.
+        options["top_p"] = random.choice([0.2, 0.8, 1.0], 64).astype(np.float32)
+        options["top_k"] = random.choice([1, 7, CHARACTERS.size], 64)
+    runs: dict[int, tuple[Any, list[State]]] = {}
+    for count in COUNTS:
+        for row in range(64):
+            engine.insert(row)
+        chosen = np.zeros((64, 0), np.int64)
+        for start in range(0, 8, count):
+            inputs = given[:, start : start + count].copy()
+            if start:
+                inputs[:, 0] = np.where(inputs[:, 0] == FREE, chosen[:, -1], inputs[:, 0])
+            chunk = make_chunk(inputs, **{**options, "uniforms": uniforms[:, start : start + count]})
+            results = engine.run(range(64), chunk)
+            assert not results.failed.any()
+            chosen = np.hstack([chosen, results.tokens])
+            engine.commit()
+        runs[count] = (chosen, [engine.extract(row) for row in range(64)])
+    for count in COUNTS[1:]:
+        assert runs[count][0].tolist() == runs[1][0].tolist()
+        assert all(same(*states) for states in zip(runs[count][1], runs[1][1], strict=True))
+    if filtered:
+        plain = make_chunk(given, temperatures=options["temperatures"], uniforms=uniforms)
+        for row in range(64):
+            engine.insert(row)
+        tokens = engine.run(range(64), plain).tokens
+        unfiltered = (options["top_p"] == 1) & (options["top_k"] == CHARACTERS.size)
+        assert unfiltered.any()
+        assert tokens[unfiltered].tolist() == runs[8][0][unfiltered].tolist()
+        assert tokens.tolist() != runs[8][0].tolist()
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(0, 10**6)), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from(["join", "leave", "run"]), st.integers(0, 10**6)), max_size=40))
 def test_joining_and_leaving_never_mix_rows(bundles: dict[str, Bundle], events: list[tuple[str, int]]) -> None:
     bundle = bundles["lstm"]
     engine, lone = make_engine(bundle, capacity=6), make_engine(bundle, capacity=1)
@@ -67,64 +137,88 @@ def test_joining_and_leaving_never_mix_rows(bundles: dict[str, Bundle], events: 
                 engine.move(last, row)
                 histories[row] = histories[last]
             histories.pop()
-        elif event == "step" and histories:
-            tokens = (np.arange(len(histories)) * 7 + number) % CHARACTERS.size
-            engine.step(range(len(histories)), {"token": tokens})
+        elif event == "run" and histories:
+            count = COUNTS[number % len(COUNTS)]
+            tokens = (np.arange(len(histories) * count).reshape(-1, count) * 7 + number) % CHARACTERS.size
+            engine.run(range(len(histories)), make_chunk(tokens))
             engine.commit()
-            for history, token in zip(histories, tokens.tolist(), strict=True):
-                history.append(token)
+            for history, row_tokens in zip(histories, tokens.tolist(), strict=True):
+                history.extend(row_tokens)
     for row, history in enumerate(histories):
-        _, (expected,) = run(lone, np.array(history, dtype=np.int64).reshape(-1, 1), 1)
-        found = engine.extract(row)
-        assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+        _, (expected,) = read(lone, np.array(history, dtype=np.int64).reshape(-1, 1), 1)
+        assert same(engine.extract(row), expected)
 
 
 def test_a_slot_that_was_used_starts_anew(bundles: dict[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=1)
     tokens = np.array([[3], [4]])
-    first, _ = run(engine, tokens, 1)
-    second, _ = run(engine, tokens, 1)
-    assert first[0].tobytes() == second[0].tobytes()
+    assert same(read(engine, tokens, 1)[1][0], read(engine, tokens, 1)[1][0])
 
 
 def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bundles: dict[str, Bundle]) -> None:
     tokens = np.random.default_rng(1).integers(0, CHARACTERS.size, (10, 1))
-    unbroken, _ = run(make_engine(bundles["lstm"], capacity=1), tokens, 1)
-    _, (state,) = run(make_engine(bundles["lstm"], capacity=1), tokens[:5], 1)
+    _, (unbroken,) = read(make_engine(bundles["lstm"], capacity=1), tokens, 1)
+    _, (state,) = read(make_engine(bundles["lstm"], capacity=1), tokens[:5], 1)
     other = make_engine(bundles["lstm"], capacity=5)
     for row in range(5):
         other.insert(row)
     other.insert(3, state)
     for step in range(5, 10):
-        inputs = np.full(5, 7)
+        inputs = np.full((5, 1), 7)
         inputs[3] = tokens[step, 0]
-        logits = other.step(range(5), {"token": inputs})["logits"][3].copy()
+        other.run(range(5), make_chunk(inputs))
         other.commit()
-        assert logits.tobytes() == unbroken[step][0].tobytes()
+    assert same(other.extract(3), unbroken)
 
 
-def test_a_failed_step_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7])
+def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
+    bundles: dict[str, Bundle], steps: int
+) -> None:
+    tokens = np.random.default_rng(2).integers(0, CHARACTERS.size, (16, 3))
+    engine = make_engine(bundles["gru"], capacity=3)
+    _, states = read(engine, tokens, 3, count=8)
+    for row in range(3):
+        engine.insert(row)
+    engine.run(range(3), make_chunk(tokens[:8].T))
+    engine.commit()
+    engine.run(range(3), make_chunk(tokens[8:].T))
+    engine.replay(1, {"token": tokens[8 : 8 + steps, 1]})
+    engine.commit()
+    _, (expected,) = read(make_engine(bundles["gru"], capacity=1), tokens[: 8 + steps, 1:2], 1)
+    assert same(engine.extract(1), expected)
+    assert not same(engine.extract(1), states[1])
+    for row in (0, 2):  # The others are where the chunk led them.
+        assert same(engine.extract(row), states[row])
+
+
+def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=3)
     tokens = np.array([[1, 2, 3]])
-    _, before = run(engine, tokens, 3)
+    _, before = read(engine, tokens, 3)
     with pytest.raises(EngineError):
-        engine.step(range(3), {"token": np.array([1, CHARACTERS.size + 5, 2])})
+        engine.run(range(3), make_chunk(np.array([[1], [CHARACTERS.size + 5], [2]])))
     for row in range(3):
-        assert all(np.array_equal(engine.extract(row)[name], value) for name, value in before[row].items())
+        assert same(engine.extract(row), before[row])
     # The good rows go on one by one, as the scheduler would run them.
     for row in (0, 2):
-        engine.step(range(row, row + 1), {"token": np.array([5])})
+        engine.run(range(row, row + 1), make_chunk(np.array([[5]])))
     engine.commit()
     lone = make_engine(bundles["gru"], capacity=1)
     for row, token in ((0, 1), (2, 3)):
-        _, (expected,) = run(lone, np.array([[token], [5]]), 1)
-        assert all(engine.extract(row)[name].tobytes() == value.tobytes() for name, value in expected.items())
+        _, (expected,) = read(lone, np.array([[token], [5]]), 1)
+        assert same(engine.extract(row), expected)
 
 
-def test_warm_up_runs_the_largest_batch(bundles: dict[str, Bundle]) -> None:
-    engine = make_engine(bundles["gru"], capacity=6)
+def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: dict[str, Bundle]) -> None:
+    opener = Opener(ProviderChoice.CPU, 1)
+    engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=0.005)
     engine.warm_up()
-    run(engine, np.ones((2, 6), dtype=np.int64), 6)
+    assert list(engine.step_counts) == [2**power for power in range(len(engine.step_counts))]
+    assert len(engine.step_counts) > 1
+    hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=1e-9)
+    hasty.warm_up()
+    assert list(hasty.step_counts) == [1]
 
 
 @pytest.fixture
@@ -171,13 +265,18 @@ def test_a_third_partys_row_axis_is_honoured(column_bundle: Bundle) -> None:
     assert isinstance(column_bundle.vocabularies["t"], CharacterVocabulary)
     for row in range(3):
         engine.insert(row)
-    for step in range(4):
-        found = engine.step(range(3), {"token": np.array([0, 1, 2])})["scores"]
-        assert found.tolist() == [[0.5 + row * (step + 1)] * 2 for row in range(3)]
+    for count in (1, 2, 1):
+        before = engine.extract(1)["before"][0]
+        chunk = make_chunk(np.repeat([[0], [1], [2]], count, axis=1))
+        found = engine.run(range(3), chunk).outputs["scores"]
+        assert found[1].tolist() == [[before + step + 1] * 2 for step in range(count)]
         engine.commit()
     engine.move(2, 0)
     assert engine.extract(0)["before"].tolist() == [8.5, 8.5]
-    assert engine.step(range(2), {"token": np.array([1, 1])})["scores"].tolist() == [[9.5] * 2, [5.5] * 2]
+    assert engine.run(range(2), make_chunk(np.array([[1], [1]]))).outputs["scores"].tolist() == [
+        [[9.5] * 2],
+        [[5.5] * 2],
+    ]
 
 
 async def test_a_third_partys_bundle_is_served(column_bundle: Bundle) -> None:

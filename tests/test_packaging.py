@@ -31,8 +31,8 @@ def run_without(absent: set[str], code: str) -> subprocess.CompletedProcess[str]
 
 
 # typer brings pydantic.
-SERVER_PARTS = {"onnxruntime", "structlog", "numpy", "safetensors"}
-TRAINING_PARTS = {"torch", "onnx", "onnxscript", "matplotlib"}
+SERVER_PARTS = {"onnx", "onnxruntime", "structlog", "numpy", "safetensors"}
+TRAINING_PARTS = {"torch", "onnxscript", "matplotlib"}
 
 
 def test_a_client_needs_neither_torch_nor_onnxruntime() -> None:

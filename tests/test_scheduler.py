@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from server.scheduling import (
     Finished,
     FinishReason,
     Generation,
+    Pace,
     QueueFullError,
     Reading,
     ReadingFinished,
@@ -24,7 +26,7 @@ from server.scheduling import (
     SequenceFailedError,
     Tokens,
 )
-from tests.fake_engine import MODULUS, NAN, POISON, FakeEngine, continuation
+from tests.fake_engine import MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
 class Inbox:
@@ -43,15 +45,15 @@ class Inbox:
             tokens.extend(event.ids)
 
 
-def make_scheduler(engine: FakeEngine, waiting_limit: int = 100) -> Scheduler:
+def make_scheduler(engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None) -> Scheduler:
     return Scheduler(
         "fake",
         engine,
         input_name="token",
-        token_output="logits",
+        vocabulary_size=SIZE,
         label_output="labels",
-        forbidden_token=0,
         waiting_limit=waiting_limit,
+        pace=pace or Pace(chunk_seconds=1.0, messages_per_second=1e9),
         deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
     )
 
@@ -70,9 +72,9 @@ def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
     scheduler.stop()
 
 
-def generation(prompt: list[int], max_tokens: int, end_token: int | None = None) -> Generation:
+def generation(prompt: list[int], max_tokens: int, end_token: int | None = None, **options: Any) -> Generation:
     params = SamplingParams(temperature=0.0, seed=0, max_tokens=max_tokens, end_token=end_token)
-    return Generation(np.array(prompt), Inbox(), params=params)
+    return Generation(np.array(prompt), Inbox(), params=params, **options)
 
 
 def reading(tokens: list[int], **options: bool) -> Reading:
@@ -87,7 +89,7 @@ def inbox(sequence: Generation | Reading) -> Inbox:
 def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
     sequence = generation([1, 2, 3], max_tokens=7)
     scheduler.submit(sequence)
-    assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS))
+    assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS, 9))
 
 
 def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
@@ -96,7 +98,46 @@ def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
     sequence = generation([1, 2], max_tokens=20, end_token=end)
     scheduler.submit(sequence)
     shown = expected[: expected.index(end)]
-    assert inbox(sequence).tokens_and_end() == (shown, Finished(FinishReason.END_TOKEN))
+    assert inbox(sequence).tokens_and_end() == (shown, Finished(FinishReason.END_TOKEN, 2 + len(shown)))
+
+
+@pytest.mark.parametrize("prompt", [[1], [1, 2], [3, 1, 4, 1, 5]])
+@pytest.mark.parametrize("end_after", [1, 2, 3, 4, 5, 6, None])
+def test_state_is_that_of_the_end_wherever_in_a_chunk_it_falls(
+    engine: FakeEngine, scheduler: Scheduler, prompt: list[int], end_after: int | None
+) -> None:
+    tokens = continuation(prompt, 40)
+    # Others run meanwhile, so that chunks do not end where this one does.
+    others = [generation([2], 10**6), generation([5, 5], 10**6)]
+    for other in others:
+        scheduler.submit(other)
+        inbox(other).events.get(timeout=10)
+    end = None if end_after is None else tokens[end_after]
+    sequence = generation(prompt, 9, end_token=end, keep_state=True)
+    scheduler.submit(sequence)
+    shown, finished = inbox(sequence).tokens_and_end()
+    assert shown == (tokens[:9] if end is None else tokens[: tokens.index(end)][:9])
+    assert isinstance(finished, Finished)
+    assert finished.state is not None
+    # All that was shown has been read, but for the last token of a generation that could have gone on.
+    seen = prompt + (shown if finished.reason is FinishReason.END_TOKEN else shown[:-1])
+    assert finished.position == len(seen)
+    assert finished.state == {"total": sum(seen)}
+    for other in others:
+        scheduler.abort(other)
+
+
+def test_a_row_that_ends_early_in_a_chunk_is_replayed(engine: FakeEngine, scheduler: Scheduler) -> None:
+    tokens = continuation([1, 2], 40)
+    sequence = generation([1, 2], 30, end_token=tokens[1], keep_state=True)
+    scheduler.submit(sequence)
+    inbox(sequence).tokens_and_end()
+    assert engine.replays  # Else this test and the one above show nothing.
+    forgotten = generation([1, 2], 30, end_token=tokens[1])
+    engine.replays.clear()
+    scheduler.submit(forgotten)
+    inbox(forgotten).tokens_and_end()
+    assert not engine.replays  # Nobody goes on from there.
 
 
 def test_sequences_of_all_lengths_share_the_batch_unharmed(scheduler: Scheduler, engine: FakeEngine) -> None:
@@ -112,7 +153,8 @@ def test_sequences_of_all_lengths_share_the_batch_unharmed(scheduler: Scheduler,
     for sequence in sequences:
         expected = continuation(sequence.forced.tolist(), sequence.params.max_tokens)
         assert inbox(sequence).tokens_and_end()[0] == expected
-    assert max(engine.batch_sizes) == engine.capacity
+    assert max(rows for rows, _ in engine.runs) == engine.capacity
+    assert {count for _, count in engine.runs} == set(engine.step_counts)
     assert scheduler.running_count == scheduler.waiting_count == 0
 
 
@@ -125,6 +167,71 @@ def test_newcomer_joins_at_the_next_step(scheduler: Scheduler, engine: FakeEngin
     assert inbox(short).tokens_and_end()[0] == continuation([2, 2], 3)
     assert scheduler.running_count == 1
     scheduler.abort(long)
+
+
+def test_chunks_are_long_in_a_steady_state_and_short_at_the_end(scheduler: Scheduler, engine: FakeEngine) -> None:
+    sequence = generation([1], max_tokens=4 + 4 + 2 + 1)
+    scheduler.submit(sequence)
+    inbox(sequence).tokens_and_end()
+    # Of a batch size that was never seen nobody knows how long it takes: one step at first.
+    assert [count for _, count in engine.runs] == [1, 4, 4, 2]
+
+
+def test_while_somebody_waits_for_a_row_no_chunk_runs_beyond_the_first_end() -> None:
+    engine = FakeEngine(capacity=2)
+    scheduler = make_scheduler(engine)
+    sequences = [generation([1], length) for length in (7, 100, 5)]
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    scheduler.start()
+    for sequence in sequences:
+        inbox(sequence).tokens_and_end()
+    scheduler.stop()
+    # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins.
+    assert engine.runs[:4] == [(2, 1), (2, 4), (2, 2), (2, 4)]
+
+
+def test_a_chunk_takes_no_longer_than_it_may() -> None:
+    pace = Pace(chunk_seconds=0.005, messages_per_second=1.0)
+    available = (1, 2, 4, 8)
+    assert pace.step_count(5, 100, available) == 1  # Nothing is known yet.
+    pace.note(5, 1, 0.001)
+    assert pace.step_count(5, 100, available) == 4
+    assert pace.step_count(7, 100, available) == 4
+    assert pace.step_count(7, 3, available) == 2
+    assert pace.step_count(8, 100, available) == 1
+    for _ in range(30):
+        pace.note(6, 4, 0.1)
+    assert pace.step_count(5, 100, available) == 1
+
+
+def test_the_first_token_comes_at_once_and_the_others_gather(engine: FakeEngine) -> None:
+    engine.step_counts = (1, 2, 4, 8)
+    scheduler = make_scheduler(engine, pace=Pace(chunk_seconds=1.0, messages_per_second=1e-9))
+    scheduler.start()
+    gathering, prompt = generation([1], 1000), generation([1], 12, interval=0.0)
+    scheduler.submit(gathering)
+    first = inbox(gathering).events.get(timeout=10)
+    assert first == Tokens(tuple(continuation([1], 1)))
+    rest, _ = inbox(gathering).tokens_and_end()
+    assert list(first.ids) + rest == continuation([1], 1000)
+    scheduler.submit(prompt)
+    events = [inbox(prompt).events.get(timeout=10) for _ in range(3)]
+    assert [len(event.ids) for event in events[:2] if isinstance(event, Tokens)] == [8, 4]
+    scheduler.stop()
+
+
+def test_tokens_gather_for_an_interval_but_not_beyond_what_there_is_room_for(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence = generation([1], 2000, interval=60.0)
+    scheduler.submit(sequence)
+    sizes = []
+    while isinstance(event := inbox(sequence).events.get(timeout=10), Tokens):
+        sizes.append(len(event.ids))
+    assert sum(sizes) == 2000
+    assert sizes[0] == 1
+    assert 7 <= len(sizes) <= 12
 
 
 def test_reading_shows_the_last_step_or_every_step_and_its_state(scheduler: Scheduler) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +17,7 @@ import torch
 from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
 from elman import Client, DeadlineExceededError, FinishReason, NextToken, Token, export_bundle
 from export.training_run import NetworkStep
-from server.engine import Arrays, OnnxEngine
+from server.engine import Chunk, OnnxEngine, Results
 from tests.conftest import CHARACTERS, CLASSES
 from tests.reference import generate_alone
 from tests.serving import serving
@@ -36,6 +35,7 @@ def random_requests(count: int, seed: int = 0) -> list[dict[str, object]]:
             "prompt": "".join(chosen.choices(alphabet, k=chosen.randint(1, 60))),
             "max_tokens": chosen.randint(1, 120),
             "temperature": chosen.choice([0.0, 0.5, 1.0, 1.5]),
+            **chosen.choice([{}, {}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 20, "top_p": 0.9}]),
             "seed": chosen.getrandbits(63) - 2**62,
         }
         for _ in range(count)
@@ -46,7 +46,7 @@ async def generate(client: Client, model: str, request: dict[str, object]) -> st
     return await client.generate(model=model, **request).text()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "lstm-int8"])
 async def test_every_cell_is_served_by_the_same_code(bundles: Bundles, cell: str) -> None:
     async with serving(bundles[cell]) as running:
         for request in random_requests(5):
@@ -54,24 +54,41 @@ async def test_every_cell_is_served_by_the_same_code(bundles: Bundles, cell: str
             assert served == generate_alone(bundles[cell], **request)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["lstm", "lstm-int8"])
 async def test_64_streams_at_once_are_each_what_they_are_alone(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    batches: list[int] = []
-    step = OnnxEngine.step
+    runs: list[tuple[int, int]] = []
+    run = OnnxEngine.run
 
-    def counted(self: OnnxEngine, rows: range, inputs: Arrays) -> dict[str, Any]:
-        batches.append(len(rows))
-        return step(self, rows, inputs)
+    def counted(self: OnnxEngine, rows: range, chunk: Chunk) -> Results:
+        runs.append((len(rows), len(chunk)))
+        return run(self, rows, chunk)
 
-    monkeypatch.setattr(OnnxEngine, "step", counted)
+    monkeypatch.setattr(OnnxEngine, "run", counted)
     requests = random_requests(64)
-    async with serving(bundles["lstm"], slots=64) as running:
-        together = await asyncio.gather(*[generate(running.client, "lstm", request) for request in requests])
-        assert max(batches) > 32  # They did share the batch.
-        alone = [await generate(running.client, "lstm", request) for request in requests]
+    async with serving(bundles[name], slots=64) as running:
+        together = await asyncio.gather(*[generate(running.client, name, request) for request in requests])
+        assert max(rows for rows, _ in runs) > 32  # They did share the batch,
+        assert max(count for rows, count in runs if rows > 8) > 1  # and took several steps at once.
+        alone = [await generate(running.client, name, request) for request in requests]
     assert [text.encode() for text in together] == [text.encode() for text in alone]
-    assert together == [generate_alone(bundles["lstm"], **request) for request in requests]  # type: ignore[arg-type]
+    assert together == [generate_alone(bundles[name], **request) for request in requests]  # type: ignore[arg-type]
+
+
+async def test_how_tokens_are_delivered_changes_messages_and_no_token(bundles: Bundles) -> None:
+    requests = random_requests(6, seed=4)
+    async with serving(bundles["gru"]) as running:
+        for request in requests:
+            expected = generate_alone(bundles["gru"], **request)  # type: ignore[arg-type]
+            for delivery in ({}, {"single_tokens": True}, {"interval": 0.0}, {"interval": 30.0}):
+                stream = running.client.generate(model="gru", **request, **delivery)  # type: ignore[arg-type]
+                chunks = [chunk async for chunk in stream]
+                assert "".join(chunk.text for chunk in chunks) == expected
+                if "single_tokens" in delivery:
+                    assert {len(chunk.token_ids) for chunk in chunks} == {1}
+                if delivery.get("interval") and len(expected) > 1:
+                    assert len(chunks) == 2  # The first token, then all that gathered.
 
 
 async def test_more_streams_than_slots_and_several_models(bundles: Bundles) -> None:

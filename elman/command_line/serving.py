@@ -48,6 +48,22 @@ def serve(
             min=0,
         ),
     ] = 1024,
+    chunk_ms: Annotated[
+        float,
+        typer.Option(
+            help="Milliseconds that one run of a model may take. It takes several steps at once, as many as fit; a "
+            "request that arrives waits for one run at most.",
+            min=0.1,
+        ),
+    ] = 5.0,
+    message_rate: Annotated[
+        float,
+        typer.Option(
+            help="Messages a second that all streams of one model are sent, about: between them tokens gather, unless "
+            "a request asks for its own interval.",
+            min=1,
+        ),
+    ] = 3000.0,
     max_tokens_limit: Annotated[int, typer.Option(help="The largest max_tokens of a request.", min=1)] = 65_536,
     input_limit: Annotated[
         int, typer.Option(help="The largest number of tokens of a prompt, input or piece.", min=1)
@@ -82,6 +98,8 @@ def serve(
         threads=threads,
         slots=slots,
         waiting_limit=waiting_limit,
+        chunk_seconds=chunk_ms / 1000,
+        messages_per_second=message_rate,
         limits=Limits(max_tokens_limit, input_limit, message_limit),
         write_timeout=write_timeout,
         drain_timeout=drain_timeout,

@@ -8,6 +8,7 @@ a stable reason in capitals) and, where a field is at fault, a BadRequest that n
 from collections import abc as _abc
 from elman.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -229,22 +230,60 @@ class SamplingDecoding(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Divides the logits: below 1 sharper, above 1 flatter, 0 greedy. Default 1; must be finite and not negative."""
+    top_k: _builtins.int
+    """Only so many of the most probable tokens are drawn from; of equals the ones with the lowest ids. Default: all; must
+    be at least 1.
+    """
+    top_p: _builtins.float
+    """Only the most probable tokens that together reach this probability are drawn from, after top_k. Default 1, all of
+    them; must be above 0 and at most 1.
+    """
     def __init__(
         self,
         *,
         temperature: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        top_p: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___SamplingDecoding: _TypeAlias = SamplingDecoding  # noqa: Y015
+
+@_typing.final
+class SingleTokenDelivery(_message.Message):
+    """Sends every token in a message of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SingleTokenDelivery: _TypeAlias = SingleTokenDelivery  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -259,6 +298,8 @@ class GenerateRequest(_message.Message):
     GREEDY_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    SINGLE_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
@@ -281,6 +322,14 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> Global___SamplingDecoding:
         """A random one."""
 
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """They gather for so long, 0 to 60 seconds, or until there are some hundred; 0: for no time at all."""
+
+    @_builtins.property
+    def single_tokens(self) -> Global___SingleTokenDelivery:
+        """They do not gather."""
+
     def __init__(
         self,
         *,
@@ -291,10 +340,12 @@ class GenerateRequest(_message.Message):
         greedy: Global___GreedyDecoding | None = ...,
         sampling: Global___SamplingDecoding | None = ...,
         seed: _builtins.int | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        single_tokens: Global___SingleTokenDelivery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "greedy", b"greedy", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "greedy", b"greedy", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -302,6 +353,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType_decoding: _TypeAlias = _typing.Literal["greedy", "sampling"]  # noqa: Y015
     _WhichOneofArgType_decoding: _TypeAlias = _typing.Literal["decoding", b"decoding"]  # noqa: Y015
+    _WhichOneofReturnType_delivery: _TypeAlias = _typing.Literal["interval", "single_tokens"]  # noqa: Y015
+    _WhichOneofArgType_delivery: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
@@ -310,6 +363,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_decoding) -> _WhichOneofReturnType_decoding | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_delivery) -> _WhichOneofReturnType_delivery | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
@@ -393,7 +448,9 @@ Global___GenerateStarted: _TypeAlias = GenerateStarted  # noqa: Y015
 
 @_typing.final
 class GenerateChunk(_message.Message):
-    """Tokens generated since the last chunk. How many come in one message depends on how fast the client reads."""
+    """Tokens generated since the last chunk. How many come in one message depends on the request's delivery, the server's
+    load, and on how fast the client reads.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,6 +1,16 @@
 """Decoding: from logits to the next token, row by row, whoever shares the batch."""
 
+from server.decoding.choosing import GREEDY_TEMPERATURE, LEAST_UNIFORM, Choice, Filters, add_choice
+from server.decoding.nodes import PREFIX, Nodes
 from server.decoding.randomness import UniformStream
-from server.decoding.sampling import NO_TOKEN, choose_tokens
 
-__all__ = ["NO_TOKEN", "UniformStream", "choose_tokens"]
+__all__ = [
+    "GREEDY_TEMPERATURE",
+    "LEAST_UNIFORM",
+    "PREFIX",
+    "Choice",
+    "Filters",
+    "Nodes",
+    "UniformStream",
+    "add_choice",
+]

@@ -1,8 +1,20 @@
-"""The engine: recurrent state in slots, and the step on onnxruntime."""
+"""The engine: recurrent state in slots, and the steps on onnxruntime."""
 
 from server.engine.errors import EngineError, ModelLoadError
-from server.engine.interface import Arrays, Engine
+from server.engine.interface import FREE, Arrays, Chunk, Engine, Results
 from server.engine.onnx import OnnxEngine
-from server.engine.providers import Provider, ProviderChoice
+from server.engine.providers import Opener, Provider, ProviderChoice
 
-__all__ = ["Arrays", "Engine", "EngineError", "ModelLoadError", "OnnxEngine", "Provider", "ProviderChoice"]
+__all__ = [
+    "FREE",
+    "Arrays",
+    "Chunk",
+    "Engine",
+    "EngineError",
+    "ModelLoadError",
+    "OnnxEngine",
+    "Opener",
+    "Provider",
+    "ProviderChoice",
+    "Results",
+]

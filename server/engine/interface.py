@@ -2,13 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+FREE = -1  # In the place of a token: the row goes on with what it chose after the step before.
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A few steps of B rows, K at once; nothing in it says which rows those are.
+
+    Attributes:
+        inputs: by input name, [B, K, *shape]; FREE in the place of a token, but not at the first step.
+        uniforms: float32 [B, K], the random number of the choice after each step; see `server.decoding`.
+        temperatures: float32 [B].
+        top_k: int64 [B], how many of the most probable tokens may be chosen; the vocabulary's size for all.
+        top_p: float32 [B], the share of probability from which the most probable tokens may be chosen; 1 for all.
+    """
+
+    inputs: Arrays
+    uniforms: NDArray[np.float32]
+    temperatures: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return int(self.uniforms.shape[1])
+
+    def part(self, row: int) -> Chunk:
+        """One of its rows."""
+        one = slice(row, row + 1)
+        inputs = {name: values[one] for name, values in self.inputs.items()}
+        return Chunk(inputs, self.uniforms[one], self.temperatures[one], self.top_k[one], self.top_p[one])
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a chunk has brought; arrays are valid until the next run.
+
+    Attributes:
+        outputs: by the name of each output that means labels, [B, K, labels].
+        tokens: int64 [B, K], what each row chose after each step; no columns if the model generates nothing.
+        failed: bool [B, K], where no token could be chosen because the model's output is not finite.
+    """
+
+    outputs: dict[str, NDArray[Any]]
+    tokens: NDArray[np.int64]
+    failed: NDArray[np.bool_]
 
 
 class Engine(Protocol):
@@ -26,6 +72,11 @@ class Engine(Protocol):
     @property
     def provider(self) -> str:
         """Where it runs: "cpu" or "cuda"."""
+        ...
+
+    @property
+    def step_counts(self) -> Sequence[int]:
+        """How many steps one run can take, ascending; 1 is the first."""
         ...
 
     def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
@@ -46,22 +97,29 @@ class Engine(Protocol):
         """A copy of a row's state by state input name, without the row axis."""
         ...
 
-    def step(self, rows: range, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Compute one step of `rows` without taking it: the next state is kept aside until `commit`.
+    def run(self, rows: range, chunk: Chunk) -> Results:
+        """Compute some steps of `rows` without taking them: the state they lead to is kept aside until `commit`.
 
         Args:
-            rows: consecutive rows.
-            inputs: by input name, [len(rows), *shape].
-
-        Returns:
-            Outputs by name, [len(rows), *shape], valid until the next call.
+            rows: consecutive rows, as many as the chunk has.
+            chunk: the steps, as many as one of `step_counts`.
 
         Raises:
-            EngineError: the step failed; no row has changed.
+            EngineError: a step failed; no row has changed.
+        """
+        ...
+
+    def replay(self, row: int, inputs: Arrays) -> None:
+        """Change what is kept aside for one row to the state some steps from where the last commit left it: for a row
+        that ended in the middle of a chunk and will be continued.
+
+        Args:
+            row: the row; it has been run since the last commit.
+            inputs: by input name, [steps, *shape]; at least one step, none of them FREE.
         """
         ...
 
     def commit(self) -> None:
         """Take the steps computed since the last commit: what was kept aside becomes the rows' state. Rows that were
-        not stepped hold no meaningful state afterwards."""
+        not run hold no meaningful state afterwards."""
         ...

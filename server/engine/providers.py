@@ -39,31 +39,42 @@ class OpenedSession:
     provider: Provider
 
 
-def open_session(graph: Path, choice: ProviderChoice, threads: int) -> OpenedSession:
-    """Load a graph.
+@dataclass(frozen=True)
+class Opener:
+    """Opens sessions.
 
-    Args:
-        graph: the ONNX file.
-        choice: where to run it; AUTO takes CUDA if it loads, else the CPU.
-        threads: how many threads one step may use on the CPU.
-
-    Raises:
-        ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
+    Attributes:
+        choice: where graphs are to run; AUTO takes CUDA if it loads, else the CPU.
+        threads: how many threads one run may use on the CPU.
     """
-    if choice is not ProviderChoice.CPU:
-        session, reason = _open_on_cuda(graph, threads)
-        if session is not None:
-            return OpenedSession(session, Provider.CUDA)
-        if choice is ProviderChoice.CUDA:
-            raise ModelLoadError(
-                "the provider cuda was asked for, but CUDA does not load here: it needs an NVIDIA GPU with its driver, "
-                "and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
-                f"--provider auto falls back to the CPU{reason}"
-            )
-    return OpenedSession(_open(graph, [Provider.CPU], _options(threads)), Provider.CPU)
+
+    choice: ProviderChoice
+    threads: int
+
+    def open(self, graph: Path | bytes, path: Path) -> OpenedSession:
+        """Load a graph.
+
+        Args:
+            graph: the ONNX file, or its contents.
+            path: the file to blame.
+
+        Raises:
+            ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
+        """
+        if self.choice is not ProviderChoice.CPU:
+            session, reason = _open_on_cuda(graph, path, self.threads)
+            if session is not None:
+                return OpenedSession(session, Provider.CUDA)
+            if self.choice is ProviderChoice.CUDA:
+                raise ModelLoadError(
+                    "the provider cuda was asked for, but CUDA does not load here: it needs an NVIDIA GPU with its "
+                    "driver, and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
+                    f"--provider auto falls back to the CPU{reason}"
+                )
+        return OpenedSession(_open(graph, path, [Provider.CPU], _options(self.threads)), Provider.CPU)
 
 
-def _open_on_cuda(graph: Path, threads: int) -> tuple[onnxruntime.InferenceSession | None, str]:
+def _open_on_cuda(graph: Path | bytes, path: Path, threads: int) -> tuple[onnxruntime.InferenceSession | None, str]:
     """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
@@ -71,7 +82,7 @@ def _open_on_cuda(graph: Path, threads: int) -> tuple[onnxruntime.InferenceSessi
     options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
-        session = _open(graph, [Provider.CUDA, Provider.CPU], options)
+        session = _open(graph, path, [Provider.CUDA, Provider.CPU], options)
     except ModelLoadError as error:
         return None, f" ({error.__cause__})"
     finally:
@@ -84,15 +95,18 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait take the cores from the side that talks to the clients.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Within a run threads spin while they wait for each other: waking one is dear on a virtual machine. Between runs
+    # they sleep, or they would take the cores from the side that talks to the clients.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
-def _open(graph: Path, providers: list[Provider], options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open(
+    graph: Path | bytes, path: Path, providers: list[Provider], options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
     names = [_ONNXRUNTIME_NAMES[provider] for provider in providers]
     try:
         # Without its fallback, which prints to standard output and hides why a provider failed.
         return onnxruntime.InferenceSession(graph, options, providers=names, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-        raise ModelLoadError(f"{graph}: onnxruntime rejects the graph: {error}") from error
+        raise ModelLoadError(f"{path}: onnxruntime rejects the graph: {error}") from error

@@ -25,7 +25,15 @@ from server.rpc.errors import (
 )
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
-from server.rpc.validation import Limits, check_size, input_ids, piece_ids, prompt_ids, sampling_params
+from server.rpc.validation import (
+    Limits,
+    check_size,
+    delivery_interval,
+    input_ids,
+    piece_ids,
+    prompt_ids,
+    sampling_params,
+)
 from server.scheduling import (
     Event,
     Failed,
@@ -86,7 +94,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         params = sampling_params(request, model, self._limits)
         ids = prompt_ids(request, model, self._limits)
         mailbox = Mailbox()
-        generation = Generation(ids, mailbox, params=params)
+        generation = Generation(ids, mailbox, params=params, interval=delivery_interval(request))
         _submit(model, generation)
         try:
             # Ahead of all else, so that a client that reads nothing can be told why it is left.
@@ -105,6 +113,11 @@ class InferenceServicer(v1.InferenceServiceServicer):
             while end is None:
                 new, end = _split(await mailbox.gather())
                 count += len(new)
+                if request.HasField("single_tokens"):
+                    for token in new:
+                        chunk = v1.GenerateChunk(text=decoder.decode([token], final=False), token_ids=[token])
+                        await self._write(context, v1.GenerateResponse(chunk=chunk))
+                    new = []
                 text = decoder.decode(new, final=end is not None)
                 if new or text:
                     chunk = v1.GenerateChunk(text=text, token_ids=new)

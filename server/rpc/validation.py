@@ -17,6 +17,7 @@ from server.rpc.models import ServedModel
 from server.scheduling import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
+LONGEST_INTERVAL = 60  # seconds
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def sampling_params(request: v1.GenerateRequest, model: ServedModel, limits: Lim
     """How to choose tokens and when to stop.
 
     Raises:
-        FieldError: max_tokens or the temperature is outside its range.
+        FieldError: max_tokens, the temperature, top_k or top_p is outside its range.
     """
     max_tokens = request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS
     if not 1 <= max_tokens <= limits.max_tokens:
@@ -67,9 +68,39 @@ def sampling_params(request: v1.GenerateRequest, model: ServedModel, limits: Lim
         temperature = request.sampling.temperature
     if not (math.isfinite(temperature) and temperature >= 0):
         raise FieldError("sampling.temperature", f"is {temperature}, but must be finite and not negative")
+    vocabulary_size = model.vocabulary.size
+    top_k = request.sampling.top_k if request.sampling.HasField("top_k") else vocabulary_size
+    if top_k < 1:
+        raise FieldError("sampling.top_k", f"is {top_k}, but must be at least 1")
+    top_p = request.sampling.top_p if request.sampling.HasField("top_p") else 1.0
+    if not 0 < top_p <= 1:
+        raise FieldError("sampling.top_p", f"is {top_p}, but must be above 0 and at most 1")
     seed = request.seed if request.HasField("seed") else secrets.randbits(63)
     end_token = model.text_spec.end_token_id if model.text_spec.HasField("end_token_id") else None
-    return SamplingParams(temperature, seed, max_tokens, end_token)
+    return SamplingParams(
+        temperature,
+        seed,
+        max_tokens,
+        top_k=top_k,
+        top_p=top_p,
+        end_token=end_token,
+    )
+
+
+def delivery_interval(request: v1.GenerateRequest) -> float | None:
+    """Seconds for which tokens may gather; None: the caller leaves it to the server.
+
+    Raises:
+        FieldError: it is negative or too long.
+    """
+    if request.HasField("single_tokens"):
+        return 0.0
+    if not request.HasField("interval"):
+        return None
+    seconds = request.interval.seconds + request.interval.nanos / 1e9
+    if not 0 <= seconds <= LONGEST_INTERVAL:
+        raise FieldError("interval", f"is {seconds:g} seconds, but must be 0 to {LONGEST_INTERVAL}")
+    return seconds
 
 
 def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:

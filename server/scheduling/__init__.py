@@ -1,6 +1,7 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
+from server.scheduling.pace import Pace
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
     Event,
@@ -22,6 +23,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "Generation",
+    "Pace",
     "QueueFullError",
     "Reading",
     "ReadingFinished",

@@ -1,30 +1,58 @@
-"""The loop: schedule -> step -> drop what was aborted meanwhile -> update and emit.
+"""The loop: schedule -> run -> drop what was aborted meanwhile -> update and emit.
 
-One thread per model runs it and owns the model's engine. Rows join and leave at every step, forced and free steps
-share a batch, and the rows in use are kept compact. A failure belongs to one sequence, never to its batch.
+One thread per model runs it and owns the model's engine. It runs a few steps at a time, a chunk: few while somebody
+waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Rows join and leave
+between chunks, forced and free steps share a batch, and the rows in use are kept compact. What happens to most rows
+in most chunks is done for all of them at once, in numpy. A failure belongs to one sequence, never to its batch.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from server.decoding import NO_TOKEN, choose_tokens
-from server.engine import Engine, EngineError
+from server.engine import Chunk, Engine, EngineError, Results
+from server.scheduling.batch import Batch
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
-from server.scheduling.sequence import Event, Failed, Finished, Generation, Reading, Receiver, Sequence, Tokens
+from server.scheduling.pace import Pace
+from server.scheduling.sequence import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Reading,
+    Receiver,
+    Sequence,
+    Tokens,
+)
 
 Emission = tuple[Receiver, Event]
 Deliver = Callable[[list[Emission]], None]
-Outputs = dict[str, NDArray[Any]]
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """That a row ends in this chunk.
+
+    Attributes:
+        steps: after how many of the chunk's steps.
+        tokens: how many of the chunk's tokens it keeps.
+        reason: why, if it is a generation that ends well.
+        error: why, if not.
+    """
+
+    steps: int
+    tokens: int
+    reason: FinishReason | None = None
+    error: Exception | None = None
 
 
 class Scheduler:
@@ -34,11 +62,11 @@ class Scheduler:
         name: the model's, for the log.
         engine: runs the steps; from `start` on only this scheduler's thread touches it.
         input_name: the step's input that sequences force or feed back.
-        token_output: the output that scores the next token; None if the model does not generate.
+        vocabulary_size: of the tokens that are generated; 0 if the model does not generate.
         label_output: the output that readings are shown; None if the model has none.
-        forbidden_token: a token that is never generated.
         waiting_limit: how many sequences may wait for a row.
-        deliver: takes what a step has brought, in order; called on the scheduler's thread.
+        pace: how long chunks are, and how often tokens are handed on.
+        deliver: takes what a chunk has brought, in order; called on the scheduler's thread.
     """
 
     def __init__(
@@ -47,27 +75,25 @@ class Scheduler:
         engine: Engine,
         *,
         input_name: str,
-        token_output: str | None,
+        vocabulary_size: int,
         label_output: str | None,
-        forbidden_token: int | None,
         waiting_limit: int,
+        pace: Pace,
         deliver: Deliver,
     ) -> None:
         self._name = name
         self._engine = engine
-        self._input_name = input_name
-        self._token_output = token_output
         self._label_output = label_output
-        self._forbidden_token = forbidden_token
         self._waiting_limit = waiting_limit
+        self._pace = pace
         self._deliver = deliver
         # Shared with callers, under the lock.
         self._changed = threading.Condition()
         self._waiting: deque[Sequence] = deque()
         self._stopped = False
-        # The thread's own; the index is the engine's row.
-        self._running: list[Sequence] = []
-        self._thread = threading.Thread(target=self._run, name=f"scheduler {name}", daemon=True)
+        # The thread's own; its rows are the engine's.
+        self._batch = Batch(engine.capacity, input_name, vocabulary_size)
+        self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
 
     def start(self) -> None:
         """Begin to run what is submitted."""
@@ -95,7 +121,7 @@ class Scheduler:
             if self._stopped:
                 raise SchedulerStoppedError
             # Those who will have a row at the next step are not waiting for one.
-            free = self._engine.capacity - len(self._running)
+            free = self._engine.capacity - len(self._batch)
             if not always and len(self._waiting) >= self._waiting_limit + free:
                 raise QueueFullError
             self._waiting.append(sequence)
@@ -118,139 +144,172 @@ class Scheduler:
 
     @property
     def running_count(self) -> int:
-        return len(self._running)
+        return len(self._batch)
 
     @property
     def waiting_count(self) -> int:
         return len(self._waiting)
 
-    def _run(self) -> None:
+    def _loop(self) -> None:
         while self._wait_for_work():
             try:
                 self._admit()
-                outputs, failures = self._step()
-                emissions, leaving = self._update(outputs, failures)
-                self._release(leaving)
+                chunk = self._batch.chunk(self._step_count())
+                results, failures = self._run(chunk)
+                endings = self._endings(chunk, results, failures)
+                self._take(chunk, results, endings)
+                emissions = self._emissions(chunk, endings)
+                self._release(endings)
                 self._deliver(emissions)
             except Exception:
                 # A defect of ours: those who were running are told, and the server goes on.
-                _log.exception("scheduling failed", model=self._name, running=len(self._running))
-                self._fail(self._running, SequenceFailedError("internal error"))
+                _log.exception("scheduling failed", model=self._name, running=len(self._batch))
+                self._fail(self._batch.clear(), SequenceFailedError("internal error"))
         with self._changed:
-            self._fail(self._waiting, SchedulerStoppedError())
-        self._fail(self._running, SchedulerStoppedError())
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        self._fail([*waiting, *self._batch.clear()], SchedulerStoppedError())
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._waiting or self._running)
+            self._changed.wait_for(lambda: self._stopped or self._waiting or self._batch.sequences)
             return not self._stopped
 
     def _admit(self) -> None:
         """Give free rows to those who wait, first come first served."""
-        while len(self._running) < self._engine.capacity:
+        while len(self._batch) < self._engine.capacity:
             with self._changed:
                 if not self._waiting:
                     return
                 sequence = self._waiting.popleft()
-            self._running.append(sequence)
+            row = self._batch.append(sequence)
             # Always written: a row still holds what its last sequence left there.
-            self._engine.insert(len(self._running) - 1, sequence.state)
+            self._engine.insert(row, sequence.state)
 
-    def _step(self) -> tuple[Outputs, dict[int, EngineError]]:
-        """Take one step of every row; the outputs by name, and the rows that failed."""
-        inputs = np.array([sequence.next_input for sequence in self._running])
-        failures: dict[int, EngineError] = {}
+    def _step_count(self) -> int:
+        """How many steps to run at once."""
+        left = self._batch.steps_left
+        most = int(left.max())
+        if self._waiting:  # For a row: the first that gets free is theirs.
+            most = int(left.min())
+        kept = left[self._batch.rows["keeps_state"]]
+        if kept.size:  # So that a row whose end can be foreseen need not be replayed.
+            most = min(most, int(kept.min()))
+        return self._pace.step_count(len(self._batch), most, self._engine.step_counts)
+
+    def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
+        """Run a chunk for every row; the results, and the rows that failed."""
+        started = time.perf_counter()
         try:
-            outputs = self._engine.step(range(len(self._running)), {self._input_name: inputs})
+            results = self._engine.run(range(len(self._batch)), chunk)
         except EngineError:
-            outputs, failures = self._step_one_by_one(inputs)
-        self._engine.commit()
-        for sequence in self._running:
-            sequence.position += 1
-        return outputs, failures
+            return self._run_one_by_one(chunk)
+        self._pace.note(len(self._batch), len(chunk), time.perf_counter() - started)
+        return results, {}
 
-    def _step_one_by_one(self, inputs: NDArray[Any]) -> tuple[Outputs, dict[int, EngineError]]:
+    def _run_one_by_one(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
         """A batch has failed: find out whose fault it is, so that the others go on."""
-        outputs: Outputs = {}
+        count = len(self._batch)
+        joined = Results({}, np.zeros((count, len(chunk)), np.int64), np.zeros((count, len(chunk)), np.bool_))
         failures: dict[int, EngineError] = {}
-        for row in range(len(inputs)):
+        for row in range(count):
             try:
-                found = self._engine.step(range(row, row + 1), {self._input_name: inputs[row : row + 1]})
+                alone = self._engine.run(range(row, row + 1), chunk.part(row))
             except EngineError as error:
                 failures[row] = error
                 continue
-            for name, values in found.items():
-                outputs.setdefault(name, np.zeros((len(inputs), *values.shape[1:]), values.dtype))[row] = values[0]
-        return outputs, failures
+            for name, values in alone.outputs.items():
+                everyone = np.zeros((count, *values.shape[1:]), values.dtype)
+                joined.outputs.setdefault(name, everyone)[row] = values[0]
+            if alone.tokens.size:
+                joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
+        return joined, failures
 
-    def _update(self, outputs: Outputs, failures: dict[int, EngineError]) -> tuple[list[Emission], list[int]]:
-        """Tell what the step has brought to whom, and which rows leave. Who was aborted meanwhile leaves silently."""
-        emissions: list[Emission] = []
-        leaving: list[int] = []
-        choosing: list[int] = []
-        for row, sequence in enumerate(self._running):
+    def _endings(self, chunk: Chunk, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
+        """Which rows end in this chunk, and where in it. Who was aborted meanwhile ends silently."""
+        rows, count = self._batch.rows, len(chunk)
+        first, gained = self._batch.new_tokens(count)
+        finished = np.where(rows["generates"], gained == rows["tokens_left"], rows["forced_left"] <= count)
+        steps = np.where(rows["generates"], first + gained, rows["forced_left"])
+        endings = {
+            row: _Ending(int(steps[row]), int(gained[row]), FinishReason.MAX_TOKENS)
+            for row in np.flatnonzero(finished).tolist()
+        }
+        if gained.any():
+            stopping = results.failed | (results.tokens == rows["end_token"][:, None])
+            for row in np.flatnonzero(stopping.any(axis=1)).tolist():
+                places = np.flatnonzero(stopping[row, first[row] : first[row] + gained[row]])
+                if places.size:
+                    endings[row] = self._stopped_at(row, int(first[row]), int(places[0]), results)
+        for row, failure in failures.items():
+            position = int(rows["position"][row])
+            _log.error("step failed", model=self._name, position=position, steps=count, error=str(failure))
+            endings[row] = _Ending(0, 0, error=SequenceFailedError("the model failed on this input"))
+        for row, sequence in enumerate(self._batch.sequences):
             if sequence.aborted:
-                leaving.append(row)
-            elif row in failures:
-                _log.error("step failed", model=self._name, position=sequence.position, error=str(failures[row]))
-                emissions.append((sequence.receiver, Failed(SequenceFailedError("the model failed on this input"))))
-                leaving.append(row)
-            elif isinstance(sequence, Reading):
+                endings[row] = _Ending(0, 0)
+        return endings
+
+    def _stopped_at(self, row: int, first: int, tokens: int, results: Results) -> _Ending:
+        """The end of a row whose choice after step `first + tokens` is its end token, or none at all."""
+        step = first + tokens
+        if not results.failed[row, step]:
+            return _Ending(step + 1, tokens, FinishReason.END_TOKEN)
+        _log.error("no token can be chosen", model=self._name, position=int(self._batch.rows["position"][row]) + step)
+        error = SequenceFailedError("the model's output is not finite, so no token can be chosen")
+        return _Ending(step + 1, tokens, error=error)
+
+    def _take(self, chunk: Chunk, results: Results, endings: dict[int, _Ending]) -> None:
+        """Take the chunk's steps: the rows' state, their tokens, and what readings are shown."""
+        count = len(chunk)
+        first, gained = self._batch.new_tokens(count)
+        for row, ending in endings.items():
+            gained[row] = ending.tokens
+            sequence = self._batch.sequences[row]
+            if sequence.keep_state and not sequence.aborted and not ending.error and ending.steps < count:
+                inputs = self._batch.read_inputs(row, chunk, results.tokens, ending.steps)
+                self._engine.replay(row, inputs)
+        self._engine.commit()
+        for row, sequence in enumerate(self._batch.sequences):
+            if isinstance(sequence, Reading):
                 assert self._label_output is not None
-                sequence.show(outputs[self._label_output][row])
-                if sequence.is_done:
-                    state = self._engine.extract(row) if sequence.keep_state else None
-                    emissions.append((sequence.receiver, sequence.finished(state)))
-                    leaving.append(row)
-            elif isinstance(sequence, Generation) and sequence.chooses:
-                choosing.append(row)
-        for row, token in zip(choosing, self._choose(outputs, choosing), strict=True):
-            ended = self._accept(row, token, emissions)
-            if ended:
-                leaving.append(row)
-        return emissions, leaving
+                steps = endings[row].steps if row in endings else count
+                sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
+        self._batch.take(count, results.tokens, first, gained)
 
-    def _choose(self, outputs: Outputs, rows: list[int]) -> list[int]:
-        if not rows:
-            return []
-        assert self._token_output is not None
-        logits = outputs[self._token_output][rows]
-        if self._forbidden_token is not None:
-            logits[:, self._forbidden_token] = -np.inf
-        generations = [self._running[row] for row in rows]
-        temperatures = np.array([generation.params.temperature for generation in generations])  # type: ignore[attr-defined]
-        uniforms = np.array([generation.uniform for generation in generations])  # type: ignore[attr-defined]
-        tokens: list[int] = choose_tokens(logits, temperatures, uniforms).tolist()
-        return tokens
+    def _emissions(self, chunk: Chunk, endings: dict[int, _Ending]) -> list[Emission]:
+        """What is to be told to whom."""
+        batch, now = self._batch, time.perf_counter()
+        interval = self._pace.interval(len(batch))
+        emissions: list[Emission] = []
+        for row in {*batch.due(now, self._engine.step_counts[-1]), *endings}:
+            sequence, ending = batch.sequences[row], endings.get(row)
+            tokens = batch.hand_on(row, now, interval)
+            if sequence.aborted:
+                continue
+            if tokens:
+                emissions.append((sequence.receiver, Tokens(tokens)))
+            if ending is not None:
+                # The batch has counted the whole chunk.
+                position = int(batch.rows["position"][row]) - len(chunk) + ending.steps
+                emissions.append((sequence.receiver, self._last_event(row, sequence, ending, position)))
+        return emissions
 
-    def _accept(self, row: int, token: int, emissions: list[Emission]) -> bool:
-        """Take a chosen token; tell whether the sequence ends with it."""
-        generation = self._running[row]
-        assert isinstance(generation, Generation)
-        if token == NO_TOKEN:
-            _log.error("no token can be chosen", model=self._name, position=generation.position)
-            error = SequenceFailedError("the model's output is not finite, so no token can be chosen")
-            emissions.append((generation.receiver, Failed(error)))
-            return True
-        reason = generation.accept(token)
-        if token != generation.params.end_token:
-            emissions.append((generation.receiver, Tokens((token,))))
-        if reason is not None:
-            emissions.append((generation.receiver, Finished(reason)))
-        return reason is not None
+    def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
+        if ending.error is not None:
+            return Failed(ending.error)
+        state = self._engine.extract(row) if sequence.keep_state else None
+        if isinstance(sequence, Reading):
+            return sequence.finished(state)
+        assert ending.reason is not None
+        return Finished(ending.reason, position, state)
 
-    def _release(self, leaving: list[int]) -> None:
+    def _release(self, endings: dict[int, _Ending]) -> None:
         """Free rows, the highest first, so that the last row in use can always fill the hole."""
-        for row in sorted(leaving, reverse=True):
-            last = len(self._running) - 1
-            if row != last:
+        for row in sorted(endings, reverse=True):
+            last = self._batch.remove(row)
+            if last != row:
                 self._engine.move(last, row)
-                self._running[row] = self._running[last]
-            self._running.pop()
 
-    def _fail(self, sequences: deque[Sequence] | list[Sequence], error: Exception) -> None:
-        emissions: list[Emission] = [
-            (sequence.receiver, Failed(error)) for sequence in sequences if not sequence.aborted
-        ]
-        sequences.clear()
-        self._deliver(emissions)
+    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+        self._deliver([(sequence.receiver, Failed(error)) for sequence in sequences if not sequence.aborted])

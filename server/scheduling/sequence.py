@@ -1,12 +1,12 @@
 """A sequence: what one caller wants of a model, from the first step to the last.
 
 At each step a sequence either takes its next input from the caller (a forced step) or feeds its own output back (a
-free step). A Reading has forced steps only; a Generation goes on freely when its prompt is used up.
+free step). A Reading has forced steps only; a Generation goes on freely when its prompt is used up. Where it stands
+while it runs is a record of the Batch.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from server.decoding import UniformStream
 from server.engine import Arrays
 
 
@@ -34,9 +33,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a generation."""
+    """The end of a generation.
+
+    Attributes:
+        reason: why.
+        position: the number of steps taken: all tokens but the last have been read, and an end token neither.
+        state: the state after them, by state input name, if it was asked for.
+    """
 
     reason: FinishReason
+    position: int
+    state: Arrays | None = None
 
 
 @dataclass(frozen=True)
@@ -78,69 +85,60 @@ class SamplingParams:
         temperature: finite, not negative; 0 is greedy.
         seed: of the random numbers.
         max_tokens: the largest number of tokens, at least 1.
+        top_k: only so many of the most probable tokens are chosen from, at least 1; None, or more than there are: all.
+        top_p: only the most probable tokens that together reach this probability are chosen from, above 0; 1: all.
         end_token: the token that ends it, if there is one.
     """
 
     temperature: float
     seed: int
     max_tokens: int
+    top_k: int | None = None
+    top_p: float = 1.0
     end_token: int | None = None
 
 
 @dataclass(eq=False)
-class Sequence(ABC):
-    """One row's life.
+class Sequence:
+    """What one caller wants.
 
     Attributes:
         forced: the inputs the caller gives, [steps, *shape], at least one step.
         receiver: where its events go.
         state: what it starts from; None: the model's initial state.
-        position: the number of steps taken.
+        keep_state: whether the state after the last step is wanted, to go on from.
         aborted: set by anyone at any time; the scheduler then lets it go without a further event.
     """
 
     forced: NDArray[Any]
     receiver: Receiver
     state: Arrays | None = None
-    position: int = field(default=0, init=False)
+    keep_state: bool = field(default=False, kw_only=True)
     aborted: bool = field(default=False, init=False)
 
     @property
-    @abstractmethod
-    def next_input(self) -> Any:
-        """What the next step reads."""
+    def longest(self) -> int:
+        """The largest number of steps it can take."""
+        return len(self.forced)
 
 
 @dataclass(eq=False)
 class Generation(Sequence):
-    """A prompt to be continued with tokens the model chooses."""
+    """A prompt to be continued with tokens the model chooses.
+
+    Attributes:
+        params: how.
+        interval: seconds for which its tokens may gather before they are handed on, the first one excepted; 0: as soon
+            as they are there; None: as the scheduler sees fit.
+    """
 
     params: SamplingParams = field(kw_only=True)
-    tokens: list[int] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self._uniforms = UniformStream(self.params.seed)
+    interval: float | None = field(default=None, kw_only=True)
 
     @property
-    def next_input(self) -> Any:
-        return self.forced[self.position] if self.position < len(self.forced) else self.tokens[-1]
-
-    @property
-    def chooses(self) -> bool:
-        """Whether a token is to be chosen after the step just taken."""
-        return self.position >= len(self.forced)
-
-    @property
-    def uniform(self) -> float:
-        """The random number for the token to be chosen now."""
-        return self._uniforms.at(self.position)
-
-    def accept(self, token: int) -> FinishReason | None:
-        """Take the chosen token; tell whether it was the last."""
-        if token == self.params.end_token:
-            return FinishReason.END_TOKEN
-        self.tokens.append(token)
-        return FinishReason.MAX_TOKENS if len(self.tokens) == self.params.max_tokens else None
+    def longest(self) -> int:
+        # The last token is chosen, but not read.
+        return len(self.forced) + self.params.max_tokens - 1
 
 
 @dataclass(eq=False)
@@ -149,25 +147,17 @@ class Reading(Sequence):
 
     Attributes:
         every_step: whether the output of every step is wanted, or of the last one only.
-        keep_state: whether the state after the last step is wanted, to go on from.
     """
 
     every_step: bool = field(kw_only=True)
-    keep_state: bool = field(default=False, kw_only=True)
     outputs: list[NDArray[Any]] = field(default_factory=list, init=False)
 
-    @property
-    def next_input(self) -> Any:
-        return self.forced[self.position]
-
-    @property
-    def is_done(self) -> bool:
-        return self.position == len(self.forced)
-
-    def show(self, output: NDArray[Any]) -> None:
-        """Take the output of the step just taken."""
-        if self.every_step or self.is_done:
-            self.outputs.append(output.copy())
+    def show(self, outputs: NDArray[Any], *, last: bool) -> None:
+        """Take the outputs of some steps, [steps, *shape]; copied, because theirs is the engine's memory."""
+        if self.every_step:
+            self.outputs.append(outputs.copy())
+        elif last:
+            self.outputs.append(outputs[-1:].copy())
 
     def finished(self, state: Arrays | None) -> ReadingFinished:
-        return ReadingFinished(np.stack(self.outputs), state)
+        return ReadingFinished(np.concatenate(self.outputs), state)

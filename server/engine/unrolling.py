@@ -1,0 +1,250 @@
+"""K steps in one run: a bundle's step graph, written down K times in a row, and the next token chosen in between.
+
+The unrolled graph knows no cell: it takes the step's nodes as they are, and the manifest says which tensors are wired
+to which. Weights are shared by all copies. Every tensor it adds has the row on axis 0 and the step on axis 1.
+
+Axes: B rows, K steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import TensorProto, helper
+
+from bundle import Bundle
+from elman import v1
+from server.decoding import PREFIX, Filters, Nodes, add_choice
+from server.engine.errors import ModelLoadError
+
+TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
+CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
+UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K, 1]
+TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
+FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}candidates")
+
+DTYPES: dict[int, type[np.generic]] = {
+    v1.DATA_TYPE_FLOAT32: np.float32,
+    v1.DATA_TYPE_FLOAT16: np.float16,
+    v1.DATA_TYPE_INT64: np.int64,
+    v1.DATA_TYPE_INT32: np.int32,
+}
+
+_OLDEST_OPSET = 18  # From here on the nodes we add have the form they have today.
+_OPSET = 20
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """A bundle's step graph, ready to be unrolled.
+
+    Attributes:
+        model: the graph.
+        spec: what the manifest says of it.
+        vocabulary_size: of the tokens it generates; 0 if it generates none.
+        forbidden_token: a token that is never generated.
+    """
+
+    model: onnx.ModelProto
+    spec: v1.StepSpec
+    vocabulary_size: int
+    forbidden_token: int | None
+
+    @property
+    def generates(self) -> bool:
+        return self.vocabulary_size > 0
+
+
+def read_step_graph(bundle: Bundle) -> StepGraph:
+    """Read a bundle's step graph.
+
+    Raises:
+        ModelLoadError: it is no ONNX graph, or one that is too old to be unrolled.
+    """
+    model = _load(bundle.graph_path)
+    spec = bundle.spec.step
+    for output in spec.outputs:
+        if output.HasField("next_token_logits"):
+            text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
+            forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
+            return StepGraph(model, spec, text.size, forbidden)
+    return StepGraph(model, spec, 0, None)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's exceptions share no base class with onnx's.
+        raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
+    opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
+    if opset < _OLDEST_OPSET:
+        with contextlib.suppress(Exception):  # What cannot be converted is told below.
+            return onnx.version_converter.convert_version(model, _OPSET)
+        raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
+    return model
+
+
+def steps_name(output: str) -> str:
+    """What an output of the step is called that has its values at every step."""
+    return f"{PREFIX}steps.{output}"
+
+
+def unroll(step: StepGraph, count: int, *, filtered: bool = False) -> onnx.ModelProto:
+    """`count` steps as one graph.
+
+    Its inputs are the step's, those that change at every step with the step on axis 1, a token being negative where
+    the row goes on with its own; the constants and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS
+    if `filtered`. Its outputs are the states after the last step, every output that means labels with the step on
+    axis 1, named by `steps_name`, and TOKENS and CHECKS if the model generates. The row is axis 0 of all of them,
+    whichever it is in the step.
+    """
+    return _Unrolled(step, count, filtered).model()
+
+
+class _Unrolled:
+    def __init__(self, step: StepGraph, count: int, filtered: bool) -> None:
+        self._step = step
+        self._count = count
+        self._filtered = filtered and step.generates
+        self._nodes = Nodes()
+
+    def model(self) -> onnx.ModelProto:
+        spec, graph = self._step.spec, self._step.model.graph
+        state = {kept.input_name: self._turned(kept.input_name, kept) for kept in spec.states}
+        constants = {kept.name: self._turned(kept.name, kept) for kept in spec.constants}
+        shown: dict[str, list[str]] = {output.name: [] for output in spec.outputs if output.HasField("label_logits")}
+        tokens: list[str] = []
+        checks: list[str] = []
+        for index in range(self._count):
+            wires = {given.name: self._input(given, index, tokens) for given in spec.inputs} | constants | state
+            if index == self._count - 1:  # The last step's state is the whole graph's.
+                wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
+            self._copy(graph.node, wires, f"step{index}/")
+            state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
+            for name, steps in shown.items():
+                steps.append(self._nodes.add("Unsqueeze", wires[name], self._int64([1])))
+            if self._step.generates:
+                self._choose(wires, index, tokens, checks)
+        for kept in spec.states:
+            if kept.row_axis:
+                order = [kept.row_axis, *(axis for axis in range(len(kept.shape) + 1) if axis != kept.row_axis)]
+                self._nodes.add("Transpose", state[kept.input_name], output=kept.output_name, perm=order)
+        for name, steps in shown.items():
+            self._nodes.add("Concat", *steps, output=steps_name(name), axis=1)
+        if self._step.generates:
+            self._nodes.add("Concat", *tokens, output=TOKENS, axis=1)
+            self._nodes.add("Concat", *checks, output=CHECKS, axis=1)
+        return self._assemble()
+
+    def _turned(self, name: str, spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec) -> str:
+        """A row-first tensor with its rows where the step wants them."""
+        if not spec.row_axis:
+            return name
+        order = [*range(1, spec.row_axis + 1), 0, *range(spec.row_axis + 1, len(spec.shape) + 1)]
+        return self._nodes.add("Transpose", name, perm=order)
+
+    def _input(self, given: v1.InputSpec, index: int, tokens: list[str]) -> str:
+        """The value of an input at one step."""
+        value = self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1)
+        if given.HasField("token") and tokens:
+            integer = DTYPES[given.data_type]
+            free = self._nodes.add("Less", value, self._nodes.constant(np.zeros((), integer)))
+            own = self._nodes.add("Squeeze", tokens[-1], self._int64([1]))
+            if given.data_type == v1.DATA_TYPE_INT32:
+                own = self._nodes.add("Cast", own, to=TensorProto.INT32)
+            value = self._nodes.add("Where", free, own, value)
+        return self._turned(value, given)
+
+    def _choose(self, wires: dict[str, str], index: int, tokens: list[str], checks: list[str]) -> None:
+        output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
+        logits = wires[output.name]
+        if output.data_type != v1.DATA_TYPE_FLOAT32:
+            logits = self._nodes.add("Cast", logits, to=TensorProto.FLOAT)
+        choice = add_choice(
+            self._nodes,
+            logits,
+            self._step.vocabulary_size,
+            uniforms=self._nodes.add("Gather", UNIFORMS, self._nodes.constant(np.int64(index)), axis=1),
+            temperatures=TEMPERATURES,
+            forbidden_token=self._step.forbidden_token,
+            filters=FILTERS if self._filtered else None,
+        )
+        tokens.append(choice.token)
+        checks.append(choice.check)
+
+    def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
+        """Write the step's nodes down once more. `wires` says what its tensors are called now, and is added to."""
+        for node in nodes:
+            for name in node.output:
+                if name:
+                    wires.setdefault(name, prefix + name)
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = prefix + node.name if node.name else ""
+            _rename(copy, wires)
+            self._nodes.nodes.append(copy)
+
+    def _assemble(self) -> onnx.ModelProto:
+        step, spec = self._step.model, self._step.spec
+        steps: list[str | int] = ["rows", self._count]
+        inputs = [_value(given.name, given.data_type, [*steps, *given.shape]) for given in spec.inputs]
+        inputs += [_value(kept.name, kept.data_type, ["rows", *kept.shape]) for kept in spec.constants]
+        inputs += [_value(kept.input_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        outputs = [_value(kept.output_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        outputs += [
+            _value(steps_name(output.name), output.data_type, [*steps, *output.shape])
+            for output in spec.outputs
+            if output.HasField("label_logits")
+        ]
+        if self._step.generates:
+            inputs.append(_value(UNIFORMS, v1.DATA_TYPE_FLOAT32, [*steps, 1]))
+            inputs.append(_value(TEMPERATURES, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            outputs.append(_value(TOKENS, v1.DATA_TYPE_INT64, steps))
+            outputs.append(_value(CHECKS, v1.DATA_TYPE_FLOAT32, steps))
+        if self._filtered:
+            inputs.append(_value(FILTERS.top_k, v1.DATA_TYPE_INT64, ["rows", 1]))
+            inputs.append(_value(FILTERS.top_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            inputs.append(_value(FILTERS.candidates, v1.DATA_TYPE_INT64, [1]))
+        graph = helper.make_graph(
+            self._nodes.nodes,
+            f"{self._count} steps",
+            inputs,
+            outputs,
+            [*step.graph.initializer, *self._nodes.constants],
+            sparse_initializer=step.graph.sparse_initializer,
+        )
+        return helper.make_model(
+            graph, opset_imports=step.opset_import, functions=step.functions, ir_version=step.ir_version
+        )
+
+    def _int64(self, values: list[int]) -> str:
+        return self._nodes.constant(np.array(values, np.int64))
+
+
+def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
+    """Give a node's tensors the names they have now, in the graphs inside it, too."""
+    node.input[:] = [wires.get(name, name) for name in node.input]
+    node.output[:] = [wires.get(name, name) for name in node.output]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            own |= {name for inner in graph.node for name in inner.output}
+            outer = {name: wire for name, wire in wires.items() if name not in own}
+            for inner in graph.node:
+                _rename(inner, outer)
+            _rename_outputs(graph, outer)
+
+
+def _rename_outputs(graph: onnx.GraphProto, wires: dict[str, str]) -> None:
+    for value in graph.output:
+        value.name = wires.get(value.name, value.name)
+
+
+def _value(name: str, data_type: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[data_type])), shape)

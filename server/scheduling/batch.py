@@ -1,0 +1,216 @@
+"""The rows in use: one record a row, kept compact, so that what is done for all rows at once is done in numpy.
+
+A row's record says where its sequence stands and holds what is needed to go on: the last token, random numbers ahead
+of their use, tokens that wait to be handed on. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
+from server.engine import FREE, Arrays, Chunk
+from server.scheduling.sequence import Generation, Sequence
+
+# Random numbers are drawn for so many positions at a time; tokens gather up to this number.
+_AHEAD = 256
+_NO_TOKEN = -1
+_HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinity, a forbidden one were no number.
+
+_RECORD = np.dtype(
+    [
+        ("position", np.int64),  # steps taken
+        ("forced_left", np.int64),  # forced steps still to take
+        ("tokens_left", np.int64),  # tokens still to choose; 0 for a reading
+        ("generates", np.bool_),
+        ("keeps_state", np.bool_),
+        ("last_token", np.int64),  # what the next free step reads
+        ("end_token", np.int64),  # _NO_TOKEN where there is none
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float32),
+        ("greedy", np.bool_),
+        ("uniforms_start", np.int64),  # the position of the first of them
+        ("uniforms", np.float32, (_AHEAD,)),
+        ("gathered_count", np.int64),
+        ("gathered", np.int32, (_AHEAD,)),
+        ("interval", np.float64),  # seconds between handing on; not a number: the scheduler's own
+        ("due", np.float64),  # when what has gathered is to be handed on
+    ]
+)
+
+
+class Batch:
+    """Rows 0 to `len(batch) - 1`, each with its sequence.
+
+    Args:
+        capacity: the number of rows.
+        input_name: the step's input.
+        vocabulary_size: of the tokens that are generated; 0 if none are.
+    """
+
+    def __init__(self, capacity: int, input_name: str, vocabulary_size: int) -> None:
+        self.sequences: list[Sequence] = []
+        self._input_name = input_name
+        self._vocabulary_size = vocabulary_size
+        self._all = np.zeros(capacity, _RECORD)
+        self._streams: list[UniformStream | None] = []
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def rows(self) -> NDArray[Any]:
+        """The records of the rows in use."""
+        return self._all[: len(self.sequences)]
+
+    def append(self, sequence: Sequence) -> int:
+        """Give the next row to a sequence; the row."""
+        row = len(self.sequences)
+        record = np.zeros((), _RECORD)
+        record["forced_left"] = len(sequence.forced)
+        record["keeps_state"] = sequence.keep_state
+        record["end_token"] = _NO_TOKEN
+        record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
+        stream: UniformStream | None = None
+        if isinstance(sequence, Generation):
+            params = sequence.params
+            record["generates"] = True
+            record["tokens_left"] = params.max_tokens
+            record["greedy"] = params.temperature == 0
+            record["temperature"] = min(max(params.temperature, GREEDY_TEMPERATURE), _HOTTEST)
+            record["interval"] = np.nan if sequence.interval is None else sequence.interval
+            record["uniforms_start"] = -_AHEAD
+            if params.end_token is not None:
+                record["end_token"] = params.end_token
+            if params.top_k is not None:
+                record["top_k"] = min(params.top_k, self._vocabulary_size)
+            record["top_p"] = params.top_p
+            stream = UniformStream(params.seed)
+        self._all[row] = record
+        self.sequences.append(sequence)
+        self._streams.append(stream)
+        return row
+
+    def remove(self, row: int) -> int:
+        """Free a row: the last one takes its place; the row that has moved."""
+        last = len(self.sequences) - 1
+        if row != last:
+            self._all[row] = self._all[last]
+            self.sequences[row] = self.sequences[last]
+            self._streams[row] = self._streams[last]
+        self.sequences.pop()
+        self._streams.pop()
+        return last
+
+    def clear(self) -> list[Sequence]:
+        """Free all rows; the sequences that had them."""
+        sequences, self.sequences, self._streams = self.sequences, [], []
+        return sequences
+
+    @property
+    def steps_left(self) -> NDArray[np.int64]:
+        """How many steps each row can still take, [rows]."""
+        rows = self.rows
+        # The last forced step is also the one after which the first token is chosen.
+        shared = (rows["forced_left"] > 0) & rows["generates"]
+        left: NDArray[np.int64] = rows["forced_left"] + rows["tokens_left"] - shared
+        return left
+
+    def chunk(self, count: int) -> Chunk:
+        """The next `count` steps of every row. A row that ends before is fed what does no harm."""
+        rows = self.rows
+        first = self.sequences[0].forced
+        inputs = np.zeros((len(rows), count, *first.shape[1:]), first.dtype)
+        if self._vocabulary_size:
+            inputs[:] = FREE
+            inputs[:, 0] = rows["last_token"]
+        for row in np.flatnonzero(rows["forced_left"]).tolist():
+            start = int(rows["position"][row])
+            part = self.sequences[row].forced[start : start + count]
+            inputs[row, : len(part)] = part
+        return Chunk(
+            {self._input_name: inputs}, self._uniforms(count), rows["temperature"], rows["top_k"], rows["top_p"]
+        )
+
+    def _uniforms(self, count: int) -> NDArray[np.float32]:
+        """The random numbers of the choices after the next `count` steps: that after a step depends on the number of
+        steps taken by then."""
+        rows = self.rows
+        first = rows["position"] + 1
+        choosing = rows["generates"] & (rows["forced_left"] <= count)
+        for row in np.flatnonzero(choosing & (first + count > rows["uniforms_start"] + _AHEAD)).tolist():
+            stream = self._streams[row]
+            assert stream is not None
+            rows["uniforms_start"][row] = first[row]
+            drawn = np.maximum(stream.take(int(first[row]), _AHEAD), LEAST_UNIFORM)
+            rows["uniforms"][row] = LEAST_UNIFORM if rows["greedy"][row] else drawn
+        offsets = np.where(choosing, first - rows["uniforms_start"], 0)
+        taken: NDArray[np.float32] = rows["uniforms"][
+            np.arange(len(rows))[:, None], offsets[:, None] + np.arange(count)
+        ]
+        return taken
+
+    def new_tokens(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What `count` steps bring each row as far as nothing ends it early: the index of the first step whose choice
+        counts, and how many choices do, [rows] each."""
+        rows = self.rows
+        # The choice after the last forced step is the first that counts.
+        first: NDArray[np.int64] = np.maximum(rows["forced_left"] - 1, 0)
+        gained: NDArray[np.int64] = np.clip(count - first, 0, rows["tokens_left"])
+        return first, gained
+
+    def take(self, count: int, tokens: NDArray[np.int64], first: NDArray[np.int64], gained: NDArray[np.int64]) -> None:
+        """Every row has taken `count` steps; `gained` of its choices, `first` on, are tokens it keeps."""
+        rows = self.rows
+        rows["position"] += count
+        rows["forced_left"] = np.maximum(rows["forced_left"] - count, 0)
+        rows["tokens_left"] -= gained
+        if not gained.any():
+            return
+        rows["last_token"] = tokens[:, -1]
+        steps = np.arange(count)
+        kept = (steps >= first[:, None]) & (steps < (first + gained)[:, None])
+        at, step = np.nonzero(kept)
+        rows["gathered"][at, (rows["gathered_count"] - first)[at] + step] = tokens[at, step]
+        rows["gathered_count"] += gained
+
+    def due(self, now: float, room: int) -> list[int]:
+        """The rows whose tokens are to be handed on now, because it is time or because there is no room for as many
+        as `room` more."""
+        rows = self.rows
+        full = rows["gathered_count"] > _AHEAD - room
+        found: list[int] = np.flatnonzero((rows["gathered_count"] > 0) & ((rows["due"] <= now) | full)).tolist()
+        return found
+
+    def hand_on(self, row: int, now: float, interval: float) -> tuple[int, ...]:
+        """Take out the tokens that a row has gathered.
+
+        Args:
+            row: the row.
+            now: the time.
+            interval: seconds until the next time, unless the sequence has an interval of its own.
+        """
+        record = self._all[row]
+        tokens = tuple(record["gathered"][: record["gathered_count"]].tolist())
+        record["gathered_count"] = 0
+        if not np.isnan(record["interval"]):
+            record["due"] = now + record["interval"]
+        elif record["due"]:
+            record["due"] = now + interval
+        else:
+            # Those who start together shall not all be written to at once for ever: spread them, evenly (the golden
+            # ratio) over the interval.
+            record["due"] = now + interval * (row * 0.6180339887 % 1)
+        return tokens
+
+    def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:
+        """What a row has read in the first `count` steps of a chunk, as forced inputs, to replay them."""
+        inputs = np.array(chunk.inputs[self._input_name][row, :count])
+        if self._vocabulary_size:
+            free = np.flatnonzero(inputs == FREE)
+            inputs[free] = tokens[row, free - 1]
+        return {self._input_name: inputs}
