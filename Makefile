@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 BUF := npx --yes @bufbuild/buf@1.75.0
 DEMO := python python-tags
 
-.PHONY: run test lint format protos image clean
+.PHONY: run test bench lint format protos image clean
 .SECONDARY:
 
 run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, go on serving until Ctrl-C
@@ -13,6 +13,10 @@ run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, 
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/pytest
+
+bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON and a chart in benchmarks/results
+	$(BIN)/python -m benchmarks serving
+	$(BIN)/python -m benchmarks cases
 
 lint: $(INSTALLED)  ## style, types, the direction of imports, the proto files
 	$(BIN)/ruff check .

@@ -20,7 +20,12 @@ Tensors = Mapping[str, Tensor]
 
 @runtime_checkable
 class StepModule(Protocol):
-    """A `torch.nn.Module` with these two methods. Axis 0 of every tensor is the row: one sequence."""
+    """A `torch.nn.Module` with these two methods. Axis 0 of every tensor is the row: one sequence.
+
+    It may also have `state_bounds`, a mapping from the names of states to the largest magnitude that their values can
+    have, such as `{"hidden": 1.0}` for what comes out of a tanh. An int8 bundle then needs not measure them. Bounds
+    that a rehearsal of the step goes beyond are refused.
+    """
 
     def initial_state(self, rows: int) -> Tensors:
         """What a new sequence starts from, by name; the same for every row."""

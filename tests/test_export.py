@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bundle import CharacterVocabulary, load_bundle
 from elman import ExportError, Labels, NextToken, Token, Values, export_bundle
+from export.graph import make_example, write_graph
 from export.training_run import NetworkStep
-from server.engine import OnnxEngine, ProviderChoice
 from tests.conftest import CHARACTERS, make_network
 from training.cells import CELLS
 
@@ -82,6 +86,40 @@ def test_the_folded_step_is_the_step() -> None:
     torch.testing.assert_close(outputs["logits"], plain, atol=1e-6, rtol=1e-5)
 
 
+_OPERATORS = {
+    "elman": {"Gather": 1, "Gemm": 4, "Add": 1, "Concat": 2, "Tanh": 3},
+    "lstm": {"Gather": 1, "Gemm": 4, "Add": 4, "Concat": 2, "Split": 3, "Sigmoid": 9, "Tanh": 6, "Mul": 9},
+    "gru": {"Gather": 1, "Gemm": 6, "Add": 12, "Split": 6, "Sigmoid": 6, "Tanh": 3, "Mul": 6, "Sub": 3},
+}
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS))
+def test_the_graph_holds_nothing_needless(cell: str, tmp_path: Path) -> None:
+    """One product a layer where the cell allows it, its weights joined once and for all."""
+    module = NetworkStep(make_network(cell, CHARACTERS.size, layers=3, hidden=400)).eval()
+    write_graph(module, make_example(module, {"token": Token(CHARACTERS)}, {}, 3, 0), ("logits",), tmp_path / "step")
+    graph = onnx.load(tmp_path / "step").graph
+    assert Counter(node.op_type for node in graph.node) == _OPERATORS[cell]
+    constants = {weight.name for weight in graph.initializer}
+    assert all(node.input[1] in constants for node in graph.node if node.op_type == "Gemm")
+    assert len(constants) == len({name for node in graph.node for name in node.input} & constants)
+
+
+class Weighing(LeakyUnit):
+    """Computes weights from weights, as weight normalisation does."""
+
+    def step(self, inputs, constants, state):  # type: ignore[no-untyped-def]
+        weight = torch.cat([self.head.weight, self.head.weight / self.head.weight.norm()]) @ torch.eye(6)
+        _, after = super().step(inputs, constants, state)
+        return {"logits": functional.linear(after["level"], weight)[:, :4]}, after
+
+
+def test_what_depends_on_weights_alone_is_computed_once(tmp_path: Path) -> None:
+    write(Weighing(), tmp_path / "own")
+    operators = {node.op_type for node in onnx.load(tmp_path / "own" / "step.onnx").graph.node}
+    assert not operators & {"Concat", "Div", "ReduceL2", "Sqrt", "Transpose"}
+
+
 def test_a_cell_of_ones_own(tmp_path: Path) -> None:
     module = LeakyUnit()
     digest = write(module, tmp_path / "own")
@@ -90,17 +128,20 @@ def test_a_cell_of_ones_own(tmp_path: Path) -> None:
     states = {state.input_name: state for state in bundle.spec.step.states}
     assert states["state.count"].fill == 1.0
     assert states["state.level"].file == "initial_state.safetensors"
-    engine = OnnxEngine(bundle, capacity=2, choice=ProviderChoice.CPU, threads=1)
-    engine.insert(0)
-    np.testing.assert_array_equal(engine.extract(0)["state.level"], module.start.detach().numpy())
+    start = load_file(tmp_path / "own" / "initial_state.safetensors")["state.level"]
+    np.testing.assert_array_equal(start, module.start.detach().numpy())
+    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     state = module.initial_state(1)
+    fed = {"state.level": start[None], "state.count": np.ones((1, 1), np.float32)}
     for token in (0, 3, 2):
         with torch.no_grad():
             outputs, state = module.step({"token": torch.tensor([token])}, {}, state)
-        found = engine.step(range(1), {"token": np.array([token])})
-        engine.commit()
-        np.testing.assert_allclose(found["logits"], outputs["logits"].numpy(), atol=1e-6)
-    np.testing.assert_allclose(engine.extract(0)["state.count"], [4.0])
+        logits, *after = session.run(
+            ["logits", *(f"next.{name}" for name in state)], {"token": np.array([token]), **fed}
+        )
+        fed = {f"state.{name}": value for name, value in zip(state, after, strict=True)}
+        np.testing.assert_allclose(logits, outputs["logits"].numpy(), atol=1e-6)
+    np.testing.assert_allclose(fed["state.count"], [[4.0]])
 
 
 def test_training_mode_is_left_as_it_was(tmp_path: Path) -> None:
@@ -220,13 +261,13 @@ def test_frames_and_constants_are_part_of_the_contract(tmp_path: Path) -> None:
         constants={"image": Values([2])},
         outputs={"scores": Labels(["x", "y", "z"], "step")},
     )
-    engine = OnnxEngine(load_bundle(tmp_path / "own"), capacity=3, choice=ProviderChoice.CPU, threads=1)
     random = np.random.default_rng(0)
     images = random.normal(size=(3, 2)).astype(np.float32)
-    for row in range(3):
-        engine.insert(row, constants={"constant.image": images[row]})
     frames = random.normal(size=(3, 3)).astype(np.float32)
-    found = engine.step(range(3), {"frame": frames})["scores"]
+    graph = load_bundle(tmp_path / "own").graph_path
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    hidden = np.zeros((3, 4), np.float32)
+    found = session.run(["scores"], {"frame": frames, "constant.image": images, "state.hidden": hidden})[0]
     with torch.no_grad():
         expected, _ = module.step(
             {"frame": torch.from_numpy(frames)}, {"image": torch.from_numpy(images)}, module.initial_state(3)

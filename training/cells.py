@@ -28,9 +28,15 @@ class Cell(nn.Module, ABC):
     Args:
         hidden: H, the number of hidden units.
         fused: torch's own layer, which holds the weights and runs whole sequences.
+
+    Attributes:
+        state_names: what it carries from step to step.
+        state_bounds: the largest magnitude that a state can have, for those that have one: a fact about the cell's
+            equations, which whoever stores or quantizes a state may rely on.
     """
 
     state_names: ClassVar[tuple[str, ...]]
+    state_bounds: ClassVar[Mapping[str, float]] = {"hidden": 1.0}
     fused: nn.RNNBase
 
     def __init__(self, hidden: int, fused: nn.RNNBase) -> None:
@@ -79,7 +85,31 @@ class Cell(nn.Module, ABC):
         """A whole sequence: inputs [B, T, X] and the state to the outputs [B, T, H] and the last state."""
 
 
-class Elman(Cell):
+class Additive(Cell):
+    """A cell that only ever adds the two shares of its gates, so that one product over input and state side by side
+    gives the sum: [W U] [x; h] + b. A step is faster for it than with two products, most of all in int8.
+    """
+
+    def project(self, inputs: Tensor) -> Tensor:
+        # Both biases are only ever added, so the first half of the step takes both.
+        return functional.linear(inputs, self.input_weight, self.input_bias + self.hidden_bias)
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.activate(projected + functional.linear(state["hidden"], self.hidden_weight), state)
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        # The weights are joined at every step, but only here: in an exported graph they are a constant.
+        weight = torch.cat([self.input_weight, self.hidden_weight], dim=1)  # [G*H, X + H]
+        joined = torch.cat([inputs, state["hidden"]], dim=1)  # [B, X + H]
+        return self.activate(functional.linear(joined, weight, self.input_bias + self.hidden_bias), state)
+
+    @abstractmethod
+    def activate(self, gates: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step from the gates before their nonlinearities: [B, G*H] and the state to the output [B, H] and the
+        next state."""
+
+
+class Elman(Additive):
     """The simple recurrent network of Elman (1990): h' = tanh(W x + U h + b)."""
 
     state_names = ("hidden",)
@@ -88,8 +118,8 @@ class Elman(Cell):
         super().__init__(hidden, nn.RNN(inputs, hidden, batch_first=True))
         nn.init.orthogonal_(self.hidden_weight)
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = torch.tanh(projected + functional.linear(state["hidden"], self.hidden_weight, self.hidden_bias))
+    def activate(self, gates: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = torch.tanh(gates)
         return hidden, {"hidden": hidden}
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +127,7 @@ class Elman(Cell):
         return outputs, {"hidden": hidden.squeeze(0)}
 
 
-class LSTM(Cell):
+class LSTM(Additive):
     """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate (Gers et al. 2000).
 
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
@@ -111,12 +141,7 @@ class LSTM(Cell):
             self.input_bias[hidden : 2 * hidden].fill_(1.0)
             self.hidden_bias.zero_()
 
-    def project(self, inputs: Tensor) -> Tensor:
-        # Both biases are only ever added, so the first half of the step takes both.
-        return functional.linear(inputs, self.input_weight, self.input_bias + self.hidden_bias)
-
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        gates = projected + functional.linear(state["hidden"], self.hidden_weight)
+    def activate(self, gates: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         entered, kept, candidate, shown = gates.chunk(4, dim=1)
         cell = torch.sigmoid(kept) * state["cell"] + torch.sigmoid(entered) * torch.tanh(candidate)
         hidden = torch.sigmoid(shown) * torch.tanh(cell)

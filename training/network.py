@@ -44,6 +44,15 @@ class RecurrentNetwork(nn.Module):
         """The recurrent layers, the first one first."""
         return [cast(Cell, layer) for layer in self.layers]
 
+    @property
+    def state_bounds(self) -> dict[str, float]:
+        """The largest magnitude of the states that have one, named as in `initial_state`."""
+        return {
+            f"layer{index}.{name}": bound
+            for index, layer in enumerate(self.cells)
+            for name, bound in layer.state_bounds.items()
+        }
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
         return {
@@ -79,6 +88,11 @@ class RecurrentNetwork(nn.Module):
             features, layer_state = layer(self.dropout(features), _state_of_layer(state, index))
             after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
         return self.dropout(features), after
+
+    def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Padded token ids [B, T] to the logits at each row's last real step, [B, C]."""
+        features, _ = self.features(tokens, self.initial_state(len(tokens)))
+        return cast(Tensor, self.head(at_last_step(features, lengths)))
 
 
 def detached(state: State) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from training.config import TrainingConfig
 from training.corpus import LabelledExample, LabelledText, read_labelled_examples, read_labelled_text, read_text
 from training.errors import TrainingError
 from training.lanes import IGNORED, Ids, Lanes, align_documents
-from training.network import RecurrentNetwork, at_last_step, detached
+from training.network import RecurrentNetwork, detached
 
 InputVocabulary = CharacterVocabulary | ByteVocabulary
 
@@ -54,6 +54,22 @@ class Validation:
             "validation_accuracy": self.accuracy,
             "validation_majority": self.majority,
         }
+
+
+class Reader(Protocol):
+    """Whatever reads tokens and gives logits: a network, or a graph that was made of it."""
+
+    def initial_state(self, rows: int) -> State:
+        """What every sequence starts from."""
+        ...
+
+    def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Token ids [B, T] and the state to logits [B, T, C] and the last state."""
+        ...
+
+    def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Padded token ids [B, T] to the logits at each row's last real step, [B, C]."""
+        ...
 
 
 class Task(ABC):
@@ -90,7 +106,7 @@ class Task(ABC):
         """The loss of batch `step` in nats, the state to carry to the next one, and the number of steps it read."""
 
     @abstractmethod
-    def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
+    def validate(self, network: Reader, *, lanes: int) -> Validation:
         """Measure the held-out part.
 
         Args:
@@ -165,7 +181,7 @@ class LanguageTask(_LanesTask):
             raise TrainingError(f"{config.corpus}: too short to hold out {config.held_out:.0%} for validation")
         self._lanes = self._make_lanes(training[:-1], training[1:], restart=config.restart)
 
-    def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
+    def validate(self, network: Reader, *, lanes: int) -> Validation:
         inputs, targets = self._held_out[:-1], self._held_out[1:]
         lanes = max(1, min(lanes, len(inputs) // 64))
         length = len(inputs) // lanes
@@ -214,7 +230,7 @@ class TaggingTask(_LanesTask):
         # One label a byte: a character's label counts for each of its bytes.
         return self.vocabulary.encode(text), np.repeat(targets, np.diff(_token_starts(self._config, text)))
 
-    def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
+    def validate(self, network: Reader, *, lanes: int) -> Validation:
         tally = _Tally()
         for start in range(0, len(self._held_out), 32):
             batch = self._held_out[start : start + 32]
@@ -287,17 +303,16 @@ class ClassificationTask(Task):
         logits, labels = self._logits(network, chosen)
         return functional.cross_entropy(logits.float(), labels), {}, sum(len(tokens) for tokens, _ in chosen)
 
-    def validate(self, network: RecurrentNetwork, *, lanes: int) -> Validation:
+    def validate(self, network: Reader, *, lanes: int) -> Validation:
         tally = _Tally()
         for start in range(0, len(self._held_out), 256):
             tally.add(*self._logits(network, self._held_out[start : start + 256]))
         return tally.validation()
 
     @staticmethod
-    def _logits(network: RecurrentNetwork, examples: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
+    def _logits(network: Reader, examples: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
         tokens, lengths = pad([tokens for tokens, _ in examples])
-        features, _ = network.features(tokens, network.initial_state(len(examples)))
-        return network.head(at_last_step(features, lengths)), torch.tensor([label for _, label in examples])
+        return network.last_logits(tokens, lengths), torch.tensor([label for _, label in examples])
 
 
 def pad(sequences: Sequence[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:

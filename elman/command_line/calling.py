@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -57,6 +57,15 @@ def generate(
     temperature: Annotated[
         float, typer.Option(help="Below 1 sharper, above 1 flatter, 0: always the most probable token.")
     ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from so many of the most probable tokens only.", show_default="all")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw only from the most probable tokens that together reach this probability.", show_default="1, all"
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same text.", show_default="a random one")
     ] = None,
@@ -65,22 +74,21 @@ def generate(
     timeout: _Timeout = None,
 ) -> None:
     """Continue a text. The continuation, and nothing else, goes to standard output as it comes."""
-    asyncio.run(_generate(prompt, max_tokens, temperature, seed, model, server, timeout))
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "model": model,
+        "timeout": timeout,
+    }
+    asyncio.run(_generate(prompt, server, options))
 
 
-async def _generate(
-    prompt: str,
-    max_tokens: int,
-    temperature: float,
-    seed: int | None,
-    model: str,
-    server: str,
-    timeout: float | None,
-) -> None:
+async def _generate(prompt: str, server: str, options: dict[str, Any]) -> None:
     async with Client(server) as client:
-        stream = client.generate(
-            prompt, model=model, max_tokens=max_tokens, temperature=temperature, seed=seed, timeout=timeout
-        )
+        stream = client.generate(prompt, **options)
         async for chunk in stream:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()

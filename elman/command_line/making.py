@@ -35,6 +35,10 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    int8 = "int8"
+
+
 class Vocabulary(StrEnum):
     characters = "characters"
     bytes = "bytes"
@@ -220,13 +224,23 @@ def export(
         typer.Option(help="The model's name, by which requests choose it.", show_default="the run folder's"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(
+            help="int8: products in 8-bit integers, several times as fast on a CPU that has instructions for them "
+            "(VNNI). The loss on held-out text is shown beside that of float32.",
+            show_default="none: float32",
+        ),
+    ] = None,
 ) -> None:
     """Export a trained model as a bundle. It is compared with torch first; one that differs is not written."""
     from export import export_run
 
     chosen = name or run.resolve().name
     folder = output or Path("bundles") / chosen
-    digest = export_run(run, folder, name=chosen, overwrite=force)
     console = Console(stderr=True, highlight=False, markup=False)
+    digest = export_run(
+        run, folder, name=chosen, overwrite=force, quantize="int8" if quantize else None, console=console
+    )
     console.print(f"exported {folder}, {digest[:19]}")
     console.print(f"next: elman serve {folder}")

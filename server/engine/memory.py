@@ -100,6 +100,8 @@ class CudaBuffer:
         code = self._runtime.cudaMemcpy(
             ctypes.c_void_p(destination), ctypes.c_void_p(source), ctypes.c_size_t(size), kind
         )
+        # onnxruntime computes on a stream of its own, which does not wait for this one.
+        code = code or self._runtime.cudaStreamSynchronize(None)
         if code:
             raise EngineError(f"the CUDA runtime could not copy {size} bytes: error {code}")
 

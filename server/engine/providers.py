@@ -33,10 +33,17 @@ _ONNXRUNTIME_NAMES = {Provider.CPU: "CPUExecutionProvider", Provider.CUDA: "CUDA
 
 @dataclass(frozen=True)
 class OpenedSession:
-    """A session and where it runs."""
+    """A session and where it runs.
+
+    Attributes:
+        session: the session.
+        provider: where it runs.
+        captures: whether its runs are captured as CUDA graphs, which then are replayed without a word from the host.
+    """
 
     session: onnxruntime.InferenceSession
     provider: Provider
+    captures: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,44 +58,52 @@ class Opener:
     choice: ProviderChoice
     threads: int
 
-    def open(self, graph: Path | bytes, path: Path) -> OpenedSession:
+    def open(self, graph: Path | bytes, path: Path, *, threads: int | None = None) -> OpenedSession:
         """Load a graph.
 
         Args:
             graph: the ONNX file, or its contents.
             path: the file to blame.
+            threads: how many threads one run uses on the CPU, if not as many as it may.
 
         Raises:
             ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
         """
         if self.choice is not ProviderChoice.CPU:
-            session, reason = _open_on_cuda(graph, path, self.threads)
-            if session is not None:
-                return OpenedSession(session, Provider.CUDA)
+            opened, reason = _open_on_cuda(graph, path)
+            if opened is not None:
+                return opened
             if self.choice is ProviderChoice.CUDA:
                 raise ModelLoadError(
                     "the provider cuda was asked for, but CUDA does not load here: it needs an NVIDIA GPU with its "
                     "driver, and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
                     f"--provider auto falls back to the CPU{reason}"
                 )
-        return OpenedSession(_open(graph, path, [Provider.CPU], _options(self.threads)), Provider.CPU)
+        return OpenedSession(_open(graph, path, [Provider.CPU], _options(threads or self.threads)), Provider.CPU)
 
 
-def _open_on_cuda(graph: Path | bytes, path: Path, threads: int) -> tuple[onnxruntime.InferenceSession | None, str]:
+def _open_on_cuda(graph: Path | bytes, path: Path) -> tuple[OpenedSession | None, str]:
     """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
-    options = _options(threads)
+    options = _options(1)
     options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
+    reason = ""
     try:
-        session = _open(graph, path, [Provider.CUDA, Provider.CPU], options)
-    except ModelLoadError as error:
-        return None, f" ({error.__cause__})"
+        # A graph that cannot be captured, because a node of it has to run on the host, runs without.
+        for captures in (True, False):
+            try:
+                session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captures)
+            except ModelLoadError as error:
+                reason = f" ({error.__cause__})"
+                continue
+            # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
+            if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers():
+                return OpenedSession(session, Provider.CUDA, captures), ""
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
-    # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
-    return (session, "") if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers() else (None, "")
+    return None, reason
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -102,11 +117,17 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _open(
-    graph: Path | bytes, path: Path, providers: list[Provider], options: onnxruntime.SessionOptions
+    graph: Path | bytes,
+    path: Path,
+    providers: list[Provider],
+    options: onnxruntime.SessionOptions,
+    *,
+    captures: bool = False,
 ) -> onnxruntime.InferenceSession:
-    names = [_ONNXRUNTIME_NAMES[provider] for provider in providers]
+    settings = {Provider.CPU: {}, Provider.CUDA: {"enable_cuda_graph": "1"} if captures else {}}
+    named = [(_ONNXRUNTIME_NAMES[provider], settings[provider]) for provider in providers]
     try:
         # Without its fallback, which prints to standard output and hides why a provider failed.
-        return onnxruntime.InferenceSession(graph, options, providers=names, enable_fallback=0)
+        return onnxruntime.InferenceSession(graph, options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own.
         raise ModelLoadError(f"{path}: onnxruntime rejects the graph: {error}") from error

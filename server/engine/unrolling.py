@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -233,7 +234,7 @@ def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
     node.output[:] = [wires.get(name, name) for name in node.output]
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in (*graph.input, *graph.initializer)}
+            own = {value.name for value in graph.input} | {value.name for value in graph.initializer}
             own |= {name for inner in graph.node for name in inner.output}
             outer = {name: wire for name, wire in wires.items() if name not in own}
             for inner in graph.node:
@@ -241,7 +242,7 @@ def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
             _rename_outputs(graph, outer)
 
 
-def _rename_outputs(graph: onnx.GraphProto, wires: dict[str, str]) -> None:
+def _rename_outputs(graph: Any, wires: dict[str, str]) -> None:
     for value in graph.output:
         value.name = wires.get(value.name, value.name)
 

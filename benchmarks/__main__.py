@@ -1,0 +1,194 @@
+"""`python -m benchmarks`: measure, print, write."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from benchmarks import cases as special
+from benchmarks import growth as growing
+from benchmarks import serving as together
+from benchmarks.charts import draw_growth, draw_serving
+from benchmarks.machine import RESULTS, ROOT, TRIALS
+from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress
+from benchmarks.subprocesses import MeasurementError
+from benchmarks.tables import (
+    CASE_COLUMNS,
+    CASE_LEGENDS,
+    CASE_TITLES,
+    GROWTH_COLUMNS,
+    GROWTH_LEGEND,
+    LATENCY_COLUMNS,
+    LATENCY_LEGEND,
+    THROUGHPUT_COLUMNS,
+    THROUGHPUT_LEGEND,
+    case_promises,
+    of_case,
+    serving_promises,
+)
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    int8 = "int8"
+
+
+class Factor(StrEnum):
+    hidden = "hidden"
+    vocabulary = "vocabulary"
+    prompt_tokens = "prompt_tokens"
+    streams = "streams"
+
+
+app = typer.Typer(
+    help="Measure the server beside what onnxruntime alone does. A run that is shorter or different from the usual "
+    "writes its results to runs/benchmarks/results, so that those in the repository stay comparable; one of some "
+    "streams or precisions only replaces their rows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Precisions = Annotated[list[Precision], typer.Option("--precision", help="Of the bundles; may be repeated.")]
+Repeats = Annotated[int, typer.Option(help="Medians over so many are quoted.", min=1)]
+Connections = Annotated[int, typer.Option(help="Connections that the streams share.", min=1)]
+ServerOptions = Annotated[
+    list[str], typer.Option("--server-option", help="For `elman serve`, such as --threads=1; may be repeated.")
+]
+Output = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
+
+_SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
+_BOTH, _FACTORS = list(Precision), list(Factor)
+_STREAMS = list(_SERVING.streams)
+_NONE: list[str] = []
+
+
+@app.command()
+def serving(
+    streams: Annotated[list[int], typer.Option(help="Streams at once; may be repeated.", min=1)] = _STREAMS,
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _SERVING.repeats,
+    seconds: Annotated[float, typer.Option(help="At least so long for each measurement.")] = _SERVING.seconds,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)] = _SERVING.prompt_tokens,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that each stream generates.", min=2)] = _SERVING.max_tokens,
+    connections: Connections = _SERVING.connections,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """The main table: S streams that start at once, beside U at the same S."""
+    options = together.ServingOptions(
+        streams=tuple(sorted(set(streams))),
+        precisions=tuple(dict.fromkeys(precision)),
+        repeats=repeats,
+        seconds=seconds,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        connections=connections,
+        server_options=tuple(server_option),
+    )
+    with progress(together.step_count(options)) as advance:
+        rows = together.measure_serving(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    draw_serving(merge(folder / "serving.json", rows, ("streams", "precision")), folder / "serving.png")
+    print_table("Throughput of streams that start at once", THROUGHPUT_COLUMNS, rows, THROUGHPUT_LEGEND)
+    print_table("Latency and cost of the same", LATENCY_COLUMNS, rows, LATENCY_LEGEND)
+    print_promises(serving_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "serving.json", folder / "serving.png")
+
+
+@app.command()
+def cases(
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _CASES.repeats,
+    seconds: Annotated[float, typer.Option(help="About so long for each case and repeat.")] = _CASES.seconds,
+    load: Annotated[float, typer.Option(help="Of the random arrivals; 1 keeps some 64 running.")] = _CASES.load,
+    chunk_ms: Annotated[float, typer.Option(help="The longest chunk the server allows itself.")] = _CASES.chunk_ms,
+    long_prompt: Annotated[int, typer.Option(help="Tokens of the long prompt.", min=1)] = _CASES.long_prompt,
+    connections: Connections = _CASES.connections,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """The special cases: random arrivals, a newcomer, a very long prompt."""
+    options = special.CaseOptions(
+        precisions=tuple(dict.fromkeys(precision)),
+        repeats=repeats,
+        seconds=seconds,
+        load=load,
+        chunk_ms=chunk_ms,
+        long_prompt=long_prompt,
+        connections=connections,
+        server_options=tuple(server_option),
+    )
+    with progress(special.step_count(options)) as advance:
+        rows = special.measure_cases(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "cases.json", rows, ("case", "precision"))
+    for case, columns in CASE_COLUMNS.items():
+        print_table(CASE_TITLES[case], columns, of_case(rows, case), CASE_LEGENDS[case])
+    print_promises(case_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "cases.json")
+
+
+@app.command()
+def growth(
+    factor: Annotated[list[Factor], typer.Option(help="What grows; may be repeated.")] = _FACTORS,
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _GROWTH.repeats,
+    seconds: Annotated[float, typer.Option(help="At least so long for each measurement.")] = _GROWTH.seconds,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that each stream generates.", min=2)] = _GROWTH.max_tokens,
+    largest: Annotated[int, typer.Option(help="Leave out larger values of each factor; 0: none.", min=0)] = 0,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """The second table: how the cost grows with the work, and where it goes."""
+    options = growing.GrowthOptions(
+        factors=tuple(dict.fromkeys(factor)),
+        precisions=tuple(dict.fromkeys(precision)),
+        repeats=repeats,
+        seconds=seconds,
+        max_tokens=max_tokens,
+        largest=largest,
+        server_options=tuple(server_option),
+    )
+    with progress(growing.step_count(options)) as advance:
+        rows = growing.measure_growth(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    draw_growth(merge(folder / "growth.json", rows, ("factor", "value", "precision")), folder / "growth.png")
+    print_table("How the cost grows", GROWTH_COLUMNS, rows, GROWTH_LEGEND)
+    print_disturbance(rows)
+    _say_where(folder / "growth.json", folder / "growth.png")
+
+
+def _folder(output: Path | None, worth_keeping: bool) -> Path:
+    return output or (RESULTS if worth_keeping else TRIALS)
+
+
+def _say_where(*paths: Path) -> None:
+    for path in paths:
+        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        typer.echo(f"written: {shown}")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that no server is left behind.
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run the command; what could not be measured is told without a traceback."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        app()
+    except MeasurementError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The columns of each table, and what must hold at the end."""
+
+from __future__ import annotations
+
+from benchmarks.report import Column, Promise, Rows, figure, figures
+
+_OTHERS = Column("others", figure("others_share_of_cores", ".0%"))
+_CASE = (Column("S", figure("streams", "d")), Column("", figure("precision", "")))
+THROUGHPUT_COLUMNS = (
+    *_CASE,
+    Column("tokens/s", figure("tokens_per_s")),
+    Column("share of U", figure("share_of_raw", ".2f")),
+    Column("lowest / highest", figures(".2f", "share_of_raw_lowest", "share_of_raw_highest")),
+    Column("U tokens/s", figure("raw_tokens_per_s")),
+    Column("limit", figure("limit_tokens_per_s")),
+    Column("tokens a\nmessage", figure("tokens_per_message", ".1f")),
+    _OTHERS,
+)
+LATENCY_COLUMNS = (
+    *_CASE,
+    Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
+    Column("p99 over\nU's prompt", figure("ttft_ratio", ".2f")),
+    Column("gap ms\np50 / p99", figures(".2f", "gap_p50_ms", "gap_p99_ms")),
+    Column("CPU us a token\nserver / U", figures(".1f", "server_cpu_us_per_token", "raw_cpu_us_per_token")),
+    Column("ratio", figure("cpu_ratio", ".2f")),
+    Column("peak MiB", figure("peak_memory_mib")),
+)
+THROUGHPUT_LEGEND = """\
+S streams start at once. U: onnxruntime alone, the plain step, one run per step on all cores, numpy sampling, no
+network. Limit: the matrix products alone. Others: what other processes used of the cores meanwhile. Medians over the
+repeats; shares and ratios are to U in the same repeat."""
+LATENCY_LEGEND = """\
+First token: from sending the request. Gap: between two successive messages of one stream that carry tokens; a message
+may carry several. CPU: of the whole process; onnxruntime's threads in U spin while they wait."""
+
+CASE_COLUMNS = {
+    "poisson": (
+        Column("", figure("precision", "")),
+        Column("requests/s", figure("requests_per_s", ".1f")),
+        Column("running", figure("mean_concurrency", ".0f")),
+        Column("tokens/s", figure("tokens_per_s")),
+        Column("lock step", figure("lock_step_tokens_per_s")),
+        Column("first token ms\np50 / p99", figures(",.0f", "ttft_p50_ms", "ttft_p99_ms")),
+        Column("lock step\np50 / p99", figures(",.0f", "lock_step_ttft_p50_ms", "lock_step_ttft_p99_ms")),
+        Column("gap ms\np50 / p99", figures(".1f", "gap_p50_ms", "gap_p99_ms")),
+        Column("its steps\nthat are wanted", figure("lock_step_useful_share", ".0%")),
+        _OTHERS,
+    ),
+    "newcomer": (
+        Column("", figure("precision", "")),
+        Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
+        Column("allowed ms", figure("allowed_ms", ".1f")),
+        Column("of it\np50 / p99", figures(".2f", "p50_ratio", "p99_ratio")),
+        Column("server's step ms", figure("step_ms", ".2f")),
+        _OTHERS,
+    ),
+    "long prompt": (
+        Column("", figure("precision", "")),
+        Column("gap ms\np50 / p99", figures(".2f", "gap_p50_ms", "gap_p99_ms")),
+        Column("usual gap ms\np50 / p99", figures(".2f", "usual_gap_p50_ms", "usual_gap_p99_ms")),
+        Column("p99 over\nthe usual", figure("gap_p99_ratio", ".2f")),
+        _OTHERS,
+    ),
+}
+CASE_TITLES = {
+    "poisson": "Streams that arrive at random, with lengths that differ",
+    "newcomer": "A stream that arrives while 63 others run",
+    "long prompt": "64 streams, one of them still reading a prompt of 16,384 tokens",
+}
+CASE_LEGENDS = {
+    "poisson": """\
+Prompts of 4 to 128 tokens, 16 to 512 generated. 64 run when it begins, and others come as fast as they end on a server
+where 64 run. Lock step: the same requests worked out in batches of at most 64 that wait for their longest, by U's own
+steps, without network or scheduling.""",
+    "newcomer": "Allowed: two chunks, 5 ms each by default, and a step of the server for each token of the prompt.",
+    "long prompt": "The gaps of the 63 others; the usual ones are those of 64 equal streams.",
+}
+
+GROWTH_COLUMNS = (
+    Column("factor", figure("factor", "")),
+    Column("value", figure("value", ",d")),
+    Column("", figure("precision", "")),
+    Column("tokens/s", figure("tokens_per_s")),
+    Column("share of U", figure("share_of_raw", ".2f")),
+    Column("U tokens/s", figure("raw_tokens_per_s")),
+    Column("limit", figure("limit_tokens_per_s")),
+    Column("first token\nms p50", figure("ttft_p50_ms", ",.0f")),
+    Column("us a row's\nstep", figure("us_per_row_step", ",.1f")),
+    Column("products", figure("products_us", ",.1f")),
+    Column("rest of\nU's step", figure("rest_of_step_us", ",.1f")),
+    Column("edge", figure("edge_us", ",.1f")),
+    _OTHERS,
+)
+GROWTH_LEGEND = """\
+One factor at a time around 16 streams, 512 hidden units, 96 tokens in the vocabulary, prompts of 32. A row's step: a
+token of one stream, read or written. Edge: sampling, scheduling, network, clients, less what a better graph saves."""
+
+
+def serving_promises() -> list[Promise]:
+    """The floors and ceilings of the main table."""
+    rows = (
+        ("tokens/s at S=64, share of U", 64, "share_of_raw", (0.92, 0.95), True),
+        ("tokens/s at S=16, share of U", 16, "share_of_raw", (0.92, 0.90), True),
+        ("tokens/s at S=1, share of U", 1, "share_of_raw", (1.00, 1.05), True),
+        ("server CPU per token at S=64, ratio to U's", 64, "cpu_ratio", (1.10, 1.00), False),
+        ("time to first token p99 at S=64, over 32 of U's steps", 64, "ttft_ratio", (2.0, 3.0), False),
+    )
+    return [
+        Promise(f"{precision}: {what}", {"streams": streams, "precision": precision}, name, bound, at_least)
+        for what, streams, name, bounds, at_least in rows
+        for precision, bound in zip(("fp32", "int8"), bounds, strict=True)
+    ]
+
+
+def case_promises() -> list[Promise]:
+    """Those of the special cases."""
+    rows = (
+        ("newcomer", "p99_ratio", "first token of a newcomer, p99, over two chunks and its prompt", 1.0),
+        ("long prompt", "gap_p99_ratio", "p99 gap beside a very long prompt, over the usual", 3.0),
+    )
+    return [
+        Promise(f"{precision}: {what}", {"case": case, "precision": precision}, name, bound)
+        for case, name, what, bound in rows
+        for precision in ("fp32", "int8")
+    ]
+
+
+def of_case(rows: Rows, case: str) -> Rows:
+    return [row for row in rows if row["case"] == case]

@@ -1,0 +1,178 @@
+"""A graph of some steps, run for any rows: by all threads together, or in parts that are side by side.
+
+With all threads in every operator the weights are read once, but each operator waits for the slowest thread: as soon as
+somebody else needs a core, all wait, and they spin meanwhile. In parts, each of them run by one thread from the first
+step to the last, nobody waits before the end. Which is faster depends on the model and on the number of rows, and is
+found out by trying. Results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from server.engine.errors import EngineError
+from server.engine.interface import Arrays
+from server.engine.memory import Buffer, CudaBuffer, HostBuffer
+from server.engine.providers import OpenedSession, Opener, Provider
+from server.engine.unrolling import FILTERS
+
+
+@dataclass(frozen=True)
+class State:
+    """A state's two buffers, [capacity, *shape], by the phase of the ping-pong."""
+
+    input_name: str
+    output_name: str
+    buffers: tuple[Buffer, Buffer]
+
+
+class Storage:
+    """The arrays that all graphs of a model share.
+
+    Args:
+        provider: where the model runs.
+        capacity: the number of rows.
+    """
+
+    def __init__(self, provider: Provider, capacity: int) -> None:
+        self.capacity = capacity
+        self._buffer: type[HostBuffer] | type[CudaBuffer] = CudaBuffer if provider is Provider.CUDA else HostBuffer
+        self.constants: dict[str, Buffer] = {}
+        self.states: list[State] = []
+
+    def allocate(self, shape: Iterable[int], dtype: Any) -> Buffer:
+        """A buffer of `capacity` rows of a shape."""
+        return self._buffer((self.capacity, *shape), dtype)
+
+    def allocate_like(self, values: Iterable[onnx.ValueInfoProto]) -> dict[str, Buffer]:
+        """Buffers for those of a graph's inputs or outputs that are neither constants nor states."""
+        own = {name for state in self.states for name in (state.input_name, state.output_name)} | self.constants.keys()
+        buffers: dict[str, Buffer] = {}
+        for value in values:
+            if value.name not in own:
+                tensor = value.type.tensor_type
+                shape = [size.dim_value if size.HasField("dim_value") else self.capacity for size in tensor.shape.dim]
+                buffers[value.name] = self._buffer(shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return buffers
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a run of some rows needs: where everything is, and which CUDA graph it is."""
+
+    binding: onnxruntime.IOBinding
+    options: onnxruntime.RunOptions | None
+
+
+class Graph:
+    """One graph.
+
+    Args:
+        model: the graph.
+        path: the file to blame.
+        opener: opens its sessions.
+        storage: constants and states.
+        helpers: the threads that run parts beside the caller's own.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, path: Path, opener: Opener, storage: Storage, helpers: ThreadPoolExecutor
+    ) -> None:
+        self._model = model.SerializeToString()
+        self._path = path
+        self._opener = opener
+        self._storage = storage
+        self._helpers = helpers
+        self._inputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.input)
+        self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
+        self._bindings: dict[tuple[bool, int, int, int], _Bound] = {}
+
+    # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
+    @cached_property
+    def _together(self) -> OpenedSession:
+        return self._opener.open(self._model, self._path)
+
+    @cached_property
+    def _single(self) -> OpenedSession:
+        return self._opener.open(self._model, self._path, threads=1)
+
+    def run(self, parts: list[range], feeds: Arrays, phase: int) -> None:
+        """Run rows that follow each other.
+
+        Args:
+            parts: the rows; more than one range: side by side, each by one thread.
+            feeds: by input name, [rows, ...].
+            phase: which of a state's buffers is read; the other is written.
+
+        Raises:
+            EngineError: onnxruntime failed.
+        """
+        for name, values in feeds.items():
+            self._inputs[name].write(0 if name == FILTERS.candidates else parts[0].start, values)
+        opened = self._together if len(parts) == 1 else self._single
+        # Binding first: it is not done by several threads at once.
+        bound = [self._bound(opened, rows, phase) for rows in parts]
+        others = [self._helpers.submit(_run, opened, part) for part in bound[1:]]
+        failures = [_run(opened, bound[0]), *(other.result() for other in others)]
+        for failure in failures:
+            if failure is not None:
+                raise EngineError(str(failure)) from failure
+
+    def read(self, name: str, rows: range) -> NDArray[Any]:
+        """An output of the last run, [rows, ...], valid until the next."""
+        return self._outputs[name].read(rows.start, len(rows))
+
+    def _bound(self, opened: OpenedSession, rows: range, phase: int) -> _Bound:
+        if opened.captures and rows.start == 0:
+            # A captured graph is of one size; the rows beyond those in use hold what does no harm.
+            rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
+        key = (opened is self._single, rows.start, rows.stop, phase)
+        if key not in self._bindings:
+            options = None
+            if opened.captures:
+                options = _captured_as(2 * len(rows) + phase if rows.start == 0 else -1)
+            self._bindings[key] = _Bound(self._bind(opened, rows, phase), options)
+        return self._bindings[key]
+
+    def _bind(self, opened: OpenedSession, rows: range, phase: int) -> onnxruntime.IOBinding:
+        binding = opened.session.io_binding()
+
+        def place(buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+            return buffer.device, 0, buffer.dtype, (len(rows), *buffer.shape[1:]), buffer.address(rows.start)
+
+        for name, buffer in (*self._inputs.items(), *self._storage.constants.items()):
+            if name == FILTERS.candidates:  # Has no rows.
+                binding.bind_input(name, buffer.device, 0, buffer.dtype, buffer.shape, buffer.address(0))
+            else:
+                binding.bind_input(name, *place(buffer))
+        for name, buffer in self._outputs.items():
+            binding.bind_output(name, *place(buffer))
+        for state in self._storage.states:
+            binding.bind_input(state.input_name, *place(state.buffers[phase]))
+            binding.bind_output(state.output_name, *place(state.buffers[1 - phase]))
+        return binding
+
+
+def _run(opened: OpenedSession, bound: _Bound) -> Exception | None:
+    try:
+        opened.session.run_with_iobinding(bound.binding, bound.options)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+        return error
+    return None
+
+
+def _captured_as(number: int) -> onnxruntime.RunOptions:
+    """Options of a run that is captured as, and later replayed from, the CUDA graph of a number; -1: is not."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
