@@ -122,16 +122,16 @@ class GenerationStream:
         try:
             with _errors(self._address):
                 async for response in self._call:
-                    if response.HasField("chunk"):
-                        yield Chunk(response.chunk.text, tuple(response.chunk.token_ids))
-                    elif response.HasField("started"):
+                    if response.HasField("started"):
                         started = response.started
                         self.model, self.digest, self.seed = started.model, started.digest, started.seed
                         self.prompt_token_count = started.prompt_token_count
                         self.unknown_token_count = started.unknown_token_count
-                    elif response.HasField("finished"):
+                    if response.HasField("finished"):
                         self.finish_reason = FinishReason(response.finished.finish_reason)
                         self.generated_token_count = response.finished.generated_token_count
+                    if response.HasField("chunk"):
+                        yield Chunk(response.chunk.text, tuple(response.chunk.token_ids))
         except asyncio.CancelledError:
             # grpc.aio raises this where the call was cancelled, too; it is an end then, and no cancelled task.
             task = asyncio.current_task()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,8 @@ _TRANSPORT_OPTIONS = (
 )
 
 _SAME_SIGNAL = 1.0  # seconds
+_TURN = 0.0001  # seconds for which a thread may keep the interpreter when another wants it
+_ALLOCATIONS = 20_000  # objects between two collections
 
 _log = structlog.get_logger(__name__)
 
@@ -57,8 +61,9 @@ class ServerOptions:
         waiting_limit: how many more may wait, per model.
         chunk_seconds: how long one run of the model may take, as far as one step does not take longer: a newcomer
             waits for one at most.
-        messages_per_second: how many messages the streams of one model together are sent, about, unless they ask for
-            more.
+        gather_seconds: for how long the tokens of a stream gather to a message, unless it asks for something else.
+        messages_per_second: how many messages the streams of one model together are sent, about; with many streams
+            tokens gather for longer.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread.
         drain_timeout: seconds that running calls have to finish when the server is told to end.
@@ -71,7 +76,8 @@ class ServerOptions:
     slots: int = 128
     waiting_limit: int = 1024
     chunk_seconds: float = 0.005
-    messages_per_second: float = 3000.0
+    gather_seconds: float = 0.02
+    messages_per_second: float = 2000.0
     limits: Limits = field(default_factory=Limits)
     write_timeout: float = 60.0
     drain_timeout: float = 30.0
@@ -200,6 +206,15 @@ def told_to_end() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
+def share_interpreter() -> None:
+    """Set the interpreter for several threads that each need it often and for a short time: a scheduler whose model has
+    run shall not wait long for those who talk to clients. To be called when the models are loaded."""
+    sys.setswitchinterval(_TURN)
+    gc.collect()
+    gc.freeze()  # What has been loaded stays; no collection need look at it again.
+    gc.set_threshold(_ALLOCATIONS)
+
+
 def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractEventLoop) -> ServedModel:
     """Load a bundle's graph and run it once at every likely batch size.
 
@@ -217,6 +232,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         engine.warm_up()
     except EngineError as error:
         raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
+    _log.info("measured", model=bundle.name, steps_a_run=engine.step_counts[-1], side_by_side=engine.divided_from)
     text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(
@@ -226,7 +242,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         vocabulary_size=text.size if "next_token_logits" in names else 0,
         label_output=names.get("label_logits"),
         waiting_limit=options.waiting_limit,
-        pace=Pace(options.chunk_seconds, options.messages_per_second),
+        pace=Pace(options.chunk_seconds, options.gather_seconds, options.messages_per_second),
         deliver=deliver_into(loop),
     )
     return ServedModel(bundle, scheduler, engine.provider)

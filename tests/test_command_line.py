@@ -268,9 +268,9 @@ def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
 
 
 def test_a_second_signal_ends_the_server_at_once(bundles: dict[str, Bundle]) -> None:
-    server = Served(bundles["gru"].path, "--provider", "cpu")
+    server = Served(bundles["gru"].path, "--provider", "cpu", "--max-tokens-limit", "2000000000")
     generating = subprocess.Popen(
-        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--server", server.address],
+        [*ELMAN, "generate", "abc", "--max-tokens", "2000000000", "--server", server.address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

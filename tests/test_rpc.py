@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -62,11 +63,12 @@ async def test_greedy_is_temperature_zero(stub: Any) -> None:
 
 
 async def test_events_come_in_order(stub: Any) -> None:
-    responses = [response async for response in stub.Generate(v1.GenerateRequest(text="a", max_tokens=50, seed=-5))]
-    kinds = [response.WhichOneof("event") for response in responses]
-    assert kinds[0] == "started"
-    assert kinds[-1] == "finished"
-    assert set(kinds[1:-1]) == {"chunk"}
+    request = v1.GenerateRequest(text="a", max_tokens=50, seed=-5, interval=Duration(seconds=0))
+    responses = [response async for response in stub.Generate(request)]
+    assert len(responses) > 1
+    assert [response.HasField("started") for response in responses] == [True] + [False] * (len(responses) - 1)
+    assert [response.HasField("finished") for response in responses] == [False] * (len(responses) - 1) + [True]
+    assert all(response.HasField("chunk") for response in responses)
     assert responses[0].started.seed == -5
     assert responses[-1].finished.generated_token_count == 50
 

@@ -56,14 +56,22 @@ def serve(
             min=0.1,
         ),
     ] = 5.0,
+    gather_ms: Annotated[
+        float,
+        typer.Option(
+            help="Milliseconds for which the tokens of a stream gather to one message, the first token excepted; a "
+            "request may ask for something else.",
+            min=0,
+        ),
+    ] = 20.0,
     message_rate: Annotated[
         float,
         typer.Option(
-            help="Messages a second that all streams of one model are sent, about: between them tokens gather, unless "
-            "a request asks for its own interval.",
+            help="Messages a second that all streams of one model together are sent, about: with many streams tokens "
+            "gather for longer than --gather-ms.",
             min=1,
         ),
-    ] = 3000.0,
+    ] = 2000.0,
     max_tokens_limit: Annotated[int, typer.Option(help="The largest max_tokens of a request.", min=1)] = 65_536,
     input_limit: Annotated[
         int, typer.Option(help="The largest number of tokens of a prompt, input or piece.", min=1)
@@ -99,6 +107,7 @@ def serve(
         slots=slots,
         waiting_limit=waiting_limit,
         chunk_seconds=chunk_ms / 1000,
+        gather_seconds=gather_ms / 1000,
         messages_per_second=message_rate,
         limits=Limits(max_tokens_limit, input_limit, message_limit),
         write_timeout=write_timeout,
@@ -110,7 +119,7 @@ def serve(
 async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
     import structlog
 
-    from server.application import Server, serve_bundle, told_to_end
+    from server.application import Server, serve_bundle, share_interpreter, told_to_end
 
     log = structlog.get_logger("elman")
     loop = asyncio.get_running_loop()
@@ -123,10 +132,17 @@ async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
             models.append(model)
             if told.is_set():
                 return
+        share_interpreter()
         server = Server(options, models)
         await server.start()
         address = f"{options.host}:{server.port}"
-        log.info("listening", address=address, slots=options.slots, threads=options.thread_count)
+        log.info(
+            "listening",
+            address=address,
+            slots=options.slots,
+            threads=options.thread_count,
+            waiting="spinning in a run, asleep between runs",
+        )
         await told.wait()
         await server.drain()
     log.info("ended")

@@ -372,7 +372,9 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """One event of a generation."""
+    """What has happened to a generation since the last response: any of the three. They come together because a message
+    costs as much as the arithmetic of many tokens.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -381,15 +383,15 @@ class GenerateResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___GenerateStarted:
-        """The request was taken; always the first event."""
+        """The request was taken; in the first response, and only there."""
 
     @_builtins.property
     def chunk(self) -> Global___GenerateChunk:
-        """New tokens."""
+        """New tokens; unset where there are none."""
 
     @_builtins.property
     def finished(self) -> Global___GenerateFinished:
-        """The generation ended; always the last event."""
+        """The generation ended; in the last response, and only there."""
 
     def __init__(
         self,
@@ -398,13 +400,11 @@ class GenerateResponse(_message.Message):
         chunk: Global___GenerateChunk | None = ...,
         finished: Global___GenerateFinished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "finished", b"finished", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "finished", b"finished", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "chunk", "finished"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 

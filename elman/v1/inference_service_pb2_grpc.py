@@ -81,7 +81,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Continues a prompt. The stream is one Started, any number of Chunks, one Finished.
+        """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
+        bring new tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class InferenceServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelRequest, _inference_service_pb2.GetModelResponse]
     """One model: its manifest, digest and load."""
     Generate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
-    """Continues a prompt. The stream is one Started, any number of Chunks, one Finished."""
+    """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
+    bring new tokens.
+    """
     Classify: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ClassifyRequest, _inference_service_pb2.ClassifyResponse]
     """Labels a whole input: a classifier answers once for all of it, a tagger for every step."""
     StreamClassify: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]
@@ -59,7 +61,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelRequest, _inference_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model: its manifest, digest and load."""
     Generate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Continues a prompt. The stream is one Started, any number of Chunks, one Finished."""
+    """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
+    bring new tokens.
+    """
     Classify: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ClassifyRequest, _inference_service_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Labels a whole input: a classifier answers once for all of it, a tagger for every step."""
     StreamClassify: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]  # type: ignore[assignment]
@@ -93,7 +97,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateResponse]]:
-        """Continues a prompt. The stream is one Started, any number of Chunks, one Finished."""
+        """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
+        bring new tokens.
+        """
 
     @_abc_1.abstractmethod
     def Classify(

@@ -8,6 +8,7 @@ found out by trying. Results are the same to the bit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,12 +122,12 @@ class Graph:
             self._inputs[name].write(0 if name == FILTERS.candidates else parts[0].start, values)
         opened = self._together if len(parts) == 1 else self._single
         # Binding first: it is not done by several threads at once.
-        bound = [self._bound(opened, rows, phase) for rows in parts]
-        others = [self._helpers.submit(_run, opened, part) for part in bound[1:]]
-        failures = [_run(opened, bound[0]), *(other.result() for other in others)]
-        for failure in failures:
-            if failure is not None:
-                raise EngineError(str(failure)) from failure
+        left = deque(self._bound(opened, rows, phase) for rows in parts)
+        # Whoever is done with a part takes the next one, so that a thread that has lost its core for a while does less.
+        helpers = [self._helpers.submit(_run, opened, left) for _ in parts[1 : self._opener.threads]]
+        failures = [*_run(opened, left), *(failure for helper in helpers for failure in helper.result())]
+        if failures:
+            raise EngineError(str(failures[0])) from failures[0]
 
     def read(self, name: str, rows: range) -> NDArray[Any]:
         """An output of the last run, [rows, ...], valid until the next."""
@@ -163,12 +164,18 @@ class Graph:
         return binding
 
 
-def _run(opened: OpenedSession, bound: _Bound) -> Exception | None:
-    try:
-        opened.session.run_with_iobinding(bound.binding, bound.options)
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-        return error
-    return None
+def _run(opened: OpenedSession, left: deque[_Bound]) -> list[Exception]:
+    """Run parts as long as there are any left; what has failed."""
+    failures: list[Exception] = []
+    while True:
+        try:
+            bound = left.popleft()
+        except IndexError:
+            return failures
+        try:
+            opened.session.run_with_iobinding(bound.binding, bound.options)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            failures.append(error)
 
 
 def _captured_as(number: int) -> onnxruntime.RunOptions:

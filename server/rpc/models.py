@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from bundle import Bundle, TextVocabulary
+from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
 from server.scheduling import Scheduler
@@ -49,6 +52,11 @@ class ServedModel:
     @cached_property
     def vocabulary(self) -> TextVocabulary:
         return self.bundle.text_vocabulary(self.text_spec.name)
+
+    def count_unknown(self, ids: TokenIds) -> int:
+        """How many of the ids stand for something the vocabulary does not have."""
+        unknown = self.vocabulary.unknown_id
+        return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
     @cached_property
     def generates(self) -> bool:

@@ -96,38 +96,36 @@ class InferenceServicer(v1.InferenceServiceServicer):
         mailbox = Mailbox()
         generation = Generation(ids, mailbox, params=params, interval=delivery_interval(request))
         _submit(model, generation)
+        response = v1.GenerateResponse()
+        response.started.model = model.name
+        response.started.digest = model.bundle.digest
+        response.started.seed = params.seed
+        response.started.prompt_token_count = len(ids)
+        response.started.unknown_token_count = model.count_unknown(ids)
+        single = request.HasField("single_tokens")
         try:
-            # Ahead of all else, so that a client that reads nothing can be told why it is left.
-            await context.send_initial_metadata(())
-            started = v1.GenerateStarted(
-                model=model.name,
-                digest=model.bundle.digest,
-                seed=params.seed,
-                prompt_token_count=len(ids),
-                unknown_token_count=int(np.count_nonzero(ids == model.vocabulary.unknown_id)),
-            )
-            await self._write(context, v1.GenerateResponse(started=started))
             decoder = model.vocabulary.decoder()
             count = 0
             end: Event | None = None
             while end is None:
                 new, end = _split(await mailbox.gather())
                 count += len(new)
-                if request.HasField("single_tokens"):
-                    for token in new:
-                        chunk = v1.GenerateChunk(text=decoder.decode([token], final=False), token_ids=[token])
-                        await self._write(context, v1.GenerateResponse(chunk=chunk))
-                    new = []
-                text = decoder.decode(new, final=end is not None)
-                if new or text:
-                    chunk = v1.GenerateChunk(text=text, token_ids=new)
-                    await self._write(context, v1.GenerateResponse(chunk=chunk))
+                while new:
+                    part, new = (new[:1], new[1:]) if single else (new, [])
+                    response.chunk.token_ids.extend(part)
+                    response.chunk.text = decoder.decode(part, final=bool(end) and not new)
+                    if new or not isinstance(end, Finished):
+                        await self._write(context, response)
+                        response = v1.GenerateResponse()
             if isinstance(end, Failed):
                 raise _request_error(end.error)
             assert isinstance(end, Finished)
-            reason = _FINISH_REASONS[end.reason]
-            finished = v1.GenerateFinished(finish_reason=reason, generated_token_count=count)
-            await self._write(context, v1.GenerateResponse(finished=finished))
+            response.finished.finish_reason = _FINISH_REASONS[end.reason]
+            response.finished.generated_token_count = count
+            text = "" if response.HasField("chunk") else decoder.decode([], final=True)
+            if text:  # Bytes that became no whole character.
+                response.chunk.text = text
+            await self._write(context, response)
         finally:
             model.scheduler.abort(generation)
 

@@ -6,6 +6,7 @@ of their use, tokens that wait to be handed on. Nothing here runs a model.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,9 @@ _HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinit
 _RECORD = np.dtype(
     [
         ("position", np.int64),  # steps taken
-        ("forced_left", np.int64),  # forced steps still to take
-        ("tokens_left", np.int64),  # tokens still to choose; 0 for a reading
+        ("forced_end", np.int64),  # where the forced steps end
+        ("end", np.int64),  # where the sequence ends at the latest
         ("generates", np.bool_),
-        ("keeps_state", np.bool_),
         ("last_token", np.int64),  # what the next free step reads
         ("end_token", np.int64),  # _NO_TOKEN where there is none
         ("temperature", np.float32),
@@ -41,6 +41,36 @@ _RECORD = np.dtype(
         ("due", np.float64),  # when what has gathered is to be handed on
     ]
 )
+
+
+@dataclass
+class Outlook:
+    """What a chunk brings its rows, [rows] each.
+
+    Attributes:
+        count: the number of steps.
+        position: the steps taken before it.
+        left: the steps that were left before it.
+        first: the index of the first step whose choice counts.
+        gained: how many choices count.
+        end_token: the token that ends a row before its time.
+    """
+
+    count: int
+    position: NDArray[np.int64]
+    left: NDArray[np.int64]
+    first: NDArray[np.int64]
+    gained: NDArray[np.int64]
+    end_token: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def of(self, rows: list[int]) -> Outlook:
+        """The same for some rows in an order of one's own."""
+        chosen = np.array(rows, np.int64)
+        per_row = (self.position, self.left, self.first, self.gained, self.end_token)
+        return Outlook(self.count, *(values[chosen] for values in per_row))
 
 
 class Batch:
@@ -71,15 +101,14 @@ class Batch:
         """Give the next row to a sequence; the row."""
         row = len(self.sequences)
         record = np.zeros((), _RECORD)
-        record["forced_left"] = len(sequence.forced)
-        record["keeps_state"] = sequence.keep_state
+        record["forced_end"] = len(sequence.forced)
+        record["end"] = sequence.longest
         record["end_token"] = _NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
         stream: UniformStream | None = None
         if isinstance(sequence, Generation):
             params = sequence.params
             record["generates"] = True
-            record["tokens_left"] = params.max_tokens
             record["greedy"] = params.temperature == 0
             record["temperature"] = min(max(params.temperature, GREEDY_TEMPERATURE), _HOTTEST)
             record["interval"] = np.nan if sequence.interval is None else sequence.interval
@@ -115,9 +144,14 @@ class Batch:
     def steps_left(self) -> NDArray[np.int64]:
         """How many steps each row can still take, [rows]."""
         rows = self.rows
-        # The last forced step is also the one after which the first token is chosen.
-        shared = (rows["forced_left"] > 0) & rows["generates"]
-        left: NDArray[np.int64] = rows["forced_left"] + rows["tokens_left"] - shared
+        left: NDArray[np.int64] = rows["end"] - rows["position"]
+        return left
+
+    @property
+    def prompt_left(self) -> NDArray[np.int64]:
+        """How many forced steps each row still has, [rows]."""
+        rows = self.rows
+        left: NDArray[np.int64] = np.maximum(rows["forced_end"] - rows["position"], 0)
         return left
 
     def chunk(self, count: int) -> Chunk:
@@ -128,7 +162,7 @@ class Batch:
         if self._vocabulary_size:
             inputs[:] = FREE
             inputs[:, 0] = rows["last_token"]
-        for row in np.flatnonzero(rows["forced_left"]).tolist():
+        for row in np.flatnonzero(rows["position"] < rows["forced_end"]).tolist():
             start = int(rows["position"][row])
             part = self.sequences[row].forced[start : start + count]
             inputs[row, : len(part)] = part
@@ -141,47 +175,48 @@ class Batch:
         steps taken by then."""
         rows = self.rows
         first = rows["position"] + 1
-        choosing = rows["generates"] & (rows["forced_left"] <= count)
-        for row in np.flatnonzero(choosing & (first + count > rows["uniforms_start"] + _AHEAD)).tolist():
+        offsets = first - rows["uniforms_start"]
+        missing = (offsets > _AHEAD - count) & (rows["forced_end"] < first + count)
+        for row in np.flatnonzero(missing).tolist():
             stream = self._streams[row]
-            assert stream is not None
-            rows["uniforms_start"][row] = first[row]
-            drawn = np.maximum(stream.take(int(first[row]), _AHEAD), LEAST_UNIFORM)
-            rows["uniforms"][row] = LEAST_UNIFORM if rows["greedy"][row] else drawn
-        offsets = np.where(choosing, first - rows["uniforms_start"], 0)
+            if stream is not None:
+                rows["uniforms_start"][row], offsets[row] = first[row], 0
+                drawn = np.maximum(stream.take(int(first[row]), _AHEAD), LEAST_UNIFORM)
+                rows["uniforms"][row] = LEAST_UNIFORM if rows["greedy"][row] else drawn
+        # Rows that do not choose in this chunk get what happens to be there.
         taken: NDArray[np.float32] = rows["uniforms"][
-            np.arange(len(rows))[:, None], offsets[:, None] + np.arange(count)
+            np.arange(len(rows))[:, None], np.minimum(offsets, _AHEAD - count)[:, None] + np.arange(count)
         ]
         return taken
 
-    def new_tokens(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What `count` steps bring each row as far as nothing ends it early: the index of the first step whose choice
-        counts, and how many choices do, [rows] each."""
-        rows = self.rows
+    def outlook(self, count: int) -> Outlook:
+        """What `count` steps bring each row as far as nothing ends it early."""
+        rows, left = self.rows, self.steps_left
         # The choice after the last forced step is the first that counts.
-        first: NDArray[np.int64] = np.maximum(rows["forced_left"] - 1, 0)
-        gained: NDArray[np.int64] = np.clip(count - first, 0, rows["tokens_left"])
-        return first, gained
+        first = np.maximum(rows["forced_end"] - 1 - rows["position"], 0)
+        gained = np.maximum(np.minimum(left, count) - first, 0) * rows["generates"]
+        return Outlook(count, rows["position"].copy(), left, first, gained, rows["end_token"].copy())
 
-    def take(self, count: int, tokens: NDArray[np.int64], first: NDArray[np.int64], gained: NDArray[np.int64]) -> None:
-        """Every row has taken `count` steps; `gained` of its choices, `first` on, are tokens it keeps."""
+    def advance(self, count: int, tokens: NDArray[np.int64]) -> None:
+        """Every row has taken `count` steps, and chosen `tokens` [rows, count]."""
         rows = self.rows
         rows["position"] += count
-        rows["forced_left"] = np.maximum(rows["forced_left"] - count, 0)
-        rows["tokens_left"] -= gained
-        if not gained.any():
-            return
-        rows["last_token"] = tokens[:, -1]
-        steps = np.arange(count)
-        kept = (steps >= first[:, None]) & (steps < (first + gained)[:, None])
-        at, step = np.nonzero(kept)
-        rows["gathered"][at, (rows["gathered_count"] - first)[at] + step] = tokens[at, step]
-        rows["gathered_count"] += gained
+        if tokens.size:
+            rows["last_token"] = tokens[:, -1]
 
-    def due(self, now: float, room: int) -> list[int]:
-        """The rows whose tokens are to be handed on now, because it is time or because there is no room for as many
-        as `room` more."""
-        rows = self.rows
+    def gather(self, outlook: Outlook, tokens: NDArray[np.int64]) -> None:
+        """Keep the tokens that rows have gained until they are handed on."""
+        rows = self._all[: len(outlook)]
+        steps = np.arange(outlook.count)
+        first = outlook.first[:, None]
+        at, step = np.nonzero((steps >= first) & (steps < first + outlook.gained[:, None]))
+        rows["gathered"][at, (rows["gathered_count"] - outlook.first)[at] + step] = tokens[at, step]
+        rows["gathered_count"] += outlook.gained
+
+    def due(self, count: int, now: float, room: int) -> list[int]:
+        """Those of the first `count` rows whose tokens are to be handed on now, because it is time or because there is
+        no room for as many as `room` more."""
+        rows = self._all[:count]
         full = rows["gathered_count"] > _AHEAD - room
         found: list[int] = np.flatnonzero((rows["gathered_count"] > 0) & ((rows["due"] <= now) | full)).tolist()
         return found

@@ -12,12 +12,15 @@ class Pace:
 
     Args:
         chunk_seconds: how long a chunk may take, as far as one step does not take longer: what a newcomer waits.
-        messages_per_second: how many messages all streams of tokens together are sent, about. Tokens gather meanwhile;
-            a message costs as much as some tokens' arithmetic.
+        gather_seconds: for how long the tokens of a stream gather at least: a message costs as much as the arithmetic
+            of some tokens.
+        messages_per_second: how many messages all streams together are sent, about. With many streams their tokens
+            gather for longer.
     """
 
-    def __init__(self, chunk_seconds: float, messages_per_second: float) -> None:
+    def __init__(self, chunk_seconds: float, gather_seconds: float, messages_per_second: float) -> None:
         self._chunk_seconds = chunk_seconds
+        self._gather_seconds = gather_seconds
         self._messages_per_second = messages_per_second
         self._step_seconds: dict[int, float] = {}  # by the power of two that the number of rows falls below
 
@@ -27,15 +30,24 @@ class Pace:
         known = self._step_seconds.get(bucket, seconds / count)
         self._step_seconds[bucket] = known + _WEIGHT * (seconds / count - known)
 
-    def step_count(self, rows: int, most: int, available: Sequence[int]) -> int:
-        """How many steps to run at once: the largest of `available` (ascending) that is at most `most` and fits into
-        the time of a chunk; the smallest if none does, or if nothing is known about such a number of rows."""
+    def step_count(self, rows: int, most: int, available: Sequence[int], *, exact: bool = False) -> int:
+        """How many steps to run at once: as many of `available` (ascending) as fit into the time of a chunk, and about
+        `most`; the smallest if nothing is known about such a number of rows.
+
+        Args:
+            rows: how many rows run.
+            most: how many steps are of use.
+            available: the numbers to choose from.
+            exact: never more than `most`. Else up to a quarter of the steps may be of no use, because one chunk that is
+                a little too long is faster than two or three short ones.
+        """
         step_seconds = self._step_seconds.get(rows.bit_length())
         if step_seconds is None:
             return available[0]
-        fitting = [count for count in available if count <= most and count * step_seconds <= self._chunk_seconds]
+        useful = most if exact else most * 4 // 3
+        fitting = [count for count in available if count <= useful and count * step_seconds <= self._chunk_seconds]
         return fitting[-1] if fitting else available[0]
 
     def interval(self, streams: int) -> float:
         """Seconds for which the tokens of one of so many streams gather."""
-        return streams / self._messages_per_second
+        return max(self._gather_seconds, streams / self._messages_per_second)

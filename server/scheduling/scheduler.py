@@ -1,9 +1,10 @@
 """The loop: schedule -> run -> drop what was aborted meanwhile -> update and emit.
 
 One thread per model runs it and owns the model's engine. It runs a few steps at a time, a chunk: few while somebody
-waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Rows join and leave
-between chunks, forced and free steps share a batch, and the rows in use are kept compact. What happens to most rows
-in most chunks is done for all of them at once, in numpy. A failure belongs to one sequence, never to its batch.
+waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Updating and emitting go
+on beside the next run. Rows join and leave between chunks, forced and free steps share a batch, and the rows in use are
+kept compact. What happens to most rows in most chunks is done for all of them at once, in numpy. A failure belongs to
+one sequence, never to its batch.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
 
 from server.engine import Chunk, Engine, EngineError, Results
-from server.scheduling.batch import Batch
+from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
 from server.scheduling.pace import Pace
 from server.scheduling.sequence import (
@@ -66,7 +68,7 @@ class Scheduler:
         label_output: the output that readings are shown; None if the model has none.
         waiting_limit: how many sequences may wait for a row.
         pace: how long chunks are, and how often tokens are handed on.
-        deliver: takes what a chunk has brought, in order; called on the scheduler's thread.
+        deliver: takes what a chunk has brought, in order; called on threads of the scheduler's, one at a time.
     """
 
     def __init__(
@@ -93,6 +95,10 @@ class Scheduler:
         self._stopped = False
         # The thread's own; its rows are the engine's.
         self._batch = Batch(engine.capacity, input_name, vocabulary_size)
+        # Accounts for a chunk while the next one runs; the numbers of rows it is told stay as they are meanwhile.
+        self._clerk = ThreadPoolExecutor(1, thread_name_prefix=f"clerk {name}")
+        self._unaccounted: tuple[Outlook, Results, dict[int, EngineError]] | None = None
+        self._accounting: Future[dict[int, _Ending]] | None = None
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
 
     def start(self) -> None:
@@ -153,27 +159,77 @@ class Scheduler:
     def _loop(self) -> None:
         while self._wait_for_work():
             try:
-                self._admit()
-                chunk = self._batch.chunk(self._step_count())
-                results, failures = self._run(chunk)
-                endings = self._endings(chunk, results, failures)
-                self._take(chunk, results, endings)
-                emissions = self._emissions(chunk, endings)
-                self._release(endings)
-                self._deliver(emissions)
+                self._take_turn()
             except Exception:
                 # A defect of ours: those who were running are told, and the server goes on.
                 _log.exception("scheduling failed", model=self._name, running=len(self._batch))
+                self._unaccounted = self._accounting = None
                 self._fail(self._batch.clear(), SequenceFailedError("internal error"))
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
+        self._settle()
         self._fail([*waiting, *self._batch.clear()], SchedulerStoppedError())
+        self._clerk.shutdown()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._waiting or self._batch.sequences)
             return not self._stopped
+
+    def _take_turn(self) -> None:
+        """Run a chunk, while the one before it is accounted for.
+
+        A row whose end is found meanwhile has then been run for one chunk more; nobody hears of that. But where
+        somebody waits for a row, or where a row's state at its end is wanted, first things come first.
+        """
+        if self._waiting or any(sequence.keep_state or sequence.aborted for sequence in self._batch.sequences):
+            self._settle()
+        self._admit()
+        if (self._batch.steps_left <= 0).all():
+            self._settle()
+        if not self._batch.sequences:
+            return
+        in_order = bool(self._waiting) or any(sequence.keep_state for sequence in self._batch.sequences)
+        chunk = self._batch.chunk(self._step_count())
+        outlook = self._batch.outlook(len(chunk))
+        results, failures = self._run(chunk)
+        if in_order:
+            endings = self._endings(outlook, results, failures)
+            self._replay(chunk, outlook, results, endings)
+            self._engine.commit()
+            self._batch.advance(len(chunk), results.tokens)
+            self._record(outlook, results, endings)
+            self._release(endings)
+            return
+        self._engine.commit()
+        remaining = self._settle()
+        results, outlook = results.of(remaining), outlook.of(remaining)
+        failures = {remaining.index(row): error for row, error in failures.items() if row in remaining}
+        self._batch.advance(len(chunk), results.tokens)
+        self._unaccounted = (outlook, results, failures)
+
+    def _start_accounting(self) -> None:
+        """Have the last chunk accounted for. Not before the next one is about to run: the interpreter serves one thread
+        at a time, and the model runs without it."""
+        if self._unaccounted is not None:
+            self._accounting = self._clerk.submit(self._account, *self._unaccounted)
+            self._unaccounted = None
+
+    def _account(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
+        """Find out what a chunk has brought to whom, and tell them; the rows that have ended."""
+        endings = self._endings(outlook, results, failures)
+        self._record(outlook, results, endings)
+        return endings
+
+    def _settle(self) -> list[int]:
+        """Wait until the last chunk is accounted for, and free the rows that ended in it; the rows there were, in the
+        order in which those that remain are now."""
+        self._start_accounting()
+        endings = set(self._accounting.result()) if self._accounting is not None else set()
+        self._accounting = None
+        endings |= {row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted}
+        return self._release(endings)
 
     def _admit(self) -> None:
         """Give free rows to those who wait, first come first served."""
@@ -189,16 +245,20 @@ class Scheduler:
     def _step_count(self) -> int:
         """How many steps to run at once."""
         left = self._batch.steps_left
-        most = int(left.max())
+        most, exact = int(left.max()), False
         if self._waiting:  # For a row: the first that gets free is theirs.
-            most = int(left.min())
-        kept = left[self._batch.rows["keeps_state"]]
-        if kept.size:  # So that a row whose end can be foreseen need not be replayed.
-            most = min(most, int(kept.min()))
-        return self._pace.step_count(len(self._batch), most, self._engine.step_counts)
+            most, exact = int(left.min()), True
+        prompt_left = self._batch.prompt_left
+        if prompt_left.all():  # Nobody else is kept waiting if the first who gets a token gets it at once.
+            most, exact = min(most, int(prompt_left.min())), True
+        for row, sequence in enumerate(self._batch.sequences):
+            if sequence.keep_state:  # So that a row whose end can be foreseen need not be replayed.
+                most, exact = min(most, int(left[row])), True
+        return self._pace.step_count(len(self._batch), most, self._engine.step_counts, exact=exact)
 
     def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
         """Run a chunk for every row; the results, and the rows that failed."""
+        self._start_accounting()
         started = time.perf_counter()
         try:
             results = self._engine.run(range(len(self._batch)), chunk)
@@ -225,75 +285,72 @@ class Scheduler:
                 joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
         return joined, failures
 
-    def _endings(self, chunk: Chunk, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
-        """Which rows end in this chunk, and where in it. Who was aborted meanwhile ends silently."""
-        rows, count = self._batch.rows, len(chunk)
-        first, gained = self._batch.new_tokens(count)
-        finished = np.where(rows["generates"], gained == rows["tokens_left"], rows["forced_left"] <= count)
-        steps = np.where(rows["generates"], first + gained, rows["forced_left"])
+    def _endings(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
+        """Which rows end in a chunk, and where in it. Who was aborted meanwhile ends silently."""
         endings = {
-            row: _Ending(int(steps[row]), int(gained[row]), FinishReason.MAX_TOKENS)
-            for row in np.flatnonzero(finished).tolist()
+            row: _Ending(int(outlook.left[row]), int(outlook.gained[row]), FinishReason.MAX_TOKENS)
+            for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
         }
-        if gained.any():
-            stopping = results.failed | (results.tokens == rows["end_token"][:, None])
+        if results.tokens.size:
+            stopping = results.failed | (results.tokens == outlook.end_token[:, None])
             for row in np.flatnonzero(stopping.any(axis=1)).tolist():
-                places = np.flatnonzero(stopping[row, first[row] : first[row] + gained[row]])
+                first, gained = int(outlook.first[row]), int(outlook.gained[row])
+                places = np.flatnonzero(stopping[row, first : first + gained])
                 if places.size:
-                    endings[row] = self._stopped_at(row, int(first[row]), int(places[0]), results)
+                    endings[row] = self._stopped_at(row, int(places[0]), outlook, results)
         for row, failure in failures.items():
-            position = int(rows["position"][row])
-            _log.error("step failed", model=self._name, position=position, steps=count, error=str(failure))
+            position = int(outlook.position[row])
+            _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
             endings[row] = _Ending(0, 0, error=SequenceFailedError("the model failed on this input"))
-        for row, sequence in enumerate(self._batch.sequences):
-            if sequence.aborted:
+        for row in range(len(outlook)):
+            if self._batch.sequences[row].aborted:
                 endings[row] = _Ending(0, 0)
         return endings
 
-    def _stopped_at(self, row: int, first: int, tokens: int, results: Results) -> _Ending:
-        """The end of a row whose choice after step `first + tokens` is its end token, or none at all."""
-        step = first + tokens
+    def _stopped_at(self, row: int, tokens: int, outlook: Outlook, results: Results) -> _Ending:
+        """The end of a row that keeps so many of the chunk's tokens; the next is its end token, or none at all."""
+        step = int(outlook.first[row]) + tokens
         if not results.failed[row, step]:
             return _Ending(step + 1, tokens, FinishReason.END_TOKEN)
-        _log.error("no token can be chosen", model=self._name, position=int(self._batch.rows["position"][row]) + step)
+        _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
         error = SequenceFailedError("the model's output is not finite, so no token can be chosen")
         return _Ending(step + 1, tokens, error=error)
 
-    def _take(self, chunk: Chunk, results: Results, endings: dict[int, _Ending]) -> None:
-        """Take the chunk's steps: the rows' state, their tokens, and what readings are shown."""
-        count = len(chunk)
-        first, gained = self._batch.new_tokens(count)
+    def _replay(self, chunk: Chunk, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
+        """Bring the rows that ended before the chunk did, and whose state is wanted, to where they ended."""
         for row, ending in endings.items():
-            gained[row] = ending.tokens
             sequence = self._batch.sequences[row]
-            if sequence.keep_state and not sequence.aborted and not ending.error and ending.steps < count:
-                inputs = self._batch.read_inputs(row, chunk, results.tokens, ending.steps)
-                self._engine.replay(row, inputs)
-        self._engine.commit()
-        for row, sequence in enumerate(self._batch.sequences):
-            if isinstance(sequence, Reading):
-                assert self._label_output is not None
-                steps = endings[row].steps if row in endings else count
-                sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
-        self._batch.take(count, results.tokens, first, gained)
+            wanted = sequence.keep_state and not sequence.aborted and ending.error is None
+            if wanted and ending.steps < outlook.count:
+                self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.steps))
 
-    def _emissions(self, chunk: Chunk, endings: dict[int, _Ending]) -> list[Emission]:
-        """What is to be told to whom."""
-        batch, now = self._batch, time.perf_counter()
-        interval = self._pace.interval(len(batch))
-        emissions: list[Emission] = []
-        for row in {*batch.due(now, self._engine.step_counts[-1]), *endings}:
-            sequence, ending = batch.sequences[row], endings.get(row)
+    def _record(self, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
+        """Give readings what they are shown and generations their tokens; tell whoever is to be told."""
+        batch, emissions, now = self._batch, list[Emission](), time.perf_counter()
+        for row, ending in endings.items():
+            outlook.gained[row] = ending.tokens
+        if results.tokens.size:
+            batch.gather(outlook, results.tokens)
+        if self._label_output is not None:
+            labels = results.outputs[self._label_output]
+            for row in range(len(outlook)):
+                sequence = batch.sequences[row]
+                if isinstance(sequence, Reading):
+                    steps = endings[row].steps if row in endings else outlook.count
+                    sequence.show(labels[row, :steps], last=row in endings)
+        interval = self._pace.interval(len(outlook))
+        for row in {*batch.due(len(outlook), now, 2 * self._engine.step_counts[-1]), *endings}:
+            sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted:
                 continue
             if tokens:
                 emissions.append((sequence.receiver, Tokens(tokens)))
-            if ending is not None:
-                # The batch has counted the whole chunk.
-                position = int(batch.rows["position"][row]) - len(chunk) + ending.steps
-                emissions.append((sequence.receiver, self._last_event(row, sequence, ending, position)))
-        return emissions
+            if row in endings:
+                event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
+                emissions.append((sequence.receiver, event))
+        if emissions:
+            self._deliver(emissions)
 
     def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
         if ending.error is not None:
@@ -302,14 +359,19 @@ class Scheduler:
         if isinstance(sequence, Reading):
             return sequence.finished(state)
         assert ending.reason is not None
-        return Finished(ending.reason, position, state)
+        return Finished(ending.reason, position + ending.steps, state)
 
-    def _release(self, endings: dict[int, _Ending]) -> None:
-        """Free rows, the highest first, so that the last row in use can always fill the hole."""
-        for row in sorted(endings, reverse=True):
+    def _release(self, leaving: Collection[int]) -> list[int]:
+        """Free rows, the highest first, so that the last row in use can always fill the hole; the rows there were, in
+        the order in which those that remain are now."""
+        remaining = list(range(len(self._batch)))
+        for row in sorted(leaving, reverse=True):
             last = self._batch.remove(row)
             if last != row:
                 self._engine.move(last, row)
+                remaining[row] = remaining[last]
+            remaining.pop()
+        return remaining
 
     def _fail(self, sequences: list[Sequence], error: Exception) -> None:
         self._deliver([(sequence.receiver, Failed(error)) for sequence in sequences if not sequence.aborted])
