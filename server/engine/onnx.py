@@ -152,8 +152,11 @@ class OnnxEngine:
 
     def _parts(self, rows: range) -> list[range]:
         """How rows are divided among the threads."""
-        count = self._part_counts.get((len(rows) - 1).bit_length(), 1)
+        count = self._parts_of(len(rows))
         return [rows[len(rows) * part // count : len(rows) * (part + 1) // count] for part in range(count)]
+
+    def _parts_of(self, size: int) -> int:
+        return self._part_counts.get((size - 1).bit_length(), 1)
 
     def replay(self, row: int, inputs: Arrays) -> None:
         left = len(next(iter(inputs.values())))
@@ -179,42 +182,52 @@ class OnnxEngine:
         seconds = min(self._time(1, 1) for _ in range(_TRIALS))
         if self._threads > 1:
             self._divide(min(4, max(1, int(self._chunk_seconds / seconds))))
-        for size in self._sizes():
-            self._time(size, 1)
+        step_seconds = {size: self._time(size, 1) for size in self._sizes()}
+        self._warm_filters(1, self._sizes())
         while 2 * self._step_counts[-1] <= min(_MOST_STEPS, self._chunk_seconds / seconds):
             count = 2 * self._step_counts[-1]
             self._step_counts.append(count)
-            for size in self._sizes():
+            # Larger batches will not run so many steps at once.
+            sizes = [size for size in self._sizes() if count * step_seconds[size] < 2 * self._chunk_seconds]
+            for size in sizes:
                 self._time(size, count)
+            self._warm_filters(count, sizes)
             seconds = min(seconds, min(self._time(1, count) for _ in range(_TRIALS)) / count)
 
+    def _warm_filters(self, count: int, sizes: list[int]) -> None:
+        """The same for rows that are kept to their most probable tokens: once for every way to divide rows."""
+        if self._step.generates:
+            for size in {self._parts_of(size): size for size in sizes}.values():
+                self._time(size, count, filtered=True)
+
     def _divide(self, count: int) -> None:
-        """Find out for every likely batch size whether threads are faster together or side by side."""
-        for size in self._sizes():
-            if size < self._threads:
-                continue
-            bucket = (size - 1).bit_length()
-            seconds: dict[int, list[float]] = {1: [], self._threads: []}
+        """Find out from which batch size on threads are faster side by side than together."""
+        sizes = [size for size in self._sizes() if size >= self._threads]
+        seconds: dict[int, tuple[list[float], list[float]]] = {size: ([], []) for size in sizes}
+        for size in sizes:
             for _ in range(_TRIALS):
-                for parts, times in seconds.items():
-                    self._part_counts[bucket] = parts
+                for parts, times in zip((1, self._threads), seconds[size], strict=True):
+                    self._part_counts[(size - 1).bit_length()] = parts
                     times.append(self._time(size, count))
-            together, apart = (sorted(times)[_TRIALS // 2] for times in seconds.values())
-            self._part_counts[bucket] = self._threads if apart < _MARGIN * together else 1
+        gains = [np.log(np.median(together) / np.median(apart) * _MARGIN) for together, apart in seconds.values()]
+        # One border, where it gains most over all: single measurements err.
+        border = max(range(len(sizes) + 1), key=lambda place: sum(gains[place:]))
+        for place, size in enumerate(sizes):
+            self._part_counts[(size - 1).bit_length()] = self._threads if place >= border else 1
 
     def _sizes(self) -> list[int]:
         """The batch sizes to try: powers of two, and the largest."""
         powers = [2**power for power in range((self.capacity - 1).bit_length())]
         return [*powers, self.capacity]
 
-    def _time(self, size: int, count: int) -> float:
+    def _time(self, size: int, count: int, *, filtered: bool = False) -> float:
         """Run `count` steps of so many rows, from both halves of the ping-pong; the seconds of the faster one."""
         inputs = {
             given.name: np.zeros((size, count, *given.shape), DTYPES[given.data_type])
             for given in self._step.spec.inputs
         }
         ones = np.ones(size, np.float32)
-        full = np.full(size, self._step.vocabulary_size)
+        full = np.full(size, 1 if filtered else self._step.vocabulary_size)
         chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones)
         seconds = []
         for _ in range(2):
