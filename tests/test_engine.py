@@ -67,7 +67,7 @@ def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, 
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    engine._part_counts.update(dict.fromkeys(range(2, 7), parts))
+    engine._part_counts.update(dict.fromkeys(range(7), parts))
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):

@@ -27,6 +27,7 @@ from server.scheduling import (
     SequenceFailedError,
     Tokens,
 )
+from server.scheduling.batch import Batch
 from tests.fake_engine import MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
@@ -247,9 +248,7 @@ def test_the_first_token_comes_at_once_and_the_others_gather(engine: FakeEngine)
     scheduler.stop()
 
 
-def test_tokens_gather_for_an_interval_but_not_beyond_what_there_is_room_for(
-    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_gather_for_an_interval_but_not_beyond_what_there_is_room_for(scheduler: Scheduler) -> None:
     sequence = generation([1], 2000, interval=60.0)
     scheduler.submit(sequence)
     sizes = []
@@ -299,6 +298,55 @@ def test_step_that_fails_ends_only_the_sequence_at_fault(scheduler: Scheduler, e
     assert isinstance(end.error, SequenceFailedError)
     for sequence in good:
         assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 10)
+
+
+def test_a_lone_reading_that_fails_is_told_so(scheduler: Scheduler) -> None:
+    sequence = reading([1, 2, POISON, 3], every_step=True)
+    scheduler.submit(sequence)
+    end = inbox(sequence).events.get(timeout=10)
+    assert isinstance(end, Failed)
+    assert "the model failed on this input" in str(end.error)
+
+
+def test_a_row_that_fails_in_a_chunk_takes_nothing_from_anybody(engine: FakeEngine) -> None:
+    """The chunk is run again step by step: all get the tokens that they would have got one at a time."""
+    scheduler = make_scheduler(engine)
+    good, bad = generation([1], 12, interval=0.0), generation([1, 2, 3, 4, 5, POISON], 12)
+    for sequence in (good, bad):
+        scheduler.submit(sequence)
+    scheduler.start()
+    assert inbox(good).tokens_and_end()[0] == continuation([1], 12)
+    assert isinstance(inbox(bad).tokens_and_end()[1], Failed)
+    scheduler.stop()
+
+
+@pytest.mark.parametrize("late", ["keeps its state", "waits for a row"])
+def test_who_comes_in_the_middle_of_a_turn_disturbs_nobody(
+    scheduler: Scheduler, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Between two questions whether anybody waits, when the chunk before has not been accounted for."""
+    keeps = late == "keeps its state"
+    newcomers: list[Generation] = []
+    steps_left = Batch.steps_left.fget  # type: ignore[attr-defined]
+
+    def arriving(batch: Batch) -> Any:
+        if len(newcomers) < 60 and len(batch) == (3 if keeps else 4):
+            newcomers.append(generation([2, 3], 5, keep_state=keeps))
+            scheduler.submit(newcomers[-1])
+        return steps_left(batch)
+
+    monkeypatch.setattr(Batch, "steps_left", property(arriving))
+    sequences = [generation([index + 1], 40 + 7 * index) for index in range(engine.capacity)]
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    for sequence in sequences:
+        expected = continuation(sequence.forced.tolist(), sequence.params.max_tokens)
+        assert inbox(sequence).tokens_and_end()[0] == expected
+        assert inbox(sequence).events.empty()
+    for newcomer in newcomers:
+        assert inbox(newcomer).tokens_and_end()[0] == continuation([2, 3], 5)
+        assert inbox(newcomer).events.empty()
+    assert newcomers
 
 
 def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) -> None:
@@ -381,7 +429,10 @@ def test_stop_tells_those_who_run_and_those_who_wait() -> None:
         scheduler.submit(generation([1], 1))
 
 
-def test_defect_in_the_loop_is_told_and_survived(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["_release", "_record", "_run", "_endings"])
+def test_defect_in_the_loop_is_told_and_survived(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     broken = threading.Event()
 
     def explode(*arguments: object) -> None:
@@ -389,7 +440,7 @@ def test_defect_in_the_loop_is_told_and_survived(scheduler: Scheduler, monkeypat
             broken.set()
             raise RuntimeError("a defect")
 
-    monkeypatch.setattr(scheduler, "_release", explode)
+    monkeypatch.setattr(scheduler, part, explode)
     victim = generation([1], 1000)
     scheduler.submit(victim)
     end = inbox(victim).tokens_and_end()[1]

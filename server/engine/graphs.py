@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.engine.errors import EngineError
+from server.engine.errors import EngineError, ModelLoadError
 from server.engine.interface import Arrays
 from server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from server.engine.providers import OpenedSession, Opener, Provider
@@ -84,16 +84,25 @@ class Graph:
         opener: opens its sessions.
         storage: constants and states.
         helpers: the threads that run parts beside the caller's own.
+        captures: whether runs may be captured as CUDA graphs.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, path: Path, opener: Opener, storage: Storage, helpers: ThreadPoolExecutor
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        opener: Opener,
+        storage: Storage,
+        helpers: ThreadPoolExecutor,
+        *,
+        captures: bool,
     ) -> None:
         self._model = model.SerializeToString()
         self._path = path
         self._opener = opener
         self._storage = storage
         self._helpers = helpers
+        self._captures = captures
         self._inputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.input)
         self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
         self._bindings: dict[tuple[bool, int, int, int], _Bound] = {}
@@ -101,7 +110,7 @@ class Graph:
     # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
     @cached_property
     def _together(self) -> OpenedSession:
-        return self._opener.open(self._model, self._path)
+        return self._opener.open(self._model, self._path, captures=self._captures)
 
     @cached_property
     def _single(self) -> OpenedSession:
@@ -120,7 +129,10 @@ class Graph:
         """
         for name, values in feeds.items():
             self._inputs[name].write(0 if name == FILTERS.candidates else parts[0].start, values)
-        opened = self._together if len(parts) == 1 else self._single
+        try:
+            opened = self._together if len(parts) == 1 else self._single
+        except ModelLoadError as error:
+            raise EngineError(str(error)) from error
         # Binding first: it is not done by several threads at once.
         left = deque(self._bound(opened, rows, phase) for rows in parts)
         # Whoever is done with a part takes the next one, so that a thread that has lost its core for a while does less.

@@ -152,7 +152,7 @@ class OnnxEngine:
 
     def _parts(self, rows: range) -> list[range]:
         """How rows are divided among the threads."""
-        count = self._parts_of(len(rows))
+        count = min(self._parts_of(len(rows)), len(rows))
         return [rows[len(rows) * part // count : len(rows) * (part + 1) // count] for part in range(count)]
 
     def _parts_of(self, size: int) -> int:
@@ -241,7 +241,11 @@ class OnnxEngine:
         key = (count, filtered)
         if key not in self._graphs:
             model = unroll(self._step, count, filtered=filtered)
-            self._graphs[key] = Graph(model, self._bundle.graph_path, self._opener, self._storage, self._helpers)
+            # How many candidates there are is read on the host, which a captured graph would never do again.
+            captures = not filtered
+            self._graphs[key] = Graph(
+                model, self._bundle.graph_path, self._opener, self._storage, self._helpers, captures=captures
+            )
         return self._graphs[key]
 
 

@@ -58,19 +58,22 @@ class Opener:
     choice: ProviderChoice
     threads: int
 
-    def open(self, graph: Path | bytes, path: Path, *, threads: int | None = None) -> OpenedSession:
+    def open(
+        self, graph: Path | bytes, path: Path, *, threads: int | None = None, captures: bool = False
+    ) -> OpenedSession:
         """Load a graph.
 
         Args:
             graph: the ONNX file, or its contents.
             path: the file to blame.
             threads: how many threads one run uses on the CPU, if not as many as it may.
+            captures: whether runs on CUDA are to be captured as CUDA graphs, if that can be done.
 
         Raises:
             ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
         """
         if self.choice is not ProviderChoice.CPU:
-            opened, reason = _open_on_cuda(graph, path)
+            opened, reason = _open_on_cuda(graph, path, captures)
             if opened is not None:
                 return opened
             if self.choice is ProviderChoice.CUDA:
@@ -82,7 +85,7 @@ class Opener:
         return OpenedSession(_open(graph, path, [Provider.CPU], _options(threads or self.threads)), Provider.CPU)
 
 
-def _open_on_cuda(graph: Path | bytes, path: Path) -> tuple[OpenedSession | None, str]:
+def _open_on_cuda(graph: Path | bytes, path: Path, captures: bool) -> tuple[OpenedSession | None, str]:
     """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
@@ -92,15 +95,15 @@ def _open_on_cuda(graph: Path | bytes, path: Path) -> tuple[OpenedSession | None
     reason = ""
     try:
         # A graph that cannot be captured, because a node of it has to run on the host, runs without.
-        for captures in (True, False):
+        for captured in (True, False) if captures else (False,):
             try:
-                session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captures)
+                session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captured)
             except ModelLoadError as error:
                 reason = f" ({error.__cause__})"
                 continue
             # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
             if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers():
-                return OpenedSession(session, Provider.CUDA, captures), ""
+                return OpenedSession(session, Provider.CUDA, captured), ""
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
     return None, reason

@@ -64,7 +64,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
     """Serves the models.
 
     A call that ends for whatever reason (its client has gone, its deadline has passed, it failed) lets its sequence
-    go, whose slot is free one step later.
+    go, whose slot is free after the chunk under way.
 
     Args:
         models: what there is.

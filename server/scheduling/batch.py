@@ -16,7 +16,8 @@ from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
 from server.engine import FREE, Arrays, Chunk
 from server.scheduling.sequence import Generation, Sequence
 
-# Random numbers are drawn for so many positions at a time; tokens gather up to this number.
+# Random numbers are drawn for so many positions at a time, and there is room for so many tokens to gather. Both leave
+# room for the steps of two chunks.
 _AHEAD = 256
 _NO_TOKEN = -1
 _HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinity, a forbidden one were no number.
@@ -135,10 +136,10 @@ class Batch:
         self._streams.pop()
         return last
 
-    def clear(self) -> list[Sequence]:
-        """Free all rows; the sequences that had them."""
-        sequences, self.sequences, self._streams = self.sequences, [], []
-        return sequences
+    def clear(self) -> None:
+        """Free all rows."""
+        self.sequences.clear()
+        self._streams.clear()
 
     @property
     def steps_left(self) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ Emission = tuple[Receiver, Event]
 Deliver = Callable[[list[Emission]], None]
 
 _log = structlog.get_logger(__name__)
+_MODEL_FAILED = SequenceFailedError("the model failed on this input")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Scheduler:
         self._batch = Batch(engine.capacity, input_name, vocabulary_size)
         # Accounts for a chunk while the next one runs; the numbers of rows it is told stay as they are meanwhile.
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix=f"clerk {name}")
+        self._single_steps = 0  # how many are still to be run one by one, because together they have failed
         self._unaccounted: tuple[Outlook, Results, dict[int, EngineError]] | None = None
         self._accounting: Future[dict[int, _Ending]] | None = None
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
@@ -134,7 +136,8 @@ class Scheduler:
             self._changed.notify()
 
     def abort(self, sequence: Sequence) -> None:
-        """Let a sequence go; it gets no further event. Harmless after its end. Its row is free after one step."""
+        """Let a sequence go; it gets no further event. Harmless after its end. Its row is free after the chunk that is
+        under way."""
         with self._changed:
             sequence.aborted = True
             if sequence in self._waiting:
@@ -163,13 +166,12 @@ class Scheduler:
             except Exception:
                 # A defect of ours: those who were running are told, and the server goes on.
                 _log.exception("scheduling failed", model=self._name, running=len(self._batch))
-                self._unaccounted = self._accounting = None
-                self._fail(self._batch.clear(), SequenceFailedError("internal error"))
+                self._fail_running(SequenceFailedError("internal error"))
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
-        self._settle()
-        self._fail([*waiting, *self._batch.clear()], SchedulerStoppedError())
+        self._fail_running(SchedulerStoppedError())
+        self._deliver([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
         self._clerk.shutdown()
 
     def _wait_for_work(self) -> bool:
@@ -183,17 +185,23 @@ class Scheduler:
         A row whose end is found meanwhile has then been run for one chunk more; nobody hears of that. But where
         somebody waits for a row, or where a row's state at its end is wanted, first things come first.
         """
-        if self._waiting or any(sequence.keep_state or sequence.aborted for sequence in self._batch.sequences):
+        sequences = self._batch.sequences
+        if self._waiting or any(sequence.keep_state or sequence.aborted for sequence in sequences):
             self._settle()
-        self._admit()
+        settled = self._unaccounted is None and self._accounting is None
+        if settled:  # Who comes after this has been asked waits for the next turn.
+            self._admit()
         if (self._batch.steps_left <= 0).all():
             self._settle()
-        if not self._batch.sequences:
+        if not sequences:
             return
-        in_order = bool(self._waiting) or any(sequence.keep_state for sequence in self._batch.sequences)
+        in_order = settled and (bool(self._waiting) or any(sequence.keep_state for sequence in sequences))
         chunk = self._batch.chunk(self._step_count())
         outlook = self._batch.outlook(len(chunk))
-        results, failures = self._run(chunk)
+        found = self._run(chunk)
+        if found is None:
+            return
+        results, failures = found
         if in_order:
             endings = self._endings(outlook, results, failures)
             self._replay(chunk, outlook, results, endings)
@@ -226,8 +234,8 @@ class Scheduler:
         """Wait until the last chunk is accounted for, and free the rows that ended in it; the rows there were, in the
         order in which those that remain are now."""
         self._start_accounting()
-        endings = set(self._accounting.result()) if self._accounting is not None else set()
-        self._accounting = None
+        accounting, self._accounting = self._accounting, None
+        endings = set(accounting.result()) if accounting is not None else set()
         endings |= {row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted}
         return self._release(endings)
 
@@ -244,6 +252,9 @@ class Scheduler:
 
     def _step_count(self) -> int:
         """How many steps to run at once."""
+        if self._single_steps:
+            self._single_steps -= 1
+            return 1
         left = self._batch.steps_left
         most, exact = int(left.max()), False
         if self._waiting:  # For a row: the first that gets free is theirs.
@@ -256,14 +267,18 @@ class Scheduler:
                 most, exact = min(most, int(left[row])), True
         return self._pace.step_count(len(self._batch), most, self._engine.step_counts, exact=exact)
 
-    def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
-        """Run a chunk for every row; the results, and the rows that failed."""
+    def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
+        """Run a chunk for every row; the results, and the rows that failed. None if some row has failed at some step:
+        nothing has changed then, and the steps are to be run one by one."""
         self._start_accounting()
         started = time.perf_counter()
         try:
             results = self._engine.run(range(len(self._batch)), chunk)
         except EngineError:
-            return self._run_one_by_one(chunk)
+            if len(chunk) == 1:
+                return self._run_one_by_one(chunk)
+            self._single_steps = len(chunk)
+            return None
         self._pace.note(len(self._batch), len(chunk), time.perf_counter() - started)
         return results, {}
 
@@ -301,7 +316,7 @@ class Scheduler:
         for row, failure in failures.items():
             position = int(outlook.position[row])
             _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
-            endings[row] = _Ending(0, 0, error=SequenceFailedError("the model failed on this input"))
+            endings[row] = _Ending(0, 0, error=_MODEL_FAILED)
         for row in range(len(outlook)):
             if self._batch.sequences[row].aborted:
                 endings[row] = _Ending(0, 0)
@@ -322,7 +337,11 @@ class Scheduler:
             sequence = self._batch.sequences[row]
             wanted = sequence.keep_state and not sequence.aborted and ending.error is None
             if wanted and ending.steps < outlook.count:
-                self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.steps))
+                try:
+                    self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.steps))
+                except EngineError as failure:
+                    _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
+                    endings[row] = _Ending(ending.steps, ending.tokens, error=_MODEL_FAILED)
 
     def _record(self, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
         """Give readings what they are shown and generations their tokens; tell whoever is to be told."""
@@ -331,13 +350,11 @@ class Scheduler:
             outlook.gained[row] = ending.tokens
         if results.tokens.size:
             batch.gather(outlook, results.tokens)
-        if self._label_output is not None:
-            labels = results.outputs[self._label_output]
-            for row in range(len(outlook)):
-                sequence = batch.sequences[row]
-                if isinstance(sequence, Reading):
-                    steps = endings[row].steps if row in endings else outlook.count
-                    sequence.show(labels[row, :steps], last=row in endings)
+        for row in range(len(outlook)):
+            sequence, steps = batch.sequences[row], endings[row].steps if row in endings else outlook.count
+            if isinstance(sequence, Reading) and steps:
+                assert self._label_output is not None
+                sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
         interval = self._pace.interval(len(outlook))
         for row in {*batch.due(len(outlook), now, 2 * self._engine.step_counts[-1]), *endings}:
             sequence = batch.sequences[row]
@@ -347,6 +364,7 @@ class Scheduler:
             if tokens:
                 emissions.append((sequence.receiver, Tokens(tokens)))
             if row in endings:
+                sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
                 emissions.append((sequence.receiver, event))
         if emissions:
@@ -373,5 +391,18 @@ class Scheduler:
             remaining.pop()
         return remaining
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        self._deliver([(sequence.receiver, Failed(error)) for sequence in sequences if not sequence.aborted])
+    def _fail_running(self, error: Exception) -> None:
+        """Let all rows go: who has not heard of its end yet hears this, after the tokens there are."""
+        accounting, self._unaccounted, self._accounting = self._accounting, None, None
+        if accounting is not None:
+            wait([accounting])  # It speaks of rows that are about to be given to others.
+        emissions: list[Emission] = []
+        for row, sequence in enumerate(self._batch.sequences):
+            if sequence.aborted or sequence.ended:
+                continue
+            tokens = self._batch.hand_on(row, 0.0, 0.0)
+            if tokens:
+                emissions.append((sequence.receiver, Tokens(tokens)))
+            emissions.append((sequence.receiver, Failed(error)))
+        self._batch.clear()
+        self._deliver(emissions)

@@ -37,7 +37,8 @@ class Finished:
 
     Attributes:
         reason: why.
-        position: the number of steps taken: all tokens but the last have been read, and an end token neither.
+        position: the number of steps taken. At MAX_TOKENS all tokens but the last have been read, at END_TOKEN all that
+            were handed on.
         state: the state after them, by state input name, if it was asked for.
     """
 
@@ -108,6 +109,7 @@ class Sequence:
         state: what it starts from; None: the model's initial state.
         keep_state: whether the state after the last step is wanted, to go on from.
         aborted: set by anyone at any time; the scheduler then lets it go without a further event.
+        ended: set when its last event has been told.
     """
 
     forced: NDArray[Any]
@@ -115,6 +117,7 @@ class Sequence:
     state: Arrays | None = None
     keep_state: bool = field(default=False, kw_only=True)
     aborted: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
 
     @property
     def longest(self) -> int:
