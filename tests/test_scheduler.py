@@ -330,23 +330,27 @@ def test_who_comes_in_the_middle_of_a_turn_disturbs_nobody(
     steps_left = Batch.steps_left.fget  # type: ignore[attr-defined]
 
     def arriving(batch: Batch) -> Any:
-        if len(newcomers) < 60 and len(batch) == (3 if keeps else 4):
+        unaccounted = scheduler._unaccounted
+        ending = unaccounted is not None and (unaccounted[0].left <= unaccounted[0].count).any()
+        if ending and len(newcomers) < 20:
             newcomers.append(generation([2, 3], 5, keep_state=keeps))
             scheduler.submit(newcomers[-1])
         return steps_left(batch)
 
     monkeypatch.setattr(Batch, "steps_left", property(arriving))
     sequences = [generation([index + 1], 40 + 7 * index) for index in range(engine.capacity)]
+    engine.gate.clear()
     for sequence in sequences:
         scheduler.submit(sequence)
+    engine.gate.set()
     for sequence in sequences:
         expected = continuation(sequence.forced.tolist(), sequence.params.max_tokens)
         assert inbox(sequence).tokens_and_end()[0] == expected
-        assert inbox(sequence).events.empty()
     for newcomer in newcomers:
         assert inbox(newcomer).tokens_and_end()[0] == continuation([2, 3], 5)
-        assert inbox(newcomer).events.empty()
     assert newcomers
+    until_running(scheduler, 0)
+    assert all(inbox(sequence).events.empty() for sequence in (*sequences, *newcomers))  # Nobody ends twice.
 
 
 def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) -> None:
