@@ -51,7 +51,7 @@ class FakeEngine:
 
     def __init__(self, capacity: int = 4, step_counts: tuple[int, ...] = (1, 2, 4)) -> None:
         self.capacity = capacity
-        self.step_counts = step_counts
+        self.step_counts = self.filtered_step_counts = step_counts
         self.gate = threading.Event()
         self.gate.set()
         self.runs: list[tuple[int, int]] = []

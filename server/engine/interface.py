@@ -85,6 +85,11 @@ class Engine(Protocol):
         """How many steps one run can take, ascending; 1 is the first."""
         ...
 
+    @property
+    def filtered_step_counts(self) -> Sequence[int]:
+        """The same for a run in which any row has a top_k or top_p."""
+        ...
+
     def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
         """Give `row` to a new sequence: write its state, the model's initial one unless `state` is given.
 

@@ -34,6 +34,7 @@ from server.engine.unrolling import (
 )
 
 _MOST_STEPS = 64
+_MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
 # So many of the most probable tokens hold the top-p share of nearly every distribution. Where they do not, the run is
 # repeated with more.
 _CANDIDATES = 128
@@ -91,6 +92,10 @@ class OnnxEngine:
     @property
     def step_counts(self) -> Sequence[int]:
         return self._step_counts
+
+    @property
+    def filtered_step_counts(self) -> Sequence[int]:
+        return [count for count in self._step_counts if count <= _MOST_FILTERED_STEPS]
 
     @property
     def divided_from(self) -> str:
@@ -196,7 +201,7 @@ class OnnxEngine:
 
     def _warm_filters(self, count: int, sizes: list[int]) -> None:
         """The same for rows that are kept to their most probable tokens: once for every way to divide rows."""
-        if self._step.generates:
+        if self._step.generates and count <= _MOST_FILTERED_STEPS:
             for size in {self._parts_of(size): size for size in sizes}.values():
                 self._time(size, count, filtered=True)
 

@@ -149,6 +149,12 @@ class Batch:
         return left
 
     @property
+    def is_filtered(self) -> bool:
+        """Whether any row chooses among its most probable tokens only."""
+        rows = self.rows
+        return bool((rows["top_k"] < self._vocabulary_size).any() or (rows["top_p"] < 1).any())
+
+    @property
     def prompt_left(self) -> NDArray[np.int64]:
         """How many forced steps each row still has, [rows]."""
         rows = self.rows

@@ -167,6 +167,10 @@ class Scheduler:
                 # A defect of ours: those who were running are told, and the server goes on.
                 _log.exception("scheduling failed", model=self._name, running=len(self._batch))
                 self._fail_running(SequenceFailedError("internal error"))
+        try:
+            self._settle()  # What has been run is told.
+        except Exception:
+            _log.exception("scheduling failed", model=self._name, running=len(self._batch))
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -265,7 +269,9 @@ class Scheduler:
         for row, sequence in enumerate(self._batch.sequences):
             if sequence.keep_state:  # So that a row whose end can be foreseen need not be replayed.
                 most, exact = min(most, int(left[row])), True
-        return self._pace.step_count(len(self._batch), most, self._engine.step_counts, exact=exact)
+        filtered = self._batch.is_filtered
+        available = self._engine.filtered_step_counts if filtered else self._engine.step_counts
+        return self._pace.step_count(len(self._batch), most, available, exact=exact)
 
     def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
         """Run a chunk for every row; the results, and the rows that failed. None if some row has failed at some step:
