@@ -1,7 +1,7 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
 from server.engine.errors import EngineError, ModelLoadError
-from server.engine.interface import FREE, Arrays, Chunk, Engine, Results
+from server.engine.interface import FREE, Arrays, Chunk, Engine, Results, is_filtered
 from server.engine.onnx import OnnxEngine
 from server.engine.providers import Opener, Provider, ProviderChoice
 
@@ -17,4 +17,5 @@ __all__ = [
     "Provider",
     "ProviderChoice",
     "Results",
+    "is_filtered",
 ]

@@ -42,6 +42,11 @@ class Chunk:
         return Chunk(inputs, self.uniforms[one], self.temperatures[one], self.top_k[one], self.top_p[one])
 
 
+def is_filtered(top_k: NDArray[np.int64], top_p: NDArray[np.float32], vocabulary_size: int) -> bool:
+    """Whether any row may choose only among its most probable tokens."""
+    return bool((top_k < vocabulary_size).any() or (top_p < 1).any())
+
+
 @dataclass(frozen=True)
 class Results:
     """What a chunk has brought; arrays are valid until the next run.

@@ -19,7 +19,7 @@ from bundle import Bundle
 from server.engine.checking import check_graph
 from server.engine.errors import EngineError, ModelLoadError
 from server.engine.graphs import Graph, State, Storage
-from server.engine.interface import Arrays, Chunk, Results
+from server.engine.interface import Arrays, Chunk, Results, is_filtered
 from server.engine.providers import Opener, Provider
 from server.engine.unrolling import (
     CHECKS,
@@ -123,7 +123,7 @@ class OnnxEngine:
 
     def run(self, rows: range, chunk: Chunk) -> Results:
         size = self._step.vocabulary_size
-        if not (size and ((chunk.top_k < size).any() or (chunk.top_p < 1).any())):
+        if not (size and is_filtered(chunk.top_k, chunk.top_p, size)):
             return self._run(self._graph(len(chunk), filtered=False), rows, self._feeds(chunk))
         graph = self._graph(len(chunk), filtered=True)
         limited = chunk.top_k[chunk.top_k < size]

@@ -1,6 +1,6 @@
 """The bridge from a scheduler's thread to the coroutine that writes to one client.
 
-A step brings news for many clients: one crossing into the event loop delivers it all. A client's writer takes
+A chunk of steps brings news for many clients: one crossing into the event loop delivers it all. A client's writer takes
 whatever has gathered since its last write, so that a slow reader gets few large messages and a fast one many small.
 """
 

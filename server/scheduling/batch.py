@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
-from server.engine import FREE, Arrays, Chunk
+from server.engine import FREE, Arrays, Chunk, is_filtered
 from server.scheduling.sequence import Generation, Sequence
 
 # Random numbers are drawn for so many positions at a time, and there is room for so many tokens to gather. Both leave
@@ -150,9 +150,9 @@ class Batch:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether any row chooses among its most probable tokens only."""
+        """Whether any row may choose only among its most probable tokens."""
         rows = self.rows
-        return bool((rows["top_k"] < self._vocabulary_size).any() or (rows["top_p"] < 1).any())
+        return is_filtered(rows["top_k"], rows["top_p"], self._vocabulary_size)
 
     @property
     def prompt_left(self) -> NDArray[np.int64]:

@@ -373,8 +373,7 @@ class Scheduler:
                 sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
                 emissions.append((sequence.receiver, event))
-        if emissions:
-            self._deliver(emissions)
+        self._deliver(emissions)
 
     def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
         if ending.error is not None:
