@@ -60,7 +60,7 @@ async def serving_fake(
             vocabulary_size=SIZE,
             label_output="labels",
             waiting_limit=options.waiting_limit,
-            pace=Pace(options.chunk_seconds, options.gather_seconds, options.messages_per_second),
+            pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
             deliver=deliver_into(loop),
         )
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]

@@ -217,7 +217,8 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
     opener = Opener(ProviderChoice.CPU, 1)
     engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=0.005)
     engine.warm_up()
-    assert list(engine.step_counts) == [2**power for power in range(len(engine.step_counts))]
+    assert engine.step_counts[0] == 1
+    assert list(engine.step_counts) == sorted(set(engine.step_counts))
     assert len(engine.step_counts) > 1
     hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=1e-9)
     hasty.warm_up()

@@ -68,10 +68,10 @@ def serve(
         float,
         typer.Option(
             help="Messages a second that all streams of one model together are sent, about: with many streams tokens "
-            "gather for longer than --gather-ms.",
-            min=1,
+            "gather for longer than --gather-ms. 0: 500 for every core.",
+            min=0,
         ),
-    ] = 2000.0,
+    ] = 0.0,
     max_tokens_limit: Annotated[int, typer.Option(help="The largest max_tokens of a request.", min=1)] = 65_536,
     input_limit: Annotated[
         int, typer.Option(help="The largest number of tokens of a prompt, input or piece.", min=1)
@@ -141,6 +141,7 @@ async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
             address=address,
             slots=options.slots,
             threads=options.thread_count,
+            messages_per_second=options.message_rate,
             waiting="spinning in a run, asleep between runs",
         )
         await told.wait()

@@ -61,12 +61,6 @@ class Results:
     tokens: NDArray[np.int64]
     failed: NDArray[np.bool_]
 
-    def of(self, rows: Sequence[int]) -> Results:
-        """A copy that lasts, of some rows in an order of one's own."""
-        chosen = np.array(rows, np.int64)
-        outputs = {name: values[chosen] for name, values in self.outputs.items()}
-        return Results(outputs, self.tokens[chosen], self.failed[chosen])
-
 
 class Engine(Protocol):
     """One model and the recurrent state of the sequences that run on it.

@@ -33,7 +33,8 @@ from server.engine.unrolling import (
     unroll,
 )
 
-_MOST_STEPS = 64
+# Close together: a chunk is then never much shorter than it may be, and what comes between two chunks weighs less.
+_STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
 # So many of the most probable tokens hold the top-p share of nearly every distribution. Where they do not, the run is
 # repeated with more.
@@ -79,7 +80,7 @@ class OnnxEngine:
         self._helpers = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix=f"engine {bundle.name}")
         self._part_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
         self._graphs: dict[tuple[int, bool], Graph] = {}
-        self._step_counts = [1]
+        self._step_counts = [_STEP_COUNTS[0]]
 
     @property
     def capacity(self) -> int:
@@ -189,8 +190,9 @@ class OnnxEngine:
             self._divide(min(4, max(1, int(self._chunk_seconds / seconds))))
         step_seconds = {size: self._time(size, 1) for size in self._sizes()}
         self._warm_filters(1, self._sizes())
-        while 2 * self._step_counts[-1] <= min(_MOST_STEPS, self._chunk_seconds / seconds):
-            count = 2 * self._step_counts[-1]
+        for count in _STEP_COUNTS[1:]:
+            if count * seconds > self._chunk_seconds:
+                break
             self._step_counts.append(count)
             # Larger batches will not run so many steps at once.
             sizes = [size for size in self._sizes() if count * step_seconds[size] < 2 * self._chunk_seconds]

@@ -7,9 +7,12 @@ whatever has gathered since its last write, so that a slow reader gets few large
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from server.scheduling import Event
 from server.scheduling.scheduler import Deliver, Emission
+
+_PATIENCE = 0.005  # seconds; about a chunk
 
 
 class Mailbox:
@@ -32,14 +35,20 @@ class Mailbox:
 
 
 def deliver_into(loop: asyncio.AbstractEventLoop) -> Deliver:
-    """What hands a step's emissions to their receivers on `loop`; to be called on any thread."""
-
-    def receive(emissions: list[Emission]) -> None:
-        for receiver, event in emissions:
-            receiver.receive(event)
+    """What hands a chunk's emissions to their receivers on `loop`; to be called on any thread. It returns when the
+    writers have had their turn, or when the loop has more to do than a model should wait for."""
 
     def deliver(emissions: list[Emission]) -> None:
+        written = threading.Event()
+
+        def receive() -> None:
+            for receiver, event in emissions:
+                receiver.receive(event)
+            # The writers that this has woken are in the queue before it.
+            loop.call_soon(written.set)
+
         if emissions:
-            loop.call_soon_threadsafe(receive, emissions)
+            loop.call_soon_threadsafe(receive)
+            written.wait(_PATIENCE)
 
     return deliver

@@ -16,8 +16,8 @@ from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
 from server.engine import FREE, Arrays, Chunk, is_filtered
 from server.scheduling.sequence import Generation, Sequence
 
-# Random numbers are drawn for so many positions at a time, and there is room for so many tokens to gather. Both leave
-# room for the steps of two chunks.
+# Random numbers are drawn for so many positions at a time, and there is room for so many tokens to gather: more than
+# the steps of a chunk.
 _AHEAD = 256
 _NO_TOKEN = -1
 _HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinity, a forbidden one were no number.
@@ -66,12 +66,6 @@ class Outlook:
 
     def __len__(self) -> int:
         return len(self.position)
-
-    def of(self, rows: list[int]) -> Outlook:
-        """The same for some rows in an order of one's own."""
-        chosen = np.array(rows, np.int64)
-        per_row = (self.position, self.left, self.first, self.gained, self.end_token)
-        return Outlook(self.count, *(values[chosen] for values in per_row))
 
 
 class Batch:
@@ -234,19 +228,16 @@ class Batch:
         Args:
             row: the row.
             now: the time.
-            interval: seconds until the next time, unless the sequence has an interval of its own.
+            interval: seconds between two times, which are the same for all sequences that have no interval of their
+                own: to write to all of them at once costs less than to write to a few of them again and again.
         """
         record = self._all[row]
         tokens = tuple(record["gathered"][: record["gathered_count"]].tolist())
         record["gathered_count"] = 0
-        if not np.isnan(record["interval"]):
-            record["due"] = now + record["interval"]
-        elif record["due"]:
-            record["due"] = now + interval
+        if np.isnan(record["interval"]):
+            record["due"] = (now // interval + 1) * interval if interval else now
         else:
-            # Those who start together shall not all be written to at once for ever: spread them, evenly (the golden
-            # ratio) over the interval.
-            record["due"] = now + interval * (row * 0.6180339887 % 1)
+            record["due"] = now + record["interval"]
         return tokens
 
     def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:

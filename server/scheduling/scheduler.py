@@ -1,10 +1,12 @@
 """The loop: schedule -> run -> drop what was aborted meanwhile -> update and emit.
 
 One thread per model runs it and owns the model's engine. It runs a few steps at a time, a chunk: few while somebody
-waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Updating and emitting go
-on beside the next run. Rows join and leave between chunks, forced and free steps share a batch, and the rows in use are
-kept compact. What happens to most rows in most chunks is done for all of them at once, in numpy. A failure belongs to
-one sequence, never to its batch.
+waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Rows join and leave
+between chunks, forced and free steps share a batch, and the rows in use are kept compact. What happens to most rows in
+most chunks is done for all of them at once, in numpy. A failure belongs to one sequence, never to its batch.
+
+Nothing goes on beside a run: its threads use every core, all of them wait for the slowest, and whoever took a core from
+one of them would stop them all. So a chunk is accounted for, and its tokens are handed on, before the next one starts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,8 @@ class Scheduler:
         label_output: the output that readings are shown; None if the model has none.
         waiting_limit: how many sequences may wait for a row.
         pace: how long chunks are, and how often tokens are handed on.
-        deliver: takes what a chunk has brought, in order; called on threads of the scheduler's, one at a time.
+        deliver: takes what a chunk has brought, in order; called on the scheduler's thread. The next chunk starts when
+            it returns.
     """
 
     def __init__(
@@ -96,11 +98,7 @@ class Scheduler:
         self._stopped = False
         # The thread's own; its rows are the engine's.
         self._batch = Batch(engine.capacity, input_name, vocabulary_size)
-        # Accounts for a chunk while the next one runs; the numbers of rows it is told stay as they are meanwhile.
-        self._clerk = ThreadPoolExecutor(1, thread_name_prefix=f"clerk {name}")
         self._single_steps = 0  # how many are still to be run one by one, because together they have failed
-        self._unaccounted: tuple[Outlook, Results, dict[int, EngineError]] | None = None
-        self._accounting: Future[dict[int, _Ending]] | None = None
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
 
     def start(self) -> None:
@@ -167,16 +165,11 @@ class Scheduler:
                 # A defect of ours: those who were running are told, and the server goes on.
                 _log.exception("scheduling failed", model=self._name, running=len(self._batch))
                 self._fail_running(SequenceFailedError("internal error"))
-        try:
-            self._settle()  # What has been run is told.
-        except Exception:
-            _log.exception("scheduling failed", model=self._name, running=len(self._batch))
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
         self._fail_running(SchedulerStoppedError())
         self._deliver([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
-        self._clerk.shutdown()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -184,64 +177,22 @@ class Scheduler:
             return not self._stopped
 
     def _take_turn(self) -> None:
-        """Run a chunk, while the one before it is accounted for.
-
-        A row whose end is found meanwhile has then been run for one chunk more; nobody hears of that. But where
-        somebody waits for a row, or where a row's state at its end is wanted, first things come first.
-        """
-        sequences = self._batch.sequences
-        if self._waiting or any(sequence.keep_state or sequence.aborted for sequence in sequences):
-            self._settle()
-        settled = self._unaccounted is None and self._accounting is None
-        if settled:  # Who comes after this has been asked waits for the next turn.
-            self._admit()
-        if (self._batch.steps_left <= 0).all():
-            self._settle()
-        if not sequences:
+        self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
+        self._admit()
+        if not self._batch.sequences:
             return
-        in_order = settled and (bool(self._waiting) or any(sequence.keep_state for sequence in sequences))
         chunk = self._batch.chunk(self._step_count())
         outlook = self._batch.outlook(len(chunk))
         found = self._run(chunk)
         if found is None:
             return
         results, failures = found
-        if in_order:
-            endings = self._endings(outlook, results, failures)
-            self._replay(chunk, outlook, results, endings)
-            self._engine.commit()
-            self._batch.advance(len(chunk), results.tokens)
-            self._record(outlook, results, endings)
-            self._release(endings)
-            return
-        self._engine.commit()
-        remaining = self._settle()
-        results, outlook = results.of(remaining), outlook.of(remaining)
-        failures = {remaining.index(row): error for row, error in failures.items() if row in remaining}
-        self._batch.advance(len(chunk), results.tokens)
-        self._unaccounted = (outlook, results, failures)
-
-    def _start_accounting(self) -> None:
-        """Have the last chunk accounted for. Not before the next one is about to run: the interpreter serves one thread
-        at a time, and the model runs without it."""
-        if self._unaccounted is not None:
-            self._accounting = self._clerk.submit(self._account, *self._unaccounted)
-            self._unaccounted = None
-
-    def _account(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
-        """Find out what a chunk has brought to whom, and tell them; the rows that have ended."""
         endings = self._endings(outlook, results, failures)
+        self._replay(chunk, outlook, results, endings)
+        self._engine.commit()
+        self._batch.advance(len(chunk), results.tokens)
         self._record(outlook, results, endings)
-        return endings
-
-    def _settle(self) -> list[int]:
-        """Wait until the last chunk is accounted for, and free the rows that ended in it; the rows there were, in the
-        order in which those that remain are now."""
-        self._start_accounting()
-        accounting, self._accounting = self._accounting, None
-        endings = set(accounting.result()) if accounting is not None else set()
-        endings |= {row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted}
-        return self._release(endings)
+        self._release(endings)
 
     def _admit(self) -> None:
         """Give free rows to those who wait, first come first served."""
@@ -276,7 +227,6 @@ class Scheduler:
     def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
         """Run a chunk for every row; the results, and the rows that failed. None if some row has failed at some step:
         nothing has changed then, and the steps are to be run one by one."""
-        self._start_accounting()
         started = time.perf_counter()
         try:
             results = self._engine.run(range(len(self._batch)), chunk)
@@ -362,7 +312,7 @@ class Scheduler:
                 assert self._label_output is not None
                 sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
         interval = self._pace.interval(len(outlook))
-        for row in {*batch.due(len(outlook), now, 2 * self._engine.step_counts[-1]), *endings}:
+        for row in {*batch.due(len(outlook), now, self._engine.step_counts[-1]), *endings}:
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted:
@@ -384,23 +334,15 @@ class Scheduler:
         assert ending.reason is not None
         return Finished(ending.reason, position + ending.steps, state)
 
-    def _release(self, leaving: Collection[int]) -> list[int]:
-        """Free rows, the highest first, so that the last row in use can always fill the hole; the rows there were, in
-        the order in which those that remain are now."""
-        remaining = list(range(len(self._batch)))
+    def _release(self, leaving: Collection[int]) -> None:
+        """Free rows, the highest first, so that the last row in use can always fill the hole."""
         for row in sorted(leaving, reverse=True):
             last = self._batch.remove(row)
             if last != row:
                 self._engine.move(last, row)
-                remaining[row] = remaining[last]
-            remaining.pop()
-        return remaining
 
     def _fail_running(self, error: Exception) -> None:
         """Let all rows go: who has not heard of its end yet hears this, after the tokens there are."""
-        accounting, self._unaccounted, self._accounting = self._accounting, None, None
-        if accounting is not None:
-            wait([accounting])  # It speaks of rows that are about to be given to others.
         emissions: list[Emission] = []
         for row, sequence in enumerate(self._batch.sequences):
             if sequence.aborted or sequence.ended:
