@@ -13,6 +13,7 @@ from server.scheduling import Event
 from server.scheduling.scheduler import Deliver, Emission
 
 _PATIENCE = 0.005  # seconds; about a chunk
+_ROUNDS = 2  # One wakes those for whom there is something, in the next they do what they have to.
 
 
 class Mailbox:
@@ -35,20 +36,24 @@ class Mailbox:
 
 
 def deliver_into(loop: asyncio.AbstractEventLoop) -> Deliver:
-    """What hands a chunk's emissions to their receivers on `loop`; to be called on any thread. It returns when the
-    writers have had their turn, or when the loop has more to do than a model should wait for."""
+    """What hands a chunk's emissions to their receivers on `loop`; to be called on any thread. It returns when the loop
+    has gone on with whatever was ready, writers and new calls, or has more to do than a model should wait for."""
 
     def deliver(emissions: list[Emission]) -> None:
-        written = threading.Event()
+        done = threading.Event()
+
+        def go_on(rounds: int) -> None:
+            if rounds:
+                loop.call_soon(go_on, rounds - 1)
+            else:
+                done.set()
 
         def receive() -> None:
             for receiver, event in emissions:
                 receiver.receive(event)
-            # The writers that this has woken are in the queue before it.
-            loop.call_soon(written.set)
+            go_on(_ROUNDS)
 
-        if emissions:
-            loop.call_soon_threadsafe(receive)
-            written.wait(_PATIENCE)
+        loop.call_soon_threadsafe(receive)
+        done.wait(_PATIENCE)
 
     return deliver

@@ -16,9 +16,9 @@ from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
 from server.engine import FREE, Arrays, Chunk, is_filtered
 from server.scheduling.sequence import Generation, Sequence
 
-# Random numbers are drawn for so many positions at a time, and there is room for so many tokens to gather: more than
-# the steps of a chunk.
-_AHEAD = 256
+# Random numbers are drawn for so many positions at a time: to begin costs as much as to draw thousands.
+_AHEAD = 1024
+_ROOM = 256  # for tokens to gather; more than the steps of a chunk
 _NO_TOKEN = -1
 _HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinity, a forbidden one were no number.
 
@@ -28,6 +28,7 @@ _RECORD = np.dtype(
         ("forced_end", np.int64),  # where the forced steps end
         ("end", np.int64),  # where the sequence ends at the latest
         ("generates", np.bool_),
+        ("keeps_state", np.bool_),  # after its last step, to go on from
         ("last_token", np.int64),  # what the next free step reads
         ("end_token", np.int64),  # _NO_TOKEN where there is none
         ("temperature", np.float32),
@@ -37,7 +38,7 @@ _RECORD = np.dtype(
         ("uniforms_start", np.int64),  # the position of the first of them
         ("uniforms", np.float32, (_AHEAD,)),
         ("gathered_count", np.int64),
-        ("gathered", np.int32, (_AHEAD,)),
+        ("gathered", np.int32, (_ROOM,)),
         ("interval", np.float64),  # seconds between handing on; not a number: the scheduler's own
         ("due", np.float64),  # when what has gathered is to be handed on
     ]
@@ -98,6 +99,7 @@ class Batch:
         record = np.zeros((), _RECORD)
         record["forced_end"] = len(sequence.forced)
         record["end"] = sequence.longest
+        record["keeps_state"] = sequence.keep_state
         record["end_token"] = _NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
         stream: UniformStream | None = None
@@ -218,7 +220,7 @@ class Batch:
         """Those of the first `count` rows whose tokens are to be handed on now, because it is time or because there is
         no room for as many as `room` more."""
         rows = self._all[:count]
-        full = rows["gathered_count"] > _AHEAD - room
+        full = rows["gathered_count"] > _ROOM - room
         found: list[int] = np.flatnonzero((rows["gathered_count"] > 0) & ((rows["due"] <= now) | full)).tolist()
         return found
 

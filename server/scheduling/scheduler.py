@@ -38,6 +38,8 @@ from server.scheduling.sequence import (
 Emission = tuple[Receiver, Event]
 Deliver = Callable[[list[Emission]], None]
 
+_PATIENCE = 0.01  # seconds for which those who run wait for those who keep coming
+
 _log = structlog.get_logger(__name__)
 _MODEL_FAILED = SequenceFailedError("the model failed on this input")
 
@@ -70,8 +72,8 @@ class Scheduler:
         label_output: the output that readings are shown; None if the model has none.
         waiting_limit: how many sequences may wait for a row.
         pace: how long chunks are, and how often tokens are handed on.
-        deliver: takes what a chunk has brought, in order; called on the scheduler's thread. The next chunk starts when
-            it returns.
+        deliver: takes what a chunk has brought, in order, which may be nothing; called on the scheduler's thread. It
+            returns when those who talk to the callers have had a turn.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Scheduler:
         # Shared with callers, under the lock.
         self._changed = threading.Condition()
         self._waiting: deque[Sequence] = deque()
+        self._some_aborted = False
         self._stopped = False
         # The thread's own; its rows are the engine's.
         self._batch = Batch(engine.capacity, input_name, vocabulary_size)
@@ -137,7 +140,7 @@ class Scheduler:
         """Let a sequence go; it gets no further event. Harmless after its end. Its row is free after the chunk that is
         under way."""
         with self._changed:
-            sequence.aborted = True
+            sequence.aborted = self._some_aborted = True
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
 
@@ -177,7 +180,9 @@ class Scheduler:
             return not self._stopped
 
     def _take_turn(self) -> None:
-        self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
+        if self._some_aborted:
+            self._some_aborted = False
+            self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
         self._admit()
         if not self._batch.sequences:
             return
@@ -195,15 +200,23 @@ class Scheduler:
         self._release(endings)
 
     def _admit(self) -> None:
-        """Give free rows to those who wait, first come first served."""
-        while len(self._batch) < self._engine.capacity:
+        """Give free rows to those who wait, first come first served, and to those who come with them: a call is taken up
+        by threads that need the cores, too, and who begins together shares every run of a prompt."""
+        until = time.perf_counter() + _PATIENCE
+        while self._give_rows() and time.perf_counter() < until:
+            self._deliver([])
+
+    def _give_rows(self) -> int:
+        """How many have been given one."""
+        for count in range(self._engine.capacity - len(self._batch)):
             with self._changed:
                 if not self._waiting:
-                    return
+                    return count
                 sequence = self._waiting.popleft()
             row = self._batch.append(sequence)
             # Always written: a row still holds what its last sequence left there.
             self._engine.insert(row, sequence.state)
+        return 0  # There is none for whoever comes now.
 
     def _step_count(self) -> int:
         """How many steps to run at once."""
@@ -217,9 +230,9 @@ class Scheduler:
         prompt_left = self._batch.prompt_left
         if prompt_left.all():  # Nobody else is kept waiting if the first who gets a token gets it at once.
             most, exact = min(most, int(prompt_left.min())), True
-        for row, sequence in enumerate(self._batch.sequences):
-            if sequence.keep_state:  # So that a row whose end can be foreseen need not be replayed.
-                most, exact = min(most, int(left[row])), True
+        kept = self._batch.rows["keeps_state"]
+        if kept.any():  # So that a row whose end can be foreseen need not be replayed.
+            most, exact = min(most, int(left[kept].min())), True
         filtered = self._batch.is_filtered
         available = self._engine.filtered_step_counts if filtered else self._engine.step_counts
         return self._pace.step_count(len(self._batch), most, available, exact=exact)
@@ -257,7 +270,7 @@ class Scheduler:
         return joined, failures
 
     def _endings(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
-        """Which rows end in a chunk, and where in it. Who was aborted meanwhile ends silently."""
+        """Which rows end in a chunk, and where in it."""
         endings = {
             row: _Ending(int(outlook.left[row]), int(outlook.gained[row]), FinishReason.MAX_TOKENS)
             for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
@@ -273,9 +286,6 @@ class Scheduler:
             position = int(outlook.position[row])
             _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
             endings[row] = _Ending(0, 0, error=_MODEL_FAILED)
-        for row in range(len(outlook)):
-            if self._batch.sequences[row].aborted:
-                endings[row] = _Ending(0, 0)
         return endings
 
     def _stopped_at(self, row: int, tokens: int, outlook: Outlook, results: Results) -> _Ending:
@@ -306,11 +316,11 @@ class Scheduler:
             outlook.gained[row] = ending.tokens
         if results.tokens.size:
             batch.gather(outlook, results.tokens)
-        for row in range(len(outlook)):
-            sequence, steps = batch.sequences[row], endings[row].steps if row in endings else outlook.count
-            if isinstance(sequence, Reading) and steps:
-                assert self._label_output is not None
-                sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
+        if self._label_output is not None:
+            for row, sequence in enumerate(batch.sequences):
+                steps = endings[row].steps if row in endings else outlook.count
+                if isinstance(sequence, Reading) and steps:
+                    sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
         interval = self._pace.interval(len(outlook))
         for row in {*batch.due(len(outlook), now, self._engine.step_counts[-1]), *endings}:
             sequence = batch.sequences[row]
@@ -323,7 +333,8 @@ class Scheduler:
                 sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
                 emissions.append((sequence.receiver, event))
-        self._deliver(emissions)
+        if emissions:
+            self._deliver(emissions)
 
     def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
         if ending.error is not None:
