@@ -80,7 +80,7 @@ class ServerOptions:
     slots: int = 128
     waiting_limit: int = 1024
     chunk_seconds: float = 0.005
-    gather_seconds: float = 0.02
+    gather_seconds: float = 0.04
     messages_per_second: float = 0.0
     limits: Limits = field(default_factory=Limits)
     write_timeout: float = 60.0

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, Filters, Nodes, UniformStream, add_choice
+from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, Filters, Nodes, UniformStream, add_checks, add_choice
 from tests.reference import choose_token
 
 finite = st.floats(-50, 50, width=32)
@@ -34,6 +34,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
         forbidden_token=forbidden,
         filters=filters,
     )
+    add_checks(nodes, [choice], width, "checks")
     inputs = [("logits", TensorProto.FLOAT, width), ("uniforms", TensorProto.FLOAT, 1)]
     inputs += [("temperatures", TensorProto.FLOAT, 1)]
     if filtered:
@@ -43,7 +44,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
         values.append(helper.make_tensor_value_info("candidates", TensorProto.INT64, [1]))
     outputs = [
         helper.make_tensor_value_info(choice.token, TensorProto.INT64, ["B", 1]),
-        helper.make_tensor_value_info(choice.check, TensorProto.FLOAT, ["B", 1]),
+        helper.make_tensor_value_info("checks", TensorProto.FLOAT, ["B", 1]),
     ]
     graph = helper.make_graph(nodes.nodes, "choice", values, outputs, nodes.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -23,7 +24,9 @@ from elman import (
     UnavailableError,
     v1,
 )
+from server.rpc.mailbox import Mailbox, deliver_into
 from server.rpc.validation import Limits
+from server.scheduling import Event, Tokens
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.serving import Running, serving_fake
 
@@ -434,3 +437,31 @@ async def test_draining_tells_those_it_cuts(engine: FakeEngine) -> None:
             _ = [chunk async for chunk in chunks]
         assert cut.value.reason == "SERVER_DRAINING"
         await draining
+
+
+def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_starts() -> None:
+    """And a loop that is busy with something else keeps the model waiting for a moment only."""
+
+    async def talk() -> None:
+        loop = asyncio.get_running_loop()
+        mailbox, deliver = Mailbox(), deliver_into(loop)
+        written: list[Event] = []
+
+        async def write() -> None:
+            written.extend(await mailbox.gather())
+
+        writer = asyncio.create_task(write())
+        await asyncio.sleep(0)
+        events: list[Event] = [Tokens((1,)), Tokens((2,))]
+
+        def hand_over() -> list[Event]:
+            deliver([(mailbox, event) for event in events])
+            return list(written)
+
+        assert await asyncio.to_thread(hand_over) == events
+        await writer
+        with ThreadPoolExecutor(1) as thread:
+            handing_over = thread.submit(deliver, [])
+            handing_over.result(timeout=10)  # Nothing runs on this loop meanwhile.
+
+    asyncio.run(talk())

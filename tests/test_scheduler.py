@@ -28,6 +28,7 @@ from server.scheduling import (
     Tokens,
 )
 from server.scheduling.batch import Batch
+from server.scheduling.scheduler import Deliver, Emission
 from tests.fake_engine import MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
@@ -47,7 +48,14 @@ class Inbox:
             tokens.extend(event.ids)
 
 
-def make_scheduler(engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None) -> Scheduler:
+def hand_over(emissions: list[Emission]) -> None:
+    for receiver, event in emissions:
+        receiver.receive(event)
+
+
+def make_scheduler(
+    engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None, deliver: Deliver = hand_over
+) -> Scheduler:
     return Scheduler(
         "fake",
         engine,
@@ -56,7 +64,7 @@ def make_scheduler(engine: FakeEngine, waiting_limit: int = 100, pace: Pace | No
         label_output="labels",
         waiting_limit=waiting_limit,
         pace=pace or Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
-        deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
+        deliver=deliver,
     )
 
 
@@ -213,6 +221,36 @@ def test_while_somebody_waits_for_a_row_no_chunk_runs_beyond_the_first_end() -> 
     scheduler.stop()
     # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins.
     assert engine.runs[:4] == [(2, 1), (2, 4), (2, 2), (2, 4)]
+
+
+def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEngine) -> None:
+    sequences = [generation([index + 1], 5) for index in range(3)]
+    coming = list(sequences)
+
+    def turn(emissions: list[Emission]) -> None:
+        """Hand over what there is, and take up the next call: what the event loop does."""
+        hand_over(emissions)
+        if coming:
+            scheduler.submit(coming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=turn)
+    turn([])
+    scheduler.start()
+    for sequence in sequences:
+        assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 5)
+    scheduler.stop()
+    assert engine.runs[0][0] == 3
+
+
+def test_streams_are_written_to_at_the_same_times() -> None:
+    batch = Batch(3, "token", SIZE)
+    for interval in (None, None, 0.5):
+        batch.append(generation([1], 9, interval=interval))
+    for row, now in enumerate((100.01, 100.39, 100.2)):
+        batch.hand_on(row, now, 0.4)
+    due = batch.rows["due"].tolist()
+    assert due[:2] == pytest.approx([100.4, 100.4])
+    assert due[2] == pytest.approx(100.7)  # It has asked for an interval of its own.
 
 
 def test_a_chunk_takes_no_longer_than_it_may() -> None:

@@ -63,7 +63,7 @@ def serve(
             "request may ask for something else.",
             min=0,
         ),
-    ] = 20.0,
+    ] = 40.0,
     message_rate: Annotated[
         float,
         typer.Option(

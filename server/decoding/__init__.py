@@ -1,6 +1,6 @@
 """Decoding: from logits to the next token, row by row, whoever shares the batch."""
 
-from server.decoding.choosing import GREEDY_TEMPERATURE, LEAST_UNIFORM, Choice, Filters, add_choice
+from server.decoding.choosing import GREEDY_TEMPERATURE, LEAST_UNIFORM, Choice, Filters, add_checks, add_choice
 from server.decoding.nodes import PREFIX, Nodes
 from server.decoding.randomness import UniformStream
 
@@ -12,5 +12,6 @@ __all__ = [
     "Filters",
     "Nodes",
     "UniformStream",
+    "add_checks",
     "add_choice",
 ]

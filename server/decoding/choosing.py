@@ -9,6 +9,7 @@ Axes: B rows, V tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,16 +45,15 @@ class Filters:
 class Choice:
     """Names of what `add_choice` computes.
 
-    `check` says only that; its value may depend on the rows beside.
-
     Attributes:
-        token: int64 [B, 1]; meaningless, but a token, where `check` is not a number.
-        check: float32 [B, 1]; not a number where the logits hold NaN or +inf, or forbid every token, and +inf where
-            `candidates` were too few to tell.
+        token: int64 [B, 1]; meaningless, but a token, where `add_checks` finds fault.
+        distances: float32 [B, V], of the logits to the largest.
+        unsure: bool [B, 1], where `candidates` were too few to tell; None without filters.
     """
 
     token: str
-    check: str
+    distances: str
+    unsure: str | None = None
 
 
 def add_choice(
@@ -84,20 +84,45 @@ def add_choice(
     last_axis = nodes.constant(np.array([1]))
     largest = nodes.add("ReduceMax", logits, last_axis, keepdims=1)
     distances = nodes.add("Sub", logits, largest)
-    check = nodes.add("ReduceSum", distances, last_axis, keepdims=1)
     weights = nodes.add("Exp", nodes.add("Div", distances, temperatures))
     draw = _draw_in_two_levels if vocabulary_size > _WIDE else _draw
     token, total = draw(nodes, weights, vocabulary_size, uniforms)
     if filters is None:
-        return Choice(token, check)
+        return Choice(token, distances)
     limited = nodes.add("Less", filters.top_k, nodes.constant(np.array([[vocabulary_size]])))
     kept, seen_enough = _draw_filtered(nodes, distances, total, limited, uniforms, temperatures, filters)
     seen_all = nodes.add("GreaterOrEqual", filters.candidates, nodes.constant(np.array([vocabulary_size])))
     covered = nodes.add("Or", nodes.add("Or", limited, seen_all), seen_enough)
     asks = nodes.add("Or", limited, nodes.add("Less", filters.top_p, nodes.constant(np.ones((1, 1), np.float32))))
-    missing = nodes.add("And", asks, nodes.add("Not", covered))
-    unsure = nodes.add("Where", missing, nodes.constant(np.array([[np.inf]], np.float32)), check)
-    return Choice(nodes.add("Where", asks, kept, token), unsure)
+    unsure = nodes.add("And", asks, nodes.add("Not", covered))
+    return Choice(nodes.add("Where", asks, kept, token), distances, unsure)
+
+
+def add_checks(nodes: Nodes, choices: Sequence[Choice], vocabulary_size: int, output: str) -> None:
+    """Add the nodes that tell where no token could be chosen.
+
+    Args:
+        nodes: what they are added to.
+        choices: K of them.
+        vocabulary_size: V.
+        output: the name of the result, float32 [B, K]: not a number where the logits held NaN or +inf, or every token
+            was forbidden, and +inf where the candidates were too few. Only that: the values may depend on other rows.
+    """
+    unsure = [choice.unsure for choice in choices if choice.unsure is not None]
+    sums = None if unsure else output
+    # Of all choices at once: a node is dear beside what it computes for one. Of wide ones the copy would be dearer.
+    if vocabulary_size <= _WIDE:
+        shape = nodes.constant(np.array([0, len(choices), vocabulary_size]))
+        joined = nodes.add("Concat", *(choice.distances for choice in choices), axis=1)
+        table = nodes.add("Reshape", joined, shape)
+        sums = nodes.add("ReduceSum", table, nodes.constant(np.array([2])), keepdims=0, output=sums)
+    else:
+        last_axis = nodes.constant(np.array([1]))
+        each = [nodes.add("ReduceSum", choice.distances, last_axis, keepdims=1) for choice in choices]
+        sums = nodes.add("Concat", *each, axis=1, output=sums)
+    if unsure:
+        infinite = nodes.constant(np.array([[np.inf]], np.float32))
+        nodes.add("Where", nodes.add("Concat", *unsure, axis=1), infinite, sums, output=output)
 
 
 def _first_above(nodes: Nodes, cumulative: str, threshold: str) -> str:

@@ -32,6 +32,12 @@ class Nodes:
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
+    def split(self, value: str, count: int, *, axis: int) -> list[str]:
+        """Append a node that takes a tensor apart into `count` equal ones along an axis; their names."""
+        names = [f"{PREFIX}{len(self.nodes)}.{index}" for index in range(count)]
+        self.nodes.append(helper.make_node("Split", [value], names, axis=axis, num_outputs=count))
+        return names
+
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """A constant's name; equal ones share it."""
         array = np.asarray(value)

@@ -145,7 +145,7 @@ class OnnxEngine:
     def _feeds(self, chunk: Chunk) -> dict[str, NDArray[Any]]:
         feeds = dict(chunk.inputs)
         if self._step.generates:
-            feeds[UNIFORMS] = chunk.uniforms[:, :, None]
+            feeds[UNIFORMS] = chunk.uniforms
             feeds[TEMPERATURES] = chunk.temperatures[:, None]
         return feeds
 
@@ -174,7 +174,7 @@ class OnnxEngine:
                 for kept in self._storage.states:
                     now, following = kept.buffers[self._phase], kept.buffers[1 - self._phase]
                     now.write(row, following.read(row, 1))
-            nothing = np.zeros((1, count, 1), np.float32)
+            nothing = np.zeros((1, count), np.float32)
             chosen = {UNIFORMS: nothing, TEMPERATURES: np.ones((1, 1), np.float32)} if self._step.generates else {}
             self._run(self._graph(count, filtered=False), range(row, row + 1), {**part, **chosen})
             done, left = done + count, left - count

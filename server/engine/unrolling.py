@@ -9,7 +9,7 @@ Axes: B rows, K steps.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from onnx import TensorProto, helper
 
 from bundle import Bundle
 from elman import v1
-from server.decoding import PREFIX, Filters, Nodes, add_choice
+from server.decoding import PREFIX, Choice, Filters, Nodes, add_checks, add_choice
 from server.engine.errors import ModelLoadError
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
-UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K, 1]
+UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}candidates")
 
@@ -120,10 +120,11 @@ class _Unrolled:
         state = {kept.input_name: self._turned(kept.input_name, kept) for kept in spec.states}
         constants = {kept.name: self._turned(kept.name, kept) for kept in spec.constants}
         shown: dict[str, list[str]] = {output.name: [] for output in spec.outputs if output.HasField("label_logits")}
-        tokens: list[str] = []
-        checks: list[str] = []
+        choices: list[Choice] = []
+        inputs = {given.name: self._inputs(given) for given in spec.inputs}
+        uniforms = self._columns(UNIFORMS) if self._step.generates else []
         for index in range(self._count):
-            wires = {given.name: self._input(given, index, tokens) for given in spec.inputs} | constants | state
+            wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
             if index == self._count - 1:  # The last step's state is the whole graph's.
                 wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
             self._copy(graph.node, wires, f"step{index}/")
@@ -131,7 +132,7 @@ class _Unrolled:
             for name, steps in shown.items():
                 steps.append(self._nodes.add("Unsqueeze", wires[name], self._int64([1])))
             if self._step.generates:
-                self._choose(wires, index, tokens, checks)
+                choices.append(self._choose(wires, uniforms[index]))
         for kept in spec.states:
             if kept.row_axis:
                 order = [kept.row_axis, *(axis for axis in range(len(kept.shape) + 1) if axis != kept.row_axis)]
@@ -139,8 +140,8 @@ class _Unrolled:
         for name, steps in shown.items():
             self._nodes.add("Concat", *steps, output=steps_name(name), axis=1)
         if self._step.generates:
-            self._nodes.add("Concat", *tokens, output=TOKENS, axis=1)
-            self._nodes.add("Concat", *checks, output=CHECKS, axis=1)
+            self._nodes.add("Concat", *(choice.token for choice in choices), output=TOKENS, axis=1)
+            add_checks(self._nodes, choices, self._step.vocabulary_size, CHECKS)
         return self._assemble()
 
     def _turned(self, name: str, spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec) -> str:
@@ -150,34 +151,47 @@ class _Unrolled:
         order = [*range(1, spec.row_axis + 1), 0, *range(spec.row_axis + 1, len(spec.shape) + 1)]
         return self._nodes.add("Transpose", name, perm=order)
 
-    def _input(self, given: v1.InputSpec, index: int, tokens: list[str]) -> str:
-        """The value of an input at one step."""
-        value = self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1)
-        if given.HasField("token") and tokens:
-            integer = DTYPES[given.data_type]
-            free = self._nodes.add("Less", value, self._nodes.constant(np.zeros((), integer)))
-            own = self._nodes.add("Squeeze", tokens[-1], self._int64([1]))
-            if given.data_type == v1.DATA_TYPE_INT32:
-                own = self._nodes.add("Cast", own, to=TensorProto.INT32)
-            value = self._nodes.add("Where", free, own, value)
-        return self._turned(value, given)
+    def _columns(self, name: str) -> list[str]:
+        """[B, K] as K times [B, 1]."""
+        if self._count == 1:
+            return [name]
+        return self._nodes.split(name, self._count, axis=1)
 
-    def _choose(self, wires: dict[str, str], index: int, tokens: list[str], checks: list[str]) -> None:
+    def _inputs(self, given: v1.InputSpec) -> Callable[[int, list[Choice]], str]:
+        """What gives the value of an input at a step, after the choices before it."""
+        if not given.HasField("token"):
+            return lambda index, _: self._turned(
+                self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1), given
+            )
+        values = self._columns(given.name)
+        nothing = self._nodes.constant(np.zeros((), DTYPES[given.data_type]))
+        free = self._columns(self._nodes.add("Less", given.name, nothing)) if self._step.generates else []
+
+        def token(index: int, choices: list[Choice]) -> str:
+            value = values[index]
+            if choices:
+                own = choices[-1].token
+                if given.data_type == v1.DATA_TYPE_INT32:
+                    own = self._nodes.add("Cast", own, to=TensorProto.INT32)
+                value = self._nodes.add("Where", free[index], own, value)
+            return self._turned(self._nodes.add("Squeeze", value, self._int64([1])), given)
+
+        return token
+
+    def _choose(self, wires: dict[str, str], uniforms: str) -> Choice:
         output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
         logits = wires[output.name]
         if output.data_type != v1.DATA_TYPE_FLOAT32:
             logits = self._nodes.add("Cast", logits, to=TensorProto.FLOAT)
-        choice = add_choice(
+        return add_choice(
             self._nodes,
             logits,
             self._step.vocabulary_size,
-            uniforms=self._nodes.add("Gather", UNIFORMS, self._nodes.constant(np.int64(index)), axis=1),
+            uniforms=uniforms,
             temperatures=TEMPERATURES,
             forbidden_token=self._step.forbidden_token,
             filters=FILTERS if self._filtered else None,
         )
-        tokens.append(choice.token)
-        checks.append(choice.check)
 
     def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
         """Write the step's nodes down once more. `wires` says what its tensors are called now, and is added to."""
@@ -204,7 +218,7 @@ class _Unrolled:
             if output.HasField("label_logits")
         ]
         if self._step.generates:
-            inputs.append(_value(UNIFORMS, v1.DATA_TYPE_FLOAT32, [*steps, 1]))
+            inputs.append(_value(UNIFORMS, v1.DATA_TYPE_FLOAT32, steps))
             inputs.append(_value(TEMPERATURES, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
             outputs.append(_value(TOKENS, v1.DATA_TYPE_INT64, steps))
             outputs.append(_value(CHECKS, v1.DATA_TYPE_FLOAT32, steps))

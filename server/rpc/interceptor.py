@@ -27,6 +27,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # wrapped, by the method's full name
         self._active = 0
         self.draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -53,12 +54,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith(_OURS):
             return handler
-        make, inner = _parts(handler)
-        return make(
-            self._wrapped(inner, details.method.rpartition("/")[2]),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        if details.method not in self._handlers:
+            make, inner = _parts(handler)
+            self._handlers[details.method] = make(
+                self._wrapped(inner, details.method.rpartition("/")[2]),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return self._handlers[details.method]
 
     def _wrapped(self, inner: Handler, name: str) -> Handler:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

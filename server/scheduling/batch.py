@@ -35,10 +35,8 @@ _RECORD = np.dtype(
         ("top_k", np.int64),
         ("top_p", np.float32),
         ("greedy", np.bool_),
-        ("uniforms_start", np.int64),  # the position of the first of them
-        ("uniforms", np.float32, (_AHEAD,)),
-        ("gathered_count", np.int64),
-        ("gathered", np.int32, (_ROOM,)),
+        ("uniforms_start", np.int64),  # the position of the first random number that is kept
+        ("gathered_count", np.int64),  # how many tokens wait to be handed on
         ("interval", np.float64),  # seconds between handing on; not a number: the scheduler's own
         ("due", np.float64),  # when what has gathered is to be handed on
     ]
@@ -83,6 +81,9 @@ class Batch:
         self._input_name = input_name
         self._vocabulary_size = vocabulary_size
         self._all = np.zeros(capacity, _RECORD)
+        # Not in the record: then the records of many rows are few lines of the cache, which a run has just emptied.
+        self._uniforms_ahead = np.zeros((capacity, _AHEAD), np.float32)
+        self._gathered = np.zeros((capacity, _ROOM), np.int32)
         self._streams: list[UniformStream | None] = []
 
     def __len__(self) -> int:
@@ -125,7 +126,8 @@ class Batch:
         """Free a row: the last one takes its place; the row that has moved."""
         last = len(self.sequences) - 1
         if row != last:
-            self._all[row] = self._all[last]
+            for values in (self._all, self._uniforms_ahead, self._gathered):
+                values[row] = values[last]
             self.sequences[row] = self.sequences[last]
             self._streams[row] = self._streams[last]
         self.sequences.pop()
@@ -185,9 +187,9 @@ class Batch:
             if stream is not None:
                 rows["uniforms_start"][row], offsets[row] = first[row], 0
                 drawn = np.maximum(stream.take(int(first[row]), _AHEAD), LEAST_UNIFORM)
-                rows["uniforms"][row] = LEAST_UNIFORM if rows["greedy"][row] else drawn
+                self._uniforms_ahead[row] = LEAST_UNIFORM if rows["greedy"][row] else drawn
         # Rows that do not choose in this chunk get what happens to be there.
-        taken: NDArray[np.float32] = rows["uniforms"][
+        taken: NDArray[np.float32] = self._uniforms_ahead[
             np.arange(len(rows))[:, None], np.minimum(offsets, _AHEAD - count)[:, None] + np.arange(count)
         ]
         return taken
@@ -213,7 +215,7 @@ class Batch:
         steps = np.arange(outlook.count)
         first = outlook.first[:, None]
         at, step = np.nonzero((steps >= first) & (steps < first + outlook.gained[:, None]))
-        rows["gathered"][at, (rows["gathered_count"] - outlook.first)[at] + step] = tokens[at, step]
+        self._gathered[at, (rows["gathered_count"] - outlook.first)[at] + step] = tokens[at, step]
         rows["gathered_count"] += outlook.gained
 
     def due(self, count: int, now: float, room: int) -> list[int]:
@@ -234,7 +236,7 @@ class Batch:
                 own: to write to all of them at once costs less than to write to a few of them again and again.
         """
         record = self._all[row]
-        tokens = tuple(record["gathered"][: record["gathered_count"]].tolist())
+        tokens = tuple(self._gathered[row, : record["gathered_count"]].tolist())
         record["gathered_count"] = 0
         if np.isnan(record["interval"]):
             record["due"] = (now // interval + 1) * interval if interval else now

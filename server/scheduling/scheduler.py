@@ -200,8 +200,8 @@ class Scheduler:
         self._release(endings)
 
     def _admit(self) -> None:
-        """Give free rows to those who wait, first come first served, and to those who come with them: a call is taken up
-        by threads that need the cores, too, and who begins together shares every run of a prompt."""
+        """Give free rows to those who wait, first come first served, and to those who come with them: what takes up a
+        call needs the cores, too, and who begins together shares every run of a prompt."""
         until = time.perf_counter() + _PATIENCE
         while self._give_rows() and time.perf_counter() < until:
             self._deliver([])
