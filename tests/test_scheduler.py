@@ -253,6 +253,18 @@ def test_streams_are_written_to_at_the_same_times() -> None:
     assert due[2] == pytest.approx(100.7)  # It has asked for an interval of its own.
 
 
+def test_many_streams_gather_for_longer_but_at_coinciding_times() -> None:
+    pace = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0)
+    assert [pace.interval(streams) for streams in (1, 40, 41, 63, 64, 80, 81)] == [0.04] * 2 + [0.08] * 4 + [0.16]
+
+
+def test_a_run_that_was_disturbed_changes_little() -> None:
+    pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
+    for seconds in (0.001, 0.001, 0.1, 0.001):
+        pace.note(5, 1, seconds)
+    assert pace.step_count(5, 100, (1, 2, 4, 8)) == 4
+
+
 def test_a_chunk_takes_no_longer_than_it_may() -> None:
     pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
     available = (1, 2, 4, 8)

@@ -26,6 +26,7 @@ from server.engine.interface import Arrays
 from server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from server.engine.providers import OpenedSession, Opener, Provider
 from server.engine.unrolling import FILTERS
+from server.engine.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Graph:
 
     Args:
         model: the graph.
+        weights: what it refers to.
         path: the file to blame.
         opener: opens its sessions.
         storage: constants and states.
@@ -90,6 +92,7 @@ class Graph:
     def __init__(
         self,
         model: onnx.ModelProto,
+        weights: Weights,
         path: Path,
         opener: Opener,
         storage: Storage,
@@ -98,6 +101,7 @@ class Graph:
         captures: bool,
     ) -> None:
         self._model = model.SerializeToString()
+        self._weights = weights
         self._path = path
         self._opener = opener
         self._storage = storage
@@ -110,11 +114,11 @@ class Graph:
     # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
     @cached_property
     def _together(self) -> OpenedSession:
-        return self._opener.open(self._model, self._path, captures=self._captures)
+        return self._opener.open(self._model, self._path, weights=self._weights, captures=self._captures)
 
     @cached_property
     def _single(self) -> OpenedSession:
-        return self._opener.open(self._model, self._path, threads=1)
+        return self._opener.open(self._model, self._path, weights=self._weights, threads=1)
 
     def run(self, parts: list[range], feeds: Arrays, phase: int) -> None:
         """Run rows that follow each other.

@@ -34,7 +34,7 @@ from server.engine.unrolling import (
 )
 
 # Close together: a chunk is then never much shorter than it may be, and what comes between two chunks weighs less.
-_STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_STEP_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
 # So many of the most probable tokens hold the top-p share of nearly every distribution. Where they do not, the run is
 # repeated with more.
@@ -251,7 +251,13 @@ class OnnxEngine:
             # How many candidates there are is read on the host, which a captured graph would never do again.
             captures = not filtered
             self._graphs[key] = Graph(
-                model, self._bundle.graph_path, self._opener, self._storage, self._helpers, captures=captures
+                model,
+                self._step.weights,
+                self._bundle.graph_path,
+                self._opener,
+                self._storage,
+                self._helpers,
+                captures=captures,
             )
         return self._graphs[key]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime
 
 from server.engine.errors import ModelLoadError
+from server.engine.weights import Weights
 
 _WARNING, _FATAL = 2, 4
 _SPIN_MICROSECONDS = 300
@@ -60,13 +61,20 @@ class Opener:
     threads: int
 
     def open(
-        self, graph: Path | bytes, path: Path, *, threads: int | None = None, captures: bool = False
+        self,
+        graph: Path | bytes,
+        path: Path,
+        *,
+        weights: Weights | None = None,
+        threads: int | None = None,
+        captures: bool = False,
     ) -> OpenedSession:
         """Load a graph.
 
         Args:
             graph: the ONNX file, or its contents.
             path: the file to blame.
+            weights: what the graph refers to, if it does not hold its own.
             threads: how many threads one run uses on the CPU, if not as many as it may.
             captures: whether runs on CUDA are to be captured as CUDA graphs, if that can be done.
 
@@ -74,7 +82,7 @@ class Opener:
             ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
         """
         if self.choice is not ProviderChoice.CPU:
-            opened, reason = _open_on_cuda(graph, path, captures)
+            opened, reason = _open_on_cuda(graph, path, weights, captures)
             if opened is not None:
                 return opened
             if self.choice is ProviderChoice.CUDA:
@@ -83,14 +91,17 @@ class Opener:
                     "driver, and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
                     f"--provider auto falls back to the CPU{reason}"
                 )
-        return OpenedSession(_open(graph, path, [Provider.CPU], _options(threads or self.threads)), Provider.CPU)
+        options = _options(threads or self.threads, weights)
+        return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU)
 
 
-def _open_on_cuda(graph: Path | bytes, path: Path, captures: bool) -> tuple[OpenedSession | None, str]:
+def _open_on_cuda(
+    graph: Path | bytes, path: Path, weights: Weights | None, captures: bool
+) -> tuple[OpenedSession | None, str]:
     """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
-    options = _options(1)
+    options = _options(1, weights)
     options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
     reason = ""
@@ -110,8 +121,10 @@ def _open_on_cuda(graph: Path | bytes, path: Path, captures: bool) -> tuple[Open
     return None, reason
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int, weights: Weights | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    if weights is not None:
+        weights.give_to(options)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Within a run threads spin while they wait for each other, not for long: waking one is dear on a virtual machine,
