@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_WEIGHT = 0.2  # of a new measurement against all before it
+_FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
 
@@ -29,10 +29,12 @@ class Pace:
     def note(self, rows: int, count: int, seconds: float) -> None:
         """Learn that `count` steps of so many rows took so long."""
         bucket = rows.bit_length()
-        known = self._step_seconds.get(bucket, seconds / count)
-        # One run that was disturbed by something else says little about the next.
-        measured = min(seconds / count, _MOST * known)
-        self._step_seconds[bucket] = known + _WEIGHT * (measured - known)
+        measured = seconds / count
+        known = self._step_seconds.get(bucket, measured)
+        # What a run takes that nothing disturbs: a slow one says little, or the next ones would be short for no reason,
+        # and short runs are slow.
+        weight = _FASTER if measured < known else _SLOWER
+        self._step_seconds[bucket] = known + weight * (min(measured, _MOST * known) - known)
 
     def step_count(self, rows: int, most: int, available: Sequence[int], *, exact: bool = False) -> int:
         """How many steps to run at once: as many of `available` (ascending) as fit into the time of a chunk, and about
@@ -53,8 +55,8 @@ class Pace:
         return fitting[-1] if fitting else available[0]
 
     def interval(self, streams: int) -> float:
-        """Seconds for which the tokens of one of so many streams gather: the least of them, doubled as often as it takes,
-        so that the times at which streams are written to coincide however many there are."""
+        """Seconds for which the tokens of one of so many streams gather: the least of them, doubled as often as needed.
+        So the times at which streams are written to coincide, however many there are."""
         least = max(self._gather_seconds, 1 / self._messages_per_second)
         doublings = max(0, math.ceil(math.log2(streams / self._messages_per_second / least)))
         return math.ldexp(least, doublings)
