@@ -40,8 +40,9 @@ _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with 
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-# Side by side has to be so much faster than all threads together, which is better for a single row's latency.
-_MARGIN = 0.95
+# Side by side may take so much longer than all threads together while nothing else runs: once clients are talked to, the
+# threads that wait for each other in every operator lose more than that.
+_MARGIN = 1.1
 
 
 class OnnxEngine:
