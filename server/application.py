@@ -245,7 +245,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         engine.warm_up()
     except EngineError as error:
         raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
-    _log.info("measured", model=bundle.name, steps_a_run=engine.step_counts[-1], side_by_side=engine.divided_from)
+    _log.info("measured", model=bundle.name, steps_a_run=engine.step_counts[-1], side_by_side=engine.divided_at)
     text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(

@@ -40,9 +40,10 @@ _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with 
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-# Side by side may take so much longer than all threads together while nothing else runs: once clients are talked to, the
+# Side by side may take a little longer than all threads together while nothing else runs: once clients are talked to,
 # threads that wait for each other in every operator lose more than that.
-_MARGIN = 1.1
+_MARGIN = 1.05
+_DIVIDED_STEPS, _DIVIDED_TRIALS = 4, 9
 
 
 class OnnxEngine:
@@ -100,10 +101,15 @@ class OnnxEngine:
         return [count for count in self._step_counts if count <= _MOST_FILTERED_STEPS]
 
     @property
-    def divided_from(self) -> str:
-        """From which number of rows on threads run parts of them side by side, for people."""
-        divided = [bucket for bucket, count in self._part_counts.items() if count > 1]
-        return f"from {2 ** (min(divided) - 1) + 1 if min(divided) else 1} rows" if divided else "never"
+    def divided_at(self) -> str:
+        """At which numbers of rows threads run parts of them side by side, for people."""
+        ranges: list[tuple[int, int]] = []
+        for bucket in sorted(bucket for bucket, count in self._part_counts.items() if count > 1):
+            first, last = 2 ** (bucket - 1) + 1, min(2**bucket, self.capacity)
+            if ranges and ranges[-1][1] == first - 1:
+                first = ranges.pop()[0]
+            ranges.append((first, last))
+        return ", ".join(f"{first} to {last} rows" for first, last in ranges) or "never"
 
     def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
         values = self._initial if state is None else state
@@ -188,7 +194,7 @@ class OnnxEngine:
         rows among threads and how many steps one run may take."""
         seconds = min(self._time(1, 1) for _ in range(_TRIALS))
         if self._threads > 1:
-            self._divide(min(4, max(1, int(self._chunk_seconds / seconds))))
+            self._divide()
         step_seconds = {size: self._time(size, 1) for size in self._sizes()}
         self._warm_filters(1, self._sizes())
         for count in _STEP_COUNTS[1:]:
@@ -208,20 +214,21 @@ class OnnxEngine:
             for size in {self._parts_of(size): size for size in sizes}.values():
                 self._time(size, count, filtered=True)
 
-    def _divide(self, count: int) -> None:
-        """Find out from which batch size on threads are faster side by side than together."""
-        sizes = [size for size in self._sizes() if size >= self._threads]
-        seconds: dict[int, tuple[list[float], list[float]]] = {size: ([], []) for size in sizes}
-        for size in sizes:
-            for _ in range(_TRIALS):
-                for parts, times in zip((1, self._threads), seconds[size], strict=True):
-                    self._part_counts[(size - 1).bit_length()] = parts
-                    times.append(self._time(size, count))
-        gains = [np.log(np.median(together) / np.median(apart) * _MARGIN) for together, apart in seconds.values()]
-        # One border, where it gains most over all: single measurements err.
-        border = max(range(len(sizes) + 1), key=lambda place: sum(gains[place:]))
-        for place, size in enumerate(sizes):
-            self._part_counts[(size - 1).bit_length()] = self._threads if place >= border else 1
+    def _divide(self) -> None:
+        """Find out at which batch sizes threads run parts of the rows side by side."""
+        for size in self._sizes():
+            if size < self._threads:
+                continue
+            bucket = (size - 1).bit_length()
+            count = min(_DIVIDED_STEPS, max(1, int(self._chunk_seconds / self._time(size, 1))))
+            ratios = []
+            for _ in range(_DIVIDED_TRIALS):  # In turns: what else the machine does is then the same for both.
+                self._part_counts[bucket] = 1
+                together = self._time(size, count)
+                self._part_counts[bucket] = self._threads
+                ratios.append(self._time(size, count) / together)
+            if np.median(ratios) > _MARGIN:
+                self._part_counts[bucket] = 1
 
     def _sizes(self) -> list[int]:
         """The batch sizes to try: powers of two, and the largest."""

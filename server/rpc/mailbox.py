@@ -13,7 +13,8 @@ from server.scheduling import Event
 from server.scheduling.scheduler import Deliver, Emission
 
 _PATIENCE = 0.005  # seconds; about a chunk
-_ROUNDS = 2  # One wakes those for whom there is something, in the next they do what they have to.
+_WRITING = 2  # rounds of the loop: one wakes those for whom there is something, in the next they write it
+_TAKING_UP = 8  # about as many as it takes until a call that has come in is submitted
 
 
 class Mailbox:
@@ -51,7 +52,7 @@ def deliver_into(loop: asyncio.AbstractEventLoop) -> Deliver:
         def receive() -> None:
             for receiver, event in emissions:
                 receiver.receive(event)
-            go_on(_ROUNDS)
+            go_on(_WRITING if emissions else _TAKING_UP)
 
         loop.call_soon_threadsafe(receive)
         done.wait(_PATIENCE)
