@@ -225,6 +225,15 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
     assert list(hasty.step_counts) == [1]
 
 
+@pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])
+def test_onnxruntime_has_nothing_to_complain_of(
+    bundles: dict[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opener = Opener(ProviderChoice.CPU, 2)
+    OnnxEngine(bundles[name], capacity=4, opener=opener, chunk_seconds=0.005).warm_up()
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.fixture
 def column_bundle(tmp_path: Path) -> Bundle:
     """A bundle that is not ours: a running sum whose state has its rows on axis 1, made without torch."""

@@ -168,8 +168,10 @@ class _Unrolled:
                 self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1), given
             )
         values = self._columns(given.name)
-        nothing = self._nodes.constant(np.zeros((), DTYPES[given.data_type]))
-        free = self._columns(self._nodes.add("Less", given.name, nothing)) if self._step.generates else []
+        free: list[str] = []
+        if self._step.generates and self._count > 1:  # A row's first step is forced or reads what the host knows.
+            nothing = self._nodes.constant(np.zeros((), DTYPES[given.data_type]))
+            free = self._columns(self._nodes.add("Less", given.name, nothing))
 
         def token(index: int, choices: list[Choice]) -> str:
             value = values[index]
