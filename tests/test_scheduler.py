@@ -104,6 +104,16 @@ def inbox(sequence: Generation | Reading) -> Inbox:
     return sequence.receiver
 
 
+def run_together(scheduler: Scheduler, sequences: list[Generation]) -> None:
+    """Run sequences that all wait already when the scheduler starts, to the last one's end, and stop it."""
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    scheduler.start()
+    for sequence in sequences:
+        inbox(sequence).tokens_and_end()
+    scheduler.stop()
+
+
 def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
     sequence = generation([1, 2, 3], max_tokens=7)
     scheduler.submit(sequence)
@@ -197,28 +207,14 @@ def test_chunks_are_long_in_a_steady_state_and_short_at_the_end(scheduler: Sched
 
 
 def test_while_all_read_their_prompts_a_chunk_ends_with_the_first_prompt(engine: FakeEngine) -> None:
-    scheduler = make_scheduler(engine)
-    sequences = [generation([1] * 8, 1), generation([2] * 9, 1)]
-    for sequence in sequences:
-        scheduler.submit(sequence)
-    scheduler.start()
-    for sequence in sequences:
-        inbox(sequence).tokens_and_end()
-    scheduler.stop()
+    run_together(make_scheduler(engine), [generation([1] * 8, 1), generation([2] * 9, 1)])
     # A prompt's last step gives the first token: 1 + 4 + 2 + 1 steps, and one more of the other.
     assert engine.runs == [(2, 1), (2, 4), (2, 2), (2, 1), (1, 1)]
 
 
 def test_while_somebody_waits_for_a_row_no_chunk_runs_beyond_the_first_end() -> None:
     engine = FakeEngine(capacity=2)
-    scheduler = make_scheduler(engine)
-    sequences = [generation([1], length) for length in (7, 100, 5)]
-    for sequence in sequences:
-        scheduler.submit(sequence)
-    scheduler.start()
-    for sequence in sequences:
-        inbox(sequence).tokens_and_end()
-    scheduler.stop()
+    run_together(make_scheduler(engine), [generation([1], length) for length in (7, 100, 5)])
     # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins.
     assert engine.runs[:4] == [(2, 1), (2, 4), (2, 2), (2, 4)]
 

@@ -133,13 +133,13 @@ class Graph:
         """
         for name, values in feeds.items():
             self._inputs[name].write(0 if name == FILTERS.candidates else parts[0].start, values)
-        alone = len(parts) == 1
+        together = len(parts) == 1
         try:
-            opened = self._together if alone else self._single
+            opened = self._together if together else self._single
         except ModelLoadError as error:
             raise EngineError(str(error)) from error
         # Binding first: it is not done by several threads at once.
-        left = deque(self._bound(opened, rows, phase, alone=alone) for rows in parts)
+        left = deque(self._bound(opened, rows, phase, together=together) for rows in parts)
         # Whoever is done with a part takes the next one, so that a thread that has lost its core for a while does less.
         helpers = [self._helpers.submit(_run, opened, left) for _ in parts[1 : self._opener.threads]]
         failures = [*_run(opened, left), *(failure for helper in helpers for failure in helper.result())]
@@ -150,11 +150,11 @@ class Graph:
         """An output of the last run, [rows, ...], valid until the next."""
         return self._outputs[name].read(rows.start, len(rows))
 
-    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, alone: bool) -> _Bound:
+    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, together: bool) -> _Bound:
         if opened.captures and rows.start == 0:
             # A captured graph is of one size; the rows beyond those in use hold what does no harm.
             rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
-        key = (alone, rows.start, rows.stop, phase)
+        key = (together, rows.start, rows.stop, phase)
         if key not in self._bindings:
             options = None
             if opened.captures:

@@ -53,7 +53,6 @@ class Outlook:
         left: the steps that were left before it.
         first: the index of the first step whose choice counts.
         gained: how many choices count.
-        end_token: the token that ends a row before its time.
     """
 
     count: int
@@ -61,10 +60,6 @@ class Outlook:
     left: NDArray[np.int64]
     first: NDArray[np.int64]
     gained: NDArray[np.int64]
-    end_token: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.position)
 
 
 class Batch:
@@ -200,7 +195,7 @@ class Batch:
         # The choice after the last forced step is the first that counts.
         first = np.maximum(rows["forced_end"] - 1 - rows["position"], 0)
         gained = np.maximum(np.minimum(left, count) - first, 0) * rows["generates"]
-        return Outlook(count, rows["position"].copy(), left, first, gained, rows["end_token"].copy())
+        return Outlook(count, rows["position"].copy(), left, first, gained)
 
     def advance(self, count: int, tokens: NDArray[np.int64]) -> None:
         """Every row has taken `count` steps, and chosen `tokens` [rows, count]."""
@@ -211,17 +206,17 @@ class Batch:
 
     def gather(self, outlook: Outlook, tokens: NDArray[np.int64]) -> None:
         """Keep the tokens that rows have gained until they are handed on."""
-        rows = self._all[: len(outlook)]
+        rows = self.rows
         steps = np.arange(outlook.count)
         first = outlook.first[:, None]
         at, step = np.nonzero((steps >= first) & (steps < first + outlook.gained[:, None]))
         self._gathered[at, (rows["gathered_count"] - outlook.first)[at] + step] = tokens[at, step]
         rows["gathered_count"] += outlook.gained
 
-    def due(self, count: int, now: float, room: int) -> list[int]:
-        """Those of the first `count` rows whose tokens are to be handed on now, because it is time or because there is
+    def due(self, now: float, room: int) -> list[int]:
+        """Those rows whose tokens are to be handed on now, because it is time or because there is
         no room for as many as `room` more."""
-        rows = self._all[:count]
+        rows = self.rows
         full = rows["gathered_count"] > _ROOM - room
         found: list[int] = np.flatnonzero((rows["gathered_count"] > 0) & ((rows["due"] <= now) | full)).tolist()
         return found

@@ -172,7 +172,7 @@ class Scheduler:
             waiting = list(self._waiting)
             self._waiting.clear()
         self._fail_running(SchedulerStoppedError())
-        self._deliver([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
+        self._tell([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -276,7 +276,7 @@ class Scheduler:
             for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
         }
         if results.tokens.size:
-            stopping = results.failed | (results.tokens == outlook.end_token[:, None])
+            stopping = results.failed | (results.tokens == self._batch.rows["end_token"][:, None])
             for row in np.flatnonzero(stopping.any(axis=1)).tolist():
                 first, gained = int(outlook.first[row]), int(outlook.gained[row])
                 places = np.flatnonzero(stopping[row, first : first + gained])
@@ -321,8 +321,8 @@ class Scheduler:
                 steps = endings[row].steps if row in endings else outlook.count
                 if isinstance(sequence, Reading) and steps:
                     sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
-        interval = self._pace.interval(len(outlook))
-        for row in {*batch.due(len(outlook), now, self._engine.step_counts[-1]), *endings}:
+        interval = self._pace.interval(len(batch))
+        for row in {*batch.due(now, self._engine.step_counts[-1]), *endings}:
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted:
@@ -333,7 +333,10 @@ class Scheduler:
                 sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
                 emissions.append((sequence.receiver, event))
-        if emissions:
+        self._tell(emissions)
+
+    def _tell(self, emissions: list[Emission]) -> None:
+        if emissions:  # Where there is nothing to tell, nobody's turn is waited for.
             self._deliver(emissions)
 
     def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
@@ -363,4 +366,4 @@ class Scheduler:
                 emissions.append((sequence.receiver, Tokens(tokens)))
             emissions.append((sequence.receiver, Failed(error)))
         self._batch.clear()
-        self._deliver(emissions)
+        self._tell(emissions)

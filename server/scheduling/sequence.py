@@ -108,7 +108,7 @@ class Sequence:
         receiver: where its events go.
         state: what it starts from; None: the model's initial state.
         keep_state: whether the state after the last step is wanted, to go on from.
-        aborted: set by anyone at any time; the scheduler then lets it go without a further event.
+        aborted: set by `Scheduler.abort` at any time; the sequence is then let go without a further event.
         ended: set when its last event has been told.
     """
 
