@@ -7,3 +7,5 @@
 from elman.v1.inference_service_pb2 import *
 from elman.v1.inference_service_pb2_grpc import *
 from elman.v1.model_pb2 import *
+from elman.v1.session_service_pb2 import *
+from elman.v1.session_service_pb2_grpc import *

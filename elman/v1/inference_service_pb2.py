@@ -26,15 +26,15 @@ from elman.v1 import model_pb2 as elman_dot_v1_dot_model__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n elman/v1/inference_service.proto\x12\x08\x65lman.v1\x1a\x14\x65lman/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.elman.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.elman.v1.Model\"\xa5\x01\n\x05Model\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.elman.v1.ModelSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x15\n\rrunning_count\x18\x05 \x01(\x05\x12\x15\n\rwaiting_count\x18\x06 \x01(\x05\x12\x15\n\rwaiting_limit\x18\x07 \x01(\x05\"\x1c\n\rTokenSequence\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x10\n\x0eGreedyDecoding\"x\n\x10SamplingDecoding\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_p\"\x15\n\x13SingleTokenDelivery\"\x84\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12*\n\x06greedy\x18\x05 \x01(\x0b\x32\x18.elman.v1.GreedyDecodingH\x01\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.elman.v1.SamplingDecodingH\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12-\n\x08interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationH\x02\x12\x36\n\rsingle_tokens\x18\t \x01(\x0b\x32\x1d.elman.v1.SingleTokenDeliveryH\x02\x42\x08\n\x06promptB\n\n\x08\x64\x65\x63odingB\n\n\x08\x64\x65liveryB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\x94\x01\n\x10GenerateResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x19.elman.v1.GenerateStarted\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.elman.v1.GenerateChunk\x12,\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.elman.v1.GenerateFinished\"w\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x05 \x01(\x05\"0\n\rGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"`\n\x10GenerateFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.elman.v1.FinishReason\x12\x1d\n\x15generated_token_count\x18\x02 \x01(\x05\"d\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x42\x07\n\x05input\"[\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\nprediction\x18\x03 \x01(\x0b\x32\x14.elman.v1.Prediction\"w\n\nPrediction\x12*\n\x06labels\x18\x01 \x03(\x0b\x32\x1a.elman.v1.LabelProbability\x12)\n\x05steps\x18\x02 \x03(\x0b\x32\x1a.elman.v1.LabelProbability\x12\x12\n\nstep_count\x18\x03 \x01(\x05\"6\n\x10LabelProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"n\n\x15StreamClassifyRequest\x12(\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x16.elman.v1.StreamConfigH\x00\x12 \n\x05piece\x18\x02 \x01(\x0b\x32\x0f.elman.v1.PieceH\x00\x42\t\n\x07message\"\x1d\n\x0cStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\"K\n\x05Piece\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x42\x07\n\x05input\"v\n\x16StreamClassifyResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.elman.v1.StreamStartedH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.elman.v1.PieceResultH\x00\x42\x07\n\x05\x65vent\".\n\rStreamStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"7\n\x0bPieceResult\x12(\n\nprediction\x18\x01 \x01(\x0b\x32\x14.elman.v1.Prediction*h\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INISH_REASON_MAX_TOKENS\x10\x01\x12\x1b\n\x17\x46INISH_REASON_END_TOKEN\x10\x02\x32\xff\x02\n\x10InferenceService\x12G\n\nListModels\x12\x1b.elman.v1.ListModelsRequest\x1a\x1c.elman.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.elman.v1.GetModelRequest\x1a\x1a.elman.v1.GetModelResponse\x12\x43\n\x08Generate\x12\x19.elman.v1.GenerateRequest\x1a\x1a.elman.v1.GenerateResponse0\x01\x12\x41\n\x08\x43lassify\x12\x19.elman.v1.ClassifyRequest\x1a\x1a.elman.v1.ClassifyResponse\x12W\n\x0eStreamClassify\x12\x1f.elman.v1.StreamClassifyRequest\x1a .elman.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n elman/v1/inference_service.proto\x12\x08\x65lman.v1\x1a\x14\x65lman/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.elman.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.elman.v1.Model\"\xa5\x01\n\x05Model\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.elman.v1.ModelSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x15\n\rrunning_count\x18\x05 \x01(\x05\x12\x15\n\rwaiting_count\x18\x06 \x01(\x05\x12\x15\n\rwaiting_limit\x18\x07 \x01(\x05\"\x1c\n\rTokenSequence\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x10\n\x0eGreedyDecoding\"x\n\x10SamplingDecoding\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_p\"\x15\n\x13SingleTokenDelivery\"\xca\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12*\n\x06greedy\x18\x05 \x01(\x0b\x32\x18.elman.v1.GreedyDecodingH\x01\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.elman.v1.SamplingDecodingH\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12-\n\x08interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationH\x02\x12\x36\n\rsingle_tokens\x18\t \x01(\x0b\x32\x1d.elman.v1.SingleTokenDeliveryH\x02\x12&\n\x07session\x18\n \x01(\x0b\x32\x15.elman.v1.SessionCall\x12\x1c\n\x14received_token_count\x18\x0b \x01(\x05\x42\x08\n\x06promptB\n\n\x08\x64\x65\x63odingB\n\n\x08\x64\x65liveryB\r\n\x0b_max_tokensB\x07\n\x05_seed\"Y\n\x0bSessionCall\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x0b\n\t_position\"\x94\x01\n\x10GenerateResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x19.elman.v1.GenerateStarted\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.elman.v1.GenerateChunk\x12,\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.elman.v1.GenerateFinished\"\xab\x01\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x05 \x01(\x05\x12\x1d\n\x10session_position\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_session_position\"0\n\rGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"\x94\x01\n\x10GenerateFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.elman.v1.FinishReason\x12\x1d\n\x15generated_token_count\x18\x02 \x01(\x05\x12\x1d\n\x10session_position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_session_position\"\x8c\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12&\n\x07session\x18\x04 \x01(\x0b\x32\x15.elman.v1.SessionCallB\x07\n\x05input\"\x8f\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\nprediction\x18\x03 \x01(\x0b\x32\x14.elman.v1.Prediction\x12\x1d\n\x10session_position\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_session_position\"w\n\nPrediction\x12*\n\x06labels\x18\x01 \x03(\x0b\x32\x1a.elman.v1.LabelProbability\x12)\n\x05steps\x18\x02 \x03(\x0b\x32\x1a.elman.v1.LabelProbability\x12\x12\n\nstep_count\x18\x03 \x01(\x05\"6\n\x10LabelProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"n\n\x15StreamClassifyRequest\x12(\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x16.elman.v1.StreamConfigH\x00\x12 \n\x05piece\x18\x02 \x01(\x0b\x32\x0f.elman.v1.PieceH\x00\x42\t\n\x07message\"E\n\x0cStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.elman.v1.SessionCall\"_\n\x05Piece\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x07\n\x05input\"v\n\x16StreamClassifyResponse\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.elman.v1.StreamStartedH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.elman.v1.PieceResultH\x00\x42\x07\n\x05\x65vent\".\n\rStreamStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"k\n\x0bPieceResult\x12(\n\nprediction\x18\x01 \x01(\x0b\x32\x14.elman.v1.Prediction\x12\x1d\n\x10session_position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_session_position*h\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46INISH_REASON_MAX_TOKENS\x10\x01\x12\x1b\n\x17\x46INISH_REASON_END_TOKEN\x10\x02\x32\xff\x02\n\x10InferenceService\x12G\n\nListModels\x12\x1b.elman.v1.ListModelsRequest\x1a\x1c.elman.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.elman.v1.GetModelRequest\x1a\x1a.elman.v1.GetModelResponse\x12\x43\n\x08Generate\x12\x19.elman.v1.GenerateRequest\x1a\x1a.elman.v1.GenerateResponse0\x01\x12\x41\n\x08\x43lassify\x12\x19.elman.v1.ClassifyRequest\x1a\x1a.elman.v1.ClassifyResponse\x12W\n\x0eStreamClassify\x12\x1f.elman.v1.StreamClassifyRequest\x1a .elman.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'elman.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2250
-  _globals['_FINISHREASON']._serialized_end=2354
+  _globals['_FINISHREASON']._serialized_start=2723
+  _globals['_FINISHREASON']._serialized_end=2827
   _globals['_LISTMODELSREQUEST']._serialized_start=100
   _globals['_LISTMODELSREQUEST']._serialized_end=119
   _globals['_LISTMODELSRESPONSE']._serialized_start=121
@@ -54,35 +54,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SINGLETOKENDELIVERY']._serialized_start=599
   _globals['_SINGLETOKENDELIVERY']._serialized_end=620
   _globals['_GENERATEREQUEST']._serialized_start=623
-  _globals['_GENERATEREQUEST']._serialized_end=1011
-  _globals['_GENERATERESPONSE']._serialized_start=1014
-  _globals['_GENERATERESPONSE']._serialized_end=1162
-  _globals['_GENERATESTARTED']._serialized_start=1164
-  _globals['_GENERATESTARTED']._serialized_end=1283
-  _globals['_GENERATECHUNK']._serialized_start=1285
-  _globals['_GENERATECHUNK']._serialized_end=1333
-  _globals['_GENERATEFINISHED']._serialized_start=1335
-  _globals['_GENERATEFINISHED']._serialized_end=1431
-  _globals['_CLASSIFYREQUEST']._serialized_start=1433
-  _globals['_CLASSIFYREQUEST']._serialized_end=1533
-  _globals['_CLASSIFYRESPONSE']._serialized_start=1535
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1626
-  _globals['_PREDICTION']._serialized_start=1628
-  _globals['_PREDICTION']._serialized_end=1747
-  _globals['_LABELPROBABILITY']._serialized_start=1749
-  _globals['_LABELPROBABILITY']._serialized_end=1803
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=1805
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=1915
-  _globals['_STREAMCONFIG']._serialized_start=1917
-  _globals['_STREAMCONFIG']._serialized_end=1946
-  _globals['_PIECE']._serialized_start=1948
-  _globals['_PIECE']._serialized_end=2023
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=2025
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=2143
-  _globals['_STREAMSTARTED']._serialized_start=2145
-  _globals['_STREAMSTARTED']._serialized_end=2191
-  _globals['_PIECERESULT']._serialized_start=2193
-  _globals['_PIECERESULT']._serialized_end=2248
-  _globals['_INFERENCESERVICE']._serialized_start=2357
-  _globals['_INFERENCESERVICE']._serialized_end=2740
+  _globals['_GENERATEREQUEST']._serialized_end=1081
+  _globals['_SESSIONCALL']._serialized_start=1083
+  _globals['_SESSIONCALL']._serialized_end=1172
+  _globals['_GENERATERESPONSE']._serialized_start=1175
+  _globals['_GENERATERESPONSE']._serialized_end=1323
+  _globals['_GENERATESTARTED']._serialized_start=1326
+  _globals['_GENERATESTARTED']._serialized_end=1497
+  _globals['_GENERATECHUNK']._serialized_start=1499
+  _globals['_GENERATECHUNK']._serialized_end=1547
+  _globals['_GENERATEFINISHED']._serialized_start=1550
+  _globals['_GENERATEFINISHED']._serialized_end=1698
+  _globals['_CLASSIFYREQUEST']._serialized_start=1701
+  _globals['_CLASSIFYREQUEST']._serialized_end=1841
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1844
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1987
+  _globals['_PREDICTION']._serialized_start=1989
+  _globals['_PREDICTION']._serialized_end=2108
+  _globals['_LABELPROBABILITY']._serialized_start=2110
+  _globals['_LABELPROBABILITY']._serialized_end=2164
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=2166
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=2276
+  _globals['_STREAMCONFIG']._serialized_start=2278
+  _globals['_STREAMCONFIG']._serialized_end=2347
+  _globals['_PIECE']._serialized_start=2349
+  _globals['_PIECE']._serialized_end=2444
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=2446
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=2564
+  _globals['_STREAMSTARTED']._serialized_start=2566
+  _globals['_STREAMSTARTED']._serialized_end=2612
+  _globals['_PIECERESULT']._serialized_start=2614
+  _globals['_PIECERESULT']._serialized_end=2721
+  _globals['_INFERENCESERVICE']._serialized_start=2830
+  _globals['_INFERENCESERVICE']._serialized_end=3213
 # @@protoc_insertion_point(module_scope)

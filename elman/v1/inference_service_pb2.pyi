@@ -300,6 +300,8 @@ class GenerateRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     SINGLE_TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    RECEIVED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
@@ -309,6 +311,10 @@ class GenerateRequest(_message.Message):
     seed: _builtins.int
     """Seed of the random numbers. The number drawn depends on the seed and the token's position alone, so the same
     request gives the same text whoever shares the batch. Default: a random one, returned in Started.
+    """
+    received_token_count: _builtins.int
+    """How many of this call's tokens the caller has already, at least 0: a repeated call, which has a session and the
+    request_id of the first try, goes on behind them. Default 0.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenSequence:
@@ -330,6 +336,12 @@ class GenerateRequest(_message.Message):
     def single_tokens(self) -> Global___SingleTokenDelivery:
         """They do not gather."""
 
+    @_builtins.property
+    def session(self) -> Global___SessionCall:
+        """Continues a session. The prompt follows what the session holds and may be empty unless the session is; without a
+        seed the session's own is used.
+        """
+
     def __init__(
         self,
         *,
@@ -342,10 +354,12 @@ class GenerateRequest(_message.Message):
         seed: _builtins.int | None = ...,
         interval: _duration_pb2.Duration | None = ...,
         single_tokens: Global___SingleTokenDelivery | None = ...,
+        session: Global___SessionCall | None = ...,
+        received_token_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -369,6 +383,44 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class SessionCall(_message.Message):
+    """The session that a call continues, and what makes the call happen once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id; required."""
+    position: _builtins.int
+    """The position that the caller expects the session to be at; where it is at another one nothing is run, and the
+    error (FAILED_PRECONDITION, POSITION_MISMATCH) names the true one. Default: whatever the position is.
+    """
+    request_id: _builtins.str
+    """Names this call among the session's: a call that comes again under the same name is not run again. If it has
+    ended, its recorded result is sent; if it is under way, its stream is joined; if it was broken off, it is continued
+    where it was. The latest 16 calls of a session are remembered. At most 64 characters; default: a call that has no
+    name and ends with its stream.
+    """
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        position: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
+    _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
+
+Global___SessionCall: _TypeAlias = SessionCall  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
@@ -419,6 +471,7 @@ class GenerateStarted(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SESSION_POSITION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answers."""
     digest: _builtins.str
@@ -429,6 +482,8 @@ class GenerateStarted(_message.Message):
     """The number of prompt tokens, the begin token included."""
     unknown_token_count: _builtins.int
     """How many of them are characters the vocabulary does not have."""
+    session_position: _builtins.int
+    """In a session: its position before this call."""
     def __init__(
         self,
         *,
@@ -437,12 +492,15 @@ class GenerateStarted(_message.Message):
         seed: _builtins.int = ...,
         prompt_token_count: _builtins.int = ...,
         unknown_token_count: _builtins.int = ...,
+        session_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
+    _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___GenerateStarted: _TypeAlias = GenerateStarted  # noqa: Y015
 
@@ -484,21 +542,27 @@ class GenerateFinished(_message.Message):
 
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     GENERATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SESSION_POSITION_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     generated_token_count: _builtins.int
     """The number of generated tokens, the end token not counted."""
+    session_position: _builtins.int
+    """In a session: its position after this call."""
     def __init__(
         self,
         *,
         finish_reason: Global___FinishReason.ValueType = ...,
         generated_token_count: _builtins.int = ...,
+        session_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count", "session_position", b"session_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
+    _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___GenerateFinished: _TypeAlias = GenerateFinished  # noqa: Y015
 
@@ -511,6 +575,7 @@ class ClassifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model with labels."""
     text: _builtins.str
@@ -519,16 +584,21 @@ class ClassifyRequest(_message.Message):
     def tokens(self) -> Global___TokenSequence:
         """Token ids."""
 
+    @_builtins.property
+    def session(self) -> Global___SessionCall:
+        """Continues a session: the input follows what it holds."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
+        session: Global___SessionCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -545,13 +615,16 @@ class ClassifyResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
+    SESSION_POSITION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answered."""
     digest: _builtins.str
     """The digest of its bundle."""
+    session_position: _builtins.int
+    """In a session: its position after this call."""
     @_builtins.property
     def prediction(self) -> Global___Prediction:
-        """The labels."""
+        """The labels; in a session, a tagger's are those of this call's steps."""
 
     def __init__(
         self,
@@ -559,12 +632,15 @@ class ClassifyResponse(_message.Message):
         model: _builtins.str = ...,
         digest: _builtins.str = ...,
         prediction: Global___Prediction | None = ...,
+        session_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model", b"model", "prediction", b"prediction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "digest", b"digest", "model", b"model", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
+    _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
 
@@ -667,16 +743,24 @@ class StreamConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model with labels."""
+    @_builtins.property
+    def session(self) -> Global___SessionCall:
+        """Continues a session: every piece is a call on it, and is answered when the session holds it. A request_id belongs
+        to a piece and not here. Nobody else may advance the session meanwhile.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        session: Global___SessionCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,8 +774,11 @@ class Piece(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text."""
+    request_id: _builtins.str
+    """In a session: names this piece among its calls; see SessionCall."""
     @_builtins.property
     def tokens(self) -> Global___TokenSequence:
         """Token ids."""
@@ -701,10 +788,11 @@ class Piece(_message.Message):
         *,
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request_id", b"request_id", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -777,6 +865,9 @@ class PieceResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREDICTION_FIELD_NUMBER: _builtins.int
+    SESSION_POSITION_FIELD_NUMBER: _builtins.int
+    session_position: _builtins.int
+    """In a session: its position after this piece."""
     @_builtins.property
     def prediction(self) -> Global___Prediction:
         """A classifier: the prediction after everything sent so far (empty before the first step); a tagger: the labels of
@@ -787,11 +878,14 @@ class PieceResult(_message.Message):
         self,
         *,
         prediction: Global___Prediction | None = ...,
+        session_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
+    _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___PieceResult: _TypeAlias = PieceResult  # noqa: Y015
