@@ -25,6 +25,7 @@ from server.scheduling import (
     Scheduler,
     SchedulerStoppedError,
     SequenceFailedError,
+    Snapshot,
     Tokens,
 )
 from server.scheduling.batch import Batch
@@ -126,7 +127,7 @@ def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
     sequence = generation([1, 2], max_tokens=20, end_token=end)
     scheduler.submit(sequence)
     shown = expected[: expected.index(end)]
-    assert inbox(sequence).tokens_and_end() == (shown, Finished(FinishReason.END_TOKEN, 2 + len(shown)))
+    assert inbox(sequence).tokens_and_end() == (shown, Finished(FinishReason.END_TOKEN, 1 + len(shown)))
 
 
 @pytest.mark.parametrize("prompt", [[1], [1, 2], [3, 1, 4, 1, 5]])
@@ -147,8 +148,8 @@ def test_state_is_that_of_the_end_wherever_in_a_chunk_it_falls(
     assert shown == (tokens[:9] if end is None else tokens[: tokens.index(end)][:9])
     assert isinstance(finished, Finished)
     assert finished.state is not None
-    # All that was shown has been read, but for the last token of a generation that could have gone on.
-    seen = prompt + (shown if finished.reason is FinishReason.END_TOKEN else shown[:-1])
+    # All has been read but for the last token: what follows it can be chosen anew.
+    seen = (prompt + shown)[:-1]
     assert finished.position == len(seen)
     assert finished.state == {"total": sum(seen)}
     for other in others:
@@ -496,3 +497,34 @@ def test_defect_in_the_loop_is_told_and_survived(
     later = generation([2], 3)
     scheduler.submit(later)
     assert inbox(later).tokens_and_end()[0] == continuation([2], 3)
+
+
+@pytest.mark.parametrize("interval", [None, 1000.0])
+def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
+    scheduler: Scheduler, interval: float | None
+) -> None:
+    prompt, count = [3, 1, 4, 1, 5, 1, 2], 30
+    sequence = generation(prompt, count, snapshot_steps=5, interval=interval)
+    scheduler.submit(sequence)
+    known, snapshots = list(prompt), list[Snapshot]()
+    while not isinstance(event := inbox(sequence).events.get(timeout=10), Finished):
+        if isinstance(event, Tokens):
+            known += event.ids
+        else:
+            assert isinstance(event, Snapshot)
+            assert event.state == {"total": sum(known[: event.position])}
+            assert event.position <= len(known)
+            snapshots.append(event)
+    positions = [snapshot.position for snapshot in snapshots]
+    assert positions == sorted(positions)
+    assert min(np.diff([0, *positions])) >= 5
+    assert max(np.diff([0, *positions])) < 10  # A chunk has four steps at most.
+    assert positions[0] < len(prompt) + 4
+    for snapshot in snapshots:
+        seen = max(len(prompt), snapshot.position + 1)
+        left = len(prompt) + count - seen
+        later = generation(known[snapshot.position : seen], left, state=snapshot.state, position=snapshot.position)
+        scheduler.submit(later)
+        tokens, end = inbox(later).tokens_and_end()
+        assert tokens == known[seen:]
+        assert end == Finished(FinishReason.MAX_TOKENS, len(known) - 1)

@@ -125,7 +125,7 @@ class Engine(Protocol):
 
         Args:
             row: the row; it has been run since the last commit.
-            inputs: by input name, [steps, *shape]; at least one step, none of them FREE.
+            inputs: by input name, [steps, *shape]; none of them FREE. No steps: the state is what it was.
         """
         ...
 

@@ -174,6 +174,9 @@ class OnnxEngine:
     def replay(self, row: int, inputs: Arrays) -> None:
         left = len(next(iter(inputs.values())))
         done = 0
+        if not left:
+            for kept in self._storage.states:
+                kept.buffers[1 - self._phase].write(row, kept.buffers[self._phase].read(row, 1))
         while left:
             count = max(count for count in self._step_counts if count <= left)
             part = {name: values[None, done : done + count] for name, values in inputs.items()}

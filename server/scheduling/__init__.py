@@ -14,6 +14,7 @@ from server.scheduling.sequence import (
     Receiver,
     SamplingParams,
     Sequence,
+    Snapshot,
     Tokens,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "SchedulerStoppedError",
     "Sequence",
     "SequenceFailedError",
+    "Snapshot",
     "Tokens",
 ]

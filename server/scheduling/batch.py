@@ -22,13 +22,16 @@ _ROOM = 256  # for tokens to gather; more than the steps of a chunk
 _NO_TOKEN = -1
 _HOTTEST = 1e30  # Divided by it, every finite logit is as good as 0; by infinity, a forbidden one were no number.
 
+_NEVER = np.iinfo(np.int64).max
+
 _RECORD = np.dtype(
     [
-        ("position", np.int64),  # steps taken
+        ("position", np.int64),  # steps taken since the sequence was empty
         ("forced_end", np.int64),  # where the forced steps end
         ("end", np.int64),  # where the sequence ends at the latest
         ("generates", np.bool_),
-        ("keeps_state", np.bool_),  # after its last step, to go on from
+        ("keeps_state", np.bool_),  # at its end, to go on from
+        ("snapshot_at", np.int64),  # the position from which on its state is to be told
         ("last_token", np.int64),  # what the next free step reads
         ("end_token", np.int64),  # _NO_TOKEN where there is none
         ("temperature", np.float32),
@@ -93,8 +96,10 @@ class Batch:
         """Give the next row to a sequence; the row."""
         row = len(self.sequences)
         record = np.zeros((), _RECORD)
-        record["forced_end"] = len(sequence.forced)
-        record["end"] = sequence.longest
+        record["position"] = sequence.position
+        record["forced_end"] = sequence.position + len(sequence.forced)
+        record["end"] = sequence.position + sequence.longest
+        record["snapshot_at"] = _next_snapshot(sequence, sequence.position)
         record["keeps_state"] = sequence.keep_state
         record["end_token"] = _NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
@@ -163,8 +168,9 @@ class Batch:
             inputs[:] = FREE
             inputs[:, 0] = rows["last_token"]
         for row in np.flatnonzero(rows["position"] < rows["forced_end"]).tolist():
-            start = int(rows["position"][row])
-            part = self.sequences[row].forced[start : start + count]
+            sequence = self.sequences[row]
+            start = int(rows["position"][row]) - sequence.position
+            part = sequence.forced[start : start + count]
             inputs[row, : len(part)] = part
         return Chunk(
             {self._input_name: inputs}, self._uniforms(count), rows["temperature"], rows["top_k"], rows["top_p"]
@@ -239,6 +245,12 @@ class Batch:
             record["due"] = now + record["interval"]
         return tokens
 
+    def take_snapshot(self, row: int) -> int:
+        """The position of a row whose state is being told; the next time is put off."""
+        position = int(self._all["position"][row])
+        self._all["snapshot_at"][row] = _next_snapshot(self.sequences[row], position)
+        return position
+
     def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:
         """What a row has read in the first `count` steps of a chunk, as forced inputs, to replay them."""
         inputs = np.array(chunk.inputs[self._input_name][row, :count])
@@ -246,3 +258,7 @@ class Batch:
             free = np.flatnonzero(inputs == FREE)
             inputs[free] = tokens[row, free - 1]
         return {self._input_name: inputs}
+
+
+def _next_snapshot(sequence: Sequence, position: int) -> int:
+    return _NEVER if sequence.snapshot_steps is None else position + sequence.snapshot_steps

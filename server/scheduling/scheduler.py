@@ -32,6 +32,7 @@ from server.scheduling.sequence import (
     Reading,
     Receiver,
     Sequence,
+    Snapshot,
     Tokens,
 )
 
@@ -59,6 +60,12 @@ class _Ending:
     tokens: int
     reason: FinishReason | None = None
     error: Exception | None = None
+
+    @property
+    def kept_steps(self) -> int:
+        """How many of the chunk's steps the state is wanted after. The last token is never read: one who ends for
+        MAX_TOKENS has not got there, the step that chose the end token is taken back."""
+        return self.steps - 1 if self.reason is FinishReason.END_TOKEN else self.steps
 
 
 class Scheduler:
@@ -302,9 +309,9 @@ class Scheduler:
         for row, ending in endings.items():
             sequence = self._batch.sequences[row]
             wanted = sequence.keep_state and not sequence.aborted and ending.error is None
-            if wanted and ending.steps < outlook.count:
+            if wanted and ending.kept_steps < outlook.count:
                 try:
-                    self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.steps))
+                    self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.kept_steps))
                 except EngineError as failure:
                     _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
                     endings[row] = _Ending(ending.steps, ending.tokens, error=_MODEL_FAILED)
@@ -322,13 +329,16 @@ class Scheduler:
                 if isinstance(sequence, Reading) and steps:
                     sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
         interval = self._pace.interval(len(batch))
-        for row in {*batch.due(now, self._engine.step_counts[-1]), *endings}:
+        snapshots = set(np.flatnonzero(batch.rows["position"] >= batch.rows["snapshot_at"]).tolist())
+        for row in {*batch.due(now, self._engine.step_counts[-1]), *snapshots, *endings}:
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted:
                 continue
             if tokens:
                 emissions.append((sequence.receiver, Tokens(tokens)))
+            if row in snapshots and row not in endings:
+                emissions.append((sequence.receiver, Snapshot(batch.take_snapshot(row), self._engine.extract(row))))
             if row in endings:
                 sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
@@ -346,7 +356,7 @@ class Scheduler:
         if isinstance(sequence, Reading):
             return sequence.finished(state)
         assert ending.reason is not None
-        return Finished(ending.reason, position + ending.steps, state)
+        return Finished(ending.reason, position + ending.kept_steps, state)
 
     def _release(self, leaving: Collection[int]) -> None:
         """Free rows, the highest first, so that the last row in use can always fill the hole."""

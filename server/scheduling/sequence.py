@@ -32,13 +32,26 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """The state on the way; every token read up to there has been handed on.
+
+    Attributes:
+        position: the number of steps taken.
+        state: the state after them, by state input name.
+    """
+
+    position: int
+    state: Arrays
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a generation.
 
     Attributes:
         reason: why.
-        position: the number of steps taken. At MAX_TOKENS all tokens but the last have been read, at END_TOKEN all that
-            were handed on.
+        position: the number of steps that led to the state. It is a step behind: the last token, of the prompt or
+            generated, has not been read, so that whoever goes on from here can choose anew what follows it.
         state: the state after them, by state input name, if it was asked for.
     """
 
@@ -67,7 +80,7 @@ class Failed:
     error: Exception
 
 
-Event = Tokens | Finished | ReadingFinished | Failed
+Event = Tokens | Snapshot | Finished | ReadingFinished | Failed
 
 
 class Receiver(Protocol):
@@ -107,7 +120,9 @@ class Sequence:
         forced: the inputs the caller gives, [steps, *shape], at least one step.
         receiver: where its events go.
         state: what it starts from; None: the model's initial state.
-        keep_state: whether the state after the last step is wanted, to go on from.
+        position: the number of steps that led to that state. Random numbers depend on it.
+        keep_state: whether the state is wanted at the end, to go on from.
+        snapshot_steps: after so many steps, about, the state is told on the way; None: never.
         aborted: set by `Scheduler.abort` at any time; the sequence is then let go without a further event.
         ended: set when its last event has been told.
     """
@@ -115,7 +130,9 @@ class Sequence:
     forced: NDArray[Any]
     receiver: Receiver
     state: Arrays | None = None
+    position: int = field(default=0, kw_only=True)
     keep_state: bool = field(default=False, kw_only=True)
+    snapshot_steps: int | None = field(default=None, kw_only=True)
     aborted: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
 
