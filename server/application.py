@@ -24,10 +24,13 @@ from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
 from server.rpc.servicer import InferenceServicer
+from server.rpc.session_servicer import SessionServicer
 from server.rpc.validation import Limits
 from server.scheduling import Pace, Scheduler
+from server.sessions import Fsync, MemoryStore, SessionOptions, Sessions, SqliteStore, Store
+from server.sessions.errors import StoreOpenError
 
-_SERVICE = "elman.v1.InferenceService"
+_SERVICES = ("elman.v1.InferenceService", "elman.v1.SessionService")
 # The transport's own limit lies above ours, so that ours can answer with a reason.
 _TRANSPORT_SHARE = 4
 _TRANSPORT_OPTIONS = (
@@ -36,6 +39,8 @@ _TRANSPORT_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+
+MEMORY = "memory"
 
 # A message costs some 60 us here and 40 us at its client: this many take 3 % of the cores, or 5 % where the clients are
 # on the same machine.
@@ -71,6 +76,9 @@ class ServerOptions:
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread.
         drain_timeout: seconds that running calls have to finish when the server is told to end.
+        store: where sessions are kept: the path of a file, or "memory", where they end with the server.
+        fsync: when what is written to the file is forced to the disk.
+        sessions: how they are kept.
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +93,9 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     write_timeout: float = 60.0
     drain_timeout: float = 30.0
+    store: str = MEMORY
+    fsync: Fsync = Fsync.CHECKPOINT
+    sessions: SessionOptions = field(default_factory=SessionOptions)
 
     @property
     def thread_count(self) -> int:
@@ -123,17 +134,35 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
     return list(bundles.values())
 
 
+def open_store(options: ServerOptions) -> Store:
+    """The store of sessions.
+
+    Raises:
+        StartError: it cannot be opened.
+    """
+    if options.store == MEMORY:
+        return MemoryStore()
+    try:
+        return SqliteStore(Path(options.store), options.fsync)
+    except StoreOpenError as error:
+        raise StartError(str(error)) from error
+
+
 class Server:
     """A server on one event loop: `start`, and in the end `drain`.
 
     Args:
         options: how to serve.
         models: what to serve; `serve_bundle` makes them.
+
+    Raises:
+        StartError: the store of sessions cannot be opened.
     """
 
     def __init__(self, options: ServerOptions, models: Iterable[ServedModel]) -> None:
         self.options = options
         self.models = Models(models)
+        self._sessions = Sessions(open_store(options), options.sessions)
         self.port = 0
         self._calls = CallInterceptor()
         self._health = health.aio.HealthServicer()
@@ -153,10 +182,14 @@ class Server:
         Raises:
             StartError: the address cannot be had.
         """
-        servicer = InferenceServicer(self.models, self.options.limits, self.options.write_timeout, self._calls.draining)
+        limits = self.options.limits
+        servicer = InferenceServicer(
+            self.models, self._sessions, limits, self.options.write_timeout, self._calls.draining
+        )
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
+        v1.add_SessionServiceServicer_to_server(SessionServicer(self.models, self._sessions, limits), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         address = f"{self.options.host}:{self.options.port}"
         try:
@@ -168,7 +201,8 @@ class Server:
         for model in self.models:
             model.scheduler.start()
         await self._server.start()
-        for name in ("", _SERVICE):
+        self._sessions.start()
+        for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     @property
@@ -178,7 +212,7 @@ class Server:
 
     async def drain(self) -> None:
         """Take no new calls, let those under way finish for a while, then end. No call is cut without a word."""
-        for name in ("", _SERVICE):
+        for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._calls.drain()
         _log.info("draining", calls=self._calls.active, seconds=self.options.drain_timeout, hurry="a second signal")
@@ -189,6 +223,7 @@ class Server:
         with contextlib.suppress(TimeoutError):  # Those cut off are being told so.
             await asyncio.wait_for(self._calls.wait_until_idle(), 1.0)
         await self._server.stop(0.5)
+        await self._sessions.close()
 
 
 @contextlib.contextmanager

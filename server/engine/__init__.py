@@ -2,7 +2,7 @@
 
 from server.engine.errors import EngineError, ModelLoadError
 from server.engine.interface import FREE, Arrays, Chunk, Engine, Results, is_filtered
-from server.engine.onnx import OnnxEngine
+from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "ProviderChoice",
     "Results",
     "is_filtered",
+    "state_arrays",
 ]

@@ -273,6 +273,12 @@ class OnnxEngine:
         return self._graphs[key]
 
 
+def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """The dtype and shape of a row's state, by state input name."""
+    states = bundle.spec.step.states
+    return {state.input_name: (np.dtype(DTYPES[state.data_type]), tuple(state.shape)) for state in states}
+
+
 def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
     values: dict[str, NDArray[Any]] = {}
     for state in bundle.spec.step.states:

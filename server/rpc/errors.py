@@ -2,7 +2,8 @@
 
     RequestError -> google.rpc.Status { code, message, details: ErrorInfo { reason, domain, metadata }, BadRequest? }
 
-What is not a RequestError is a defect: opaque to the client, loud in the log.
+The errors of the rooms behind have their RequestError each, see `request_error`. Whatever else is raised is a defect:
+opaque to the client, loud in the log.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from server.scheduling import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
+from server.sessions import errors as sessions
 
 DOMAIN = "elman.dev"
 
@@ -121,11 +125,111 @@ class ModelFailedError(RequestError):
     reason = "MODEL_FAILED"
 
 
+class SessionNotFoundRequestError(RequestError):
+    """There is no session of that id; it may have expired."""
+
+    code = code_pb2.NOT_FOUND
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionExistsRequestError(RequestError):
+    """There is a session of that id already."""
+
+    code = code_pb2.ALREADY_EXISTS
+    reason = "SESSION_EXISTS"
+
+
+class PositionMismatchRequestError(RequestError):
+    """The session is at another position; the metadata say at which."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "POSITION_MISMATCH"
+
+
+class SessionBusyRequestError(RequestError):
+    """A call is under way on the session; the metadata say at which position it is."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "SESSION_BUSY"
+
+
+class RequestMismatchRequestError(RequestError):
+    """The request_id belongs to another call."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "REQUEST_MISMATCH"
+
+
+class BundleMismatchRequestError(RequestError):
+    """The session belongs to another bundle."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "BUNDLE_MISMATCH"
+
+
+class SessionDamagedRequestError(RequestError):
+    """Nothing of what the store holds of the session is of use."""
+
+    code = code_pb2.DATA_LOSS
+    reason = "SESSION_DAMAGED"
+
+
+class SessionLimitRequestError(RequestError):
+    """The caller has as many sessions as they may."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "SESSION_LIMIT"
+
+
+class StoreFullRequestError(RequestError):
+    """There is no space left for sessions."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "STORE_FULL"
+
+
+class StoreUnavailableRequestError(RequestError):
+    """The store of sessions does not answer; a later try may do."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+
+
 class UnexpectedError(RequestError):
     """A defect of the server."""
 
     code = code_pb2.INTERNAL
     reason = "INTERNAL"
+
+
+def request_error(error: SchedulingError | sessions.SessionError) -> RequestError:
+    """The error of a room behind as the client sees it."""
+    if isinstance(error, sessions.EmptyPromptError):
+        return FieldError("text", f"{error}: there is nothing to continue")
+    if isinstance(error, sessions.SessionFileError):
+        return FieldError("content", str(error))
+    for kind, seen in _SEEN.items():
+        if isinstance(error, kind):
+            facts = {name: getattr(error, name) for name in ("position", "limit") if hasattr(error, name)}
+            return seen(str(error), **facts)
+    return UnexpectedError("internal error")
+
+
+_SEEN: dict[type[Exception], type[RequestError]] = {
+    QueueFullError: QueueFullRequestError,
+    SchedulerStoppedError: ServerDrainingError,
+    SequenceFailedError: ModelFailedError,
+    sessions.SessionNotFoundError: SessionNotFoundRequestError,
+    sessions.SessionExistsError: SessionExistsRequestError,
+    sessions.PositionMismatchError: PositionMismatchRequestError,
+    sessions.SessionBusyError: SessionBusyRequestError,
+    sessions.RequestMismatchError: RequestMismatchRequestError,
+    sessions.BundleMismatchError: BundleMismatchRequestError,
+    sessions.SessionDamagedError: SessionDamagedRequestError,
+    sessions.SessionLimitError: SessionLimitRequestError,
+    sessions.StoreFullError: StoreFullRequestError,
+    sessions.StoreError: StoreUnavailableRequestError,
+}
 
 
 def grpc_status(error: RequestError) -> grpc.Status:

@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 import structlog
 
-from server.rpc.errors import RequestError, ServerDrainingError, UnexpectedError, grpc_status
+from server.rpc.errors import RequestError, ServerDrainingError, UnexpectedError, grpc_status, request_error
+from server.scheduling import SchedulingError
+from server.sessions.errors import SessionError
 
 _log = structlog.get_logger(__name__)
 _OURS = "/elman."
@@ -71,9 +73,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if self.draining.is_set():
                     raise ServerDrainingError("the server is shutting down")
                 return await inner(request, context)
-            except RequestError as error:
-                _log.info("call refused", call=name, reason=error.reason, error=str(error))
-                await _end(context, error)
+            except (RequestError, SchedulingError, SessionError) as error:
+                refusal = error if isinstance(error, RequestError) else request_error(error)
+                _log.info("call refused", call=name, reason=refusal.reason, error=str(refusal))
+                await _end(context, refusal)
             except asyncio.CancelledError:
                 _log.debug("call cancelled", call=name)
                 raise

@@ -11,8 +11,10 @@ import numpy as np
 from bundle import Bundle, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
+from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
 from server.scheduling import Scheduler
+from server.sessions import SessionModel, StateLayout
 
 _SHOWN = 80
 _LISTED = 10
@@ -70,6 +72,17 @@ class ServedModel:
                 return Labelling(self.bundle.labels(meaning.vocabulary), meaning.scope == v1.LABEL_SCOPE_STEP)
         return None
 
+    @cached_property
+    def for_sessions(self) -> SessionModel:
+        """What sessions know of it."""
+        layout = StateLayout(state_arrays(self.bundle))
+        return SessionModel(self.name, self.bundle.digest, self.scheduler, layout, self.generates)
+
+    @cached_property
+    def begin_token(self) -> int | None:
+        """What every sequence begins with, if anything."""
+        return self.text_spec.begin_token_id if self.text_spec.HasField("begin_token_id") else None
+
     def to_proto(self) -> v1.Model:
         return v1.Model(
             spec=self.bundle.spec,
@@ -105,6 +118,10 @@ class Models:
             shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
             raise ModelNotFoundError(field, f"there is no model {shown!r}; this server holds {self._known()}")
         return self._models[name]
+
+    def that_keeps_sessions(self, name: str) -> ServedModel:
+        """The model of a new session; without a name the only one there is."""
+        return self._chosen(name, list(self._models.values()), "can keep a session")
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""

@@ -4,60 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
-import numpy as np
 from numpy.typing import NDArray
 
+from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays
 from server.rpc.errors import (
     ClientTooSlowError,
     FieldError,
-    ModelFailedError,
     QueueFullRequestError,
-    RequestError,
     ServerDrainingError,
-    UnexpectedError,
 )
+from server.rpc.generation import write_generation
+from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.validation import (
     Limits,
+    check_request_id,
     check_size,
+    continuation_ids,
     delivery_interval,
+    fingerprint,
     input_ids,
     piece_ids,
     prompt_ids,
+    received_count,
+    requested_seed,
     sampling_params,
+    session_target,
 )
-from server.scheduling import (
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Generation,
-    QueueFullError,
-    Reading,
-    ReadingFinished,
-    SchedulerStoppedError,
-    Sequence,
-    SequenceFailedError,
-    Tokens,
-)
-
-_FINISH_REASONS = {
-    FinishReason.MAX_TOKENS: v1.FINISH_REASON_MAX_TOKENS,
-    FinishReason.END_TOKEN: v1.FINISH_REASON_END_TOKEN,
-}
-
-# So many labels take milliseconds to write down, which the other clients shall not wait for.
-_LONG = 2000
+from server.scheduling import Failed, Generation, Reading, ReadingFinished
+from server.sessions import TOKEN_TYPE, Sessions, Target
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+# What a piece shows: the outputs of its steps or of the last one, and the position of its session, if it has one.
+PieceReader = Callable[[v1.Piece, TokenIds], Awaitable[tuple[NDArray[Any], int | None]]]
 
 
 class InferenceServicer(v1.InferenceServiceServicer):
@@ -68,13 +60,17 @@ class InferenceServicer(v1.InferenceServiceServicer):
 
     Args:
         models: what there is.
+        sessions: what calls may continue.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread before its stream is ended.
         draining: set when the server shuts down.
     """
 
-    def __init__(self, models: Models, limits: Limits, write_timeout: float, draining: asyncio.Event) -> None:
+    def __init__(
+        self, models: Models, sessions: Sessions, limits: Limits, write_timeout: float, draining: asyncio.Event
+    ) -> None:
         self._models = models
+        self._sessions = sessions
         self._limits = limits
         self._write_timeout = write_timeout
         self._draining = draining
@@ -90,52 +86,91 @@ class InferenceServicer(v1.InferenceServiceServicer):
         self, request: v1.GenerateRequest, context: Context
     ) -> None:
         check_size(request, self._limits)
-        model = self._models.that_generates(request.model)
-        params = sampling_params(request, model, self._limits)
-        ids = prompt_ids(request, model, self._limits)
         mailbox = Mailbox()
-        generation = Generation(ids, mailbox, params=params, interval=delivery_interval(request))
-        _submit(model, generation)
-        response = v1.GenerateResponse()
-        response.started.model = model.name
-        response.started.digest = model.bundle.digest
-        response.started.seed = params.seed
-        response.started.prompt_token_count = len(ids)
-        response.started.unknown_token_count = model.count_unknown(ids)
-        single = request.HasField("single_tokens")
+        begin = self._continue_session if request.HasField("session") else self._begin
+        model, started, leave = await begin(request, mailbox)
         try:
-            decoder = model.vocabulary.decoder()
-            count = 0
-            end: Event | None = None
-            while end is None:
-                new, end = _split(await mailbox.gather())
-                count += len(new)
-                while new:
-                    part, new = (new[:1], new[1:]) if single else (new, [])
-                    response.chunk.token_ids.extend(part)
-                    response.chunk.text = decoder.decode(part, final=bool(end) and not new)
-                    if new or not isinstance(end, Finished):
-                        await self._write(context, response)
-                        response = v1.GenerateResponse()
-            if isinstance(end, Failed):
-                raise _request_error(end.error)
-            assert isinstance(end, Finished)
-            response.finished.finish_reason = _FINISH_REASONS[end.reason]
-            response.finished.generated_token_count = count
-            text = "" if response.HasField("chunk") else decoder.decode([], final=True)
-            if text:  # Bytes that became no whole character.
-                response.chunk.text = text
-            await self._write(context, response)
+            await write_generation(
+                mailbox,
+                model,
+                started,
+                partial(self._write, context),
+                single=request.HasField("single_tokens"),
+                received=request.received_token_count,
+            )
         finally:
-            model.scheduler.abort(generation)
+            leave()
+
+    async def _begin(
+        self, request: v1.GenerateRequest, mailbox: Mailbox
+    ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
+        """Have a prompt continued from the model's initial state."""
+        if request.received_token_count:
+            raise FieldError("received_token_count", "needs a session: only there a call can be repeated")
+        model = self._models.that_generates(request.model)
+        given = requested_seed(request)
+        seed = secrets.randbits(63) if given is None else given
+        params = sampling_params(request, seed, model, self._limits)
+        ids = prompt_ids(request, model, self._limits)
+        generation = Generation(ids, mailbox, params=params, interval=delivery_interval(request))
+        model.scheduler.submit(generation)
+        started = v1.GenerateStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            seed=seed,
+            prompt_token_count=len(ids),
+            unknown_token_count=model.count_unknown(ids),
+        )
+        return model, started, partial(model.scheduler.abort, generation)
+
+    async def _continue_session(
+        self, request: v1.GenerateRequest, mailbox: Mailbox
+    ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
+        """Have a session continued, or a call that was made on it repeated."""
+        target = session_target(request)
+        received_count(request)
+        model = self._models.that_generates(request.model or await self._model_of(target))
+        params = sampling_params(request, 0, model, self._limits)
+        ids = continuation_ids(request, model, self._limits)
+        listening = await self._sessions.generate(
+            model.for_sessions,
+            target,
+            array(TOKEN_TYPE, ids.tolist()),
+            mailbox,
+            params=params,
+            seed=requested_seed(request),
+            begin_token=model.begin_token,
+            interval=delivery_interval(request),
+        )
+        started = v1.GenerateStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            seed=listening.seed,
+            prompt_token_count=listening.prompt_count,
+            unknown_token_count=model.count_unknown(ids),
+            session_position=listening.start,
+        )
+        return model, started, listening.leave
+
+    async def _model_of(self, target: Target) -> str:
+        return (await self._sessions.get(target.session_id)).model
 
     async def Classify(self, request: v1.ClassifyRequest, context: Context) -> v1.ClassifyResponse:
         check_size(request, self._limits)
-        model, labelling = self._models.that_labels(request.model, "model")
+        target = session_target(request) if request.HasField("session") else None
+        name = request.model or (await self._model_of(target) if target else "")
+        model, labelling = self._models.that_labels(name, "model")
         ids = input_ids(request, model, self._limits)
-        finished = await _read(model, Reading(ids, Mailbox(), every_step=labelling.every_step))
-        prediction = await _predict(labelling, finished.outputs, len(ids))
-        return v1.ClassifyResponse(model=model.name, digest=model.bundle.digest, prediction=prediction)
+        response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
+        if target:
+            tokens = array(TOKEN_TYPE, ids.tolist())
+            every_step = labelling.every_step
+            found = await self._sessions.read(model.for_sessions, target, tokens, every_step=every_step)
+            outputs, response.session_position = found.outputs, found.end
+        else:
+            outputs = (await _read(model, Reading(ids, Mailbox(), every_step=labelling.every_step))).outputs
+        response.prediction.CopyFrom(await predict(labelling, outputs, len(ids)))
+        return response
 
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context
@@ -144,33 +179,54 @@ class InferenceServicer(v1.InferenceServiceServicer):
             first = await anext(messages, None)
             if first is None or not first.HasField("config"):
                 raise FieldError("config", "is missing: the first message of a stream is its config")
-            model, labelling = self._models.that_labels(first.config.model, "config.model")
+            config = first.config
+            target = session_target(config, "config.session") if config.HasField("session") else None
+            if target and target.request_id:
+                raise FieldError("config.session.request_id", "belongs to a piece: every piece is a call of its own")
+            name = config.model or (await self._model_of(target) if target else "")
+            model, labelling = self._models.that_labels(name, "config.model")
+            read = self._in_session(model, labelling, target) if target else _in_stream(model, labelling)
             with self._open_stream(model):
                 started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
                 await self._write(context, v1.StreamClassifyResponse(started=started))
-                async for prediction in self._predictions(messages, model, labelling):
-                    result = v1.PieceResult(prediction=prediction)
+                async for result in self._results(messages, model, labelling, read):
                     await self._write(context, v1.StreamClassifyResponse(result=result))
 
-    async def _predictions(
-        self, messages: AsyncIterator[v1.StreamClassifyRequest], model: ServedModel, labelling: Labelling
-    ) -> AsyncIterator[v1.Prediction]:
-        """One prediction for every piece, the state kept between them."""
-        state: Arrays | None = None
-        latest = v1.Prediction()
+    async def _results(
+        self,
+        messages: AsyncIterator[v1.StreamClassifyRequest],
+        model: ServedModel,
+        labelling: Labelling,
+        read: PieceReader,
+    ) -> AsyncIterator[v1.PieceResult]:
+        """One result for every piece, the state kept between them."""
+        latest = v1.PieceResult()
         async for message in messages:
             if not message.HasField("piece"):
                 raise FieldError("piece", "is missing: every message but the first is a piece")
             ids = piece_ids(message.piece, model, self._limits)
-            steps = latest.step_count + len(ids)
+            steps = latest.prediction.step_count + len(ids)
             if len(ids):
-                reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
-                finished = await _read(model, reading, always=True)
-                state = finished.state
-                latest = await _predict(labelling, finished.outputs, steps)
+                outputs, position = await read(message.piece, ids)
+                latest = v1.PieceResult(prediction=await predict(labelling, outputs, steps), session_position=position)
             elif labelling.every_step:
-                latest = v1.Prediction(step_count=steps)
+                latest.prediction.CopyFrom(v1.Prediction(step_count=steps))
             yield latest
+
+    def _in_session(self, model: ServedModel, labelling: Labelling, target: Target) -> PieceReader:
+        """Reads pieces on a session, each behind the one before."""
+        expected = target.position
+
+        async def read(piece: v1.Piece, ids: TokenIds) -> tuple[NDArray[Any], int | None]:
+            nonlocal expected
+            check_request_id(piece.request_id, "piece.request_id")
+            this = replace(target, position=expected, request_id=piece.request_id, fingerprint=fingerprint(piece))
+            tokens = array(TOKEN_TYPE, ids.tolist())
+            found = await self._sessions.read(model.for_sessions, this, tokens, every_step=labelling.every_step)
+            expected = found.end
+            return found.outputs, found.end
+
+        return read
 
     async def _messages(
         self, requests: AsyncIterator[v1.StreamClassifyRequest]
@@ -216,75 +272,33 @@ class InferenceServicer(v1.InferenceServiceServicer):
             ) from error
 
 
-def _submit(model: ServedModel, sequence: Sequence, *, always: bool = False) -> None:
-    try:
-        model.scheduler.submit(sequence, always=always)
-    except QueueFullError as error:
-        limit = model.scheduler.waiting_limit
-        message = f"{limit} requests wait for {model.name!r} already, as many as may: try again later"
-        raise QueueFullRequestError(message, limit=limit) from error
-    except SchedulerStoppedError as error:
-        raise ServerDrainingError("the server is shutting down") from error
+def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
+    """Reads the pieces of a stream that belongs to no session."""
+    state: Arrays | None = None
+
+    async def read(piece: v1.Piece, ids: TokenIds) -> tuple[NDArray[Any], int | None]:
+        nonlocal state
+        reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
+        finished = await _read(model, reading, always=True)
+        state = finished.state
+        return finished.outputs, None
+
+    return read
 
 
 async def _read(model: ServedModel, reading: Reading, *, always: bool = False) -> ReadingFinished:
     """Run a reading to its end."""
     assert isinstance(reading.receiver, Mailbox)
-    _submit(model, reading, always=always)
+    model.scheduler.submit(reading, always=always)
     try:
         (event,) = await reading.receiver.gather()
     finally:
         model.scheduler.abort(reading)
     if isinstance(event, Failed):
-        raise _request_error(event.error)
+        raise event.error
     assert isinstance(event, ReadingFinished)
     return event
 
 
-def _split(events: list[Event]) -> tuple[list[int], Event | None]:
-    """The tokens among a generation's events, and its end, good or bad, if it is there."""
-    tokens: list[int] = []
-    for event in events:
-        if not isinstance(event, Tokens):
-            return tokens, event
-        tokens.extend(event.ids)
-    return tokens, None
-
-
 async def _following(requests: AsyncIterator[v1.StreamClassifyRequest]) -> v1.StreamClassifyRequest | None:
     return await anext(aiter(requests), None)
-
-
-def _request_error(error: Exception) -> RequestError:
-    if isinstance(error, SchedulerStoppedError):
-        return ServerDrainingError("the server is shutting down")
-    if isinstance(error, SequenceFailedError):
-        return ModelFailedError(str(error))
-    return UnexpectedError("internal error")
-
-
-async def _predict(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
-    if len(outputs) < _LONG:
-        return _prediction(labelling, outputs, step_count)
-    return await asyncio.to_thread(_prediction, labelling, outputs, step_count)
-
-
-def _prediction(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
-    """Label scores [steps or 1, labels] as a prediction."""
-    logits = outputs.astype(np.float64)
-    if not np.isfinite(logits).all():
-        raise ModelFailedError("the model's output is not finite, so it has no label")
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = weights / weights.sum(axis=1, keepdims=True)
-    names = labelling.labels
-    if labelling.every_step:
-        best = probabilities.argmax(axis=1)
-        chosen = probabilities[np.arange(len(best)), best]
-        steps = [
-            v1.LabelProbability(label=names[label], probability=probability)
-            for label, probability in zip(best.tolist(), chosen.tolist(), strict=True)
-        ]
-        return v1.Prediction(steps=steps, step_count=step_count)
-    order = np.argsort(-probabilities[0], kind="stable")
-    labels = [v1.LabelProbability(label=names[label], probability=probabilities[0, label]) for label in order.tolist()]
-    return v1.Prediction(labels=labels, step_count=step_count)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import secrets
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,12 @@ from elman import v1
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from server.rpc.models import ServedModel
 from server.scheduling import SamplingParams
+from server.sessions import Target
 
 DEFAULT_MAX_TOKENS = 256
 LONGEST_INTERVAL = 60  # seconds
+LONGEST_REQUEST_ID = 64  # characters
+_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def check_size(message: Message, limits: Limits) -> None:
         )
 
 
-def sampling_params(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> SamplingParams:
-    """How to choose tokens and when to stop.
+def sampling_params(request: v1.GenerateRequest, seed: int, model: ServedModel, limits: Limits) -> SamplingParams:
+    """How to choose tokens and when to stop, under a seed that is the request's or has been chosen for it.
 
     Raises:
         FieldError: max_tokens, the temperature, top_k or top_p is outside its range.
@@ -75,7 +79,6 @@ def sampling_params(request: v1.GenerateRequest, model: ServedModel, limits: Lim
     top_p = request.sampling.top_p if request.sampling.HasField("top_p") else 1.0
     if not 0 < top_p <= 1:
         raise FieldError("sampling.top_p", f"is {top_p}, but must be above 0 and at most 1")
-    seed = request.seed if request.HasField("seed") else secrets.randbits(63)
     end_token = model.text_spec.end_token_id if model.text_spec.HasField("end_token_id") else None
     return SamplingParams(
         temperature,
@@ -103,6 +106,96 @@ def delivery_interval(request: v1.GenerateRequest) -> float | None:
     return seconds
 
 
+def requested_seed(request: v1.GenerateRequest | v1.CreateSessionRequest | v1.ForkSessionRequest) -> int | None:
+    """The seed that a request brings, if any."""
+    return request.seed if request.HasField("seed") else None
+
+
+def session_target(
+    request: v1.GenerateRequest | v1.ClassifyRequest | v1.StreamConfig, field: str = "session"
+) -> Target:
+    """What a call says about its session.
+
+    Raises:
+        FieldError: the id is missing, the position negative, or the name too long.
+    """
+    call = request.session
+    if not call.session_id:
+        raise FieldError(f"{field}.session_id", "is needed: it says which session the call continues")
+    if call.position < 0:
+        raise FieldError(f"{field}.position", f"is {call.position}, but must not be negative")
+    name = call.request_id
+    check_request_id(name, f"{field}.request_id")
+    position = call.position if call.HasField("position") else None
+    return Target(call.session_id, position, name, fingerprint(request))
+
+
+def check_request_id(name: str, field: str) -> None:
+    """Refuse a name that is too long.
+
+    Raises:
+        FieldError: it is.
+    """
+    if len(name) > LONGEST_REQUEST_ID:
+        raise FieldError(field, f"has {len(name)} characters, but may have {LONGEST_REQUEST_ID}")
+
+
+def received_count(request: v1.GenerateRequest) -> int:
+    """How many tokens the caller has already.
+
+    Raises:
+        FieldError: it is negative, or the call has no name by which it could have been made before.
+    """
+    count = request.received_token_count
+    if count < 0:
+        raise FieldError("received_token_count", f"is {count}, but must not be negative")
+    if count and not request.session.request_id:
+        raise FieldError("received_token_count", "needs the session.request_id of the first try")
+    return count
+
+
+def fingerprint(request: Message) -> bytes:
+    """Of what a call asks for: equal for a call and its repetition, 16 bytes."""
+    asked = type(request)()
+    asked.CopyFrom(request)
+    for field in ("session", "received_token_count", "interval", "single_tokens", "request_id"):
+        if field in asked.DESCRIPTOR.fields_by_name:
+            asked.ClearField(field)
+    return hashlib.blake2b(asked.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def new_session_id(session_id: str, field: str) -> str:
+    """The id of a session to be made; may be empty.
+
+    Raises:
+        FieldError: it is not one.
+    """
+    if session_id and not _SESSION_ID.fullmatch(session_id):
+        raise FieldError(field, "must be 1 to 64 letters, digits, '.', '_' or '-'")
+    return session_id
+
+
+def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """What a session starts with, the begin token first where the model has one; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    ids = _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    if len(ids) and model.generates and model.begin_token is not None:
+        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
+    return ids
+
+
+def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """What follows in a session; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+
+
 def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """The prompt's ids, the begin token first where the model has one.
 
@@ -110,8 +203,8 @@ def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) 
         FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
     """
     ids = _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
-    if model.text_spec.HasField("begin_token_id"):
-        return np.concatenate([[model.text_spec.begin_token_id], ids]).astype(np.int64)
+    if model.begin_token is not None:
+        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
     if not len(ids):
         raise FieldError(
             request.WhichOneof("prompt") or "text",
@@ -143,7 +236,7 @@ def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> TokenIds:
 
 def _input_ids(
     chosen: str | None,
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece,
+    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest,
     model: ServedModel,
     limits: Limits,
     prefix: str,

@@ -1,6 +1,6 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
-from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
+from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
 from server.scheduling.pace import Pace
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
@@ -32,6 +32,7 @@ __all__ = [
     "SamplingParams",
     "Scheduler",
     "SchedulerStoppedError",
+    "SchedulingError",
     "Sequence",
     "SequenceFailedError",
     "Snapshot",

@@ -139,7 +139,7 @@ class Scheduler:
             # Those who will have a row at the next step are not waiting for one.
             free = self._engine.capacity - len(self._batch)
             if not always and len(self._waiting) >= self._waiting_limit + free:
-                raise QueueFullError
+                raise QueueFullError(self._name, self._waiting_limit)
             self._waiting.append(sequence)
             self._changed.notify()
 

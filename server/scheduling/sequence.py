@@ -66,6 +66,7 @@ class ReadingFinished:
 
     Attributes:
         outputs: [steps, *shape] if every step was asked for, else [1, *shape], the last one's.
+            Empty where the model has no outputs to show.
         state: the state after the last step, by state input name, if it was asked for.
     """
 
@@ -180,4 +181,5 @@ class Reading(Sequence):
             self.outputs.append(outputs[-1:].copy())
 
     def finished(self, state: Arrays | None) -> ReadingFinished:
-        return ReadingFinished(np.concatenate(self.outputs), state)
+        outputs = np.concatenate(self.outputs) if self.outputs else np.empty(0)
+        return ReadingFinished(outputs, state)

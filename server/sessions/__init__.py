@@ -1,0 +1,31 @@
+"""Sessions: state that outlives its calls. Between the rpc room and scheduling.
+
+Sessions (who has which, in memory or in the store) -> Run (a generation under way) -> scheduling
+                                                    -> Journal -> Store (memory, a SQLite file)
+"""
+
+from server.sessions.file import SessionFile, read_file
+from server.sessions.reading import SessionModel
+from server.sessions.session import TOKEN_TYPE, Session, StateLayout
+from server.sessions.sessions import Listening, SessionOptions, SessionReading, Sessions, Target
+from server.sessions.sqlite import Fsync, SqliteStore
+from server.sessions.store import MemoryStore, Store, Summary
+
+__all__ = [
+    "TOKEN_TYPE",
+    "Fsync",
+    "Listening",
+    "MemoryStore",
+    "Session",
+    "SessionFile",
+    "SessionModel",
+    "SessionOptions",
+    "SessionReading",
+    "Sessions",
+    "SqliteStore",
+    "StateLayout",
+    "Store",
+    "Summary",
+    "Target",
+    "read_file",
+]
