@@ -24,6 +24,12 @@ class ProviderName(StrEnum):
     cuda = "cuda"
 
 
+class FsyncName(StrEnum):
+    always = "always"
+    checkpoint = "checkpoint"
+    never = "never"
+
+
 class LogFormat(StrEnum):
     console = "console"
     json = "json"
@@ -85,6 +91,42 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.", min=0)
     ] = 30.0,
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Where sessions are kept. memory: they end with the server. PATH: a SQLite file, made if it is not "
+            "there; they survive whatever happens to the server.",
+            metavar="memory|PATH",
+        ),
+    ] = "memory",
+    fsync: Annotated[
+        FsyncName,
+        typer.Option(
+            help="When what is written to the store is forced to the disk. A killed server loses nothing by any of them; "
+            "a power failure loses nothing (always), the last moments (checkpoint) or more (never)."
+        ),
+    ] = FsyncName.checkpoint,
+    session_memory: Annotated[
+        int,
+        typer.Option(
+            help="MiB of sessions that are kept in memory beside the store; the least recently used leave it.", min=1
+        ),
+    ] = 256,
+    session_ttl: Annotated[
+        float,
+        typer.Option(help="Seconds after which a session that nobody has used is deleted; 0: never.", min=0),
+    ] = 0.0,
+    sessions_per_caller: Annotated[
+        int, typer.Option(help="How many sessions one caller may have; 0: as many as they like.", min=0)
+    ] = 0,
+    snapshot_steps: Annotated[
+        int,
+        typer.Option(
+            help="Steps between two states that a session keeps, about: so many are computed again after a crash or a "
+            "rewind.",
+            min=1,
+        ),
+    ] = 512,
     log_format: Annotated[
         LogFormat, typer.Option(help="console: for people. json: one object a line.")
     ] = LogFormat.console,
@@ -94,6 +136,7 @@ def serve(
     from server.application import ServerOptions, find_bundles
     from server.engine import ProviderChoice
     from server.rpc.validation import Limits
+    from server.sessions import Fsync, SessionOptions
 
     _configure_log(log_format, verbose)
     host, colon, port = listen.rpartition(":")
@@ -112,6 +155,14 @@ def serve(
         limits=Limits(max_tokens_limit, input_limit, message_limit),
         write_timeout=write_timeout,
         drain_timeout=drain_timeout,
+        store=store,
+        fsync=Fsync(fsync.value),
+        sessions=SessionOptions(
+            memory_bytes=session_memory * 2**20,
+            time_to_live=session_ttl,
+            per_caller=sessions_per_caller,
+            snapshot_steps=snapshot_steps,
+        ),
     )
     asyncio.run(_serve(find_bundles(bundles), options))
 
@@ -142,6 +193,7 @@ async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
             slots=options.slots,
             threads=options.thread_count,
             messages_per_second=options.message_rate,
+            sessions=options.store,
             waiting="spinning in a run, asleep between runs",
         )
         await told.wait()

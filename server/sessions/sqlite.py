@@ -217,7 +217,7 @@ class SqliteStore:
 
     def _add_call(self, session_id: str, call: Call) -> None:
         self._connection.execute(_ADD_CALL, (session_id, *astuple(call), _checksum(*astuple(call))))
-        if not call.generated_count:
+        if call.outcome or not call.generated_count:  # It is new, or was made at once.
             self._connection.execute(_FORGET_CALLS, (session_id,))
 
     def _rewind(self, change: Rewind) -> None:
