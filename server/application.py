@@ -215,6 +215,7 @@ class Server:
         for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._calls.drain()
+        self._sessions.hand_over()
         _log.info("draining", calls=self._calls.active, seconds=self.options.drain_timeout, hurry="a second signal")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._calls.wait_until_idle(), self.options.drain_timeout)

@@ -72,7 +72,23 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreConflictError(StoreError):
-    """It holds the session at another position than the change begins at."""
+    """It holds the session in another form than the change begins at."""
+
+
+class SessionMovedError(StoreError):
+    """Another server has the session now."""
+
+
+class SessionElsewhereError(SessionError):
+    """Another server has the session.
+
+    Attributes:
+        seconds: after which it has it no more, unless it goes on.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class StoreOpenError(Exception):

@@ -54,6 +54,7 @@ class Run:
         self.over = asyncio.Event()
         self._call = call  # as it will be when all is written
         self._position = session.position
+        self._version = session.version
         self._journal = journal
         self._layout = layout
         self._take = take
@@ -130,7 +131,18 @@ class Run:
     ) -> None:
         dropped = () if snapshot is None else tuple(self.session.superfluous(snapshot))
         named = call if call.request_id else None
-        change = Advance(self.session.session_id, self._position, time.time(), tokens, named, snapshot, dropped)
+        self._version += 1
+        change = Advance(
+            self.session.session_id,
+            self._position,
+            time.time(),
+            tokens,
+            named,
+            snapshot,
+            dropped,
+            self._version,
+            self.session.fence,
+        )
         self._position += len(tokens)
         self._unwritten += 1
         self._journal.write(change, partial(self._written, change, call, event))

@@ -107,7 +107,8 @@ class Session:
         tokens: all of them.
         snapshots: by ascending position; the first steps need none, they start from the model's initial state.
         calls: by request_id, the latest last.
-        version: how many changes it has gone through, as far as a store counts them.
+        version: how many changes it has gone through, as far as its store counts them.
+        fence: the number under which this server has it; see `Lease`.
     """
 
     session_id: str
@@ -121,6 +122,7 @@ class Session:
     snapshots: list[Snapshot] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
     version: int = 0
+    fence: int = 0
 
     @property
     def position(self) -> int:
@@ -156,7 +158,7 @@ class Session:
 
     def take(self, change: Advance | Rewind) -> None:
         """Go through a change."""
-        self.version += 1
+        self.version = change.version
         if isinstance(change, Rewind):
             del self.tokens[change.position :]
             self.snapshots = [known for known in self.snapshots if known.position <= change.state_position]
@@ -199,6 +201,8 @@ class Advance:
         call: the call that does it, as it stands now, if it has a name.
         snapshot: a state to keep.
         dropped: the positions of the states that give way to it.
+        version: the session's after this change.
+        fence: the number under which the server has the session.
     """
 
     session_id: str
@@ -208,6 +212,8 @@ class Advance:
     call: Call | None = None
     snapshot: Snapshot | None = None
     dropped: tuple[int, ...] = ()
+    version: int = 0
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,18 +224,28 @@ class Rewind:
         session_id: which.
         position: where to.
         state_position: states of more steps are dropped.
+        version: the session's after this change.
+        fence: the number under which the server has the session.
     """
 
     session_id: str
     position: int
     state_position: int
+    version: int = 0
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A session ceases to be."""
+    """A session ceases to be.
+
+    Attributes:
+        session_id: which.
+        fence: the number under which the server has the session.
+    """
 
     session_id: str
+    fence: int = 0
 
 
 Change = Create | Advance | Rewind | Delete

@@ -1,8 +1,8 @@
-"""The sessions of a server: which are in memory, who has which, and every call on them.
+"""Every call on sessions: what makes them, what looks at them, what continues them.
 
-A session in memory is as the store has it. At most one call at a time advances it; others are told where it is. Those
-that nobody has used for longest leave the memory when it gets too much, and come back from the store when they are
-called. Lives on one event loop.
+    Residence (who has the session) -> Run or read (scheduling) -> Journal (store) -> the session in memory
+
+Lives on one event loop.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 import secrets
 import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import structlog
@@ -26,6 +27,7 @@ from server.scheduling import (
     Generation,
     Receiver,
     SamplingParams,
+    SchedulerStoppedError,
     Tokens,
 )
 from server.sessions.errors import (
@@ -33,16 +35,17 @@ from server.sessions.errors import (
     EmptyPromptError,
     PositionMismatchError,
     RequestMismatchError,
-    SessionBusyError,
     SessionError,
     SessionExistsError,
     SessionLimitError,
     SessionNotFoundError,
+    StoreConflictError,
     StoreError,
 )
 from server.sessions.file import SessionFile, write_file
 from server.sessions.journal import Journal
 from server.sessions.reading import SessionModel, beginning, read
+from server.sessions.residence import Residence
 from server.sessions.run import Run
 from server.sessions.session import (
     TOKEN_TYPE,
@@ -59,7 +62,6 @@ _READ = "read"  # the outcome of a call that has generated nothing
 _LEAST_SWEEP, _MOST_SWEEP = 1.0, 60.0  # seconds between two looks for sessions whose time is over
 
 _log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,22 +140,28 @@ class Sessions:
         self._store = store
         self._options = options
         self._journal = Journal(store)
-        self._resident: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
-        self._resident_bytes = 0
-        self._loading: dict[str, asyncio.Task[Session | None]] = {}
-        self._busy: dict[str, Run | None] = {}  # a Run, or something shorter
+        self._residence = Residence(store, options.memory_bytes)
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to delete sessions whose time is over."""
+        """Begin to renew leases and to delete sessions whose time is over."""
+        self._residence.start()
         if self._options.time_to_live:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    def hand_over(self) -> None:
+        """Break off what can be continued by another server, which it will be if its client comes again."""
+        if self._store.shared:
+            for run in self._residence.runs:
+                if run.call.request_id:
+                    run.stop(SchedulerStoppedError())
 
     async def close(self) -> None:
         """Return when everything is written. No call may be under way."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._journal.close()
+        await self._residence.close()
         self._store.close()
 
     # What makes sessions, and what looks at them.
@@ -178,7 +186,7 @@ class Sessions:
         now = time.time()
         seed = secrets.randbits(63) if seed is None else seed
         session = Session(_new(session_id), model.name, model.digest, seed, caller, now, now)
-        async with _Reserved(self, session.session_id, caller):
+        async with self._reserved(session.session_id, caller):
             if tokens:
                 steps = self._options.snapshot_steps
                 found = await read(session, model, tokens, every_step=False, shown=False, snapshot_steps=steps)
@@ -202,7 +210,7 @@ class Sessions:
             SessionNotFoundError, SessionExistsError, SessionLimitError, BundleMismatchError: see there.
             PositionMismatchError: the other one does not reach so far.
         """
-        async with _Reserved(self, new := _new(new_id), caller):
+        async with self._reserved(new := _new(new_id), caller):
             source = await self._suitable(session_id, model)
             position = source.position if position is None else position
             _check_reaches(source, position)
@@ -220,7 +228,7 @@ class Sessions:
         """
         now = time.time()
         session = file.session(model, session_id or file.session_id, caller=caller, now=now)
-        async with _Reserved(self, session.session_id, caller):
+        async with self._reserved(session.session_id, caller):
             return await self._add(session)
 
     async def export(self, session_id: str, model: SessionModel) -> bytes:
@@ -238,18 +246,15 @@ class Sessions:
         Raises:
             SessionNotFoundError: there is none.
         """
-        session = await self._find(session_id)
-        if session is None:
-            raise SessionNotFoundError(f"there is no session {session_id!r}")
-        return session
+        return await self._residence.get(session_id)
 
     async def page(self, after: str, count: int) -> list[Summary]:
         """The first `count` sessions whose ids come after `after`."""
-        return await self._ask(self._store.page, after, count)
+        return await self._residence.ask(self._store.page, after, count)
 
     def is_running(self, session_id: str) -> bool:
-        """Whether a call is under way on it."""
-        return session_id in self._busy
+        """Whether a call is under way on it, on this server."""
+        return self._residence.is_busy(session_id)
 
     async def delete(self, session_id: str) -> None:
         """Forget a session; a generation on it is told so.
@@ -258,19 +263,15 @@ class Sessions:
             SessionNotFoundError: there is none.
             SessionBusyError: a call is under way that cannot be broken off.
         """
-        while True:
-            session = await self.get(session_id)
-            run = self._busy.get(session_id)
-            if run is None:
-                break
+        residence = self._residence
+        session = await residence.get(session_id)
+        while (run := residence.run_of(session_id)) is not None:
             run.stop(SessionNotFoundError(f"session {session_id!r} has been deleted"))
             await run.over.wait()
-        self._claim(session)
-        try:
-            await self._journal.written(Delete(session_id))
-            self._forget(session_id)
-        finally:
-            self._release(session_id)
+            session = await residence.get(session_id)
+        async with residence.claimed(session) as session:
+            await self._journal.written(Delete(session_id, session.fence))
+            residence.forget(session_id)
 
     async def rewind(self, session_id: str, model: SessionModel, position: int) -> Session:
         """Take a session back.
@@ -279,15 +280,11 @@ class Sessions:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
             PositionMismatchError: it does not reach so far.
         """
-        session = await self._idle(session_id, model)
-        self._claim(session)
-        try:
+        async with self._residence.claimed(await self._idle(session_id, model)) as session:
             _check_reaches(session, position)
-            change = Rewind(session_id, position, position - model.lag)
+            change = Rewind(session_id, position, position - model.lag, session.version + 1, session.fence)
             await self._journal.written(change)
-            self._take(session, change)
-        finally:
-            self._release(session_id)
+            self._residence.take(session, change)
         return session
 
     # What continues them.
@@ -323,53 +320,61 @@ class Sessions:
             QueueFullError, SchedulerStoppedError: it does not run.
         """
         session = await self._idle(target.session_id, model)
-        seed_used = session.seed if seed is None else seed
-        run = self._busy.get(target.session_id)
+        params = replace(params, seed=session.seed if seed is None else seed)
+        run = self._residence.run_of(target.session_id)
         if run is not None and target.request_id and run.call.request_id == target.request_id:
             _check_same(run.call, target)
-            return _joined(run, listener, seed_used)
-        self._check_free(session)
-        call = self._recorded(session, target)
-        if call is None:
-            if not session.tokens and begin_token is not None:
-                prompt = array(TOKEN_TYPE, [begin_token, *prompt])
-            if not session.tokens and not prompt:
-                raise EmptyPromptError(f"session {session.session_id!r} is empty, and so is the prompt")
-            call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
         else:
-            prompt = array(TOKEN_TYPE)  # The session holds it.
-            if call.generated_count >= params.max_tokens and not call.outcome:
-                call = replace(call, outcome=FinishReason.MAX_TOKENS.value)
-        if call.outcome:
-            tokens = session.tokens[call.start + call.prompt_count : call.end]
-            listener.receive(Tokens(tuple(tokens)))
-            listener.receive(Finished(FinishReason(call.outcome), call.end))
-            return Listening(seed_used, call.start, call.prompt_count, lambda: None)
+            session = await self._residence.claim(session)
+            try:
+                call = self._recorded(session, target)
+                if call is None:
+                    prompt = _beginning_with(begin_token, session, prompt)
+                    call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
+                else:
+                    prompt = array(TOKEN_TYPE)  # The session holds it.
+                if call.outcome or call.generated_count >= params.max_tokens:
+                    self._residence.release(session.session_id)
+                    return _recited(session, call, listener, params.seed)
+                run = self._run(model, session, call, prompt, params, interval)
+            except BaseException:
+                self._residence.release(session.session_id)
+                raise
+        run.join(listener)
+        return Listening(params.seed, run.call.start, run.call.prompt_count, partial(run.leave, listener))
+
+    def _run(
+        self,
+        model: SessionModel,
+        session: Session,
+        call: Call,
+        prompt: array[int],
+        params: SamplingParams,
+        interval: float | None,
+    ) -> Run:
+        """Have a call generate, from its beginning or from where it was broken off."""
         begin = beginning(session, model)
         run = Run(
             session,
             call,
             journal=self._journal,
             layout=model.layout,
-            take=self._take,
-            end=lambda failed: self._ended(session.session_id, failed),
+            take=self._residence.take,
+            end=lambda failed: self._residence.release(session.session_id, failed=failed),
         )
-        run.start(
-            model.scheduler,
-            Generation(
-                np.concatenate([begin.backlog, np.array(prompt, np.int64)]),
-                run,
-                begin.state,
-                position=begin.position,
-                keep_state=True,
-                snapshot_steps=self._options.snapshot_steps,
-                params=replace(params, seed=seed_used, max_tokens=params.max_tokens - call.generated_count),
-                interval=interval,
-            ),
-            prompt,
+        generation = Generation(
+            np.concatenate([begin.backlog, np.array(prompt, np.int64)]),
+            run,
+            begin.state,
+            position=begin.position,
+            keep_state=True,
+            snapshot_steps=self._options.snapshot_steps,
+            params=replace(params, max_tokens=params.max_tokens - call.generated_count),
+            interval=interval,
         )
-        self._busy[session.session_id] = run
-        return _joined(run, listener, seed_used)
+        self._residence.give_to(run)
+        run.start(model.scheduler, generation, prompt)
+        return run
 
     async def read(
         self, model: SessionModel, target: Target, tokens: array[int], *, every_step: bool
@@ -382,12 +387,10 @@ class Sessions:
             QueueFullError, SchedulerStoppedError, SequenceFailedError: nothing has been read.
         """
         session = await self._idle(target.session_id, model)
-        self._check_free(session)
-        call = self._recorded(session, target)
-        if call is not None:
-            return SessionReading(_unpacked(call.answer), call.end)
-        self._claim(session)
-        try:
+        async with self._residence.claimed(session) as session:
+            call = self._recorded(session, target)
+            if call is not None:
+                return SessionReading(_unpacked(call.answer), call.end)
             steps = self._options.snapshot_steps
             found = await read(session, model, tokens, every_step=every_step, shown=True, snapshot_steps=steps)
             start = session.position
@@ -395,8 +398,6 @@ class Sessions:
             call = Call(target.request_id, target.fingerprint, start, len(tokens), 0, _READ, answer)
             await self._write_reading(session, tokens, call if target.request_id else None, found.snapshots)
             return SessionReading(found.outputs, start + len(tokens))
-        finally:
-            self._release(session.session_id)
 
     async def _write_reading(
         self, session: Session, tokens: array[int], call: Call | None, snapshots: list[Any]
@@ -406,13 +407,17 @@ class Sessions:
         for snapshot in snapshots:
             dropped = tuple(session.superfluous(snapshot))
             changes.append(Advance(session_id, start + len(tokens), now, snapshot=snapshot, dropped=dropped))
+        changes = [
+            replace(change, version=session.version + number, fence=session.fence)
+            for number, change in enumerate(changes, 1)
+        ]
         try:
             await asyncio.gather(*(self._journal.written(change) for change in changes))  # In one transaction.
         except StoreError:
-            self._forget(session_id)
+            self._residence.forget(session_id)
             raise
         for change in changes:
-            self._take(session, change)
+            self._residence.take(session, change)
 
     def _recorded(self, session: Session, target: Target) -> Call | None:
         """What is known of a call of that name; None if it is a new one, at the right position.
@@ -438,42 +443,18 @@ class Sessions:
             )
         return call
 
-    # Who has which session.
-
-    def _check_free(self, session: Session) -> None:
-        if session.session_id in self._busy:
-            message = f"a call is under way on session {session.session_id!r}, which is at position {session.position}"
-            raise SessionBusyError(message, session.position)
-
-    def _claim(self, session: Session) -> None:
-        self._check_free(session)
-        self._busy[session.session_id] = None
-
     async def _idle(self, session_id: str, model: SessionModel) -> Session:
         """A session of this model's bundle on which nothing is under way but what somebody listens to."""
         while True:
             session = await self._suitable(session_id, model)
-            run = self._busy.get(session_id)
+            run = self._residence.run_of(session_id)
             if run is None or not run.abandoned:
                 return session
             await run.over.wait()
 
-    def _release(self, session_id: str) -> None:
-        self._busy.pop(session_id, None)
-        self._evict()
-
-    def _ended(self, session_id: str, failed: bool) -> None:
-        """A generation is over."""
-        self._busy.pop(session_id, None)
-        if failed:  # What is in memory may be ahead of what the store can give back.
-            self._forget(session_id)
-        self._evict()
-
-    # Which are in memory.
-
     async def _suitable(self, session_id: str, model: SessionModel) -> Session:
         """A session of this model's very bundle."""
-        session = await self.get(session_id)
+        session = await self._residence.get(session_id)
         if session.model != model.name or session.digest != model.digest:
             raise BundleMismatchError(
                 f"session {session_id!r} began with {session.model!r} {session.digest}, this server has {model.name!r} "
@@ -481,102 +462,56 @@ class Sessions:
             )
         return session
 
-    async def _find(self, session_id: str) -> Session | None:
-        session = self._resident.get(session_id)
-        if session is not None:
-            self._resident.move_to_end(session_id)
-            return session
-        if not self._store.blocks:
-            return self._keep(self._store.load(session_id))
-        if session_id not in self._loading:
-            self._loading[session_id] = asyncio.get_running_loop().create_task(self._load(session_id))
-        return await asyncio.shield(self._loading[session_id])
-
-    async def _load(self, session_id: str) -> Session | None:
-        try:
-            return self._keep(await asyncio.to_thread(self._store.load, session_id))
-        finally:
-            del self._loading[session_id]
-
-    def _keep(self, session: Session | None) -> Session | None:
-        if session is not None:
-            self._resident[session.session_id] = session
-            self._resident_bytes += session.size
-            self._evict(but=session.session_id)
-        return session
-
-    def _forget(self, session_id: str) -> None:
-        session = self._resident.pop(session_id, None)
-        if session is not None:
-            self._resident_bytes -= session.size
-
-    def _evict(self, but: str = "") -> None:
-        """Let sessions go from the memory, the least recently used first."""
-        if self._resident_bytes <= self._options.memory_bytes:
-            return
-        for session_id in list(self._resident):
-            if self._resident_bytes <= self._options.memory_bytes:
-                return
-            if session_id not in self._busy and session_id != but:
-                self._forget(session_id)
-
-    def _take(self, session: Session, change: Advance | Rewind) -> None:
-        """A session goes through a change that the store has."""
-        before = session.size
-        session.take(change)
-        if session.session_id in self._resident:
-            self._resident_bytes += session.size - before
+    @asynccontextmanager
+    async def _reserved(self, session_id: str, caller: str) -> AsyncIterator[None]:
+        """Have an id for a new session, if the caller may have one."""
+        async with self._residence.reserved(session_id):
+            limit = self._options.per_caller
+            if limit and await self._residence.ask(self._store.count, caller) >= limit:
+                raise SessionLimitError(f"{caller!r} has {limit} sessions already, as many as one caller may have")
+            yield
 
     async def _add(self, session: Session) -> Session:
-        await self._journal.written(Create(session))
-        self._keep(session)
+        try:
+            await self._journal.written(Create(session))
+        except StoreConflictError as error:
+            raise SessionExistsError(f"there is a session {session.session_id!r} already") from error
+        self._residence.keep(session)
         return session
-
-    async def _ask(self, question: Callable[..., T], *given: Any) -> T:
-        return await asyncio.to_thread(question, *given) if self._store.blocks else question(*given)
 
     async def _sweep(self) -> None:
         live = self._options.time_to_live
         while True:
             await asyncio.sleep(min(max(live / 4, _LEAST_SWEEP), _MOST_SWEEP))
             try:
-                for session_id in await self._ask(self._store.expired, time.time() - live):
-                    if session_id not in self._busy:
+                for session_id in await self._residence.ask(self._store.expired, time.time() - live):
+                    if not self._residence.is_busy(session_id):
                         await self.delete(session_id)
                         _log.info("session expired", session=session_id)
             except SessionError as error:
                 _log.warning("sessions not swept", error=str(error))
 
 
-class _Reserved:
-    """That an id is being given to a new session: nobody else gets it meanwhile."""
-
-    def __init__(self, sessions: Sessions, session_id: str, caller: str) -> None:
-        self._sessions = sessions
-        self._session_id = session_id
-        self._caller = caller
-
-    async def __aenter__(self) -> None:
-        sessions, session_id = self._sessions, self._session_id
-        if session_id in sessions._busy or await sessions._find(session_id) is not None or session_id in sessions._busy:
-            raise SessionExistsError(f"there is a session {session_id!r} already")
-        sessions._busy[session_id] = None
-        limit = sessions._options.per_caller
-        if limit and await sessions._ask(sessions._store.count, self._caller) >= limit:
-            sessions._busy.pop(session_id)
-            raise SessionLimitError(f"{self._caller!r} has {limit} sessions already, as many as one caller may have")
-
-    async def __aexit__(self, *_: object) -> None:
-        self._sessions._release(self._session_id)
-
-
 def _new(session_id: str) -> str:
     return session_id or secrets.token_hex(8)
 
 
-def _joined(run: Run, listener: Receiver, seed: int) -> Listening:
-    run.join(listener)
-    return Listening(seed, run.call.start, run.call.prompt_count, lambda: run.leave(listener))
+def _beginning_with(begin_token: int | None, session: Session, prompt: array[int]) -> array[int]:
+    """What a call brings: where it is the first one the begin token, too."""
+    if session.tokens:
+        return prompt
+    if begin_token is not None:
+        return array(TOKEN_TYPE, [begin_token, *prompt])
+    if not prompt:
+        raise EmptyPromptError(f"session {session.session_id!r} is empty, and so is the prompt")
+    return prompt
+
+
+def _recited(session: Session, call: Call, listener: Receiver, seed: int) -> Listening:
+    """A call that has ended is told again."""
+    listener.receive(Tokens(tuple(session.tokens[call.start + call.prompt_count : call.end])))
+    listener.receive(Finished(FinishReason(call.outcome or FinishReason.MAX_TOKENS), call.end))
+    return Listening(seed, call.start, call.prompt_count, lambda: None)
 
 
 def _check_reaches(session: Session, position: int) -> None:

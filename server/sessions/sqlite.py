@@ -41,7 +41,7 @@ from server.sessions.session import (
     Session,
     Snapshot,
 )
-from server.sessions.store import Summary
+from server.sessions.store import SoleOwner, Summary
 
 _SEGMENT = 1024  # tokens
 _FORMAT = 1
@@ -98,7 +98,7 @@ class Fsync(Enum):
 _SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
 
 
-class SqliteStore:
+class SqliteStore(SoleOwner):
     """Keeps sessions in a file that one server at a time has open; implements `Store`.
 
     Args:
@@ -151,8 +151,8 @@ class SqliteStore:
         if isinstance(change, Advance):
             return self._advance(change)
         if isinstance(change, Create):
-            self._create(change.session)
-        elif isinstance(change, Rewind):
+            return self._create(change.session)
+        if isinstance(change, Rewind):
             self._rewind(change)
         else:
             self._delete(change)
@@ -170,17 +170,20 @@ class SqliteStore:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _create(self, session: Session) -> None:
+    def _create(self, session: Session) -> StoreError | None:
         fixed = _fixed(session)
-        self._connection.execute(
-            "INSERT INTO sessions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        inserted = self._connection.execute(
+            "INSERT OR IGNORE INTO sessions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*fixed, session.used, session.position, _checksum(*fixed)),
         )
+        if not inserted.rowcount:
+            return StoreConflictError(f"{self._path}: there is a session {session.session_id!r} already")
         self._add_tokens(session.session_id, 0, session.tokens)
         for snapshot in session.snapshots:
             self._add_snapshot(session.session_id, snapshot)
         for call in session.calls.values():
             self._add_call(session.session_id, call)
+        return None
 
     def _advance(self, change: Advance) -> StoreError | None:
         session_id = change.session_id

@@ -6,7 +6,7 @@ damaged, what came before the damage; never anything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +27,27 @@ class Summary:
     position: int
 
 
+@dataclass(frozen=True)
+class Lease:
+    """That a server has a session: nobody else advances it meanwhile.
+
+    Attributes:
+        fence: grows with every lease. A change that comes under an older number than the latest is not kept, so that a
+            server that has lost its lease without knowing can do no harm.
+        version: the session's in the store; None where nobody but this server can have changed it.
+    """
+
+    fence: int
+    version: int | None
+
+
 class Store(Protocol):
     """Where sessions are kept. Its calls block; they may come from any thread."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may have it open, too."""
+        ...
 
     @property
     def blocks(self) -> bool:
@@ -67,12 +86,43 @@ class Store(Protocol):
         """How many sessions a caller has."""
         ...
 
+    def acquire(self, session_id: str) -> Lease:
+        """Have a session to oneself. A lease ends by itself if it is not renewed, so that nobody waits for the dead.
+
+        Raises:
+            SessionElsewhereError: another server has it.
+        """
+        ...
+
+    def renew(self, fences: Mapping[str, int]) -> list[str]:
+        """Prolong leases, by session id; the ids of those that are lost."""
+        ...
+
+    def release(self, session_id: str, fence: int) -> None:
+        """Let somebody else have it."""
+        ...
+
     def close(self) -> None:
         """Let go of what is open. Nothing is lost."""
         ...
 
 
-class MemoryStore:
+class SoleOwner:
+    """The leases of a store that one server has to itself."""
+
+    shared = False
+
+    def acquire(self, session_id: str) -> Lease:
+        return Lease(0, None)
+
+    def renew(self, fences: Mapping[str, int]) -> list[str]:
+        return []
+
+    def release(self, session_id: str, fence: int) -> None:
+        pass
+
+
+class MemoryStore(SoleOwner):
     """Keeps sessions in the server's memory, for as long as the server runs. It holds the very sessions that it was
     given, so that what they go through need not be done twice."""
 

@@ -1,0 +1,275 @@
+"""Which sessions are in memory, and who has which.
+
+A session in memory is as the store has it. At most one call at a time has a session, on whatever server: here that is
+known at once, among servers that share a store by a lease. Those that nobody has used for longest leave the memory when
+it gets too much, and come back from the store when they are called. Lives on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+
+from server.sessions.errors import (
+    SessionBusyError,
+    SessionElsewhereError,
+    SessionError,
+    SessionExistsError,
+    SessionMovedError,
+    SessionNotFoundError,
+)
+from server.sessions.run import Run
+from server.sessions.session import Advance, Rewind, Session
+from server.sessions.store import Lease, Store
+
+_RENEWAL = 1.5  # seconds between two renewals of leases; less than half of what they last
+_PATIENCE = 10.0  # seconds for which a call waits for another server to let a session go, or to be found dead
+_LEAST_WAIT, _MOST_WAIT = 0.02, 0.2  # seconds between two tries
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Residence:
+    """The sessions in memory, and the claims on them.
+
+    Args:
+        store: where they come from.
+        memory_bytes: about how much memory sessions may take that nobody is using.
+    """
+
+    def __init__(self, store: Store, memory_bytes: int) -> None:
+        self._store = store
+        self._memory_bytes = memory_bytes
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
+        self._bytes = 0
+        self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self._busy: dict[str, Run | None] = {}  # a generation, or something shorter
+        self._fences: dict[str, int] = {}  # of the leases that are held
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to renew leases."""
+        if self._store.shared:
+            self._do(self._renew())
+
+    async def close(self) -> None:
+        """Let all leases go. No call may be under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        for session_id, fence in self._fences.items():
+            await self.ask(self._store.release, session_id, fence)
+
+    # Where sessions are.
+
+    async def ask(self, question: Callable[..., T], *given: Any) -> T:
+        """Ask the store something, without keeping others waiting."""
+        return await asyncio.to_thread(question, *given) if self._store.blocks else question(*given)
+
+    async def get(self, session_id: str) -> Session:
+        """A session as this server knows it. To be looked at only.
+
+        Raises:
+            SessionNotFoundError: there is none.
+        """
+        session = await self.find(session_id)
+        if session is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        return session
+
+    async def find(self, session_id: str) -> Session | None:
+        """The same, or None if there is none."""
+        session = self._sessions.get(session_id)
+        if session is not None and (session_id in self._busy or not self._store.shared):
+            self._sessions.move_to_end(session_id)
+            return session
+        if not self._store.blocks:
+            return self.keep(self._store.load(session_id))
+        # Another server may have advanced it since it was here: only a lease says that it is still the same.
+        if session_id not in self._loading:
+            self._loading[session_id] = asyncio.get_running_loop().create_task(self._load(session_id))
+        return await asyncio.shield(self._loading[session_id])
+
+    async def _load(self, session_id: str) -> Session | None:
+        try:
+            loaded = await asyncio.to_thread(self._store.load, session_id)
+        finally:
+            del self._loading[session_id]
+        if session_id in self._busy and session_id in self._sessions:  # Somebody was faster, and goes on with it.
+            return self._sessions[session_id]
+        self.forget(session_id)
+        return self.keep(loaded)
+
+    def keep(self, session: Session | None) -> Session | None:
+        """Have a session in memory; others may have to leave it."""
+        if session is not None:
+            self._sessions[session.session_id] = session
+            self._bytes += session.size
+            self._evict(but=session.session_id)
+        return session
+
+    def forget(self, session_id: str) -> None:
+        """Have it in memory no more."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._bytes -= session.size
+
+    def take(self, session: Session, change: Advance | Rewind) -> None:
+        """A session goes through a change that the store has."""
+        before = session.size
+        session.take(change)
+        if self._sessions.get(session.session_id) is session:
+            self._bytes += session.size - before
+
+    def _evict(self, but: str = "") -> None:
+        if self._bytes <= self._memory_bytes:
+            return
+        for session_id in list(self._sessions):
+            if self._bytes <= self._memory_bytes:
+                return
+            if session_id not in self._busy and session_id != but:
+                self.forget(session_id)
+
+    # Who has them.
+
+    def is_busy(self, session_id: str) -> bool:
+        """Whether a call of this server has it."""
+        return session_id in self._busy
+
+    def run_of(self, session_id: str) -> Run | None:
+        """The generation that has it, if one has."""
+        return self._busy.get(session_id)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All generations on sessions."""
+        return [run for run in self._busy.values() if run is not None]
+
+    def check_free(self, session: Session) -> None:
+        """Refuse a second call.
+
+        Raises:
+            SessionBusyError: a call of this server has the session.
+        """
+        if session.session_id in self._busy:
+            message = f"a call is under way on session {session.session_id!r}, which is at position {session.position}"
+            raise SessionBusyError(message, session.position)
+
+    async def claim(self, session: Session) -> Session:
+        """Have a session to oneself, until `release`; as it is then.
+
+        Raises:
+            SessionBusyError: somebody has it.
+            SessionNotFoundError: it has been deleted meanwhile.
+        """
+        self.check_free(session)
+        self._busy[session.session_id] = None
+        try:
+            return await self._leased(session) if self._store.shared else session
+        except BaseException:
+            self.release(session.session_id)
+            raise
+
+    async def _leased(self, session: Session) -> Session:
+        session_id = session.session_id
+        lease = await self._lease(session)
+        self._fences[session_id] = lease.fence
+        known = self._sessions.get(session_id)
+        if known is None or known.version != lease.version:
+            self.forget(session_id)
+            known = self.keep(await self.ask(self._store.load, session_id))
+            if known is None:
+                raise SessionNotFoundError(f"there is no session {session_id!r}")
+        known.fence = lease.fence
+        return known
+
+    async def _lease(self, session: Session) -> Lease:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PATIENCE
+        while True:
+            try:
+                return await self.ask(self._store.acquire, session.session_id)
+            except SessionElsewhereError as error:
+                if loop.time() >= deadline:
+                    current = await self.ask(self._store.load, session.session_id) or session
+                    raise SessionBusyError(f"{error}, at position {current.position}", current.position) from error
+                await asyncio.sleep(min(max(error.seconds, _LEAST_WAIT), _MOST_WAIT))
+
+    def give_to(self, run: Run) -> None:
+        """A claimed session is a generation's from now on."""
+        self._busy[run.session.session_id] = run
+
+    def release(self, session_id: str, *, failed: bool = False) -> None:
+        """Have it no more.
+
+        Args:
+            session_id: which.
+            failed: whether it may not be as the store has it.
+        """
+        self._busy.pop(session_id, None)
+        if failed:
+            self.forget(session_id)
+        fence = self._fences.pop(session_id, None)
+        if fence is not None:
+            self._do(self._let_go(session_id, fence))
+        self._evict()
+
+    async def _let_go(self, session_id: str, fence: int) -> None:
+        await self.ask(self._store.release, session_id, fence)
+
+    @asynccontextmanager
+    async def claimed(self, session: Session) -> AsyncIterator[Session]:
+        """`claim` and `release`."""
+        claimed = await self.claim(session)
+        try:
+            yield claimed
+        finally:
+            self.release(session.session_id)
+
+    @asynccontextmanager
+    async def reserved(self, session_id: str) -> AsyncIterator[None]:
+        """Have an id that no session has, for one to be made.
+
+        Raises:
+            SessionExistsError: one has it.
+        """
+        if self.is_busy(session_id) or await self.find(session_id) is not None or self.is_busy(session_id):
+            raise SessionExistsError(f"there is a session {session_id!r} already")
+        self._busy[session_id] = None
+        try:
+            yield
+        finally:
+            self.release(session_id)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEWAL)
+            if not self._fences:
+                continue
+            try:
+                lost = await self.ask(self._store.renew, dict(self._fences))
+            except SessionError as error:
+                _log.warning("leases not renewed", error=str(error))
+                continue
+            for session_id in lost:
+                run = self.run_of(session_id)
+                if run is not None:
+                    run.stop(SessionMovedError(f"another server has session {session_id!r} now"))
+
+    def _do(self, work: Any) -> None:
+        """Have something done beside everything else."""
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _logged(work: Any) -> None:
+    try:
+        await work
+    except SessionError as error:
+        _log.warning("store of sessions", error=str(error))
