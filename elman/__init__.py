@@ -19,8 +19,12 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         OverloadedError,
         ServerError,
+        SessionConflictError,
+        SessionExistsError,
+        SessionNotFoundError,
         UnavailableError,
     )
+    from elman.sessions import Session, SessionContent
     from export import ExportError, Labels, NextToken, StepModule, Token, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
@@ -33,8 +37,12 @@ _HOMES = {
         "ModelNotFoundError",
         "OverloadedError",
         "ServerError",
+        "SessionConflictError",
+        "SessionExistsError",
+        "SessionNotFoundError",
         "UnavailableError",
     ),
+    "elman.sessions": ("Session", "SessionContent"),
     "bundle": ("ByteVocabulary", "CharacterVocabulary"),
     "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Values", "export_bundle"),
 }
@@ -59,6 +67,11 @@ __all__ = [
     "OverloadedError",
     "Prediction",
     "ServerError",
+    "Session",
+    "SessionConflictError",
+    "SessionContent",
+    "SessionExistsError",
+    "SessionNotFoundError",
     "StepModule",
     "Token",
     "UnavailableError",

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from elman import v1
-from elman.errors import InvalidRequestError, from_rpc_error
+from elman.errors import ElmanError, expressible, rpc_errors
+from elman.sessions import Input, Patience, SessionCalls, call_metadata, session_call, set_input
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-Input = str | Sequence[int]
+_CHANNEL_OPTIONS = (
+    # A tagger answers every step of a long input, which the default of 4 MiB would cut.
+    ("grpc.max_receive_message_length", -1),
+    # A server that was restarted is found at once: grpc's own pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A machine that has gone without a word is noticed.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
 
 
 class FinishReason(Enum):
@@ -86,11 +99,13 @@ class Prediction:
         labels: a classifier's, all of them, the most probable first; empty for a tagger.
         steps: a tagger's, one for every step; empty for a classifier.
         step_count: the number of steps read; in a stream, all pieces together.
+        session_position: the session's after this call, or after this piece; None without a session.
     """
 
     labels: tuple[Label, ...]
     steps: tuple[Label, ...]
     step_count: int
+    session_position: int | None = None
 
 
 class GenerationStream:
@@ -104,12 +119,34 @@ class GenerationStream:
         unknown_token_count: how many of them the vocabulary does not have.
         finish_reason: why it ended; None before it has.
         generated_token_count: how many tokens it has in the end.
+        session_position_before: the session's position before the call; None before the first chunk.
+        session_position: the session's position after the call; None before its end.
+        request_id: names the call in its session, for whoever repeats it; "" where it has no name.
+        received_token_count: how many of its tokens have come, those that the caller had already included.
     """
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse], address: str) -> None:
-        self._call = call
+    def __init__(
+        self,
+        begin: Callable[[int], grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]],
+        address: str,
+        patience: Patience,
+        *,
+        request_id: str = "",
+        received_token_count: int = 0,
+    ) -> None:
+        """Begin it.
+
+        Args:
+            begin: makes the call, behind so many tokens.
+            address: of the server, for errors.
+            patience: for how long what is broken off is begun again.
+            request_id: as above.
+            received_token_count: how many tokens the caller has already.
+        """
+        self._begin = begin
         self._address = address
-        self._cancelled = False
+        self._patience = patience
+        self._cancelled = asyncio.Event()
         self.model = ""
         self.digest = ""
         self.seed = 0
@@ -117,28 +154,58 @@ class GenerationStream:
         self.unknown_token_count = 0
         self.finish_reason: FinishReason | None = None
         self.generated_token_count = 0
+        self.session_position_before: int | None = None
+        self.session_position: int | None = None
+        self.request_id = request_id
+        self.received_token_count = received_token_count
+        self._call = begin(received_token_count)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         try:
-            with _errors(self._address):
-                async for response in self._call:
-                    if response.HasField("started"):
-                        started = response.started
-                        self.model, self.digest, self.seed = started.model, started.digest, started.seed
-                        self.prompt_token_count = started.prompt_token_count
-                        self.unknown_token_count = started.unknown_token_count
-                    if response.HasField("finished"):
-                        self.finish_reason = FinishReason(response.finished.finish_reason)
-                        self.generated_token_count = response.finished.generated_token_count
-                    if response.HasField("chunk"):
-                        yield Chunk(response.chunk.text, tuple(response.chunk.token_ids))
+            while (response := await self._next()) is not None:
+                self._take(response)
+                if response.HasField("chunk"):
+                    yield Chunk(response.chunk.text, tuple(response.chunk.token_ids))
         except asyncio.CancelledError:
             # grpc.aio raises this where the call was cancelled, too; it is an end then, and no cancelled task.
             task = asyncio.current_task()
-            if not self._cancelled or (task is not None and task.cancelling()):
+            if not self._cancelled.is_set() or (task is not None and task.cancelling()):
                 raise
         finally:
             self.cancel()
+
+    async def _next(self) -> v1.GenerateResponse | None:
+        """The next response; None behind the last one. Where the call is broken off it is begun again."""
+        while True:
+            try:
+                with rpc_errors(self._address):
+                    return await anext(aiter(self._call), None)
+            except ElmanError as error:
+                await self._wait(self._patience.pause(error))
+            if self._cancelled.is_set():
+                return None
+            self._call = self._begin(self.received_token_count)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but no longer than until the generation is cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._cancelled.wait()
+
+    def _take(self, response: v1.GenerateResponse) -> None:
+        if response.HasField("started"):
+            started = response.started
+            self.model, self.digest, self.seed = started.model, started.digest, started.seed
+            self.prompt_token_count = started.prompt_token_count
+            self.unknown_token_count = started.unknown_token_count
+            self.session_position_before = _position(started)
+        if response.HasField("finished"):
+            self.finish_reason = FinishReason(response.finished.finish_reason)
+            self.generated_token_count = response.finished.generated_token_count
+            self.session_position = _position(response.finished)
+        if response.chunk.token_ids:
+            self.received_token_count += len(response.chunk.token_ids)
+            self._patience.renew()
 
     async def text(self) -> str:
         """The whole text, when it is there."""
@@ -147,24 +214,31 @@ class GenerationStream:
     def cancel(self) -> None:
         """End the generation now: the loop over it ends, without an error and without a finish_reason. Harmless after
         its end. Leaving the loop does the same."""
-        self._cancelled = True
+        self._cancelled.set()
         self._call.cancel()
 
 
-class Client:
+class Client(SessionCalls):
     """Calls one server.
 
     Args:
         address: host and port.
         timeout: seconds one call may take, as far as a call does not say otherwise; None: as long as it takes.
+        caller: says to the server whose sessions it makes; default, the address that the calls come from.
+
+    Raises:
+        ValueError: `caller` has other characters than printable ASCII.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = None) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = None, caller: str = "") -> None:
+        if not (caller.isascii() and caller.isprintable()):
+            raise ValueError(f"caller is {caller!r}, but must be printable ASCII")
         self.address = address
         self._timeout = timeout
-        # A tagger answers every step of a long input, which the default of 4 MiB would cut.
-        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self._caller = caller
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = v1.InferenceServiceStub(self._channel)
+        self._sessions = v1.SessionServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,10 +255,20 @@ class Client:
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
 
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout: float | None,
+        session: str = "",
+    ) -> _Response:
+        metadata = call_metadata(self._caller, session)
+        with rpc_errors(self.address):
+            return await method(request, timeout=self._seconds(timeout), metadata=metadata)
+
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """All models of the server, by name."""
-        with _errors(self.address):
-            response = await self._stub.ListModels(v1.ListModelsRequest(), timeout=self._seconds(timeout))
+        response = await self._call(self._stub.ListModels, v1.ListModelsRequest(), timeout)
         return [_model(model) for model in response.models]
 
     async def get_model(self, name: str, *, timeout: float | None = None) -> Model:
@@ -193,9 +277,7 @@ class Client:
         Raises:
             ModelNotFoundError: there is none of that name.
         """
-        with _errors(self.address):
-            response = await self._stub.GetModel(v1.GetModelRequest(name=name), timeout=self._seconds(timeout))
-        return _model(response.model)
+        return _model((await self._call(self._stub.GetModel, v1.GetModelRequest(name=name), timeout)).model)
 
     def generate(
         self,
@@ -209,9 +291,14 @@ class Client:
         seed: int | None = None,
         interval: float | None = None,
         single_tokens: bool = False,
+        session: str = "",
+        position: int | None = None,
+        request_id: str = "",
+        received_token_count: int = 0,
+        patience: float = 0.0,
         timeout: float | None = None,
     ) -> GenerationStream:
-        """Continue a prompt. The call starts now; errors of the server are raised by iterating.
+        """Continue a prompt, or a session. The call starts now; errors of the server are raised by iterating.
 
         Args:
             prompt: text, or token ids.
@@ -224,11 +311,21 @@ class Client:
             interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
                 are there; default as the server sees fit, which depends on its load.
             single_tokens: a chunk for every token; excludes `interval`.
-            timeout: seconds the whole generation may take.
+            session: the id of the session to continue; the prompt follows what it holds and may be empty.
+            position: where the session is expected to be; at another position nothing is generated
+                (`SessionConflictError`). Default: wherever it is.
+            request_id: names the call in its session: a call that comes again under its name is not run again, but
+                sent again. Default: none, or a random one where there is patience.
+            received_token_count: how many of the call's tokens are there already: it goes on behind them.
+            patience: in a session, seconds for which a call that is broken off, because the server or the connection
+                to it has gone, is repeated; its chunks then go on as if nothing had been. Default 0, not at all.
+            timeout: seconds the whole generation may take, repetitions included.
         """
-        with _expressible():
-            request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed)
-            _set_input(request, prompt)
+        with expressible():
+            call = session_call(session, position, request_id, patience)
+            request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed, session=call)
+            request.received_token_count = received_token_count
+            set_input(request, prompt)
             for field, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
                 if value is not None:
                     setattr(request.sampling, field, value)
@@ -238,25 +335,66 @@ class Client:
                 if single_tokens:
                     raise ValueError("single_tokens and an interval exclude each other")
                 request.interval.FromNanoseconds(round(interval * 1e9))
-        return GenerationStream(self._stub.Generate(request, timeout=self._seconds(timeout)), self.address)
+        return self._generate(request, Patience(patience, self._seconds(timeout)))
 
-    async def classify(self, input: Input, *, model: str = "", timeout: float | None = None) -> Prediction:
+    def _generate(self, request: v1.GenerateRequest, patience: Patience) -> GenerationStream:
+        metadata = call_metadata(self._caller, request.session.session_id)
+
+        def begin(received: int) -> grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]:
+            request.received_token_count = received
+            return self._stub.Generate(request, timeout=patience.timeout, metadata=metadata)
+
+        return GenerationStream(
+            begin,
+            self.address,
+            patience,
+            request_id=request.session.request_id,
+            received_token_count=request.received_token_count,
+        )
+
+    async def classify(
+        self,
+        input: Input,
+        *,
+        model: str = "",
+        session: str = "",
+        position: int | None = None,
+        request_id: str = "",
+        patience: float = 0.0,
+        timeout: float | None = None,
+    ) -> Prediction:
         """Label a whole input.
 
         Args:
             input: text, or token ids; not empty.
             model: its name; may be empty where the server holds one with labels.
-            timeout: seconds the call may take.
+            session: the id of the session that the input continues.
+            position: where the session is expected to be; see `generate`.
+            request_id: names the call in its session; see `generate`.
+            patience: in a session, seconds for which a call that is broken off is repeated; see `generate`.
+            timeout: seconds the call may take, repetitions included.
         """
-        with _expressible():
-            request = v1.ClassifyRequest(model=model)
-            _set_input(request, input)
-        with _errors(self.address):
-            response = await self._stub.Classify(request, timeout=self._seconds(timeout))
-        return _prediction(response.prediction)
+        with expressible():
+            call = session_call(session, position, request_id, patience)
+            request = v1.ClassifyRequest(model=model, session=call)
+            set_input(request, input)
+        trying = Patience(patience, self._seconds(timeout))
+        while True:
+            try:
+                response = await self._call(self._stub.Classify, request, trying.timeout, session)
+            except ElmanError as error:
+                await asyncio.sleep(trying.pause(error))
+            else:
+                return _prediction(response.prediction, _position(response))
 
     async def stream_classify(
-        self, pieces: AsyncIterable[Input] | Iterable[Input], *, model: str = "", timeout: float | None = None
+        self,
+        pieces: AsyncIterable[Input] | Iterable[Input],
+        *,
+        model: str = "",
+        session: str = "",
+        position: int | None = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[Prediction]:
         """Label an input that arrives in pieces; one prediction for every piece, in order.
 
@@ -266,9 +404,14 @@ class Client:
         Args:
             pieces: text or token ids.
             model: its name; may be empty where the server holds one with labels.
+            session: the id of the session that the pieces continue; it holds a piece when that is answered.
+            position: where the session is expected to be before the first piece; see `generate`.
             timeout: seconds the whole stream may take.
         """
-        call = self._stub.StreamClassify(timeout=self._seconds(timeout))
+        with expressible():
+            config = v1.StreamConfig(model=model, session=session_call(session, position, "", 0))
+        metadata = call_metadata(self._caller, session)
+        call = self._stub.StreamClassify(timeout=self._seconds(timeout), metadata=metadata)
 
         async def exchange(request: v1.StreamClassifyRequest) -> v1.StreamClassifyResponse:
             # grpc.aio will not write to a call that has ended meanwhile; reading then tells why it has.
@@ -279,23 +422,17 @@ class Client:
             return response
 
         try:
-            with _errors(self.address):
-                await exchange(v1.StreamClassifyRequest(config=v1.StreamConfig(model=model)))
+            with rpc_errors(self.address):
+                await exchange(v1.StreamClassifyRequest(config=config))
                 async for piece in _asynchronous(pieces):
                     request = v1.StreamClassifyRequest(piece=v1.Piece())
-                    with _expressible():
-                        _set_input(request.piece, piece)
-                    yield _prediction((await exchange(request)).result.prediction)
+                    with expressible():
+                        set_input(request.piece, piece)
+                    result = (await exchange(request)).result
+                    yield _prediction(result.prediction, _position(result))
                 await call.done_writing()
         finally:
             call.cancel()
-
-
-def _set_input(message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece, given: Input) -> None:
-    if isinstance(given, str):
-        message.text = given
-    else:
-        message.tokens.ids.extend(given)
 
 
 async def _asynchronous(pieces: AsyncIterable[Input] | Iterable[Input]) -> AsyncIterator[Input]:
@@ -305,24 +442,6 @@ async def _asynchronous(pieces: AsyncIterable[Input] | Iterable[Input]) -> Async
     else:
         for piece in pieces:
             yield piece
-
-
-@contextlib.contextmanager
-def _errors(address: str) -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error, address) from error
-
-
-@contextlib.contextmanager
-def _expressible() -> Iterator[None]:
-    """What the protocol cannot even express is refused like what the server refuses."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        message = f"the request cannot be expressed: {error}"
-        raise InvalidRequestError(message, code=grpc.StatusCode.INVALID_ARGUMENT) from error
 
 
 def _model(model: v1.Model) -> Model:
@@ -338,9 +457,14 @@ def _model(model: v1.Model) -> Model:
     )
 
 
-def _prediction(prediction: v1.Prediction) -> Prediction:
+def _prediction(prediction: v1.Prediction, session_position: int | None) -> Prediction:
     return Prediction(
         labels=tuple(Label(label.label, label.probability) for label in prediction.labels),
         steps=tuple(Label(label.label, label.probability) for label in prediction.steps),
         step_count=prediction.step_count,
+        session_position=session_position,
     )
+
+
+def _position(message: v1.GenerateStarted | v1.GenerateFinished | v1.ClassifyResponse | v1.PieceResult) -> int | None:
+    return message.session_position if message.HasField("session_position") else None

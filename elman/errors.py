@@ -1,18 +1,23 @@
 """What a client can get instead of an answer.
 
     ElmanError
-      InvalidRequestError    the request is at fault; `fields` says where
-      ModelNotFoundError     the server holds no such model
-      OverloadedError        the server has as much as it takes; try again later
-      UnavailableError       no server there, or it is shutting down; try again, or elsewhere
-      DeadlineExceededError  the time the caller gave is up
-      ServerError            the model or the server failed
+      InvalidRequestError      the request is at fault; `fields` says where
+        ModelNotFoundError     the server holds no such model
+        SessionNotFoundError   there is no such session
+        SessionExistsError     there is a session of that id already
+      SessionConflictError     the session is not where the call expects it, or another call runs; `position` says where
+      OverloadedError          the server has as much as it takes; try again later
+      UnavailableError         no server there, or it is shutting down; try again, or elsewhere
+      DeadlineExceededError    the time the caller gave is up
+      ServerError              the model or the server failed
 
 Every one carries the stable `reason` of the error's ErrorInfo, such as "QUEUE_FULL", for programs to look at.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import grpc
@@ -54,6 +59,23 @@ class ModelNotFoundError(InvalidRequestError):
     """The server holds no such model."""
 
 
+class SessionNotFoundError(InvalidRequestError):
+    """There is no such session."""
+
+
+class SessionExistsError(InvalidRequestError):
+    """There is a session of that id already."""
+
+
+class SessionConflictError(ElmanError):
+    """Somebody else advances the session: it is not where the call expects it, or another call is under way on it."""
+
+    @property
+    def position(self) -> int:
+        """Where the session is in truth."""
+        return int(self.metadata["position"])
+
+
 class OverloadedError(ElmanError):
     """The server has as much as it takes."""
 
@@ -71,9 +93,16 @@ class ServerError(ElmanError):
 
 
 # The status code alone does not tell whether trying again can help.
-_CLASSES_BY_REASON: dict[str, type[ElmanError]] = {"MESSAGE_TOO_LARGE": InvalidRequestError}
+_CLASSES_BY_REASON: dict[str, type[ElmanError]] = {
+    "MESSAGE_TOO_LARGE": InvalidRequestError,
+    "SESSION_NOT_FOUND": SessionNotFoundError,
+    "SESSION_EXISTS": SessionExistsError,
+    "POSITION_MISMATCH": SessionConflictError,
+    "SESSION_BUSY": SessionConflictError,
+}
 _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: ModelNotFoundError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
@@ -98,3 +127,22 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
         metadata=dict(info.metadata),
         fields={violation.field: violation.description for violation in request.field_violations},
     )
+
+
+@contextlib.contextmanager
+def rpc_errors(address: str) -> Iterator[None]:
+    """What a call to `address` gets is raised as an exception of this module."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, address) from error
+
+
+@contextlib.contextmanager
+def expressible() -> Iterator[None]:
+    """What the protocol cannot even express is refused like what the server refuses."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        message = f"the request cannot be expressed: {error}"
+        raise InvalidRequestError(message, code=grpc.StatusCode.INVALID_ARGUMENT) from error

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, making, serving
+from elman.command_line import calling, making, serving, sessions
 from elman.errors import ElmanError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(calling.models)
 app.command()(calling.generate)
 app.command()(calling.classify)
 app.command()(calling.health)
+app.add_typer(sessions.app, name="session")
 
 _EXTRAS = {"torch": "training", "onnx": "training", "onnxruntime": "server", "structlog": "server", "numpy": "server"}
 

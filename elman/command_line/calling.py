@@ -22,13 +22,13 @@ from rich.text import Text
 
 from elman.client import DEFAULT_ADDRESS, Client, Label, Prediction
 
-_Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
-_Timeout = Annotated[
+Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
+Timeout = Annotated[
     float | None, typer.Option(help="Seconds the call may take.", show_default="as long as it takes", min=0.001)
 ]
 
 
-def models(server: _Server = DEFAULT_ADDRESS) -> None:
+def models(server: Server = DEFAULT_ADDRESS) -> None:
     """List the models of a server."""
     asyncio.run(_models(server))
 
@@ -70,8 +70,15 @@ def generate(
         int | None, typer.Option(help="The same seed gives the same text.", show_default="a random one")
     ] = None,
     model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one that generates")] = "",
-    server: _Server = DEFAULT_ADDRESS,
-    timeout: _Timeout = None,
+    session: Annotated[
+        str,
+        typer.Option(
+            help="Continue this session, whose id `elman session create` prints; the prompt follows what it holds.",
+            show_default="none: the prompt is all there is",
+        ),
+    ] = "",
+    server: Server = DEFAULT_ADDRESS,
+    timeout: Timeout = None,
 ) -> None:
     """Continue a text. The continuation, and nothing else, goes to standard output as it comes."""
     options: dict[str, Any] = {
@@ -81,6 +88,7 @@ def generate(
         "top_p": top_p,
         "seed": seed,
         "model": model,
+        "session": session,
         "timeout": timeout,
     }
     asyncio.run(_generate(prompt, server, options))
@@ -109,8 +117,8 @@ def classify(
         ),
     ] = False,
     model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one with labels")] = "",
-    server: _Server = DEFAULT_ADDRESS,
-    timeout: _Timeout = None,
+    server: Server = DEFAULT_ADDRESS,
+    timeout: Timeout = None,
 ) -> None:
     """Label standard input, every line by itself.
 
@@ -251,7 +259,7 @@ def _runs(text: str, steps: tuple[Label, ...]) -> Iterator[tuple[str, str]]:
 
 
 def health(
-    server: _Server = DEFAULT_ADDRESS,
+    server: Server = DEFAULT_ADDRESS,
     wait: Annotated[float, typer.Option(help="Seconds to wait for it; 0: ask once.", min=0)] = 0.0,
 ) -> None:
     """Tell whether a server serves: the exit status is 0 if it does, else 1."""

@@ -102,8 +102,8 @@ def serve(
     fsync: Annotated[
         FsyncName,
         typer.Option(
-            help="When what is written to the store is forced to the disk. A killed server loses nothing by any of them; "
-            "a power failure loses nothing (always), the last moments (checkpoint) or more (never)."
+            help="When what is written to the store is forced to the disk. A killed server loses nothing by any of "
+            "them; a power failure takes nothing (always), the last moments (checkpoint) or more (never)."
         ),
     ] = FsyncName.checkpoint,
     session_memory: Annotated[
