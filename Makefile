@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 BUF := npx --yes @bufbuild/buf@1.75.0
 DEMO := python python-tags
 
-.PHONY: run test bench lint format protos image clean
+.PHONY: run test bench chaos lint format protos image clean
 .SECONDARY:
 
 run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, go on serving until Ctrl-C
@@ -17,6 +17,9 @@ test: $(INSTALLED)  ## all tests
 bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON and a chart in benchmarks/results
 	$(BIN)/python -m benchmarks serving
 	$(BIN)/python -m benchmarks cases
+
+chaos: $(INSTALLED)  ## servers are killed while sessions stream: nothing may be lost, doubled or different
+	$(BIN)/python -m chaos
 
 lint: $(INSTALLED)  ## style, types, the direction of imports, the proto files
 	$(BIN)/ruff check .

@@ -1,0 +1,149 @@
+"""One trial: sessions stream, servers are killed one at a time and started again, and in the end all is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.fleet import Server
+from chaos.history import SessionHistory, Verdict, check
+from chaos.writers import new_history, read_back, repeat, write
+from elman import Client
+
+_CONNECTIONS = 4  # that all writers share
+_LEAST, _MOST = 0.05, 2.0  # seconds between the first tokens after a start and the next kill
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen.
+
+    Attributes:
+        bundle: what is served.
+        folder: for logs and stores.
+        sessions: how many stream.
+        kills: how many times a server is killed.
+        seed: of the moments, of who is killed, of what is asked for.
+        options: for `elman serve`, beside the store's.
+        drains: whether every other kill is a polite one: SIGTERM, so that the server drains.
+    """
+
+    bundle: Path
+    folder: Path
+    sessions: int = 64
+    kills: int = 30
+    seed: int = 0
+    options: Sequence[str] = ()
+    drains: bool = False
+
+
+@dataclass
+class Outcome:
+    """What has happened.
+
+    Attributes:
+        verdict: what the history says.
+        kills: how many there were.
+        busy_kills: how many of them while tokens were streaming.
+        seconds: how long the streaming part took.
+        histories: what the clients saw.
+    """
+
+    verdict: Verdict
+    kills: int
+    busy_kills: int
+    seconds: float
+    histories: list[SessionHistory] = field(repr=False)
+
+
+async def attempt(plan: Plan, servers: Sequence[Server], address: str, advance: Callable[[str], None]) -> Outcome:
+    """Run a trial.
+
+    Args:
+        plan: what is to happen.
+        servers: that are running.
+        address: where clients find them.
+        advance: called with what happens next, once a kill.
+    """
+    histories = [new_history(number, plan.seed) for number in range(plan.sessions)]
+    stop = asyncio.Event()
+    sent = _Counter()
+    begun = time.monotonic()
+    async with _clients(address) as clients:
+        writing = [
+            asyncio.create_task(write(clients[number % _CONNECTIONS], history, plan.seed, stop, sent))
+            for number, history in enumerate(histories)
+        ]
+        try:
+            busy = await _kill(plan, servers, sent, advance)
+        finally:
+            stop.set()
+            await asyncio.gather(*writing)
+        seconds = time.monotonic() - begun
+        await asyncio.gather(*(read_back(clients[0], history) for history in histories))
+    unbroken = await _unbroken(plan, histories)
+    return Outcome(check(histories, unbroken), plan.kills, busy, seconds, histories)
+
+
+async def _kill(plan: Plan, servers: Sequence[Server], sent: _Counter, advance: Callable[[str], None]) -> int:
+    """Kill servers, one at a time, and start them again; how often tokens were streaming at that moment."""
+    chosen = random.Random(plan.seed)
+    busy = 0
+    for number in range(plan.kills):
+        advance(f"kill {number + 1}")
+        await sent.some()
+        await asyncio.sleep(chosen.uniform(_LEAST, _MOST))
+        server = chosen.choice(servers)
+        busy += sent.lately()
+        if plan.drains and number % 2:
+            server.tell_to_end()
+            await server.ended()
+        else:
+            server.kill()
+        await server.start()
+    await sent.some()
+    return busy
+
+
+async def _unbroken(plan: Plan, histories: Sequence[SessionHistory]) -> dict[str, list[list[int]]]:
+    """What the same calls give on a server that nobody kills."""
+    server = Server(plan.folder, "unbroken", plan.bundle, plan.options)
+    async with server, _clients(server.address) as clients:
+        found = await asyncio.gather(
+            *(repeat(clients[number % _CONNECTIONS], history) for number, history in enumerate(histories))
+        )
+    return {history.session_id: calls for history, calls in zip(histories, found, strict=True)}
+
+
+@contextlib.asynccontextmanager
+async def _clients(address: str) -> AsyncIterator[list[Client]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Client(address)) for _ in range(_CONNECTIONS)]
+
+
+class _Counter:
+    """Counts messages with tokens; tells when they flow."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._latest = 0.0
+        self._arrived = asyncio.Event()
+
+    def __call__(self) -> None:
+        self._count += 1
+        self._latest = time.monotonic()
+        self._arrived.set()
+
+    async def some(self) -> None:
+        """Return when tokens come again."""
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def lately(self) -> bool:
+        """Whether one came within the last fifth of a second."""
+        return time.monotonic() - self._latest < 0.2
