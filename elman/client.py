@@ -57,6 +57,9 @@ class Model:
         running_count: how many run now.
         waiting_count: how many wait now.
         waiting_limit: how many may wait.
+        prefix_lookup_count: how many prompts and inputs were looked up among those that have been read.
+        prefix_hit_count: how many of them began like one.
+        saved_step_count: how many steps that has saved.
         spec: its manifest.
     """
 
@@ -67,6 +70,9 @@ class Model:
     running_count: int
     waiting_count: int
     waiting_limit: int
+    prefix_lookup_count: int
+    prefix_hit_count: int
+    saved_step_count: int
     spec: v1.ModelSpec
 
 
@@ -117,6 +123,7 @@ class GenerationStream:
         seed: in use; with it the same request gives the same text again.
         prompt_token_count: the number of prompt tokens.
         unknown_token_count: how many of them the vocabulary does not have.
+        cached_token_count: how many of them had not to be read, because the state behind them was known.
         finish_reason: why it ended; None before it has.
         generated_token_count: how many tokens it has in the end.
         session_position_before: the session's position before the call; None before the first chunk.
@@ -152,6 +159,7 @@ class GenerationStream:
         self.seed = 0
         self.prompt_token_count = 0
         self.unknown_token_count = 0
+        self.cached_token_count = 0
         self.finish_reason: FinishReason | None = None
         self.generated_token_count = 0
         self.session_position_before: int | None = None
@@ -198,6 +206,7 @@ class GenerationStream:
             self.model, self.digest, self.seed = started.model, started.digest, started.seed
             self.prompt_token_count = started.prompt_token_count
             self.unknown_token_count = started.unknown_token_count
+            self.cached_token_count = started.cached_token_count
             self.session_position_before = _position(started)
         if response.HasField("finished"):
             self.finish_reason = FinishReason(response.finished.finish_reason)
@@ -291,6 +300,7 @@ class Client(SessionCalls):
         seed: int | None = None,
         interval: float | None = None,
         single_tokens: bool = False,
+        bypass_prefix_cache: bool = False,
         session: str = "",
         position: int | None = None,
         request_id: str = "",
@@ -311,6 +321,7 @@ class Client(SessionCalls):
             interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
                 are there; default as the server sees fit, which depends on its load.
             single_tokens: a chunk for every token; excludes `interval`.
+            bypass_prefix_cache: read the whole prompt, though the state behind its beginning may be known.
             session: the id of the session to continue; the prompt follows what it holds and may be empty.
             position: where the session is expected to be; at another position nothing is generated
                 (`SessionConflictError`). Default: wherever it is.
@@ -323,7 +334,9 @@ class Client(SessionCalls):
         """
         with expressible():
             call = session_call(session, position, request_id, patience)
-            request = v1.GenerateRequest(model=model, max_tokens=max_tokens, seed=seed, session=call)
+            request = v1.GenerateRequest(
+                model=model, max_tokens=max_tokens, seed=seed, session=call, bypass_prefix_cache=bypass_prefix_cache
+            )
             request.received_token_count = received_token_count
             set_input(request, prompt)
             for field, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
@@ -357,6 +370,7 @@ class Client(SessionCalls):
         input: Input,
         *,
         model: str = "",
+        bypass_prefix_cache: bool = False,
         session: str = "",
         position: int | None = None,
         request_id: str = "",
@@ -368,6 +382,7 @@ class Client(SessionCalls):
         Args:
             input: text, or token ids; not empty.
             model: its name; may be empty where the server holds one with labels.
+            bypass_prefix_cache: read the whole input, though the state behind its beginning may be known.
             session: the id of the session that the input continues.
             position: where the session is expected to be; see `generate`.
             request_id: names the call in its session; see `generate`.
@@ -376,7 +391,7 @@ class Client(SessionCalls):
         """
         with expressible():
             call = session_call(session, position, request_id, patience)
-            request = v1.ClassifyRequest(model=model, session=call)
+            request = v1.ClassifyRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
             set_input(request, input)
         trying = Patience(patience, self._seconds(timeout))
         while True:
@@ -453,6 +468,9 @@ def _model(model: v1.Model) -> Model:
         running_count=model.running_count,
         waiting_count=model.waiting_count,
         waiting_limit=model.waiting_limit,
+        prefix_lookup_count=model.prefix_cache.lookup_count,
+        prefix_hit_count=model.prefix_cache.hit_count,
+        saved_step_count=model.prefix_cache.saved_step_count,
         spec=model.spec,
     )
 

@@ -27,7 +27,7 @@ from server.rpc.servicer import InferenceServicer
 from server.rpc.session_servicer import SessionServicer
 from server.rpc.validation import Limits
 from server.scheduling import Pace, Scheduler
-from server.sessions import Fsync, MemoryStore, SessionOptions, Sessions, SqliteStore, Store
+from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
 from server.sessions.errors import StoreOpenError
 
 _SERVICES = ("elman.v1.InferenceService", "elman.v1.SessionService")
@@ -41,6 +41,7 @@ _TRANSPORT_OPTIONS = (
 )
 
 MEMORY = "memory"
+_REDIS = ("redis://", "rediss://", "unix://")
 
 # A message costs some 60 us here and 40 us at its client: this many take 3 % of the cores, or 5 % where the clients are
 # on the same machine.
@@ -76,9 +77,13 @@ class ServerOptions:
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread.
         drain_timeout: seconds that running calls have to finish when the server is told to end.
-        store: where sessions are kept: the path of a file, or "memory", where they end with the server.
+        store: where sessions are kept: the path of a file; the URL of a Redis, which servers share; or "memory", where
+            they end with the server.
         fsync: when what is written to the file is forced to the disk.
         sessions: how they are kept.
+        prefix_bytes: how much memory the states behind prompts that have been read may take; 0: none are kept.
+        share_prefixes: whether callers share them: one may then learn, by how soon it is answered, that another has
+            asked the same.
     """
 
     host: str = "127.0.0.1"
@@ -96,6 +101,8 @@ class ServerOptions:
     store: str = MEMORY
     fsync: Fsync = Fsync.CHECKPOINT
     sessions: SessionOptions = field(default_factory=SessionOptions)
+    prefix_bytes: int = 64 * 1024 * 1024
+    share_prefixes: bool = False
 
     @property
     def thread_count(self) -> int:
@@ -143,6 +150,10 @@ def open_store(options: ServerOptions) -> Store:
     if options.store == MEMORY:
         return MemoryStore()
     try:
+        if options.store.startswith(_REDIS):
+            from server.sessions.redis import RedisStore  # Who keeps sessions elsewhere need not have redis-py.
+
+            return RedisStore(options.store)
         return SqliteStore(Path(options.store), options.fsync)
     except StoreOpenError as error:
         raise StartError(str(error)) from error
@@ -183,8 +194,9 @@ class Server:
             StartError: the address cannot be had.
         """
         limits = self.options.limits
+        prefixes = PrefixCache(self.options.prefix_bytes, shared=self.options.share_prefixes)
         servicer = InferenceServicer(
-            self.models, self._sessions, limits, self.options.write_timeout, self._calls.draining
+            self.models, self._sessions, prefixes, limits, self.options.write_timeout, self._calls.draining
         )
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
         v1.add_SessionServiceServicer_to_server(SessionServicer(self.models, self._sessions, limits), self._server)

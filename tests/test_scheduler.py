@@ -528,3 +528,23 @@ def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
         tokens, end = inbox(later).tokens_and_end()
         assert tokens == known[seen:]
         assert end == Finished(FinishReason.MAX_TOKENS, len(known) - 1)
+
+
+def test_a_prompt_tells_its_state_just_before_its_last_token_and_nothing_behind_it(scheduler: Scheduler) -> None:
+    others = [generation([2], 10**6), generation([5, 5], 10**6)]
+    for other in others:
+        scheduler.submit(other)
+        inbox(other).events.get(timeout=10)
+    for length in (2, 3, 7, 19, 20, 21, 22):
+        prompt = np.random.default_rng(length).integers(1, NAN, length).tolist()
+        sequence = generation(prompt, 30, snapshot_steps=5, snapshots_prompt=True)
+        scheduler.submit(sequence)
+        events = list[Event]()
+        while not events or not isinstance(events[-1], Finished):
+            events.append(inbox(sequence).events.get(timeout=10))
+        snapshots = [event for event in events if isinstance(event, Snapshot)]
+        assert snapshots[-1] == Snapshot(length - 1, {"total": sum(prompt[:-1])})
+        assert all(snapshot.state == {"total": sum(prompt[: snapshot.position])} for snapshot in snapshots)
+        assert len(snapshots) >= length // 10
+    for other in others:
+        scheduler.abort(other)

@@ -95,8 +95,9 @@ def serve(
         str,
         typer.Option(
             help="Where sessions are kept. memory: they end with the server. PATH: a SQLite file, made if it is not "
-            "there; they survive whatever happens to the server.",
-            metavar="memory|PATH",
+            "there; they survive whatever happens to the server. redis://HOST:PORT/DB (rediss:// for TLS, unix:// for "
+            "a socket): a Redis or Valkey that several servers share; where one ends, another goes on.",
+            metavar="memory|PATH|URL",
         ),
     ] = "memory",
     fsync: Annotated[
@@ -127,6 +128,22 @@ def serve(
             min=1,
         ),
     ] = 512,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            help="MiB of states that are kept behind prompts and inputs that have been read: whoever asks again waits "
+            "for nothing that has been read before. 0: none.",
+            min=0,
+        ),
+    ] = 64,
+    share_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefixes",
+            help="Callers share these states. One may then learn, by how soon it is answered, that another has asked "
+            "the same.",
+        ),
+    ] = False,
     log_format: Annotated[
         LogFormat, typer.Option(help="console: for people. json: one object a line.")
     ] = LogFormat.console,
@@ -163,6 +180,8 @@ def serve(
             per_caller=sessions_per_caller,
             snapshot_steps=snapshot_steps,
         ),
+        prefix_bytes=prefix_cache * 2**20,
+        share_prefixes=share_prefixes,
     )
     asyncio.run(_serve(find_bundles(bundles), options))
 

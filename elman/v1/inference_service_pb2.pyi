@@ -147,6 +147,7 @@ class Model(_message.Message):
     RUNNING_COUNT_FIELD_NUMBER: _builtins.int
     WAITING_COUNT_FIELD_NUMBER: _builtins.int
     WAITING_LIMIT_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """The digest of the whole bundle, "sha256:" and 64 hexadecimal digits: equal digests answer equally."""
     provider: _builtins.str
@@ -163,6 +164,10 @@ class Model(_message.Message):
     def spec(self) -> _model_pb2.ModelSpec:
         """The bundle's manifest."""
 
+    @_builtins.property
+    def prefix_cache(self) -> Global___PrefixCacheStatistics:
+        """What the states known from before have been worth."""
+
     def __init__(
         self,
         *,
@@ -173,14 +178,45 @@ class Model(_message.Message):
         running_count: _builtins.int = ...,
         waiting_count: _builtins.int = ...,
         waiting_limit: _builtins.int = ...,
+        prefix_cache: Global___PrefixCacheStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix_cache", b"prefix_cache", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "provider", b"provider", "running_count", b"running_count", "slot_count", b"slot_count", "spec", b"spec", "waiting_count", b"waiting_count", "waiting_limit", b"waiting_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "prefix_cache", b"prefix_cache", "provider", b"provider", "running_count", b"running_count", "slot_count", b"slot_count", "spec", b"spec", "waiting_count", b"waiting_count", "waiting_limit", b"waiting_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class PrefixCacheStatistics(_message.Message):
+    """What the states known from before have been worth to a model since the server started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKUP_COUNT_FIELD_NUMBER: _builtins.int
+    HIT_COUNT_FIELD_NUMBER: _builtins.int
+    SAVED_STEP_COUNT_FIELD_NUMBER: _builtins.int
+    lookup_count: _builtins.int
+    """The number of prompts and inputs looked up, those of 64 tokens and more."""
+    hit_count: _builtins.int
+    """The number of them of which at least a part was known."""
+    saved_step_count: _builtins.int
+    """The number of steps that this has saved."""
+    def __init__(
+        self,
+        *,
+        lookup_count: _builtins.int = ...,
+        hit_count: _builtins.int = ...,
+        saved_step_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hit_count", b"hit_count", "lookup_count", b"lookup_count", "saved_step_count", b"saved_step_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixCacheStatistics: _TypeAlias = PrefixCacheStatistics  # noqa: Y015
 
 @_typing.final
 class TokenSequence(_message.Message):
@@ -302,6 +338,7 @@ class GenerateRequest(_message.Message):
     SINGLE_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     RECEIVED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
@@ -315,6 +352,10 @@ class GenerateRequest(_message.Message):
     received_token_count: _builtins.int
     """How many of this call's tokens the caller has already, at least 0: a repeated call, which has a session and the
     request_id of the first try, goes on behind them. Default 0.
+    """
+    bypass_prefix_cache: _builtins.bool
+    """Reads the whole prompt, though the state behind a part of it may be known from before. The tokens are the same
+    either way. Default: no.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenSequence:
@@ -356,10 +397,11 @@ class GenerateRequest(_message.Message):
         single_tokens: Global___SingleTokenDelivery | None = ...,
         session: Global___SessionCall | None = ...,
         received_token_count: _builtins.int = ...,
+        bypass_prefix_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "bypass_prefix_cache", b"bypass_prefix_cache", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -472,6 +514,7 @@ class GenerateStarted(_message.Message):
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answers."""
     digest: _builtins.str
@@ -484,6 +527,8 @@ class GenerateStarted(_message.Message):
     """How many of them are characters the vocabulary does not have."""
     session_position: _builtins.int
     """In a session: its position before this call."""
+    cached_token_count: _builtins.int
+    """How many of the prompt's tokens had not to be read, because the state behind them was known from before."""
     def __init__(
         self,
         *,
@@ -493,10 +538,11 @@ class GenerateStarted(_message.Message):
         prompt_token_count: _builtins.int = ...,
         unknown_token_count: _builtins.int = ...,
         session_position: _builtins.int | None = ...,
+        cached_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
@@ -576,10 +622,13 @@ class ClassifyRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model with labels."""
     text: _builtins.str
     """Text."""
+    bypass_prefix_cache: _builtins.bool
+    """Reads the whole input, though the state behind a part of it may be known from before. Default: no."""
     @_builtins.property
     def tokens(self) -> Global___TokenSequence:
         """Token ids."""
@@ -595,10 +644,11 @@ class ClassifyRequest(_message.Message):
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
         session: Global___SessionCall | None = ...,
+        bypass_prefix_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "input", b"input", "model", b"model", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -616,12 +666,15 @@ class ClassifyResponse(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answered."""
     digest: _builtins.str
     """The digest of its bundle."""
     session_position: _builtins.int
     """In a session: its position after this call."""
+    cached_token_count: _builtins.int
+    """How many of the input's tokens had not to be read, because the state behind them was known from before."""
     @_builtins.property
     def prediction(self) -> Global___Prediction:
         """The labels; in a session, a tagger's are those of this call's steps."""
@@ -633,10 +686,11 @@ class ClassifyResponse(_message.Message):
         digest: _builtins.str = ...,
         prediction: Global___Prediction | None = ...,
         session_position: _builtins.int | None = ...,
+        cached_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "digest", b"digest", "model", b"model", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015

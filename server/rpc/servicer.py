@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import grpc
 from numpy.typing import NDArray
 
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays
+from server.rpc.callers import Context, caller_of
 from server.rpc.errors import (
     ClientTooSlowError,
     FieldError,
@@ -43,10 +43,9 @@ from server.rpc.validation import (
     sampling_params,
     session_target,
 )
-from server.scheduling import Failed, Generation, Reading, ReadingFinished
-from server.sessions import TOKEN_TYPE, Sessions, Target
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from server.scheduling import Failed, Generation, Reading, ReadingFinished, Snapshot
+from server.sessions import TOKEN_TYPE, Prefix, PrefixCache, Sessions, Target
+from server.sessions.prefixes import INTERVAL, SHORTEST
 
 # What a piece shows: the outputs of its steps or of the last one, and the position of its session, if it has one.
 PieceReader = Callable[[v1.Piece, TokenIds], Awaitable[tuple[NDArray[Any], int | None]]]
@@ -61,34 +60,51 @@ class InferenceServicer(v1.InferenceServiceServicer):
     Args:
         models: what there is.
         sessions: what calls may continue.
+        prefixes: states behind prompts that have been read before.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread before its stream is ended.
         draining: set when the server shuts down.
     """
 
     def __init__(
-        self, models: Models, sessions: Sessions, limits: Limits, write_timeout: float, draining: asyncio.Event
+        self,
+        models: Models,
+        sessions: Sessions,
+        prefixes: PrefixCache,
+        limits: Limits,
+        write_timeout: float,
+        draining: asyncio.Event,
     ) -> None:
         self._models = models
         self._sessions = sessions
+        self._prefixes = prefixes
         self._limits = limits
         self._write_timeout = write_timeout
         self._draining = draining
         self._open_streams: Counter[str] = Counter()
 
     async def ListModels(self, request: v1.ListModelsRequest, context: Context) -> v1.ListModelsResponse:
-        return v1.ListModelsResponse(models=[model.to_proto() for model in self._models])
+        return v1.ListModelsResponse(models=[self._shown(model) for model in self._models])
 
     async def GetModel(self, request: v1.GetModelRequest, context: Context) -> v1.GetModelResponse:
-        return v1.GetModelResponse(model=self._models.named(request.name, "name").to_proto())
+        return v1.GetModelResponse(model=self._shown(self._models.named(request.name, "name")))
+
+    def _shown(self, model: ServedModel) -> v1.Model:
+        shown, worth = model.to_proto(), self._prefixes.statistics(model.bundle.digest)
+        shown.prefix_cache.lookup_count = worth.lookups
+        shown.prefix_cache.hit_count = worth.hits
+        shown.prefix_cache.saved_step_count = worth.saved_steps
+        return shown
 
     async def Generate(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, request: v1.GenerateRequest, context: Context
     ) -> None:
         check_size(request, self._limits)
         mailbox = Mailbox()
-        begin = self._continue_session if request.HasField("session") else self._begin
-        model, started, leave = await begin(request, mailbox)
+        if request.HasField("session"):
+            model, started, leave = await self._continue_session(request, mailbox)
+        else:
+            model, started, leave = self._begin(request, mailbox, context)
         try:
             await write_generation(
                 mailbox,
@@ -101,10 +117,10 @@ class InferenceServicer(v1.InferenceServiceServicer):
         finally:
             leave()
 
-    async def _begin(
-        self, request: v1.GenerateRequest, mailbox: Mailbox
+    def _begin(
+        self, request: v1.GenerateRequest, mailbox: Mailbox, context: Context
     ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
-        """Have a prompt continued from the model's initial state."""
+        """Have a prompt continued from the model's initial state, or from where it is known."""
         if request.received_token_count:
             raise FieldError("received_token_count", "needs a session: only there a call can be repeated")
         model = self._models.that_generates(request.model)
@@ -112,7 +128,17 @@ class InferenceServicer(v1.InferenceServiceServicer):
         seed = secrets.randbits(63) if given is None else given
         params = sampling_params(request, seed, model, self._limits)
         ids = prompt_ids(request, model, self._limits)
-        generation = Generation(ids, mailbox, params=params, interval=delivery_interval(request))
+        prefix = self._known(model, ids, request, context)
+        generation = Generation(
+            ids[prefix.position :] if prefix else ids,
+            prefix.receiver(mailbox) if prefix else mailbox,
+            prefix.state if prefix else None,
+            position=prefix.position if prefix else 0,
+            snapshot_steps=INTERVAL if prefix else None,
+            snapshots_prompt=True,
+            params=params,
+            interval=delivery_interval(request),
+        )
         model.scheduler.submit(generation)
         started = v1.GenerateStarted(
             model=model.name,
@@ -120,8 +146,17 @@ class InferenceServicer(v1.InferenceServiceServicer):
             seed=seed,
             prompt_token_count=len(ids),
             unknown_token_count=model.count_unknown(ids),
+            cached_token_count=prefix.position if prefix else 0,
         )
         return model, started, partial(model.scheduler.abort, generation)
+
+    def _known(
+        self, model: ServedModel, ids: TokenIds, request: v1.GenerateRequest | v1.ClassifyRequest, context: Context
+    ) -> Prefix | None:
+        """What is known of an input, if that is worth anything and wanted."""
+        if len(ids) < SHORTEST or request.bypass_prefix_cache:
+            return None
+        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids)
 
     async def _continue_session(
         self, request: v1.GenerateRequest, mailbox: Mailbox
@@ -167,8 +202,12 @@ class InferenceServicer(v1.InferenceServiceServicer):
             every_step = labelling.every_step
             found = await self._sessions.read(model.for_sessions, target, tokens, every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
+        elif labelling.every_step:
+            outputs = (await _read(model, Reading(ids, Mailbox(), every_step=True))).outputs
         else:
-            outputs = (await _read(model, Reading(ids, Mailbox(), every_step=labelling.every_step))).outputs
+            prefix = self._known(model, ids, request, context)
+            outputs = await _read_behind(prefix, model, ids)
+            response.cached_token_count = prefix.position if prefix else 0
         response.prediction.CopyFrom(await predict(labelling, outputs, len(ids)))
         return response
 
@@ -286,12 +325,45 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
     return read
 
 
-async def _read(model: ServedModel, reading: Reading, *, always: bool = False) -> ReadingFinished:
-    """Run a reading to its end."""
-    assert isinstance(reading.receiver, Mailbox)
+async def _read_behind(prefix: Prefix | None, model: ServedModel, ids: TokenIds) -> NDArray[Any]:
+    """The output of an input's last step, of which a beginning or all may be known."""
+    if prefix is None:
+        return (await _read(model, Reading(ids, Mailbox(), every_step=False))).outputs
+    if prefix.output is not None and prefix.position == len(ids):
+        return prefix.output
+    mailbox = Mailbox()
+    reading = Reading(
+        ids[prefix.position :],
+        prefix.receiver(mailbox),
+        prefix.state,
+        position=prefix.position,
+        keep_state=True,
+        every_step=False,
+        snapshot_steps=INTERVAL,
+    )
+    finished = await _read(model, reading, mailbox)
+    assert finished.state is not None
+    prefix.keep(Snapshot(len(ids), finished.state), finished.outputs)
+    return finished.outputs
+
+
+async def _read(
+    model: ServedModel, reading: Reading, mailbox: Mailbox | None = None, *, always: bool = False
+) -> ReadingFinished:
+    """Run a reading to its end.
+
+    Args:
+        model: what reads.
+        reading: what.
+        mailbox: where its end comes, if that is not the reading's receiver itself.
+        always: see `Scheduler.submit`.
+    """
+    if mailbox is None:
+        assert isinstance(reading.receiver, Mailbox)
+        mailbox = reading.receiver
     model.scheduler.submit(reading, always=always)
     try:
-        (event,) = await reading.receiver.gather()
+        (event,) = await mailbox.gather()
     finally:
         model.scheduler.abort(reading)
     if isinstance(event, Failed):

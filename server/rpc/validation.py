@@ -21,6 +21,15 @@ from server.sessions import Target
 DEFAULT_MAX_TOKENS = 256
 LONGEST_INTERVAL = 60  # seconds
 LONGEST_REQUEST_ID = 64  # characters
+# Fields that change how or when a call is answered, and nothing about the answer.
+_HOW_AND_NOT_WHAT = (
+    "session",
+    "received_token_count",
+    "interval",
+    "single_tokens",
+    "request_id",
+    "bypass_prefix_cache",
+)
 _SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -158,7 +167,7 @@ def fingerprint(request: Message) -> bytes:
     """Of what a call asks for: equal for a call and its repetition, 16 bytes."""
     asked = type(request)()
     asked.CopyFrom(request)
-    for field in ("session", "received_token_count", "interval", "single_tokens", "request_id"):
+    for field in _HOW_AND_NOT_WHAT:
         if field in asked.DESCRIPTOR.fields_by_name:
             asked.ClearField(field)
     return hashlib.blake2b(asked.SerializeToString(deterministic=True), digest_size=16).digest()

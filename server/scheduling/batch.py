@@ -32,6 +32,7 @@ _RECORD = np.dtype(
         ("generates", np.bool_),
         ("keeps_state", np.bool_),  # at its end, to go on from
         ("snapshot_at", np.int64),  # the position from which on its state is to be told
+        ("halt_at", np.int64),  # a position at which a run ends, because the state just there is wanted
         ("last_token", np.int64),  # what the next free step reads
         ("end_token", np.int64),  # _NO_TOKEN where there is none
         ("temperature", np.float32),
@@ -99,7 +100,7 @@ class Batch:
         record["position"] = sequence.position
         record["forced_end"] = sequence.position + len(sequence.forced)
         record["end"] = sequence.position + sequence.longest
-        record["snapshot_at"] = _next_snapshot(sequence, sequence.position)
+        record["snapshot_at"], record["halt_at"] = _next_snapshot(sequence, sequence.position)
         record["keeps_state"] = sequence.keep_state
         record["end_token"] = _NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
@@ -158,6 +159,13 @@ class Batch:
         rows = self.rows
         left: NDArray[np.int64] = np.maximum(rows["forced_end"] - rows["position"], 0)
         return left
+
+    @property
+    def halts_in(self) -> int | None:
+        """After how many steps at the latest a run has to end, because a row's state just there is wanted."""
+        rows = self.rows
+        least = int((rows["halt_at"] - rows["position"]).min())
+        return least if least < _NEVER // 2 else None
 
     def chunk(self, count: int) -> Chunk:
         """The next `count` steps of every row. A row that ends before is fed what does no harm."""
@@ -247,8 +255,9 @@ class Batch:
 
     def take_snapshot(self, row: int) -> int:
         """The position of a row whose state is being told; the next time is put off."""
-        position = int(self._all["position"][row])
-        self._all["snapshot_at"][row] = _next_snapshot(self.sequences[row], position)
+        record = self._all[row]
+        position = int(record["position"])
+        record["snapshot_at"], record["halt_at"] = _next_snapshot(self.sequences[row], position)
         return position
 
     def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:
@@ -260,5 +269,12 @@ class Batch:
         return {self._input_name: inputs}
 
 
-def _next_snapshot(sequence: Sequence, position: int) -> int:
-    return _NEVER if sequence.snapshot_steps is None else position + sequence.snapshot_steps
+def _next_snapshot(sequence: Sequence, position: int) -> tuple[int, int]:
+    """From which position on a sequence's state is to be told, and which position no run may pass by."""
+    if sequence.snapshot_steps is None:
+        return _NEVER, _NEVER
+    following = position + sequence.snapshot_steps
+    if not (isinstance(sequence, Generation) and sequence.snapshots_prompt):
+        return following, _NEVER
+    last = sequence.position + len(sequence.forced) - 1
+    return (min(following, last), last) if position < last else (_NEVER, _NEVER)

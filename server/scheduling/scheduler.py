@@ -240,6 +240,9 @@ class Scheduler:
         kept = self._batch.rows["keeps_state"]
         if kept.any():  # So that a row whose end can be foreseen need not be replayed.
             most, exact = min(most, int(left[kept].min())), True
+        halts_in = self._batch.halts_in
+        if halts_in is not None and halts_in <= 2 * most:
+            most, exact = min(most, halts_in), True
         filtered = self._batch.is_filtered
         available = self._engine.filtered_step_counts if filtered else self._engine.step_counts
         return self._pace.step_count(len(self._batch), most, available, exact=exact)

@@ -149,11 +149,14 @@ class Generation(Sequence):
 
     Attributes:
         params: how.
+        snapshots_prompt: tell the state in the prompt only, and there, too, exactly before its last token: where
+            another generation with the same prompt can begin.
         interval: seconds for which its tokens may gather before they are handed on, the first one excepted; 0: as soon
             as they are there; None: as the scheduler sees fit.
     """
 
     params: SamplingParams = field(kw_only=True)
+    snapshots_prompt: bool = field(default=False, kw_only=True)
     interval: float | None = field(default=None, kw_only=True)
 
     @property

@@ -5,6 +5,7 @@ Sessions (who has which, in memory or in the store) -> Run (a generation under w
 """
 
 from server.sessions.file import SessionFile, read_file
+from server.sessions.prefixes import Prefix, PrefixCache
 from server.sessions.reading import SessionModel
 from server.sessions.session import TOKEN_TYPE, Session, StateLayout
 from server.sessions.sessions import Listening, SessionOptions, SessionReading, Sessions, Target
@@ -16,6 +17,8 @@ __all__ = [
     "Fsync",
     "Listening",
     "MemoryStore",
+    "Prefix",
+    "PrefixCache",
     "Session",
     "SessionFile",
     "SessionModel",
