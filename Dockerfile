@@ -7,7 +7,7 @@ ENV PYTHONUNBUFFERED=1 \
     PATH=/opt/elman/bin:$PATH
 RUN python3 -m venv /opt/elman \
     && useradd --uid 10001 --create-home elman \
-    && mkdir /bundles && chown elman /bundles
+    && mkdir /bundles /sessions && chown elman /bundles /sessions
 WORKDIR /home/elman
 
 FROM base AS wheel
@@ -45,6 +45,7 @@ COPY constraints.txt /wheels/
 COPY --from=wheel /wheels /wheels
 RUN pip install --quiet --constraint /wheels/constraints.txt "$(echo /wheels/elman-*.whl)[$EXTRAS]"
 USER elman
+VOLUME /sessions
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["elman", "health"]
 STOPSIGNAL SIGTERM

@@ -51,14 +51,16 @@ class Outcome:
         kills: how many there were.
         busy_kills: how many of them while tokens were streaming.
         seconds: how long the streaming part took.
-        histories: what the clients saw.
+        received: how many tokens came, and when, seconds since the beginning.
+        killed: when servers were killed.
     """
 
     verdict: Verdict
     kills: int
     busy_kills: int
     seconds: float
-    histories: list[SessionHistory] = field(repr=False)
+    received: list[tuple[float, int]] = field(repr=False)
+    killed: list[float] = field(repr=False)
 
 
 async def attempt(plan: Plan, servers: Sequence[Server], address: str, advance: Callable[[str], None]) -> Outcome:
@@ -72,8 +74,7 @@ async def attempt(plan: Plan, servers: Sequence[Server], address: str, advance: 
     """
     histories = [new_history(number, plan.seed) for number in range(plan.sessions)]
     stop = asyncio.Event()
-    sent = _Counter()
-    begun = time.monotonic()
+    sent = _Watch()
     async with _clients(address) as clients:
         writing = [
             asyncio.create_task(write(clients[number % _CONNECTIONS], history, plan.seed, stop, sent))
@@ -84,13 +85,13 @@ async def attempt(plan: Plan, servers: Sequence[Server], address: str, advance: 
         finally:
             stop.set()
             await asyncio.gather(*writing)
-        seconds = time.monotonic() - begun
+        seconds = sent.now
         await asyncio.gather(*(read_back(clients[0], history) for history in histories))
     unbroken = await _unbroken(plan, histories)
-    return Outcome(check(histories, unbroken), plan.kills, busy, seconds, histories)
+    return Outcome(check(histories, unbroken), plan.kills, busy, seconds, sent.received, sent.killed)
 
 
-async def _kill(plan: Plan, servers: Sequence[Server], sent: _Counter, advance: Callable[[str], None]) -> int:
+async def _kill(plan: Plan, servers: Sequence[Server], sent: _Watch, advance: Callable[[str], None]) -> int:
     """Kill servers, one at a time, and start them again; how often tokens were streaming at that moment."""
     chosen = random.Random(plan.seed)
     busy = 0
@@ -100,9 +101,9 @@ async def _kill(plan: Plan, servers: Sequence[Server], sent: _Counter, advance: 
         await asyncio.sleep(chosen.uniform(_LEAST, _MOST))
         server = chosen.choice(servers)
         busy += sent.lately()
+        sent.killed.append(sent.now)
         if plan.drains and number % 2:
-            server.tell_to_end()
-            await server.ended()
+            await server.drain()
         else:
             server.kill()
         await server.start()
@@ -126,17 +127,22 @@ async def _clients(address: str) -> AsyncIterator[list[Client]]:
         yield [await stack.enter_async_context(Client(address)) for _ in range(_CONNECTIONS)]
 
 
-class _Counter:
-    """Counts messages with tokens; tells when they flow."""
+class _Watch:
+    """Notes when tokens come, and tells when they flow."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._latest = 0.0
+        self._begun = time.monotonic()
         self._arrived = asyncio.Event()
+        self.received: list[tuple[float, int]] = []
+        self.killed: list[float] = []
 
-    def __call__(self) -> None:
-        self._count += 1
-        self._latest = time.monotonic()
+    @property
+    def now(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begun
+
+    def __call__(self, tokens: int) -> None:
+        self.received.append((self.now, tokens))
         self._arrived.set()
 
     async def some(self) -> None:
@@ -145,5 +151,5 @@ class _Counter:
         await self._arrived.wait()
 
     def lately(self) -> bool:
-        """Whether one came within the last fifth of a second."""
-        return time.monotonic() - self._latest < 0.2
+        """Whether some came within the last fifth of a second."""
+        return bool(self.received) and self.now - self.received[-1][0] < 0.2

@@ -26,7 +26,7 @@ def new_history(number: int, seed: int) -> SessionHistory:
 
 
 async def write(
-    client: Client, history: SessionHistory, seed: int, stop: asyncio.Event, sent: Callable[[], None]
+    client: Client, history: SessionHistory, seed: int, stop: asyncio.Event, sent: Callable[[int], None]
 ) -> None:
     """Make a session and calls on it until told to stop, and let the last call come to its end.
 
@@ -35,7 +35,7 @@ async def write(
         history: what is seen is written down here.
         seed: of what is asked for.
         stop: no new call is made when this is set.
-        sent: called for every message with tokens.
+        sent: called for every message, with the number of its tokens.
     """
     chosen = random.Random(f"{seed} {history.session_id}")
     await _create(client, history)
@@ -55,7 +55,7 @@ async def write(
         try:
             async for chunk in stream:
                 call.tokens += chunk.token_ids
-                sent()
+                sent(len(chunk.token_ids))
         except SessionConflictError as error:
             call.conflict = error.position
             return

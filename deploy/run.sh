@@ -4,7 +4,7 @@ set -eu
 PATH="$PWD/.venv/bin:$PATH"
 
 unset ELMAN_SERVER  # This one is meant, and none elsewhere.
-elman serve "$@" &
+elman serve "$@" --store runs/sessions.db &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
 # Ctrl-C reaches the server as well, which then drains: wait for it, and end as it ends.

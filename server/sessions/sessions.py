@@ -11,8 +11,9 @@ import asyncio
 import secrets
 import time
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -141,6 +142,9 @@ class Sessions:
         self._options = options
         self._journal = Journal(store)
         self._residence = Residence(store, options.memory_bytes)
+        # Of the callers of sessions that are being made; under the lock they and those in the store are all there are.
+        self._making: Counter[str] = Counter()
+        self._counting = asyncio.Lock()
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -466,14 +470,32 @@ class Sessions:
     async def _reserved(self, session_id: str, caller: str) -> AsyncIterator[None]:
         """Have an id for a new session, if the caller may have one."""
         async with self._residence.reserved(session_id):
-            limit = self._options.per_caller
-            if limit and await self._residence.ask(self._store.count, caller) >= limit:
+            await self._count(caller)
+            try:
+                yield
+            except BaseException:
+                self._made(caller)
+                raise
+
+    async def _count(self, caller: str) -> None:
+        """Count a session that is to be made."""
+        limit = self._options.per_caller
+        async with self._counting if limit else nullcontext():
+            if limit and await self._residence.ask(self._store.count, caller) + self._making[caller] >= limit:
                 raise SessionLimitError(f"{caller!r} has {limit} sessions already, as many as one caller may have")
-            yield
+            self._making[caller] += 1
+
+    def _made(self, caller: str) -> None:
+        """A session that was being made is in the store, or will never be."""
+        self._making[caller] -= 1
+        if not self._making[caller]:
+            del self._making[caller]
 
     async def _add(self, session: Session) -> Session:
         try:
-            await self._journal.written(Create(session))
+            async with self._counting if self._options.per_caller else nullcontext():
+                await self._journal.written(Create(session))
+                self._made(session.caller)
         except StoreConflictError as error:
             raise SessionExistsError(f"there is a session {session.session_id!r} already") from error
         self._residence.keep(session)
@@ -484,12 +506,21 @@ class Sessions:
         while True:
             await asyncio.sleep(min(max(live / 4, _LEAST_SWEEP), _MOST_SWEEP))
             try:
-                for session_id in await self._residence.ask(self._store.expired, time.time() - live):
-                    if not self._residence.is_busy(session_id):
-                        await self.delete(session_id)
-                        _log.info("session expired", session=session_id)
+                expired = await self._residence.ask(self._store.expired, time.time() - live)
             except SessionError as error:
                 _log.warning("sessions not swept", error=str(error))
+                continue
+            for session_id in expired:
+                await self._expire(session_id)
+
+    async def _expire(self, session_id: str) -> None:
+        if self._residence.is_busy(session_id):
+            return
+        try:
+            await self.delete(session_id)
+            _log.info("session expired", session=session_id)
+        except SessionError as error:  # Another server was faster, or somebody uses it again.
+            _log.info("session not expired", session=session_id, error=str(error))
 
 
 def _new(session_id: str) -> str:
