@@ -5,48 +5,60 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.graphs import Sizes
+from benchmarks.machine import RESULTS, TRIALS
 from benchmarks.model import prepare_model
 from benchmarks.report import progress
-from chaos.fleet import Server
-from chaos.trial import Outcome, Plan, attempt
+from chaos.chart import draw
+from chaos.fleet import Balancer, RedisServer
+from chaos.trial import Outcome, Plan, behind_balancer, one_server
 
 # Small, so that a server is up again soon, and yet busy.
 _SIZES = Sizes(vocabulary=96, embedding=64, hidden=128)
+_SESSIONS, _KILLS = 64, 30
+
+Trial = Callable[[Plan, Callable[[str], None]], Coroutine[Any, Any, Outcome]]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    sessions: Annotated[int, typer.Option(help="How many sessions stream.", min=1)] = 64,
-    kills: Annotated[int, typer.Option(help="How many times a server is killed, in each trial.", min=1)] = 30,
+    sessions: Annotated[int, typer.Option(help="How many sessions stream.", min=1)] = _SESSIONS,
+    kills: Annotated[int, typer.Option(help="How many times a server is killed, in each trial.", min=1)] = _KILLS,
     seed: Annotated[int, typer.Option(help="Of the moments, of what is asked for.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
 ) -> None:
     """Kill servers at random moments while sessions stream, start them again, and hold what every client has seen
-    against a run that nobody disturbed. Ends with 0 only if nothing was lost, doubled or different."""
+    against a run that nobody disturbed: one server on SQLite, then two on Redis behind nginx, where both are installed.
+    Ends with 0 only if nothing was lost, doubled or different."""
     bundle = prepare_model(_SIZES, [precision]).bundle(precision)
-    outcomes = {}
-    with progress(kills) as advance, tempfile.TemporaryDirectory() as folder:
-        plan = Plan(bundle, Path(folder), sessions, kills, seed)
-        outcomes["one server, SQLite"] = asyncio.run(_one_server(plan, advance))
+    trials: dict[str, Trial] = {"one server, SQLite": one_server}
+    if RedisServer.is_installed() and Balancer.is_installed():
+        trials["two servers, Redis, nginx"] = behind_balancer
+    else:
+        Console(stderr=True).print(
+            "redis-server and nginx are not both installed: only the trial of one server is made"
+        )
+    outcomes: dict[str, Outcome] = {}
+    with progress(kills * len(trials)) as advance:
+        for name, trial in trials.items():
+            with tempfile.TemporaryDirectory() as folder:
+                outcomes[name] = asyncio.run(trial(Plan(bundle, Path(folder), sessions, kills, seed), advance))
     _print(outcomes)
+    usual = (sessions, kills, len(trials)) == (_SESSIONS, _KILLS, 2)
+    picture = (RESULTS if usual else TRIALS) / "chaos.png"
+    draw(outcomes, picture)
+    print(picture)
     sys.exit(not all(outcome.verdict.sound for outcome in outcomes.values()))
-
-
-async def _one_server(plan: Plan, advance: Callable[[str], None]) -> Outcome:
-    options = [*plan.options, "--store", str(plan.folder / "sessions.db"), "--snapshot-steps", "128"]
-    async with Server(plan.folder, "server", plan.bundle, options) as server:
-        return await attempt(plan, [server], server.address, advance)
 
 
 def _print(outcomes: dict[str, Outcome]) -> None:

@@ -7,10 +7,10 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from chaos.fleet import Server
+from chaos.fleet import Balancer, RedisServer, Server
 from chaos.history import SessionHistory, Verdict, check
 from chaos.writers import new_history, read_back, repeat, write
 from elman import Client
@@ -63,7 +63,35 @@ class Outcome:
     killed: list[float] = field(repr=False)
 
 
-async def attempt(plan: Plan, servers: Sequence[Server], address: str, advance: Callable[[str], None]) -> Outcome:
+async def one_server(plan: Plan, advance: Callable[[str], None], *command: str) -> Outcome:
+    """One server, which keeps its sessions in SQLite, is killed again and again.
+
+    Args:
+        plan: what is to happen.
+        advance: called with what happens next, once a kill.
+        command: what starts the server in place of `elman`.
+    """
+    options = [*plan.options, "--store", str(plan.folder / "sessions.db"), "--snapshot-steps", "64"]
+    server = Server(plan.folder, "server", plan.bundle, options, *([command] if command else []))
+    async with server:
+        return await _attempt(plan, [server], server.address, advance)
+
+
+async def behind_balancer(plan: Plan, advance: Callable[[str], None]) -> Outcome:
+    """Two servers on one Redis, behind a balancer; one of them at a time is killed, or told to end.
+
+    Args:
+        plan: what is to happen.
+        advance: called with what happens next, once a kill.
+    """
+    async with RedisServer(plan.folder) as redis:
+        options = [*plan.options, "--store", redis.url, "--snapshot-steps", "64"]
+        servers = [Server(plan.folder, f"server-{number}", plan.bundle, options) for number in (1, 2)]
+        async with servers[0], servers[1], Balancer(plan.folder, servers) as balancer:
+            return await _attempt(replace(plan, drains=True), servers, balancer.address, advance)
+
+
+async def _attempt(plan: Plan, servers: Sequence[Server], address: str, advance: Callable[[str], None]) -> Outcome:
     """Run a trial.
 
     Args:

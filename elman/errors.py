@@ -81,7 +81,7 @@ class OverloadedError(ElmanError):
 
 
 class UnavailableError(ElmanError):
-    """No server is there, or it is shutting down."""
+    """No server is there, or it is shutting down, or the connection has gone."""
 
 
 class DeadlineExceededError(ElmanError):
@@ -110,6 +110,11 @@ _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
 }
 
 
+# Without a reason they are the transport's: elman gives one for whatever it says itself. In these ways balancers end a
+# stream whose server has gone.
+_BROKEN_OFF = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
     """The exception for what a call to `address` got."""
     message = error.details() or error.code().name
@@ -118,9 +123,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
     status = rpc_status.from_call(cast(grpc.Call, error))
     for detail in status.details if status is not None else ():
         detail.Unpack(info) or detail.Unpack(request)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and not info.reason:
+    kind = _CLASSES_BY_REASON.get(info.reason, _CLASSES.get(error.code(), ServerError))
+    if not info.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
         message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
-    return _CLASSES_BY_REASON.get(info.reason, _CLASSES.get(error.code(), ServerError))(
+    elif not info.reason and error.code() in _BROKEN_OFF:
+        kind, message = UnavailableError, f"the call was broken off: {message}"
+    return kind(
         message,
         code=error.code(),
         reason=info.reason,

@@ -8,23 +8,20 @@ from pathlib import Path
 import pytest
 
 from bundle import Bundle
-from chaos.fleet import Server
+from chaos.fleet import Balancer, RedisServer
 from chaos.history import CallHistory, SessionHistory, check
-from chaos.trial import Outcome, Plan, attempt
+from chaos.trial import Plan, behind_balancer, one_server
 
 Bundles = dict[str, Bundle]
 
 
-async def one_server(bundle: Bundle, folder: Path, kills: int, *command: str) -> Outcome:
-    plan = Plan(bundle.path, folder, kills=kills)
-    options = ["--store", str(folder / "sessions.db"), "--snapshot-steps", "64"]
-    async with Server(folder, "server", bundle.path, options, *([command] if command else [])) as server:
-        return await attempt(plan, [server], server.address, lambda _: None)
+def quietly(_: str) -> None:
+    """Nobody watches."""
 
 
 @pytest.mark.timeout(600)
 async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: Path) -> None:
-    outcome = await one_server(bundles["lstm"], tmp_path, 30)
+    outcome = await one_server(Plan(bundles["lstm"].path, tmp_path), quietly)
     assert outcome.verdict.reasons == []
     assert outcome.verdict.sound
     assert outcome.verdict.sessions == 64
@@ -35,9 +32,24 @@ async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: 
     assert log.count('"event": "listening"') == 31
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not RedisServer.is_installed(), reason="redis-server is not installed")
+@pytest.mark.skipif(not Balancer.is_installed(), reason="nginx is not installed")
+async def test_64_sessions_of_two_servers_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: Path) -> None:
+    outcome = await behind_balancer(Plan(bundles["lstm"].path, tmp_path), quietly)
+    assert outcome.verdict.reasons == []
+    assert outcome.verdict.sound
+    assert outcome.verdict.sessions == 64
+    assert outcome.busy_kills > 25
+    assert outcome.verdict.calls > 500
+    starts = [(tmp_path / f"server-{number}.log").read_text().count('"event": "listening"') for number in (1, 2)]
+    assert sum(starts) == 32
+    assert min(starts) > 5
+
+
 @pytest.mark.timeout(300)
 async def test_a_store_that_lies_is_found_out(bundles: Bundles, tmp_path: Path) -> None:
-    outcome = await one_server(bundles["lstm"], tmp_path, 2, "-m", "tests.broken_server")
+    outcome = await one_server(Plan(bundles["lstm"].path, tmp_path, kills=2), quietly, "-m", "tests.broken_server")
     assert outcome.verdict.lost
     assert any(
         "received, but not held" in reason or "acknowledged, but" in reason for reason in outcome.verdict.reasons
