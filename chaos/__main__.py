@@ -18,7 +18,8 @@ from benchmarks.machine import RESULTS, TRIALS
 from benchmarks.model import prepare_model
 from benchmarks.report import progress
 from chaos.chart import draw
-from chaos.fleet import Balancer, RedisServer
+from chaos.fleet import Balancer
+from chaos.redis_server import redis_is_installed
 from chaos.trial import Outcome, Plan, behind_balancer, one_server
 
 # Small, so that a server is up again soon, and yet busy.
@@ -42,7 +43,7 @@ def main(
     Ends with 0 only if nothing was lost, doubled or different."""
     bundle = prepare_model(_SIZES, [precision]).bundle(precision)
     trials: dict[str, Trial] = {"one server, SQLite": one_server}
-    if RedisServer.is_installed() and Balancer.is_installed():
+    if redis_is_installed() and Balancer.is_installed():
         trials["two servers, Redis, nginx"] = behind_balancer
     else:
         Console(stderr=True).print(

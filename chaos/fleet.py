@@ -22,7 +22,6 @@ _BALANCER_CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 _START_SECONDS = 120.0
 _END_SECONDS = 40.0
 _COMMAND = ("-m", "elman.command_line")
-_REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 class FleetError(Exception):
@@ -134,34 +133,6 @@ class Server(Member):
 
     def is_ready(self, said: str) -> bool:
         return any(_event(line) == "listening" for line in said.splitlines())
-
-
-class RedisServer(Member):
-    """A Redis or a Valkey, whose data end with it.
-
-    Args:
-        folder: for its log.
-
-    Attributes:
-        url: of its database 0.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "redis")
-        self.url = f"redis://{self.address}/0"
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether there is one."""
-        return _REDIS is not None
-
-    @property
-    def command(self) -> Sequence[str]:
-        assert _REDIS is not None
-        return [_REDIS, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-
-    def is_ready(self, said: str) -> bool:
-        return "Ready to accept connections" in said
 
 
 class Balancer(Member):

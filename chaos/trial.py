@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from chaos.fleet import Balancer, RedisServer, Server
+from chaos.fleet import Balancer, Server
 from chaos.history import SessionHistory, Verdict, check
+from chaos.redis_server import redis_running
 from chaos.writers import new_history, read_back, repeat, write
 from elman import Client
 
@@ -84,7 +85,7 @@ async def behind_balancer(plan: Plan, advance: Callable[[str], None]) -> Outcome
         plan: what is to happen.
         advance: called with what happens next, once a kill.
     """
-    async with RedisServer(plan.folder) as redis:
+    with redis_running(plan.folder) as redis:
         options = [*plan.options, "--store", redis.url, "--snapshot-steps", "64"]
         servers = [Server(plan.folder, f"server-{number}", plan.bundle, options) for number in (1, 2)]
         async with servers[0], servers[1], Balancer(plan.folder, servers) as balancer:

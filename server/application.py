@@ -29,6 +29,7 @@ from server.rpc.validation import Limits
 from server.scheduling import Pace, Scheduler
 from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
 from server.sessions.errors import StoreOpenError
+from server.sessions.redis import RedisStore, public_name
 
 _SERVICES = ("elman.v1.InferenceService", "elman.v1.SessionService")
 # The transport's own limit lies above ours, so that ours can answer with a reason.
@@ -151,12 +152,15 @@ def open_store(options: ServerOptions) -> Store:
         return MemoryStore()
     try:
         if options.store.startswith(_REDIS):
-            from server.sessions.redis import RedisStore  # Who keeps sessions elsewhere need not have redis-py.
-
             return RedisStore(options.store)
         return SqliteStore(Path(options.store), options.fsync)
     except StoreOpenError as error:
         raise StartError(str(error)) from error
+
+
+def store_name(options: ServerOptions) -> str:
+    """Where sessions are kept, without what is secret about it."""
+    return public_name(options.store) if options.store.startswith(_REDIS) else options.store
 
 
 class Server:

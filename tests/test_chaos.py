@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bundle import Bundle
-from chaos.fleet import Balancer, RedisServer
+from chaos.fleet import Balancer
 from chaos.history import CallHistory, SessionHistory, check
+from chaos.redis_server import redis_is_installed
 from chaos.trial import Plan, behind_balancer, one_server
 
 Bundles = dict[str, Bundle]
@@ -33,7 +34,7 @@ async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: 
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not RedisServer.is_installed(), reason="redis-server is not installed")
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
 @pytest.mark.skipif(not Balancer.is_installed(), reason="nginx is not installed")
 async def test_64_sessions_of_two_servers_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: Path) -> None:
     outcome = await behind_balancer(Plan(bundles["lstm"].path, tmp_path), quietly)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bundle import Bundle
+from chaos.redis_server import redis_is_installed, redis_running
 from elman import (
     Chunk,
     Client,
@@ -44,9 +45,15 @@ def alone(bundle: Bundle, text: str, max_tokens: int, *, seed: int = SEED, tempe
     return generate_alone(bundle, text, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "memory" if request.param == "memory" else str(tmp_path / "sessions.db")
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "redis":
+        if not redis_is_installed():
+            pytest.skip("redis-server is not installed")
+        with redis_running(tmp_path) as redis:
+            yield redis.url
+    else:
+        yield "memory" if request.param == "memory" else str(tmp_path / "sessions.db")
 
 
 def kept(**changes: Any) -> dict[str, SessionOptions]:
@@ -586,3 +593,73 @@ async def test_complaints_about_sessions_themselves(bundles: Bundles) -> None:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await method(request)
                 assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+async def test_a_redis_that_is_away_for_five_seconds_delays_and_does_no_more(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles["lstm"]
+    with redis_running(tmp_path) as redis:
+        async with serving(bundle, store=redis.url, **kept()) as running:
+            client = running.client
+            session = (await client.create_session(PROMPT, seed=SEED)).session_id
+            stream = client.generate(session=session, max_tokens=20_000, interval=0.0, request_id="long")
+            chunks = aiter(stream)
+            text = (await anext(chunks)).text
+            redis.freeze()
+            await asyncio.sleep(5)
+            redis.thaw()
+            async for chunk in chunks:
+                text += chunk.text
+            assert text == alone(bundle, PROMPT, 20_000)
+            assert (await client.session_tokens(session)).text == PROMPT + text
+
+
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+async def test_two_servers_hand_a_session_to_each_other(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles["gru"]
+    with redis_running(tmp_path) as redis:
+        async with (
+            serving(bundle, store=redis.url, **kept()) as one,
+            serving(bundle, store=redis.url, **kept(), drain_timeout=0.2) as other,
+        ):
+            session = (await one.client.create_session(PROMPT, seed=SEED)).session_id
+            text = PROMPT
+            for number in range(12):  # Each goes on from what the other has done.
+                client = (one, other, other, one)[number % 4].client
+                found = await client.generate("y", session=session, max_tokens=10 + number).text()
+                assert found == alone(bundle, text + "y", 10 + number)
+                text += "y" + found
+            # A call on one is told of a call on the other, and waits for it.
+            call: dict[str, Any] = {"session": session, "max_tokens": 3000, "request_id": "long", "interval": 0.0}
+            stream = other.client.generate(**call)
+            chunks = aiter(stream)
+            head = (await anext(chunks)).text
+            waiting = asyncio.create_task(one.client.generate(**call, received_token_count=len(head)).text())
+            more, _ = await _until_error(chunks)
+            rest = await waiting
+            assert head + rest == alone(bundle, text, 3000)
+            assert (head + rest).startswith(head + more)
+
+
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+async def test_a_server_that_drains_hands_its_sessions_over(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles["lstm"]
+    with redis_running(tmp_path) as redis:
+        async with (
+            serving(bundle, store=redis.url, drain_timeout=20.0) as one,
+            serving(bundle, store=redis.url) as other,
+        ):
+            session = (await one.client.create_session(PROMPT, seed=SEED)).session_id
+            call: dict[str, Any] = {"session": session, "max_tokens": 30_000, "request_id": "long", "interval": 0.0}
+            chunks = aiter(one.client.generate(**call))
+            text = (await anext(chunks)).text
+            broken = asyncio.create_task(_until_error(chunks))
+            begun = asyncio.get_running_loop().time()
+            await one.server.drain()  # It does not wait for the stream to end.
+            assert asyncio.get_running_loop().time() - begun < 15
+            more, error = await broken
+            assert isinstance(error, UnavailableError)
+            assert error.reason == "SERVER_DRAINING"
+            text += more
+            text += await other.client.generate(**call, received_token_count=len(text)).text()
+    assert text == alone(bundle, PROMPT, 30_000)

@@ -189,7 +189,7 @@ def serve(
 async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
     import structlog
 
-    from server.application import Server, serve_bundle, share_interpreter, told_to_end
+    from server.application import Server, serve_bundle, share_interpreter, store_name, told_to_end
 
     log = structlog.get_logger("elman")
     loop = asyncio.get_running_loop()
@@ -212,7 +212,7 @@ async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
             slots=options.slots,
             threads=options.thread_count,
             messages_per_second=options.message_rate,
-            sessions=options.store,
+            sessions=store_name(options),
             waiting="spinning in a run, asleep between runs",
         )
         await told.wait()

@@ -177,7 +177,7 @@ class Residence:
 
     async def _leased(self, session: Session) -> Session:
         session_id = session.session_id
-        lease = await self._lease(session)
+        lease = await self.lease(session_id)
         self._fences[session_id] = lease.fence
         known = self._sessions.get(session_id)
         if known is None or known.version != lease.version:
@@ -188,16 +188,22 @@ class Residence:
         known.fence = lease.fence
         return known
 
-    async def _lease(self, session: Session) -> Lease:
+    async def lease(self, session_id: str) -> Lease:
+        """A lease of a session; waits a while for whoever has it.
+
+        Raises:
+            SessionBusyError: they go on with it.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         while True:
             try:
-                return await self.ask(self._store.acquire, session.session_id)
+                return await self.ask(self._store.acquire, session_id)
             except SessionElsewhereError as error:
                 if loop.time() >= deadline:
-                    current = await self.ask(self._store.load, session.session_id) or session
-                    raise SessionBusyError(f"{error}, at position {current.position}", current.position) from error
+                    found = await self.ask(self._store.load, session_id)
+                    position = found.position if found else 0
+                    raise SessionBusyError(f"{error}, which is at position {position}", position) from error
                 await asyncio.sleep(min(max(error.seconds, _LEAST_WAIT), _MOST_WAIT))
 
     def give_to(self, run: Run) -> None:

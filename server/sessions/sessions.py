@@ -36,6 +36,7 @@ from server.sessions.errors import (
     EmptyPromptError,
     PositionMismatchError,
     RequestMismatchError,
+    SessionDamagedError,
     SessionError,
     SessionExistsError,
     SessionLimitError,
@@ -268,7 +269,11 @@ class Sessions:
             SessionBusyError: a call is under way that cannot be broken off.
         """
         residence = self._residence
-        session = await residence.get(session_id)
+        try:
+            session = await residence.get(session_id)
+        except SessionDamagedError:  # There is nothing that could be harmed, and the id may be wanted.
+            await self._journal.written(Delete(session_id, (await residence.lease(session_id)).fence))
+            return
         while (run := residence.run_of(session_id)) is not None:
             run.stop(SessionNotFoundError(f"session {session_id!r} has been deleted"))
             await run.over.wait()
