@@ -1,7 +1,8 @@
-"""The server. A request passes through four rooms:
+"""The server. A request passes through these rooms:
 
     rpc (proto <-> domain, validation, errors) -> scheduling (who runs next) -> engine (state slots, onnxruntime)
-                                                                             -> decoding (logits -> token)
+         |                                          ^                            -> decoding (logits -> token)
+         +-> sessions (state between calls, the store) -+
 
 `application` puts them together. No torch here, and no cell known by name: a model is what its manifest says.
 """

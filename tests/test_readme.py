@@ -24,7 +24,7 @@ from tests.serving import serving
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CLIENT_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CLIENT_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -42,6 +42,13 @@ async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> N
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "gru 7 FinishReason.MAX_TOKENS" in shown
     assert "{'sampling.temperature': 'is -1.0, but must be" in shown
+
+
+async def test_session_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    async with serving(bundles["gru"], bundles["tags"]) as running:
+        code = SESSION_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"gru"')
+        shown = await asyncio.to_thread(run_code, code, tmp_path)
+    assert f"somebody was faster; the session is at {len('def load(self, path):') + 100}" in shown
 
 
 async def test_own_cell_is_exported_and_served(tmp_path: Path) -> None:
@@ -70,10 +77,10 @@ def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, A
 
 async def test_grpcurl_commands_work(bundles: dict[str, Bundle]) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
-    assert len(commands) == 4
+    assert len(commands) == 6
     async with serving(bundles["gru"], bundles["tags"]) as running:
         for command in commands:
-            data = command[command.index("-d") + 1] if "-d" in command else "{}"
+            data = command[command.index("-d") + 1].replace('"python"', '"gru"') if "-d" in command else "{}"
             answers = await asyncio.to_thread(call_by_reflection, running.address, command[-1], data)
             assert answers
             if command[-1].endswith("/Generate"):
@@ -85,8 +92,9 @@ async def test_grpcurl_commands_work(bundles: dict[str, Bundle]) -> None:
 def test_commands_have_the_options_shown(command: str) -> None:
     for part in command.removeprefix("$ ").split(" && "):
         words = shlex.split(part.split(" < ")[0])
+        name = words[1:3] if words[1] == "session" else words[1:2]
         shown = subprocess.run(
-            [sys.executable, "-m", "elman.command_line", words[1], "--help"],
+            [sys.executable, "-m", "elman.command_line", *name, "--help"],
             capture_output=True, encoding="utf-8", timeout=60, check=True, env={"COLUMNS": "300", "PATH": ""},
         ).stdout  # fmt: skip
         for word in words[2:]:
