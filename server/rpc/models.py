@@ -76,7 +76,7 @@ class ServedModel:
     def for_sessions(self) -> SessionModel:
         """What sessions know of it."""
         layout = StateLayout(state_arrays(self.bundle))
-        return SessionModel(self.name, self.bundle.digest, self.scheduler, layout, self.generates)
+        return SessionModel(self.name, self.bundle.digest, self.scheduler, layout, self.vocabulary.size, self.generates)
 
     @cached_property
     def begin_token(self) -> int | None:

@@ -156,7 +156,8 @@ class InferenceServicer(v1.InferenceServiceServicer):
         """What is known of an input, if that is worth anything and wanted."""
         if len(ids) < SHORTEST or request.bypass_prefix_cache:
             return None
-        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids)
+        output_wanted = isinstance(request, v1.ClassifyRequest)
+        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=output_wanted)
 
     async def _continue_session(
         self, request: v1.GenerateRequest, mailbox: Mailbox
@@ -261,7 +262,9 @@ class InferenceServicer(v1.InferenceServiceServicer):
             check_request_id(piece.request_id, "piece.request_id")
             this = replace(target, position=expected, request_id=piece.request_id, fingerprint=fingerprint(piece))
             tokens = array(TOKEN_TYPE, ids.tolist())
-            found = await self._sessions.read(model.for_sessions, this, tokens, every_step=labelling.every_step)
+            found = await self._sessions.read(
+                model.for_sessions, this, tokens, every_step=labelling.every_step, always=True
+            )
             expected = found.end
             return found.outputs, found.end
 

@@ -97,7 +97,8 @@ class SessionServicer(v1.SessionServiceServicer):
         model = self._models.named(file.model, "content").for_sessions
         session_id = new_session_id(request.session_id, "session_id")
         new_session_id(file.session_id, "content")
-        session = await self._sessions.restore(file, model, session_id, caller=caller_of(context))
+        longest, caller = self._limits.input_tokens, caller_of(context)
+        session = await self._sessions.restore(file, model, session_id, longest=longest, caller=caller)
         return v1.ImportSessionResponse(session=self._shown(session))
 
     def _model_of(self, session: Session) -> ServedModel:

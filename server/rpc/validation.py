@@ -170,7 +170,8 @@ def fingerprint(request: Message) -> bytes:
     for field in _HOW_AND_NOT_WHAT:
         if field in asked.DESCRIPTOR.fields_by_name:
             asked.ClearField(field)
-    return hashlib.blake2b(asked.SerializeToString(deterministic=True), digest_size=16).digest()
+    kind = asked.DESCRIPTOR.full_name.encode()  # Different ones may look the same when they are written down.
+    return hashlib.blake2b(kind + b"\n" + asked.SerializeToString(deterministic=True), digest_size=16).digest()
 
 
 def new_session_id(session_id: str, field: str) -> str:

@@ -67,8 +67,15 @@ class SessionFile:
     state_position: int
     state: dict[str, NDArray[Any]]
 
-    def session(self, model: SessionModel, session_id: str, *, caller: str, now: float) -> Session:
+    def session(self, model: SessionModel, session_id: str, *, longest: int, caller: str, now: float) -> Session:
         """The session that it holds.
+
+        Args:
+            model: whose it is.
+            session_id: the id it gets.
+            longest: how many tokens the next call may have to read.
+            caller: whose it becomes.
+            now: seconds since 1970.
 
         Raises:
             BundleMismatchError: it is one of another bundle.
@@ -79,7 +86,17 @@ class SessionFile:
                 f"the session was exported from {self.model!r} {self.digest}, this server has {model.name!r} "
                 f"{model.digest}: a state means nothing to another bundle"
             )
+        wrong = np.flatnonzero((self.tokens < 0) | (self.tokens >= model.vocabulary_size))
+        if wrong.size:
+            token = self.tokens[wrong[0]]
+            raise SessionFileError(
+                f"its token {wrong[0]} is {token}, but those of {model.name!r} are 0 to {model.vocabulary_size - 1}"
+            )
         tokens = array(TOKEN_TYPE, self.tokens.tobytes())
+        if len(tokens) - self.state_position > longest + model.lag:
+            raise SessionFileError(
+                f"its state is {len(tokens) - self.state_position} tokens behind, the limit is {longest}"
+            )
         if not 0 <= self.state_position <= max(len(tokens) - model.lag, 0):
             raise SessionFileError(f"its state is of {self.state_position} steps, but it has {len(tokens)} tokens")
         snapshots = []
@@ -107,6 +124,9 @@ def read_file(content: bytes) -> SessionFile:
         if metadata["format"] != _FORMAT:
             raise SessionFileError(f"its format is {metadata['format']!r}, this server reads {_FORMAT!r}")
         tokens = tensors[_TOKENS]
+        seed = int(metadata["seed"])
+        if not -(2**63) <= seed < 2**63 or not metadata["session_id"]:
+            raise SessionFileError("its seed is no 64-bit integer, or it has no session_id")
         if checksum != _checksum(metadata, tensors) or tokens.dtype != np.int32 or tokens.ndim != 1:
             raise SessionFileError("it is damaged: its checksum does not match")
         state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name != _TOKENS}
@@ -114,7 +134,7 @@ def read_file(content: bytes) -> SessionFile:
             metadata["session_id"],
             metadata["model"],
             metadata["digest"],
-            int(metadata["seed"]),
+            seed,
             tokens,
             int(metadata["state_position"]),
             state,

@@ -7,8 +7,9 @@ has it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
@@ -48,25 +49,48 @@ class Journal:
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
-    async def written(self, change: Change) -> None:
-        """Write a change; returns when it is kept.
+    async def written(self, changes: Sequence[Change], kept: Callable[[Change], None]) -> None:
+        """Write changes; returns when it is known of all of them whether they are kept, even if the caller has been
+        cancelled meanwhile: who claims a session lets it go no sooner.
+
+        Args:
+            changes: in order; they go together.
+            kept: called for each of them that is kept.
 
         Raises:
-            StoreError: it is not.
+            StoreError: of the first that is not.
         """
-        future: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
-        self.write(change, lambda error: None if future.cancelled() else future.set_result(error))
-        error = await future
-        if error is not None:
-            raise error
+        loop = asyncio.get_running_loop()
+        outcomes = [loop.create_future() for _ in changes]
+
+        def tell(change: Change, outcome: asyncio.Future[StoreError | None], error: StoreError | None) -> None:
+            if error is None:
+                kept(change)
+            outcome.set_result(error)
+
+        for change, outcome in zip(changes, outcomes, strict=True):
+            self.write(change, partial(tell, change, outcome))
+        cancelled: asyncio.CancelledError | None = None
+        while not all(outcome.done() for outcome in outcomes):
+            try:
+                await asyncio.wait(outcomes)
+            except asyncio.CancelledError as interruption:
+                cancelled = interruption
+        if cancelled is not None:
+            raise cancelled
+        errors = [error for outcome in outcomes if (error := outcome.result()) is not None]
+        if errors:
+            raise errors[0]
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._gathered:
-            written, self._gathered = self._gathered, []
-            changes = [change for change, _ in written]
-            self._tell(written, await loop.run_in_executor(self._thread, self._apply, changes))
-        self._writer = None
+        try:
+            while self._gathered:
+                written, self._gathered = self._gathered, []
+                changes = [change for change, _ in written]
+                self._tell(written, await loop.run_in_executor(self._thread, self._apply, changes))
+        finally:
+            self._writer = None
 
     def _apply(self, changes: list[Change]) -> list[StoreError | None]:
         try:
@@ -76,11 +100,17 @@ class Journal:
             return [error] * len(changes)
         except Exception:
             _log.exception("sessions not written", changes=len(changes))
-            return [StoreUnavailableError("the store of sessions has failed")] * len(changes)
+            if len(changes) == 1:
+                return [StoreUnavailableError("the store of sessions has failed")]
+        # A defect of ours, by one of them: the others are not to pay for it.
+        return [error for change in changes for error in self._apply([change])]
 
     def _tell(self, written: list[tuple[Change, Done]], errors: list[StoreError | None]) -> None:
         for (change, done), error in zip(written, errors, strict=True):
-            done(error)
+            try:
+                done(error)
+            except Exception:
+                _log.exception("after writing", session=change.session_id)
             if error is not None:
                 self._refuse(change.session_id, error)
 

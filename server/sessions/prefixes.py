@@ -79,21 +79,22 @@ class PrefixCache:
         """What it has been worth to a bundle."""
         return self._statistics.setdefault(digest, PrefixStatistics())
 
-    def look_up(self, model: SessionModel, caller: str, tokens: NDArray[np.int64]) -> Prefix:
+    def look_up(self, model: SessionModel, caller: str, tokens: NDArray[np.int64], *, output_wanted: bool) -> Prefix:
         """What is known of a prompt.
 
         Args:
             model: whose states.
             caller: who asks.
             tokens: the prompt.
+            output_wanted: whether the output after the last token is wanted: the whole prompt is known then only if
+                that is. Else the last token is read in any case: what the model chooses after it is wanted.
         """
         hashes = _Hashes(f"{'' if self._shared else caller}\n{model.digest}", tokens)
         prefix = Prefix(self, model, hashes, len(tokens))
         if self._limit and len(tokens) >= SHORTEST:
             statistics = self.statistics(model.digest)
             statistics.lookups += 1
-            # A generation reads the last token anyway: its choice is what is wanted.
-            found = self._find(hashes, len(tokens) - model.lag)
+            found = self._find(hashes, len(tokens), output_wanted=output_wanted)
             if found is not None:
                 prefix.position, entry = found
                 prefix.state, prefix.output = model.layout.unpack(entry.state), entry.output
@@ -101,14 +102,17 @@ class PrefixCache:
                 statistics.saved_steps += prefix.position
         return prefix
 
-    def _find(self, hashes: _Hashes, longest: int) -> tuple[int, _Entry] | None:
+    def _find(self, hashes: _Hashes, length: int, *, output_wanted: bool) -> tuple[int, _Entry] | None:
+        longest = length if output_wanted else length - 1
         for blocks, chain in reversed(list(hashes.chain(longest))):
             for tail in sorted(self._tails.get(chain, ()), reverse=True):
                 position = blocks * _BLOCK + tail
                 key = hashes.key(position, chain)
-                if position <= longest and key in self._entries:
-                    self._entries.move_to_end(key)
-                    return position, self._entries[key]
+                entry = self._entries.get(key)
+                if position > longest or entry is None or (position == length and entry.output is None):
+                    continue
+                self._entries.move_to_end(key)
+                return position, entry
         return None
 
     def keep(self, hashes: _Hashes, position: int, state: bytes, output: NDArray[Any] | None) -> None:
@@ -118,6 +122,9 @@ class PrefixCache:
         *_, (blocks, chain) = hashes.chain(position)
         key = hashes.key(position, chain)
         entry = _Entry(state, output, chain, position - blocks * _BLOCK)
+        known = self._entries.get(key)
+        if entry.size > self._limit or (known is not None and output is None):
+            return
         self._drop(key)
         self._entries[key] = entry
         self.size += entry.size

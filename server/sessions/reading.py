@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.engine import Arrays
 from server.scheduling import Event, Failed, Reading, ReadingFinished, Scheduler, Snapshot
-from server.sessions.session import Session, StateLayout
+from server.sessions.session import Session, StateLayout, thinned
 from server.sessions.session import Snapshot as PackedSnapshot
 
 
@@ -25,6 +25,7 @@ class SessionModel:
         digest: of its bundle.
         scheduler: what runs it.
         layout: of its state.
+        vocabulary_size: of its tokens.
         generates: whether it generates. If so, a session's state is one token behind at least, so that what follows
             the last one can be chosen anew.
     """
@@ -33,6 +34,7 @@ class SessionModel:
     digest: str
     scheduler: Scheduler
     layout: StateLayout
+    vocabulary_size: int
     generates: bool
 
     @property
@@ -93,7 +95,14 @@ class Read:
 
 
 async def read(
-    session: Session, model: SessionModel, tokens: array[int], *, every_step: bool, shown: bool, snapshot_steps: int
+    session: Session,
+    model: SessionModel,
+    tokens: array[int],
+    *,
+    every_step: bool,
+    shown: bool,
+    snapshot_steps: int,
+    always: bool = False,
 ) -> Read:
     """Read new tokens behind those of a session.
 
@@ -104,6 +113,7 @@ async def read(
         every_step: whether the outputs of every token are wanted, or of the last one.
         shown: whether any outputs are wanted.
         snapshot_steps: how many steps lie between two snapshots, about.
+        always: see `Scheduler.submit`.
 
     Raises:
         QueueFullError, SchedulerStoppedError, SequenceFailedError: the scheduler's.
@@ -128,13 +138,14 @@ async def read(
             keep_state=part is parts[0],
             snapshot_steps=snapshot_steps,
         )
-        finished = await _run(model.scheduler, reading, answer, always=position > begin.position)
+        finished = await _run(model.scheduler, reading, answer, always=always or position > begin.position)
         outputs.append(finished.outputs)
         if part is parts[0]:
             snapshots += [PackedSnapshot(known.position, model.layout.pack(known.state)) for known in answer.snapshots]
             assert finished.state is not None
             state, position = finished.state, position + len(part)
             snapshots.append(PackedSnapshot(position, model.layout.pack(state)))
+    snapshots = thinned(snapshots)
     if not outputs:
         return Read(np.empty(0), snapshots)
     return Read(np.concatenate(outputs)[len(begin.backlog) :] if every_step else outputs[-1], snapshots)

@@ -17,6 +17,7 @@ import structlog
 
 from server.sessions.errors import (
     SessionBusyError,
+    SessionDamagedError,
     SessionElsewhereError,
     SessionError,
     SessionExistsError,
@@ -49,21 +50,21 @@ class Residence:
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
         self._bytes = 0
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
-        self._busy: dict[str, Run | None] = {}  # a generation, or something shorter
+        self._busy: dict[str, _Claim] = {}
         self._fences: dict[str, int] = {}  # of the leases that are held
+        self._renewal: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to renew leases."""
         if self._store.shared:
-            self._do(self._renew())
+            self._renewal = asyncio.get_running_loop().create_task(self._renew())
 
     async def close(self) -> None:
         """Let all leases go. No call may be under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        for session_id, fence in self._fences.items():
-            await self.ask(self._store.release, session_id, fence)
+        if self._renewal is not None:
+            self._renewal.cancel()
+        await asyncio.gather(*self._tasks)
 
     # Where sessions are.
 
@@ -102,12 +103,14 @@ class Residence:
             del self._loading[session_id]
         if session_id in self._busy and session_id in self._sessions:  # Somebody was faster, and goes on with it.
             return self._sessions[session_id]
-        self.forget(session_id)
+        if loaded is None:
+            self.forget(session_id)
         return self.keep(loaded)
 
     def keep(self, session: Session | None) -> Session | None:
         """Have a session in memory; others may have to leave it."""
         if session is not None:
+            self.forget(session.session_id)
             self._sessions[session.session_id] = session
             self._bytes += session.size
             self._evict(but=session.session_id)
@@ -143,12 +146,22 @@ class Residence:
 
     def run_of(self, session_id: str) -> Run | None:
         """The generation that has it, if one has."""
-        return self._busy.get(session_id)
+        claim = self._busy.get(session_id)
+        return claim.run if claim is not None else None
 
     @property
     def runs(self) -> list[Run]:
         """All generations on sessions."""
-        return [run for run in self._busy.values() if run is not None]
+        return [claim.run for claim in self._busy.values() if claim.run is not None]
+
+    async def wait_for_turn(self, session_id: str) -> bool:
+        """Wait for whoever has a session for a moment only: whose generation ends, or who reads something. Whether
+        there was anybody; what is known of the session may then be out of date."""
+        claim = self._busy.get(session_id)
+        if claim is None or (claim.run is not None and not claim.run.ending):
+            return False
+        await (claim.changed.wait() if claim.run is None else claim.run.over.wait())
+        return True
 
     def check_free(self, session: Session) -> None:
         """Refuse a second call.
@@ -168,15 +181,19 @@ class Residence:
             SessionNotFoundError: it has been deleted meanwhile.
         """
         self.check_free(session)
-        self._busy[session.session_id] = None
+        session_id = session.session_id
+        self._busy[session_id] = _Claim()
         try:
-            return await self._leased(session) if self._store.shared else session
+            if self._store.shared:
+                return await self._leased(session_id)
+            # It may have had to leave the memory since it was loaded.
+            known = self._sessions.get(session_id)
+            return known or self.keep(session) or session
         except BaseException:
-            self.release(session.session_id)
+            self.release(session_id)
             raise
 
-    async def _leased(self, session: Session) -> Session:
-        session_id = session.session_id
+    async def _leased(self, session_id: str) -> Session:
         lease = await self.lease(session_id)
         self._fences[session_id] = lease.fence
         known = self._sessions.get(session_id)
@@ -198,7 +215,7 @@ class Residence:
         deadline = loop.time() + _PATIENCE
         while True:
             try:
-                return await self.ask(self._store.acquire, session_id)
+                return await self._acquire(session_id)
             except SessionElsewhereError as error:
                 if loop.time() >= deadline:
                     found = await self.ask(self._store.load, session_id)
@@ -206,9 +223,23 @@ class Residence:
                     raise SessionBusyError(f"{error}, which is at position {position}", position) from error
                 await asyncio.sleep(min(max(error.seconds, _LEAST_WAIT), _MOST_WAIT))
 
+    async def _acquire(self, session_id: str) -> Lease:
+        acquiring = asyncio.ensure_future(self.ask(self._store.acquire, session_id))
+        try:
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:
+            self._do(self._give_back(session_id, acquiring))
+            raise
+
+    async def _give_back(self, session_id: str, acquiring: asyncio.Future[Lease]) -> None:
+        """Let a lease go that comes too late for whoever wanted it."""
+        await self._let_go(session_id, (await acquiring).fence)
+
     def give_to(self, run: Run) -> None:
         """A claimed session is a generation's from now on."""
-        self._busy[run.session.session_id] = run
+        claim = self._busy[run.session.session_id]
+        claim.run = run
+        claim.changed.set()
 
     def release(self, session_id: str, *, failed: bool = False) -> None:
         """Have it no more.
@@ -217,7 +248,9 @@ class Residence:
             session_id: which.
             failed: whether it may not be as the store has it.
         """
-        self._busy.pop(session_id, None)
+        claim = self._busy.pop(session_id, None)
+        if claim is not None:
+            claim.changed.set()
         if failed:
             self.forget(session_id)
         fence = self._fences.pop(session_id, None)
@@ -244,9 +277,13 @@ class Residence:
         Raises:
             SessionExistsError: one has it.
         """
-        if self.is_busy(session_id) or await self.find(session_id) is not None or self.is_busy(session_id):
+        try:
+            taken = self.is_busy(session_id) or await self.find(session_id) is not None or self.is_busy(session_id)
+        except SessionDamagedError:
+            taken = True
+        if taken:
             raise SessionExistsError(f"there is a session {session_id!r} already")
-        self._busy[session_id] = None
+        self._busy[session_id] = _Claim()
         try:
             yield
         finally:
@@ -259,7 +296,7 @@ class Residence:
                 continue
             try:
                 lost = await self.ask(self._store.renew, dict(self._fences))
-            except SessionError as error:
+            except Exception as error:  # Whatever it is: the next time may be better.
                 _log.warning("leases not renewed", error=str(error))
                 continue
             for session_id in lost:
@@ -272,6 +309,19 @@ class Residence:
         task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Claim:
+    """That a call has a session.
+
+    Attributes:
+        run: the generation that has it; None for something shorter.
+        changed: set when it has become a generation's, or nobody's.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.changed = asyncio.Event()
 
 
 async def _logged(work: Any) -> None:

@@ -61,13 +61,14 @@ class Run:
         self._end = end
         self._listeners: list[Receiver] = []
         self._stop: Callable[[], None] = lambda: None
+        self._prompt = array(TOKEN_TYPE)  # as long as it is not written
         self._unwritten = 0
         self._last: Event | None = None  # what is told in the end
         self._ended = False
         self._failed = False
 
     def start(self, scheduler: Scheduler, generation: Generation, prompt: array[int]) -> None:
-        """Begin to run. The prompt and that there is such a call are the first things written.
+        """Begin to run. The prompt is written with what first comes of it: where nothing does, nothing has been.
 
         Raises:
             QueueFullError: too many wait already; nothing has changed.
@@ -75,10 +76,10 @@ class Run:
         """
         scheduler.submit(generation)
         self._stop = partial(scheduler.abort, generation)
-        self._write(prompt, None, self._call)
+        self._prompt = prompt
 
     @property
-    def abandoned(self) -> bool:
+    def ending(self) -> bool:
         """Whether nothing more will come of it, though not everything is written."""
         return self._ended
 
@@ -130,6 +131,7 @@ class Run:
         self, tokens: array[int], snapshot: PackedSnapshot | None, call: Call, event: Event | None = None
     ) -> None:
         dropped = () if snapshot is None else tuple(self.session.superfluous(snapshot))
+        tokens, self._prompt = self._prompt + tokens, array(TOKEN_TYPE)
         named = call if call.request_id else None
         self._version += 1
         change = Advance(

@@ -152,9 +152,8 @@ class Session:
 
     def superfluous(self, snapshot: Snapshot) -> list[int]:
         """The positions of snapshots that give way to a new one: where there are many, every second one."""
-        positions = [known.position for known in self.snapshots]
-        replaced = [snapshot.position] if snapshot.position in positions else []
-        return [*positions[1::2], *replaced] if len(positions) >= _MOST_SNAPSHOTS else replaced
+        positions = [known.position for known in self.snapshots if known.position != snapshot.position]
+        return positions[1::2] if len(positions) >= _MOST_SNAPSHOTS else []
 
     def take(self, change: Advance | Rewind) -> None:
         """Go through a change."""
@@ -169,7 +168,8 @@ class Session:
         self.used = change.used
         self.tokens.extend(change.tokens)
         if change.snapshot is not None:
-            kept = [known for known in self.snapshots if known.position not in change.dropped]
+            gone = {*change.dropped, change.snapshot.position}
+            kept = [known for known in self.snapshots if known.position not in gone]
             self.snapshots = sorted([*kept, change.snapshot], key=lambda known: known.position)
         if change.call is not None:
             self.calls.pop(change.call.request_id, None)
@@ -215,6 +215,11 @@ class Advance:
     version: int = 0
     fence: int = 0
 
+    @property
+    def end(self) -> int:
+        """The session's position after it."""
+        return self.start + len(self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
@@ -249,6 +254,12 @@ class Delete:
 
 
 Change = Create | Advance | Rewind | Delete
+
+
+def thinned(snapshots: list[Snapshot]) -> list[Snapshot]:
+    """As many of a reading's snapshots as a session keeps, spread evenly, and the last."""
+    spread = -(-len(snapshots) // _MOST_SNAPSHOTS)
+    return snapshots[::-1][::spread][::-1] if spread > 1 else snapshots
 
 
 def advanced(call: Call, generated: int, outcome: str = "") -> Call:

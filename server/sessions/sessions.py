@@ -12,7 +12,7 @@ import secrets
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +53,7 @@ from server.sessions.session import (
     TOKEN_TYPE,
     Advance,
     Call,
+    Change,
     Create,
     Delete,
     Rewind,
@@ -224,15 +225,17 @@ class Sessions:
                 source.forked(new, position, position - model.lag, seed=seed, caller=caller, now=time.time())
             )
 
-    async def restore(self, file: SessionFile, model: SessionModel, session_id: str, *, caller: str) -> Session:
-        """A new session from a file.
+    async def restore(
+        self, file: SessionFile, model: SessionModel, session_id: str, *, longest: int, caller: str
+    ) -> Session:
+        """A new session from a file. See `SessionFile.session`.
 
         Raises:
             SessionExistsError, SessionLimitError, BundleMismatchError: see there.
             SessionFileError: its state is not one of this model.
         """
         now = time.time()
-        session = file.session(model, session_id or file.session_id, caller=caller, now=now)
+        session = file.session(model, session_id or file.session_id, longest=longest, caller=caller, now=now)
         async with self._reserved(session.session_id, caller):
             return await self._add(session)
 
@@ -272,15 +275,16 @@ class Sessions:
         try:
             session = await residence.get(session_id)
         except SessionDamagedError:  # There is nothing that could be harmed, and the id may be wanted.
-            await self._journal.written(Delete(session_id, (await residence.lease(session_id)).fence))
+            await self._write([Delete(session_id, (await residence.lease(session_id)).fence)], None)
             return
         while (run := residence.run_of(session_id)) is not None:
             run.stop(SessionNotFoundError(f"session {session_id!r} has been deleted"))
             await run.over.wait()
             session = await residence.get(session_id)
+        while await residence.wait_for_turn(session_id):
+            session = await residence.get(session_id)
         async with residence.claimed(session) as session:
-            await self._journal.written(Delete(session_id, session.fence))
-            residence.forget(session_id)
+            await self._write([Delete(session_id, session.fence)], session)
 
     async def rewind(self, session_id: str, model: SessionModel, position: int) -> Session:
         """Take a session back.
@@ -292,8 +296,7 @@ class Sessions:
         async with self._residence.claimed(await self._idle(session_id, model)) as session:
             _check_reaches(session, position)
             change = Rewind(session_id, position, position - model.lag, session.version + 1, session.fence)
-            await self._journal.written(change)
-            self._residence.take(session, change)
+            await self._write([change], session)
         return session
 
     # What continues them.
@@ -330,6 +333,10 @@ class Sessions:
         """
         session = await self._idle(target.session_id, model)
         params = replace(params, seed=session.seed if seed is None else seed)
+        ended = session.calls.get(target.request_id)
+        if ended is not None and ended.outcome:
+            _check_same(ended, target)
+            return _recited(session, ended, listener, params.seed)
         run = self._residence.run_of(target.session_id)
         if run is not None and target.request_id and run.call.request_id == target.request_id:
             _check_same(run.call, target)
@@ -386,9 +393,16 @@ class Sessions:
         return run
 
     async def read(
-        self, model: SessionModel, target: Target, tokens: array[int], *, every_step: bool
+        self, model: SessionModel, target: Target, tokens: array[int], *, every_step: bool, always: bool = False
     ) -> SessionReading:
         """Have a session read some tokens, or give back what a call of that name has been shown already.
+
+        Args:
+            model: the session's model.
+            target: which session.
+            tokens: what it reads, at least one.
+            every_step: whether the outputs of every token are wanted, or of the last one.
+            always: read them however many wait; for a part of what was let in before.
 
         Raises:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
@@ -396,12 +410,18 @@ class Sessions:
             QueueFullError, SchedulerStoppedError, SequenceFailedError: nothing has been read.
         """
         session = await self._idle(target.session_id, model)
+        ended = session.calls.get(target.request_id)
+        if ended is not None and ended.outcome:
+            _check_same(ended, target)
+            return SessionReading(_unpacked(ended.answer), ended.end)
         async with self._residence.claimed(session) as session:
             call = self._recorded(session, target)
             if call is not None:
                 return SessionReading(_unpacked(call.answer), call.end)
             steps = self._options.snapshot_steps
-            found = await read(session, model, tokens, every_step=every_step, shown=True, snapshot_steps=steps)
+            found = await read(
+                session, model, tokens, every_step=every_step, shown=True, snapshot_steps=steps, always=always
+            )
             start = session.position
             answer = _packed(found.outputs) if target.request_id else b""
             call = Call(target.request_id, target.fingerprint, start, len(tokens), 0, _READ, answer)
@@ -420,13 +440,7 @@ class Sessions:
             replace(change, version=session.version + number, fence=session.fence)
             for number, change in enumerate(changes, 1)
         ]
-        try:
-            await asyncio.gather(*(self._journal.written(change) for change in changes))  # In one transaction.
-        except StoreError:
-            self._residence.forget(session_id)
-            raise
-        for change in changes:
-            self._residence.take(session, change)
+        await self._write(changes, session)
 
     def _recorded(self, session: Session, target: Target) -> Call | None:
         """What is known of a call of that name; None if it is a new one, at the right position.
@@ -456,10 +470,8 @@ class Sessions:
         """A session of this model's bundle on which nothing is under way but what somebody listens to."""
         while True:
             session = await self._suitable(session_id, model)
-            run = self._residence.run_of(session_id)
-            if run is None or not run.abandoned:
+            if not await self._residence.wait_for_turn(session_id):
                 return session
-            await run.over.wait()
 
     async def _suitable(self, session_id: str, model: SessionModel) -> Session:
         """A session of this model's very bundle."""
@@ -499,12 +511,33 @@ class Sessions:
     async def _add(self, session: Session) -> Session:
         try:
             async with self._counting if self._options.per_caller else nullcontext():
-                await self._journal.written(Create(session))
-                self._made(session.caller)
+                await self._write([Create(session)], session)
         except StoreConflictError as error:
             raise SessionExistsError(f"there is a session {session.session_id!r} already") from error
-        self._residence.keep(session)
         return session
+
+    async def _write(self, changes: Sequence[Change], session: Session | None) -> None:
+        """Have changes kept, and what is in memory go through them. A session of which something was not kept goes.
+
+        Raises:
+            StoreError: something was not kept.
+        """
+
+        def kept(change: Change) -> None:
+            if isinstance(change, Create):
+                self._made(change.session.caller)
+                self._residence.keep(change.session)
+            elif isinstance(change, Delete):
+                self._residence.forget(change.session_id)
+            elif session is not None:
+                self._residence.take(session, change)
+
+        try:
+            await self._journal.written(changes, kept)
+        except StoreError:
+            if session is not None:
+                self._residence.forget(session.session_id)
+            raise
 
     async def _sweep(self) -> None:
         live = self._options.time_to_live
@@ -519,11 +552,12 @@ class Sessions:
                 await self._expire(session_id)
 
     async def _expire(self, session_id: str) -> None:
-        if self._residence.is_busy(session_id):
-            return
         try:
-            await self.delete(session_id)
-            _log.info("session expired", session=session_id)
+            session = await self._residence.get(session_id)
+            async with self._residence.claimed(session) as session:
+                if session.used < time.time() - self._options.time_to_live:  # Nobody has used it since we looked.
+                    await self._write([Delete(session_id, session.fence)], session)
+                    _log.info("session expired", session=session_id)
         except SessionError as error:  # Another server was faster, or somebody uses it again.
             _log.info("session not expired", session=session_id, error=str(error))
 

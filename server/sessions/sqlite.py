@@ -11,11 +11,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from enum import Enum
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import structlog
@@ -71,16 +73,26 @@ CREATE TABLE IF NOT EXISTS calls (
 """
 
 _KEY = "(SELECT key FROM sessions WHERE session_id = ?)"
-_ADD_TOKENS = f"""
-INSERT INTO segments VALUES ({_KEY}, ?, ?, ?) ON CONFLICT (key, number) DO UPDATE SET
-    tokens = CAST(tokens || excluded.tokens AS BLOB), checksum = continued_crc32(excluded.tokens, checksum)
+# Statements for many rows at once: between two statements the interpreter is fought for, within one it is not.
+_MOVE = """
+UPDATE sessions SET used = moved.column4, position = moved.column3 FROM (VALUES {rows}) AS moved
+WHERE session_id = moved.column1 AND position = moved.column2 RETURNING session_id, key
 """
-_ADD_SNAPSHOT = f"INSERT OR REPLACE INTO snapshots VALUES ({_KEY}, ?, ?, ?)"
-_ADD_CALL = f"INSERT OR REPLACE INTO calls VALUES (NULL, {_KEY}, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_TOKENS = """
+INSERT INTO segments VALUES {rows} ON CONFLICT (key, number) DO UPDATE SET
+    tokens = CAST(tokens || excluded.tokens AS BLOB), checksum = excluded.checksum
+"""
+_ADD_SNAPSHOTS = "INSERT OR REPLACE INTO snapshots VALUES {rows}"
+_DROP_SNAPSHOTS = "DELETE FROM snapshots WHERE (key, position) IN (VALUES {rows})"
+_ADD_CALLS = "INSERT OR REPLACE INTO calls VALUES {rows}"
 _FORGET_CALLS = f"""
-DELETE FROM calls WHERE number IN (
-    SELECT number FROM calls WHERE key = {_KEY} ORDER BY number DESC LIMIT -1 OFFSET {REMEMBERED_CALLS})
+DELETE FROM calls WHERE number IN (SELECT number FROM (
+    SELECT number, row_number() OVER (PARTITION BY key ORDER BY number DESC) AS age
+    FROM calls WHERE key IN (VALUES {{rows}}))
+WHERE age > {REMEMBERED_CALLS})
 """
+_ROWS_AT_ONCE = 500
+_KNOWN_TAILS = 10_000
 _SUMMARY = "session_id, model, digest, seed, created, used, position"
 
 _log = structlog.get_logger(__name__)
@@ -114,6 +126,8 @@ class SqliteStore(SoleOwner):
     def __init__(self, path: Path, fsync: Fsync = Fsync.CHECKPOINT) -> None:
         self._path = path
         self._lock = threading.Lock()
+        # By session: its position, and the checksum of its last segment, to which the next tokens are added.
+        self._tails: OrderedDict[str, tuple[int, int]] = OrderedDict()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -133,7 +147,6 @@ class SqliteStore(SoleOwner):
         run("PRAGMA locking_mode = EXCLUSIVE")
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
-        self._connection.create_function("continued_crc32", 2, crc32, deterministic=True)
         (version,) = run("PRAGMA user_version").fetchone()
         if version not in (0, _FORMAT):
             raise StoreOpenError(f"{self._path}: has format {version}, this server reads format {_FORMAT}")
@@ -144,17 +157,32 @@ class SqliteStore(SoleOwner):
         run("COMMIT")
 
     def apply(self, changes: Sequence[Change]) -> list[StoreError | None]:
+        # By session: what follows a change that is not kept is not to be kept, either.
+        refused: dict[str, StoreError] = {}
+        errors: list[StoreError | None] = []
         with self._lock, self._transaction():
-            return [self._apply(change) for change in changes]
+            for advances, group in groupby(changes, lambda change: isinstance(change, Advance)):
+                if advances:
+                    errors += self._advance([change for change in group if isinstance(change, Advance)], refused)
+                else:
+                    errors += [self._apply(change, refused) for change in group]
+        return errors
 
-    def _apply(self, change: Change) -> StoreError | None:
-        if isinstance(change, Advance):
-            return self._advance(change)
+    def _apply(self, change: Change, refused: dict[str, StoreError]) -> StoreError | None:
+        if change.session_id in refused:
+            return refused[change.session_id]
+        error = self._apply_one(change)
+        if error is not None:
+            refused[change.session_id] = error
+        return error
+
+    def _apply_one(self, change: Change) -> StoreError | None:
+        self._tails.pop(change.session_id, None)
         if isinstance(change, Create):
             return self._create(change.session)
         if isinstance(change, Rewind):
             self._rewind(change)
-        else:
+        elif isinstance(change, Delete):
             self._delete(change)
         return None
 
@@ -166,6 +194,7 @@ class SqliteStore(SoleOwner):
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
+                self._tails.clear()
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -178,50 +207,102 @@ class SqliteStore(SoleOwner):
         )
         if not inserted.rowcount:
             return StoreConflictError(f"{self._path}: there is a session {session.session_id!r} already")
-        self._add_tokens(session.session_id, 0, session.tokens)
-        for snapshot in session.snapshots:
-            self._add_snapshot(session.session_id, snapshot)
-        for call in session.calls.values():
-            self._add_call(session.session_id, call)
+        key = inserted.lastrowid
+        assert key is not None
+        self._many(_ADD_TOKENS, self._segments(session.session_id, key, 0, session.tokens))
+        name = session.session_id
+        self._many(_ADD_SNAPSHOTS, [_snapshot_row(key, name, snapshot) for snapshot in session.snapshots])
+        self._many(_ADD_CALLS, [_call_row(key, name, call) for call in session.calls.values()])
         return None
 
-    def _advance(self, change: Advance) -> StoreError | None:
-        session_id = change.session_id
-        updated = self._connection.execute(
-            "UPDATE sessions SET used = ?, position = ? WHERE session_id = ? AND position = ?",
-            (change.used, change.start + len(change.tokens), session_id, change.start),
-        )
-        if not updated.rowcount:
-            return StoreConflictError(f"{self._path}: session {session_id!r} is not at position {change.start}")
-        if change.tokens:
-            self._add_tokens(session_id, change.start, change.tokens)
-        if change.dropped:
-            self._connection.executemany(
-                f"DELETE FROM snapshots WHERE key = {_KEY} AND position = ?",
-                [(session_id, position) for position in change.dropped],
-            )
-        if change.snapshot is not None:
-            self._add_snapshot(session_id, change.snapshot)
-        if change.call is not None:
-            self._add_call(session_id, change.call)
-        return None
+    def _advance(self, changes: Sequence[Advance], refused: dict[str, StoreError]) -> list[StoreError | None]:
+        """Have many sessions go on at once, each by one change or by several that follow each other."""
+        steps: dict[str, list[Advance]] = {}
+        for change in changes:
+            if change.session_id not in refused:
+                known = steps.setdefault(change.session_id, [])
+                if known and change.start != known[-1].end:
+                    refused[change.session_id] = self._conflict(change)
+                else:
+                    known.append(change)
+        keys = self._move([(known[0], known[-1]) for known in steps.values()])
+        for name, known in steps.items():
+            if name not in keys:
+                refused[name] = self._conflict(known[0])
+        kept = {id(change): keys[name] for name, known in steps.items() if name in keys for change in known}
+        self._add([(kept[id(change)], change) for change in changes if id(change) in kept])
+        return [None if id(change) in kept else refused[change.session_id] for change in changes]
 
-    def _add_tokens(self, session_id: str, start: int, tokens: array[int]) -> None:
+    def _move(self, spans: Sequence[tuple[Advance, Advance]]) -> dict[str, int]:
+        """Set the positions of sessions, each from its first to its last change; the keys of those that were there."""
+        rows = [(first.session_id, first.start, last.end, last.used) for first, last in spans]
+        return dict(row for found in self._many(_MOVE, rows) for row in found)
+
+    def _add(self, kept: Sequence[tuple[int, Advance]]) -> None:
+        """Write down what changes bring, by the keys of their sessions."""
+        segments = [
+            row for key, change in kept for row in self._segments(change.session_id, key, change.start, change.tokens)
+        ]
+        dropped = [(key, position) for key, change in kept for position in change.dropped]
+        snapshots = [
+            _snapshot_row(key, change.session_id, change.snapshot)
+            for key, change in kept
+            if change.snapshot is not None
+        ]
+        calls = {
+            (key, change.call.request_id): _call_row(key, change.session_id, change.call)
+            for key, change in kept
+            if change.call is not None
+        }
+        self._many(_ADD_TOKENS, segments)
+        self._many(_DROP_SNAPSHOTS, dropped)
+        self._many(_ADD_SNAPSHOTS, snapshots)
+        self._many(_ADD_CALLS, list(calls.values()))
+        self._many(_FORGET_CALLS, [(key,) for key in {key for key, _ in calls}])
+
+    def _many(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[list[Any]]:
+        """Run a statement on many rows; what it returns."""
+        found = []
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            row = f"({', '.join('?' * len(part[0]))})"
+            values = list(chain.from_iterable(part))
+            whole = statement.format(rows=", ".join([row] * len(part)))
+            found.append(self._connection.execute(whole, values).fetchall())
+        return found
+
+    def _conflict(self, change: Advance) -> StoreError:
+        return StoreConflictError(f"{self._path}: session {change.session_id!r} is not at position {change.start}")
+
+    def _segments(self, session_id: str, key: int, start: int, tokens: array[int]) -> list[tuple[object, ...]]:
+        """What tokens add to segments: the part of each, and the checksum of all of it."""
+        rows: list[tuple[object, ...]] = []
         done = 0
         while done < len(tokens):
             number, within = divmod(start + done, _SEGMENT)
             part = tokens[done : done + _SEGMENT - within].tobytes()
-            self._connection.execute(_ADD_TOKENS, (session_id, number, part, crc32(part)))
+            before = self._tail(session_id, key, start + done) if within else _place(session_id, number)
+            checksum = crc32(part, before)
+            rows.append((key, number, part, checksum))
             done += len(part) // TOKEN_BYTES
+            self._know_tail(session_id, start + done, checksum)
+        return rows
 
-    def _add_snapshot(self, session_id: str, snapshot: Snapshot) -> None:
-        row = (session_id, snapshot.position, snapshot.state, crc32(snapshot.state, snapshot.position))
-        self._connection.execute(_ADD_SNAPSHOT, row)
+    def _tail(self, session_id: str, key: int, position: int) -> int:
+        """The checksum of the segment in the middle of which a position lies, as far as it is written."""
+        known = self._tails.get(session_id)
+        if known is not None and known[0] == position:
+            return known[1]
+        # Not worked out anew: of a segment that is damaged it would then be right.
+        query = "SELECT checksum FROM segments WHERE key = ? AND number = ?"
+        row = self._connection.execute(query, (key, position // _SEGMENT)).fetchone()
+        return int(row[0]) if row else _place(session_id, position // _SEGMENT)
 
-    def _add_call(self, session_id: str, call: Call) -> None:
-        self._connection.execute(_ADD_CALL, (session_id, *astuple(call), _checksum(*astuple(call))))
-        if call.outcome or not call.generated_count:  # It is new, or was made at once.
-            self._connection.execute(_FORGET_CALLS, (session_id,))
+    def _know_tail(self, session_id: str, position: int, checksum: int) -> None:
+        self._tails[session_id] = (position, checksum)
+        self._tails.move_to_end(session_id)
+        if len(self._tails) > _KNOWN_TAILS:
+            self._tails.popitem(last=False)
 
     def _rewind(self, change: Rewind) -> None:
         run, session_id = self._connection.execute, change.session_id
@@ -230,7 +311,10 @@ class SqliteStore(SoleOwner):
         run(f"DELETE FROM segments WHERE key = {_KEY} AND number >= ?", (session_id, number))
         if kept and within:
             part = kept[0][: within * TOKEN_BYTES]
-            run(_ADD_TOKENS, (session_id, number, part, crc32(part)))
+            run(
+                f"INSERT INTO segments VALUES ({_KEY}, ?, ?, ?)",
+                (session_id, number, part, crc32(part, _place(session_id, number))),
+            )
         run(f"DELETE FROM snapshots WHERE key = {_KEY} AND position > ?", (session_id, change.state_position))
         run(
             f"DELETE FROM calls WHERE key = {_KEY} AND (start + prompt_count + generated_count > ? OR outcome = '')",
@@ -244,31 +328,47 @@ class SqliteStore(SoleOwner):
 
     def load(self, session_id: str) -> Session | None:
         with self._lock, _named_errors(self._path):
-            run = self._connection.execute
-            row = run("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
-            if row is None:
-                return None
-            key, *fixed, _, position, checksum = row
-            if _checksum(*fixed) != checksum:
-                raise SessionDamagedError(f"{self._path}: what it holds of session {session_id!r} is damaged")
-            session = Session(*row[1:8])
-            segments = run("SELECT number, tokens, checksum FROM segments WHERE key = ? ORDER BY number", (key,))
-            session.tokens = _sound_tokens(segments, position)
-            snapshots = run("SELECT position, state, checksum FROM snapshots WHERE key = ? ORDER BY position", (key,))
-            session.snapshots = [
-                Snapshot(at, state)
-                for at, state, checksum in snapshots
-                if crc32(state, at) == checksum and at <= session.position
-            ]
-            calls = run("SELECT * FROM calls WHERE key = ? ORDER BY number", (key,)).fetchall()
-            for _, _, *values, checksum in calls:
-                call = Call(*values)
-                if _checksum(*values) == checksum and call.end <= session.position:
-                    session.calls[call.request_id] = call
-        if session.position < position:
+            try:
+                held = self._read(session_id)
+            except (TypeError, ValueError, OverflowError) as error:
+                message = f"{self._path}: what it holds of session {session_id!r} is damaged"
+                raise SessionDamagedError(message) from error
+        if held is None:
+            return None
+        session, position, sound = held
+        if not sound:
             _log.error("session damaged", session=session_id, position=position, recovered=session.position)
-            self.apply([Rewind(session_id, session.position, session.position)])  # What follows is added to sound rows.
+            # What follows is added to rows that are sound.
+            self.apply([Rewind(session_id, session.position, session.position)])
         return session
+
+    def _read(self, session_id: str) -> tuple[Session, int, bool] | None:
+        """A session as far as it is sound, where its row says that it ends, and whether its tokens do.
+
+        Raises:
+            ValueError, TypeError, OverflowError: its row is damaged.
+        """
+        run = self._connection.execute
+        row = run("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+        if row is None:
+            return None
+        key, *fixed, _, position, checksum = row
+        session = Session(*row[1:8])
+        if _checksum(*fixed) != checksum or not isinstance(position, int):
+            raise ValueError("the checksum does not match")
+        segments = run("SELECT number, tokens, checksum FROM segments WHERE key = ? ORDER BY number", (key,)).fetchall()
+        session.tokens = _sound_tokens(session_id, segments)
+        sound = len(session.tokens) == position
+        del session.tokens[position:]
+        for at, state, checksum in run(
+            "SELECT position, state, checksum FROM snapshots WHERE key = ? ORDER BY position", (key,)
+        ):
+            if isinstance(state, bytes) and crc32(state, _place(session_id, at)) == checksum and at <= session.position:
+                session.snapshots.append(Snapshot(at, state))
+        for _, _, *values, checksum in run("SELECT * FROM calls WHERE key = ? ORDER BY number", (key,)):
+            if _checksum(session_id, *values) == checksum and (call := Call(*values)).end <= session.position:
+                session.calls[call.request_id] = call
+        return session, position, sound
 
     def page(self, after: str, count: int) -> list[Summary]:
         with self._lock, _named_errors(self._path):
@@ -298,18 +398,45 @@ def _fixed(session: Session) -> tuple[object, ...]:
     return (session.session_id, session.model, session.digest, session.seed, session.caller, session.created)
 
 
+def _place(session_id: str, number: int) -> int:
+    """What the checksum of a row's content begins with: of which session it is, and where in it."""
+    return crc32(f"{session_id} {number}".encode())
+
+
+def _snapshot_row(key: int, session_id: str, snapshot: Snapshot) -> tuple[object, ...]:
+    checksum = crc32(snapshot.state, _place(session_id, snapshot.position))
+    return (key, snapshot.position, snapshot.state, checksum)
+
+
+def _call_row(key: int, session_id: str, call: Call) -> tuple[object, ...]:
+    values = (
+        call.request_id,
+        call.fingerprint,
+        call.start,
+        call.prompt_count,
+        call.generated_count,
+        call.outcome,
+        call.answer,
+    )
+    return (None, key, *values, _checksum(session_id, *values))
+
+
 def _checksum(*values: object) -> int:
     return crc32(repr(values).encode())
 
 
-def _sound_tokens(segments: Iterator[tuple[int, bytes, int]], position: int) -> array[int]:
-    """The tokens before the first segment that is missing, short or damaged; at most `position`."""
+def _sound_tokens(session_id: str, segments: Sequence[tuple[int, bytes, int]]) -> array[int]:
+    """The tokens before the first segment that is missing, short or damaged."""
     tokens = array(TOKEN_TYPE)
     for number, part, checksum in segments:
-        if len(tokens) != number * _SEGMENT or crc32(part) != checksum or len(part) % TOKEN_BYTES:
+        if (
+            not isinstance(part, bytes)
+            or len(tokens) != number * _SEGMENT
+            or crc32(part, _place(session_id, number)) != checksum
+            or len(part) % TOKEN_BYTES
+        ):
             break
         tokens.frombytes(part)
-    del tokens[position:]
     return tokens
 
 
