@@ -168,7 +168,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         model = self._models.that_generates(request.model or await self._model_of(target))
         params = sampling_params(request, 0, model, self._limits)
         ids = continuation_ids(request, model, self._limits)
-        listening = await self._sessions.generate(
+        listening = await self._sessions.calls.generate(
             model.for_sessions,
             target,
             array(TOKEN_TYPE, ids.tolist()),
@@ -201,7 +201,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         if target:
             tokens = array(TOKEN_TYPE, ids.tolist())
             every_step = labelling.every_step
-            found = await self._sessions.read(model.for_sessions, target, tokens, every_step=every_step)
+            found = await self._sessions.calls.read(model.for_sessions, target, tokens, every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
         elif labelling.every_step:
             outputs = (await _read(model, Reading(ids, Mailbox(), every_step=True))).outputs
@@ -262,7 +262,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
             check_request_id(piece.request_id, "piece.request_id")
             this = replace(target, position=expected, request_id=piece.request_id, fingerprint=fingerprint(piece))
             tokens = array(TOKEN_TYPE, ids.tolist())
-            found = await self._sessions.read(
+            found = await self._sessions.calls.read(
                 model.for_sessions, this, tokens, every_step=labelling.every_step, always=True
             )
             expected = found.end

@@ -4,11 +4,12 @@ Sessions (who has which, in memory or in the store) -> Run (a generation under w
                                                     -> Journal -> Store (memory, a SQLite file)
 """
 
+from server.sessions.calls import Listening, SessionReading, Target
 from server.sessions.file import SessionFile, read_file
 from server.sessions.prefixes import Prefix, PrefixCache
 from server.sessions.reading import SessionModel
 from server.sessions.session import TOKEN_TYPE, Session, StateLayout
-from server.sessions.sessions import Listening, SessionOptions, SessionReading, Sessions, Target
+from server.sessions.sessions import SessionOptions, Sessions
 from server.sessions.sqlite import Fsync, SqliteStore
 from server.sessions.store import MemoryStore, Store, Summary
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
 
 from server.sessions.errors import (
+    BundleMismatchError,
     SessionBusyError,
     SessionDamagedError,
     SessionElsewhereError,
@@ -23,9 +24,12 @@ from server.sessions.errors import (
     SessionExistsError,
     SessionMovedError,
     SessionNotFoundError,
+    StoreError,
 )
+from server.sessions.journal import Journal
+from server.sessions.reading import SessionModel
 from server.sessions.run import Run
-from server.sessions.session import Advance, Rewind, Session
+from server.sessions.session import Advance, Change, Create, Delete, Rewind, Session
 from server.sessions.store import Lease, Store
 
 _RENEWAL = 1.5  # seconds between two renewals of leases; less than half of what they last
@@ -41,10 +45,12 @@ class Residence:
 
     Args:
         store: where they come from.
+        journal: the way of changes into it.
         memory_bytes: about how much memory sessions may take that nobody is using.
     """
 
-    def __init__(self, store: Store, memory_bytes: int) -> None:
+    def __init__(self, store: Store, journal: Journal, memory_bytes: int) -> None:
+        self.journal = journal
         self._store = store
         self._memory_bytes = memory_bytes
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
@@ -61,7 +67,8 @@ class Residence:
             self._renewal = asyncio.get_running_loop().create_task(self._renew())
 
     async def close(self) -> None:
-        """Let all leases go. No call may be under way."""
+        """Have everything written and let all leases go. No call may be under way."""
+        await self.journal.close()
         if self._renewal is not None:
             self._renewal.cancel()
         await asyncio.gather(*self._tasks)
@@ -137,6 +144,48 @@ class Residence:
                 return
             if session_id not in self._busy and session_id != but:
                 self.forget(session_id)
+
+    async def idle(self, session_id: str, model: SessionModel) -> Session:
+        """A session of this model's bundle on which nothing is under way but what somebody listens to."""
+        while True:
+            session = await self.suitable(session_id, model)
+            if not await self.wait_for_turn(session_id):
+                return session
+
+    async def suitable(self, session_id: str, model: SessionModel) -> Session:
+        """A session of this model's very bundle."""
+        session = await self.get(session_id)
+        if session.model != model.name or session.digest != model.digest:
+            raise BundleMismatchError(
+                f"session {session_id!r} began with {session.model!r} {session.digest}, this server has {model.name!r} "
+                f"{model.digest}: a state means nothing to another bundle"
+            )
+        return session
+
+    async def write(
+        self, changes: Sequence[Change], session: Session | None, made: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have changes kept, and what is in memory go through them. A session of which something was not kept goes.
+
+        Raises:
+            StoreError: something was not kept.
+        """
+
+        def kept(change: Change) -> None:
+            if isinstance(change, Create):
+                made()
+                self.keep(change.session)
+            elif isinstance(change, Delete):
+                self.forget(change.session_id)
+            elif session is not None:
+                self.take(session, change)
+
+        try:
+            await self.journal.written(changes, kept)
+        except StoreError:
+            if session is not None:
+                self.forget(session.session_id)
+            raise
 
     # Who has them.
 
