@@ -14,9 +14,11 @@ import typer
 from benchmarks import cases as special
 from benchmarks import growth as growing
 from benchmarks import serving as together
+from benchmarks import sessions as keeping
 from benchmarks.charts import draw_growth, draw_serving
 from benchmarks.machine import RESULTS, ROOT, TRIALS
 from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress
+from benchmarks.session_options import SessionOptions
 from benchmarks.subprocesses import MeasurementError
 from benchmarks.tables import (
     CASE_COLUMNS,
@@ -26,11 +28,15 @@ from benchmarks.tables import (
     GROWTH_LEGEND,
     LATENCY_COLUMNS,
     LATENCY_LEGEND,
+    SESSION_COLUMNS,
+    SESSION_LEGENDS,
+    SESSION_TITLES,
     THROUGHPUT_COLUMNS,
     THROUGHPUT_LEGEND,
     case_promises,
     of_case,
     serving_promises,
+    session_promises,
 )
 
 
@@ -44,6 +50,12 @@ class Factor(StrEnum):
     vocabulary = "vocabulary"
     prompt_tokens = "prompt_tokens"
     streams = "streams"
+
+
+class SessionCase(StrEnum):
+    durability = "durability"
+    idle = "idle"
+    prefix = "prefix"
 
 
 app = typer.Typer(
@@ -63,7 +75,8 @@ ServerOptions = Annotated[
 Output = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 _SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
-_BOTH, _FACTORS = list(Precision), list(Factor)
+_SESSIONS = SessionOptions()
+_BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
 _NONE: list[str] = []
 
@@ -164,6 +177,40 @@ def growth(
     print_table("How the cost grows", GROWTH_COLUMNS, rows, GROWTH_LEGEND)
     print_disturbance(rows)
     _say_where(folder / "growth.json", folder / "growth.png")
+
+
+@app.command()
+def sessions(
+    case: Annotated[list[SessionCase], typer.Option(help="Which case; may be repeated.")] = _SESSION_CASES,
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _SESSIONS.repeats,
+    seconds: Annotated[float, typer.Option(help="At least so long for each measurement.")] = _SESSIONS.seconds,
+    idle_sessions: Annotated[int, typer.Option(help="How many sessions are idle.", min=10)] = _SESSIONS.sessions,
+    wakes: Annotated[int, typer.Option(help="How many of them are woken.", min=1)] = _SESSIONS.wakes,
+    pairs: Annotated[int, typer.Option(help="How many long prompts are asked twice.", min=1)] = _SESSIONS.pairs,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """Sessions: what durability costs, what idle ones take, what is saved on prompts read before."""
+    options = SessionOptions(
+        cases=tuple(dict.fromkeys(case)),
+        precisions=tuple(dict.fromkeys(precision)),
+        repeats=repeats,
+        seconds=seconds,
+        sessions=idle_sessions,
+        wakes=wakes,
+        pairs=pairs,
+        server_options=tuple(server_option),
+    )
+    with progress(keeping.step_count(options)) as advance:
+        rows = keeping.measure_sessions(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "sessions.json", rows, ("case", "precision", "store", "prefix_cache"))
+    for name in options.cases:
+        print_table(SESSION_TITLES[name], SESSION_COLUMNS[name], of_case(rows, name), SESSION_LEGENDS[name])
+    print_promises(session_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "sessions.json")
 
 
 def _folder(output: Path | None, worth_keeping: bool) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.report import Column, Promise, Rows, figure, figures
+from benchmarks.session_prefixes import CACHE_MIB
+from benchmarks.session_stores import CHECKPOINT
 
 _OTHERS = Column("others", figure("others_share_of_cores", ".0%"))
 _CASE = (Column("S", figure("streams", "d")), Column("", figure("precision", "")))
@@ -95,6 +97,60 @@ GROWTH_LEGEND = """\
 One factor at a time around 16 streams, 512 hidden units, 96 tokens in the vocabulary, prompts of 32. A row's step: a
 token of one stream, read or written. Edge: sampling, scheduling, network, clients, less what a better graph saves."""
 
+SESSION_COLUMNS = {
+    "durability": (
+        Column("", figure("precision", "")),
+        Column("sessions", figure("store", "")),
+        Column("tokens/s", figure("tokens_per_s")),
+        Column("of those without", figure("share_of_plain", ".3f")),
+        Column("lowest / highest", figures(".2f", "share_of_plain_lowest", "share_of_plain_highest")),
+        Column("first token ms\np50 / p99", figures(".0f", "ttft_p50_ms", "ttft_p99_ms")),
+        Column("gap ms\np50 / p99", figures(".0f", "gap_p50_ms", "gap_p99_ms")),
+        Column("CPU us\na token", figure("server_cpu_us_per_token", ".1f")),
+        _OTHERS,
+    ),
+    "idle": (
+        Column("kept in", figure("store", "")),
+        Column("sessions", figure("sessions", ",d")),
+        Column("state\nbytes", figure("state_bytes", ",d")),
+        Column("memory:\na fork", figure("memory_bytes_of_fork")),
+        Column("memory beyond\nits own state", figure("memory_bytes_beyond_state")),
+        Column("file beyond\nthe state", figure("file_bytes_beyond_state")),
+        Column("made in s", figure("seconds_to_make", ".0f")),
+        Column("woken ms\np50 / p99", figures(".2f", "wake_p50_ms", "wake_p99_ms")),
+        Column("again ms\np50 / p99", figures(".2f", "again_p50_ms", "again_p99_ms")),
+        Column("no session ms\np50 / p99", figures(".2f", "plain_p50_ms", "plain_p99_ms")),
+        _OTHERS,
+    ),
+    "prefix": (
+        Column("", figure("precision", "")),
+        Column("cache MiB", figure("prefix_cache", "d")),
+        Column("prompts", figure("pairs", "d")),
+        Column("first asked ms\np50 / p99", figures(",.1f", "first_p50_ms", "first_p99_ms")),
+        Column("asked again ms\np50 / p99", figures(",.1f", "again_p50_ms", "again_p99_ms")),
+        Column("again over\nfirst, p50", figure("again_ratio", ".4f")),
+        Column("not read again,\ntokens", figure("cached_tokens", ",d")),
+        _OTHERS,
+    ),
+}
+SESSION_TITLES = {
+    "durability": "64 streams, each on a session of its own",
+    "idle": "Sessions that nobody uses",
+    "prefix": "Time to first token of a prompt of 4,096 tokens",
+}
+SESSION_LEGENDS = {
+    "durability": """\
+Streams that start at once, prompts of 32, 256 tokens generated; every call has a name and a new, empty session. Medians
+over the repeats; shares are of the streams without sessions that took turns with those on sessions, on the same server.
+CPU: of the server, and of Redis.""",
+    "idle": """\
+Bytes a session. All hold 32 tokens and are forks of a few, whose states they share in memory; what one with a state of
+its own takes was measured with a tenth as many that were imported. Woken: a whole call for one token, one at a time, on
+sessions taken at random; again: the same one once more. From SQLite by a server that keeps 1 MiB of sessions in memory
+(its file may be in the system's page cache). No session: a call for one token, prompt of one.""",
+    "prefix": "Random prompts, one call at a time, each of them asked and then asked again.",
+}
+
 
 def serving_promises() -> list[Promise]:
     """The floors and ceilings of the main table."""
@@ -123,6 +179,19 @@ def case_promises() -> list[Promise]:
         for case, name, what, bound in rows
         for precision in ("fp32", "int8")
     ]
+
+
+def session_promises() -> list[Promise]:
+    """Those of sessions."""
+    promises = []
+    for precision in ("fp32", "int8"):
+        durable = {"case": "durability", "precision": precision, "store": CHECKPOINT}
+        what = f"{precision}: tokens/s on sessions in SQLite, of those without sessions"
+        promises.append(Promise(what, durable, "share_of_plain", 0.85, True))
+        cached = {"case": "prefix", "precision": precision, "prefix_cache": CACHE_MIB[0]}
+        what = f"{precision}: first token of a prompt asked again, p50, over the first time"
+        promises.append(Promise(what, cached, "again_ratio", 0.05))
+    return promises
 
 
 def of_case(rows: Rows, case: str) -> Rows:
