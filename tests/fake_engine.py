@@ -108,6 +108,7 @@ def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:
     spec.vocabularies.add(name="text", kind=v1.VOCABULARY_KIND_CHARACTERS, size=SIZE, unknown_token_id=0)
     spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, size=SIZE)
     spec.step.inputs.add(name="token", data_type=v1.DATA_TYPE_INT64).token.vocabulary = "text"
+    spec.step.states.add(input_name="total", output_name="total_after", data_type=v1.DATA_TYPE_INT64)
     spec.step.outputs.add(name="logits", shape=[SIZE]).next_token_logits.vocabulary = "text"
     meaning = spec.step.outputs.add(name="labels", shape=[SIZE]).label_logits
     meaning.vocabulary = "labels"

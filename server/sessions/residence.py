@@ -56,6 +56,7 @@ class Residence:
         self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
         self._bytes = 0
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self._outdated: set[str] = set()  # what is being loaded and has changed meanwhile
         self._busy: dict[str, _Claim] = {}
         self._fences: dict[str, int] = {}  # of the leases that are held
         self._renewal: asyncio.Task[None] | None = None
@@ -105,9 +106,14 @@ class Residence:
 
     async def _load(self, session_id: str) -> Session | None:
         try:
-            loaded = await asyncio.to_thread(self._store.load, session_id)
+            while True:
+                self._outdated.discard(session_id)
+                loaded = await asyncio.to_thread(self._store.load, session_id)
+                if session_id not in self._outdated:
+                    break
         finally:
             del self._loading[session_id]
+            self._outdated.discard(session_id)
         if session_id in self._busy and session_id in self._sessions:  # Somebody was faster, and goes on with it.
             return self._sessions[session_id]
         if loaded is None:
@@ -125,16 +131,23 @@ class Residence:
 
     def forget(self, session_id: str) -> None:
         """Have it in memory no more."""
+        self._changed(session_id)
         session = self._sessions.pop(session_id, None)
         if session is not None:
             self._bytes -= session.size
 
     def take(self, session: Session, change: Advance | Rewind) -> None:
         """A session goes through a change that the store has."""
+        self._changed(session.session_id)
         before = session.size
         session.take(change)
         if self._sessions.get(session.session_id) is session:
             self._bytes += session.size - before
+
+    def _changed(self, session_id: str) -> None:
+        """What is being loaded may be what was before."""
+        if session_id in self._loading:
+            self._outdated.add(session_id)
 
     def _evict(self, but: str = "") -> None:
         if self._bytes <= self._memory_bytes:

@@ -10,10 +10,9 @@ import secrets
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -120,13 +119,13 @@ class Sessions:
         now = time.time()
         seed = secrets.randbits(63) if seed is None else seed
         session = Session(_new(session_id), model.name, model.digest, seed, caller, now, now)
-        async with self._reserved(session.session_id, caller):
+        async with self._reserved(session.session_id, caller) as made:
             if tokens:
                 steps = self._options.snapshot_steps
                 found = await read(session, model, tokens, every_step=False, shown=False, snapshot_steps=steps)
                 session.tokens.extend(tokens)
                 session.snapshots = found.snapshots
-            return await self._add(session)
+            return await self._add(session, made)
 
     async def fork(
         self,
@@ -144,13 +143,13 @@ class Sessions:
             SessionNotFoundError, SessionExistsError, SessionLimitError, BundleMismatchError: see there.
             PositionMismatchError: the other one does not reach so far.
         """
-        async with self._reserved(new := _new(new_id), caller):
+        async with self._reserved(new := _new(new_id), caller) as made:
             source = await self._residence.suitable(session_id, model)
             position = source.position if position is None else position
             _check_reaches(source, position)
             seed = source.seed if seed is None else seed
             return await self._add(
-                source.forked(new, position, position - model.lag, seed=seed, caller=caller, now=time.time())
+                source.forked(new, position, position - model.lag, seed=seed, caller=caller, now=time.time()), made
             )
 
     async def restore(
@@ -164,8 +163,8 @@ class Sessions:
         """
         now = time.time()
         session = file.session(model, session_id or file.session_id, longest=longest, caller=caller, now=now)
-        async with self._reserved(session.session_id, caller):
-            return await self._add(session)
+        async with self._reserved(session.session_id, caller) as made:
+            return await self._add(session, made)
 
     async def export(self, session_id: str, model: SessionModel) -> bytes:
         """A session as a file.
@@ -228,15 +227,23 @@ class Sessions:
         return session
 
     @asynccontextmanager
-    async def _reserved(self, session_id: str, caller: str) -> AsyncIterator[None]:
-        """Have an id for a new session, if the caller may have one."""
+    async def _reserved(self, session_id: str, caller: str) -> AsyncIterator[Callable[[], None]]:
+        """Have an id for a new session, if the caller may have one; what is given is to be called when the store has
+        it."""
+        counted = True
+
+        def made() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._made(caller)
+
         async with self._residence.reserved(session_id):
             await self._count(caller)
             try:
-                yield
-            except BaseException:
-                self._made(caller)
-                raise
+                yield made
+            finally:
+                made()
 
     async def _count(self, caller: str) -> None:
         """Count a session that is to be made."""
@@ -252,10 +259,10 @@ class Sessions:
         if not self._making[caller]:
             del self._making[caller]
 
-    async def _add(self, session: Session) -> Session:
+    async def _add(self, session: Session, made: Callable[[], None]) -> Session:
         try:
             async with self._counting if self._options.per_caller else nullcontext():
-                await self._residence.write([Create(session)], session, made=partial(self._made, session.caller))
+                await self._residence.write([Create(session)], session, made)
         except StoreConflictError as error:
             raise SessionExistsError(f"there is a session {session.session_id!r} already") from error
         return session

@@ -94,6 +94,9 @@ WHERE age > {REMEMBERED_CALLS})
 _ROWS_AT_ONCE = 500
 _KNOWN_TAILS = 10_000
 _SUMMARY = "session_id, model, digest, seed, created, used, position"
+# What a list can show; whether it is right only a look at the whole session tells.
+_SOUND = """typeof(seed) = 'integer' AND typeof(created) = 'real' AND typeof(used) = 'real'
+    AND typeof(position) = 'integer' AND created BETWEEN 0 AND 1e11 AND used BETWEEN 0 AND 1e11 AND position >= 0"""
 
 _log = structlog.get_logger(__name__)
 
@@ -352,9 +355,9 @@ class SqliteStore(SoleOwner):
         row = run("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
         if row is None:
             return None
-        key, *fixed, _, position, checksum = row
+        key, *fixed, used, position, checksum = row
         session = Session(*row[1:8])
-        if _checksum(*fixed) != checksum or not isinstance(position, int):
+        if _checksum(*fixed) != checksum or not isinstance(used, float) or not isinstance(position, int):
             raise ValueError("the checksum does not match")
         segments = run("SELECT number, tokens, checksum FROM segments WHERE key = ? ORDER BY number", (key,)).fetchall()
         session.tokens = _sound_tokens(session_id, segments)
@@ -373,7 +376,8 @@ class SqliteStore(SoleOwner):
     def page(self, after: str, count: int) -> list[Summary]:
         with self._lock, _named_errors(self._path):
             rows = self._connection.execute(
-                f"SELECT {_SUMMARY} FROM sessions WHERE session_id > ? ORDER BY session_id LIMIT ?", (after, count)
+                f"SELECT {_SUMMARY} FROM sessions WHERE session_id > ? AND {_SOUND} ORDER BY session_id LIMIT ?",
+                (after, count),
             ).fetchall()
         return [Summary(*row) for row in rows]
 
