@@ -109,13 +109,13 @@ class Residence:
             while True:
                 self._outdated.discard(session_id)
                 loaded = await asyncio.to_thread(self._store.load, session_id)
+                if session_id in self._busy and session_id in self._sessions:
+                    return self._sessions[session_id]  # Somebody was faster, and goes on with it.
                 if session_id not in self._outdated:
                     break
         finally:
             del self._loading[session_id]
             self._outdated.discard(session_id)
-        if session_id in self._busy and session_id in self._sessions:  # Somebody was faster, and goes on with it.
-            return self._sessions[session_id]
         if loaded is None:
             self.forget(session_id)
         return self.keep(loaded)

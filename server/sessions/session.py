@@ -151,9 +151,17 @@ class Session:
         return Session(session_id, self.model, self.digest, seed, caller, now, now, tokens, snapshots)
 
     def superfluous(self, snapshot: Snapshot) -> list[int]:
-        """The positions of snapshots that give way to a new one: where there are many, every second one."""
-        positions = [known.position for known in self.snapshots if known.position != snapshot.position]
-        return positions[1::2] if len(positions) >= _MOST_SNAPSHOTS else []
+        """The positions of snapshots that give way to a new one: where there are too many, that without which the way
+        back is least longer, by how far back it is."""
+        kept = sorted({*(known.position for known in self.snapshots), snapshot.position})
+        dropped = []
+        while len(kept) > _MOST_SNAPSHOTS:
+            gaps = [
+                (after - before) / (kept[-1] - position)
+                for before, position, after in zip([0, *kept], kept[:-1], kept[1:], strict=False)
+            ]
+            dropped.append(kept.pop(gaps.index(min(gaps))))
+        return dropped
 
     def take(self, change: Advance | Rewind) -> None:
         """Go through a change."""
