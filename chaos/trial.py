@@ -109,27 +109,33 @@ async def _attempt(plan: Plan, servers: Sequence[Server], address: str, advance:
             asyncio.create_task(write(clients[number % _CONNECTIONS], history, plan.seed, stop, sent))
             for number, history in enumerate(histories)
         ]
+        killing = asyncio.create_task(_kill(plan, servers, sent, advance))
+        everyone = asyncio.gather(*writing)
         try:
-            busy = await _kill(plan, servers, sent, advance)
+            # Where every writer has met with a fault there is nobody left to be disturbed.
+            await asyncio.wait((killing, everyone), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.set()
-            await asyncio.gather(*writing)
+            if everyone.done():
+                killing.cancel()
+            await everyone
+        with contextlib.suppress(asyncio.CancelledError):
+            await killing
         seconds = sent.now
         await asyncio.gather(*(read_back(clients[0], history) for history in histories))
     unbroken = await _unbroken(plan, histories)
-    return Outcome(check(histories, unbroken), plan.kills, busy, seconds, sent.received, sent.killed)
+    return Outcome(check(histories, unbroken), len(sent.killed), sent.busy_kills, seconds, sent.received, sent.killed)
 
 
-async def _kill(plan: Plan, servers: Sequence[Server], sent: _Watch, advance: Callable[[str], None]) -> int:
-    """Kill servers, one at a time, and start them again; how often tokens were streaming at that moment."""
+async def _kill(plan: Plan, servers: Sequence[Server], sent: _Watch, advance: Callable[[str], None]) -> None:
+    """Kill servers, one at a time, and start them again."""
     chosen = random.Random(plan.seed)
-    busy = 0
     for number in range(plan.kills):
         advance(f"kill {number + 1}")
         await sent.some()
         await asyncio.sleep(chosen.uniform(_LEAST, _MOST))
         server = chosen.choice(servers)
-        busy += sent.lately()
+        sent.busy_kills += sent.lately()
         sent.killed.append(sent.now)
         if plan.drains and number % 2:
             await server.drain()
@@ -137,7 +143,6 @@ async def _kill(plan: Plan, servers: Sequence[Server], sent: _Watch, advance: Ca
             server.kill()
         await server.start()
     await sent.some()
-    return busy
 
 
 async def _unbroken(plan: Plan, histories: Sequence[SessionHistory]) -> dict[str, list[list[int]]]:
@@ -164,6 +169,7 @@ class _Watch:
         self._arrived = asyncio.Event()
         self.received: list[tuple[float, int]] = []
         self.killed: list[float] = []
+        self.busy_kills = 0
 
     @property
     def now(self) -> float:

@@ -325,7 +325,7 @@ async def test_what_is_no_exported_session_is_for_the_server_to_refuse(
     client: Client, servicer: ScriptedServer
 ) -> None:
     for content in (b"", b"nonsense" * 10, (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{}"):
-        with pytest.raises(ServerError):  # Of the scripted server, which does not look; that it was asked is the point.
+        with pytest.raises(ElmanError):  # Of the scripted server, which does not look; that it was asked is the point.
             await client.import_session(content)
         assert servicer.requests()[-1].content == content
 
