@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from training import PRESETS, TrainingConfig, TrainingError, resume, train
-from training.checkpoint import BEST, CURVE, LAST, METRICS, RESULT, load_best, load_tensors
+from training.checkpoint import BEST, CURVE, LAST, METRICS, RESULT, load_best, load_tensors, save_tensors
 
 QUIET = Console(quiet=True)
 SENTENCE = "the quick brown fox jumps over the lazy dog. "
@@ -121,6 +121,15 @@ def test_a_corpus_that_has_changed_is_not_trained_on(text: str, tmp_path: Path) 
     train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
     Path(text).write_text(SENTENCE.replace("fox", "cat") * 200)
     with pytest.raises(TrainingError, match=r"text\.txt: is not what .*run was trained on"):
+        resume(tmp_path / "run", console=QUIET)
+
+
+def test_a_run_of_an_older_format_is_named(text: str, tmp_path: Path) -> None:
+    train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
+    tensors, metadata = load_tensors(tmp_path / "run" / LAST)
+    del metadata["fingerprint"]
+    save_tensors(tmp_path / "run" / LAST, tensors, metadata)
+    with pytest.raises(TrainingError, match="run: an older elman has written it; start a new run"):
         resume(tmp_path / "run", console=QUIET)
 
 

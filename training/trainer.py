@@ -245,6 +245,8 @@ class _Trainer:
 
     def load(self) -> None:
         tensors, metadata = load_tensors(self.folder / LAST)
+        if "fingerprint" not in metadata:
+            raise TrainingError(f"{self.folder}: an older elman has written it; start a new run with another --output")
         if metadata["fingerprint"] != self.fingerprint:
             raise TrainingError(
                 f"{self.config.corpus}: is not what {self.folder} was trained on; start a new run with another --output"
