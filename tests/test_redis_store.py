@@ -24,6 +24,7 @@ from server.application import ServerOptions, StartError, open_store
 from server.sessions.errors import (
     SessionDamagedError,
     SessionElsewhereError,
+    SessionError,
     SessionMovedError,
     StoreConflictError,
     StoreFullError,
@@ -31,6 +32,7 @@ from server.sessions.errors import (
     StoreUnavailableError,
 )
 from server.sessions.redis import RedisStore, public_name
+from server.sessions.redis.scripts import key_of
 from server.sessions.session import (
     REMEMBERED_CALLS,
     TOKEN_TYPE,
@@ -42,6 +44,7 @@ from server.sessions.session import (
     Session,
     Snapshot,
 )
+from server.sessions.store import Lease
 
 pytestmark = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
 
@@ -97,8 +100,15 @@ def created(store: RedisStore, session_id: str = "s", **changes: object) -> Sess
     return leased(store, session)
 
 
+def acquired(store: RedisStore, session_id: str) -> Lease:
+    (lease,) = store.acquire([session_id])
+    if isinstance(lease, SessionError):
+        raise lease
+    return lease
+
+
 def leased(store: RedisStore, session: Session) -> Session:
-    lease = store.acquire(session.session_id)
+    lease = acquired(store, session.session_id)
     assert lease.version == session.version
     session.fence = lease.fence
     return session
@@ -157,7 +167,7 @@ def test_what_is_kept_comes_back_on_another_server(open_one: Callable[..., Redis
         assert known.load("another") is None
     store.apply([Delete("s", session.fence)])
     assert other.load("s") is None
-    assert other.acquire("s").version == -1  # Its lease has ended with it.
+    assert acquired(other, "s").version == -1  # Its lease has ended with it.
 
 
 def test_nothing_is_left_of_a_deleted_session(store: RedisStore, redis: RedisServer) -> None:
@@ -231,7 +241,7 @@ def test_listing_counting_and_expiring(store: RedisStore) -> None:
     told(store, session := leased(store, empty("a", used=1)), replace(more(session, 1), used=30.0))
     assert store.expired(6.0) == ["b1"]
     assert store.page("", 1)[0].position == 1
-    store.apply([Delete("b1", store.acquire("b1").fence)])
+    store.apply([Delete("b1", acquired(store, "b1").fence)])
     assert (store.count("b"), store.expired(6.0), len(store.page("", 10))) == (1, [], 3)
 
 
@@ -420,7 +430,7 @@ def test_a_damaged_heading_is_named(store: RedisStore, redis: RedisServer, field
     with pytest.raises(SessionDamagedError):
         store.load("s")
     assert same(store.load("sound"), sound)
-    store.apply([Delete("s", store.acquire("s").fence)])  # So that its id can be had again.
+    store.apply([Delete("s", acquired(store, "s").fence)])  # So that its id can be had again.
     assert store.load("s") is None
 
 
@@ -470,7 +480,7 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
     first = created(one)
     told(one, first, more(first, 1))
     with pytest.raises(SessionElsewhereError, match="another server has session 's'") as refusal:
-        other.acquire("s")
+        acquired(other, "s")
     assert 0 < refusal.value.seconds <= SHORT
     time.sleep(refusal.value.seconds + 0.05)  # The first one is dead, or believes to have it yet.
     second = leased(other, replace(first, tokens=first.tokens[:]))
@@ -487,10 +497,10 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
     assert [type(error) for error in errors] == [SessionMovedError, type(None), SessionMovedError, SessionMovedError]
     told(other, second, more(second, 2))
     assert one.renew({"s": first.fence, "sound": sound.fence}) == ["s"]
-    one.release("s", first.fence)
+    one.release([("s", first.fence)])
     with pytest.raises(SessionElsewhereError):  # It was not the first one's to release.
-        one.acquire("s")
-    other.release("s", second.fence)
+        acquired(one, "s")
+    other.release([("s", second.fence)])
     third = leased(one, replace(second, tokens=second.tokens[:]))
     told(one, third, more(third, 3))
     (error,) = other.apply(stamped(second, more(second, 66)))
@@ -512,9 +522,9 @@ def test_writing_and_renewing_prolong_a_lease(open_one: Callable[..., RedisStore
             told(one, session, Rewind("s", 0, 0))
         time.sleep(SHORT * 0.6)
         with pytest.raises(SessionElsewhereError):
-            other.acquire("s")
+            acquired(other, "s")
     time.sleep(SHORT)
-    assert other.acquire("s").version == 4
+    assert acquired(other, "s").version == 4
 
 
 def test_a_lease_that_has_ended_untaken_is_had_again(open_one: Callable[..., RedisStore]) -> None:
@@ -523,21 +533,21 @@ def test_a_lease_that_has_ended_untaken_is_had_again(open_one: Callable[..., Red
     time.sleep(SHORT * 1.5)
     assert one.renew({"s": session.fence}) == []
     with pytest.raises(SessionElsewhereError):
-        other.acquire("s")
+        acquired(other, "s")
     time.sleep(SHORT * 1.5)
     told(one, session, more(session, 1))
     with pytest.raises(SessionElsewhereError):
-        other.acquire("s")
+        acquired(other, "s")
 
 
 def test_the_same_server_may_have_it_anew(open_one: Callable[..., RedisStore]) -> None:
     store = open_one()
     session = created(store)
-    later = store.acquire("s")
+    later = acquired(store, "s")
     assert later.fence > session.fence
-    store.release("s", session.fence)  # Comes late.
+    store.release([("s", session.fence)])  # Comes late.
     with pytest.raises(SessionElsewhereError):
-        open_one().acquire("s")
+        acquired(open_one(), "s")
     assert store.renew({"s": later.fence}) == []
     assert store.renew({"s": session.fence}) == ["s"]
     (error,) = store.apply(stamped(session, more(session, 1)))
@@ -545,11 +555,11 @@ def test_the_same_server_may_have_it_anew(open_one: Callable[..., RedisStore]) -
 
 
 def test_the_lease_of_no_session_leaves_nothing(store: RedisStore, redis: RedisServer) -> None:
-    lease = store.acquire("nobody")
+    lease = acquired(store, "nobody")
     assert lease.version == -1
     assert store.renew({"nobody": lease.fence}) == []
     assert [redis.ask("PTTL", name) > 0 for name in redis.ask("KEYS", "*")] == [True]
-    store.release("nobody", lease.fence)
+    store.release([("nobody", lease.fence)])
     assert redis.ask("KEYS", "*") == []
     assert store.renew({"nobody": lease.fence}) == ["nobody"]
 
@@ -560,7 +570,7 @@ def test_a_server_that_believes_in_a_deleted_session_does_not_reach_a_new_one_of
     one, other = open_one(lease_seconds=SHORT), open_one()
     old = created(one)
     time.sleep(SHORT * 1.5)
-    other.apply([Delete("s", other.acquire("s").fence), Create(empty())])
+    other.apply([Delete("s", acquired(other, "s").fence), Create(empty())])
     errors = one.apply([*stamped(old, more(old, 66)), Delete("s", old.fence)])
     assert [type(error) for error in errors] == [SessionMovedError] * 2
     assert same(other.load("s"), empty())
@@ -583,7 +593,7 @@ def test_a_lease_that_redis_has_forgotten_holds_where_the_session_is_the_same(
 def test_one_of_many_who_race_for_a_session_has_it(open_one: Callable[..., RedisStore]) -> None:
     stores = [open_one() for _ in range(4)]
     created(stores[0])
-    stores[0].release("s", stores[0].acquire("s").fence)
+    stores[0].release([("s", acquired(stores[0], "s").fence)])
     barrier = threading.Barrier(len(stores))
     won: list[tuple[int, RedisStore, int]] = []
 
@@ -591,10 +601,10 @@ def test_one_of_many_who_race_for_a_session_has_it(open_one: Callable[..., Redis
         for number in range(50):
             barrier.wait(10)
             with contextlib.suppress(SessionElsewhereError):
-                won.append((number, store, store.acquire("s").fence))
+                won.append((number, store, acquired(store, "s").fence))
             barrier.wait(10)
             if won[-1][1] is store:
-                store.release("s", won[-1][2])
+                store.release([("s", won[-1][2])])
 
     in_threads(race, stores)
     assert [number for number, _, _ in won] == list(range(50))
@@ -622,13 +632,13 @@ def in_threads(work: Callable[[RedisStore], None], stores: list[RedisStore]) -> 
 def test_servers_that_take_turns_lose_nothing_of_each_other(open_one: Callable[..., RedisStore]) -> None:
     stores = [open_one() for _ in range(3)]
     session = created(stores[0])
-    stores[0].release("s", session.fence)
+    stores[0].release([("s", session.fence)])
 
     def count(store: RedisStore) -> None:
         turns = 0
         while turns < 30:
             try:
-                lease = store.acquire("s")
+                lease = acquired(store, "s")
             except SessionElsewhereError:
                 time.sleep(0.001)
                 continue
@@ -637,7 +647,7 @@ def test_servers_that_take_turns_lose_nothing_of_each_other(open_one: Callable[.
             assert loaded.version == lease.version
             loaded.fence = lease.fence
             told(store, loaded, more(loaded, loaded.position))
-            store.release("s", lease.fence)
+            store.release([("s", lease.fence)])
             turns += 1
 
     in_threads(count, stores)
@@ -695,7 +705,7 @@ def test_lost_answers_are_asked_for_again(store: RedisStore, monkeypatch: pytest
 def test_a_creation_that_comes_again_after_the_deletion_makes_nothing(store: RedisStore) -> None:
     command = store._command(Create(empty()))
     store._redis.ask([command])
-    store.apply([Delete("s", store.acquire("s").fence)])
+    store.apply([Delete("s", acquired(store, "s").fence)])
     store._redis.ask([command])
     assert store.load("s") is None
     assert store.apply([Create(empty())]) == [None]
@@ -807,7 +817,7 @@ def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisS
         assert same(store.load("s"), session)
         assert store.load("new") is None
         # What makes room is possible even now, and so is what it needs.
-        store.release("s", session.fence)
+        store.release([("s", session.fence)])
         leased(store, session)
         assert store.renew({"s": session.fence}) == []
         told(store, session, Rewind("s", 1000, 1000))
@@ -882,3 +892,13 @@ def test_a_url_of_redis_selects_it(redis: RedisServer) -> None:
     assert isinstance(store, RedisStore)
     assert store.shared
     store.close()
+
+
+def test_the_damage_of_one_keeps_nobody_from_their_lease(store: RedisStore, redis: RedisServer) -> None:
+    created(store, "sound", version=7)
+    redis.ask("SET", key_of("damaged", "lease"), "no hash")
+    damaged, sound = store.acquire(["damaged", "sound"])
+    assert isinstance(damaged, StoreUnavailableError)
+    assert isinstance(sound, Lease)
+    redis.ask("SET", key_of("damaged", "header"), "no hash")
+    assert store.versions(["damaged", "sound", "nobody"]) == [None, 7, None]

@@ -642,6 +642,21 @@ async def test_two_servers_hand_a_session_to_each_other(bundles: Bundles, tmp_pa
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+async def test_a_new_session_under_an_old_id_is_not_taken_for_the_old_one(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = bundles["gru"]
+    with redis_running(tmp_path) as redis:
+        async with serving(bundle, store=redis.url) as one, serving(bundle, store=redis.url) as other:
+            for prompt, client in ((PROMPT, one.client), (PROMPT[::-1], other.client)):
+                await client.create_session(prompt, session_id="s", seed=SEED)
+                await client.generate(session="s", max_tokens=5).text()
+                if client is one.client:
+                    await other.client.delete_session("s")
+            assert (await one.client.session_tokens("s")).text.startswith(PROMPT[::-1])
+            text = (await other.client.session_tokens("s")).text
+            assert await one.client.generate(session="s", max_tokens=9).text() == alone(bundle, text, 9)
+
+
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
 async def test_a_server_that_drains_hands_its_sessions_over(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["lstm"]
     with redis_running(tmp_path) as redis:

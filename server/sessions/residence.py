@@ -26,6 +26,7 @@ from server.sessions.errors import (
     SessionNotFoundError,
     StoreError,
 )
+from server.sessions.gathering import Gathering
 from server.sessions.journal import Journal
 from server.sessions.reading import SessionModel
 from server.sessions.run import Run
@@ -59,6 +60,9 @@ class Residence:
         self._outdated: set[str] = set()  # what is being loaded and has changed meanwhile
         self._busy: dict[str, _Claim] = {}
         self._fences: dict[str, int] = {}  # of the leases that are held
+        self._versions = Gathering(store.versions)
+        self._acquiring = Gathering(store.acquire)
+        self._releasing = Gathering(store.release)
         self._renewal: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -93,16 +97,29 @@ class Residence:
 
     async def find(self, session_id: str) -> Session | None:
         """The same, or None if there is none."""
-        session = self._sessions.get(session_id)
-        if session is not None and (session_id in self._busy or not self._store.shared):
-            self._sessions.move_to_end(session_id)
-            return session
+        if (known := self._known(session_id)) is not None:
+            return known
         if not self._store.blocks:
             return self.keep(self._store.load(session_id))
-        # Another server may have advanced it since it was here: only a lease says that it is still the same.
+        if session_id in self._sessions and await self._is_current(self._sessions[session_id]):
+            return self._sessions[session_id]
         if session_id not in self._loading:
             self._loading[session_id] = asyncio.get_running_loop().create_task(self._load(session_id))
         return await asyncio.shield(self._loading[session_id])
+
+    def _known(self, session_id: str) -> Session | None:
+        """A session in memory that is as the store has it, if that is certain."""
+        session = self._sessions.get(session_id)
+        if session is None or (self._store.shared and session_id not in self._busy):
+            return None
+        self._sessions.move_to_end(session_id)
+        return session
+
+    async def _is_current(self, session: Session) -> bool:
+        """Whether what is in memory is as the store has it: another server may have advanced it since it was here."""
+        version = session.version
+        stored = await self._versions.answer(session.session_id)
+        return version == stored and self._sessions.get(session.session_id) is session
 
     async def _load(self, session_id: str) -> Session | None:
         try:
@@ -286,7 +303,7 @@ class Residence:
                 await asyncio.sleep(min(max(error.seconds, _LEAST_WAIT), _MOST_WAIT))
 
     async def _acquire(self, session_id: str) -> Lease:
-        acquiring = asyncio.ensure_future(self.ask(self._store.acquire, session_id))
+        acquiring = asyncio.ensure_future(self._acquiring.answer(session_id))
         try:
             return await asyncio.shield(acquiring)
         except asyncio.CancelledError:
@@ -321,7 +338,7 @@ class Residence:
         self._evict()
 
     async def _let_go(self, session_id: str, fence: int) -> None:
-        await self.ask(self._store.release, session_id, fence)
+        await self._releasing.answer((session_id, fence))
 
     @asynccontextmanager
     async def claimed(self, session: Session) -> AsyncIterator[Session]:

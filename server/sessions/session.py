@@ -107,7 +107,7 @@ class Session:
         tokens: all of them.
         snapshots: by ascending position; the first steps need none, they start from the model's initial state.
         calls: by request_id, the latest last.
-        version: how many changes it has gone through, as far as its store counts them.
+        version: grows by one with every change, as far as its store counts them.
         fence: the number under which this server has it; see `Lease`.
     """
 

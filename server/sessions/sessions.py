@@ -260,6 +260,8 @@ class Sessions:
             del self._making[caller]
 
     async def _add(self, session: Session, made: Callable[[], None]) -> Session:
+        # So that no server that has had another one of this id in memory takes it for that one.
+        session.version = time.time_ns() // 1000
         try:
             async with self._counting if self._options.per_caller else nullcontext():
                 await self._residence.write([Create(session)], session, made)

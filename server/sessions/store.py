@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.sessions.errors import StoreError
+from server.sessions.errors import SessionError, StoreError
 from server.sessions.session import Change, Create, Delete, Session
 
 
@@ -86,11 +86,15 @@ class Store(Protocol):
         """How many sessions a caller has."""
         ...
 
-    def acquire(self, session_id: str) -> Lease:
-        """Have a session to oneself. A lease ends by itself if it is not renewed, so that nobody waits for the dead.
+    def versions(self, session_ids: Sequence[str]) -> list[int | None]:
+        """The versions of sessions in the store: whether they are still what they were. None where there is none."""
+        ...
 
-        Raises:
-            SessionElsewhereError: another server has it.
+    def acquire(self, session_ids: Sequence[str]) -> list[Lease | SessionError]:
+        """Have sessions to oneself. A lease ends by itself if it is not renewed, so that nobody waits for the dead.
+
+        Returns:
+            for each the lease, or a SessionElsewhereError: another server has it, or a StoreError.
         """
         ...
 
@@ -98,8 +102,12 @@ class Store(Protocol):
         """Prolong leases, by session id; the ids of those that are lost."""
         ...
 
-    def release(self, session_id: str, fence: int) -> None:
-        """Let somebody else have it."""
+    def release(self, fences: Sequence[tuple[str, int]]) -> list[StoreError | None]:
+        """Let somebody else have them: session ids, and the fences under which this server had them.
+
+        Returns:
+            for each why it could not be done, if it could not.
+        """
         ...
 
     def close(self) -> None:
@@ -112,14 +120,17 @@ class SoleOwner:
 
     shared = False
 
-    def acquire(self, session_id: str) -> Lease:
-        return Lease(0, None)
+    def versions(self, session_ids: Sequence[str]) -> list[int | None]:
+        return [None] * len(session_ids)
+
+    def acquire(self, session_ids: Sequence[str]) -> list[Lease | SessionError]:
+        return [Lease(0, None)] * len(session_ids)
 
     def renew(self, fences: Mapping[str, int]) -> list[str]:
         return []
 
-    def release(self, session_id: str, fence: int) -> None:
-        pass
+    def release(self, fences: Sequence[tuple[str, int]]) -> list[StoreError | None]:
+        return [None] * len(fences)
 
 
 class MemoryStore(SoleOwner):

@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from server.sessions.errors import (
     SessionDamagedError,
     SessionElsewhereError,
+    SessionError,
     SessionMovedError,
     StoreConflictError,
     StoreError,
@@ -164,13 +165,23 @@ class RedisStore:
     def count(self, caller: str) -> int:
         return int(self._one(("SCARD", caller_key(caller))))
 
-    def acquire(self, session_id: str) -> Lease:
+    def versions(self, session_ids: Sequence[str]) -> list[int | None]:
+        answers = self._redis.ask([("HGET", key_of(session_id, "header"), "version") for session_id in session_ids])
+        # What is damaged is for `load` to find.
+        return [int(answer) if isinstance(answer, bytes) and answer.isdigit() else None for answer in answers]
+
+    def acquire(self, session_ids: Sequence[str]) -> list[Lease | SessionError]:
         given = (self._owner, secrets.token_hex(8), self._lease_milliseconds)
-        had, number, version = self._one(run_script(ACQUIRE, session_id, *given))
-        if not had:
-            seconds = max(int(number), 0) / 1000
-            raise SessionElsewhereError(f"another server has session {session_id!r}", seconds)
-        return Lease(int(number), int(version))
+        answers = self._redis.ask([run_script(ACQUIRE, session_id, *given) for session_id in session_ids])
+        return [self._lease(session_id, answer) for session_id, answer in zip(session_ids, answers, strict=True)]
+
+    def _lease(self, session_id: str, answer: Any) -> Lease | SessionError:
+        if isinstance(answer, Exception):
+            return self._redis.named(answer)
+        had, number, version = answer
+        if had:
+            return Lease(int(number), int(version))
+        return SessionElsewhereError(f"another server has session {session_id!r}", max(int(number), 0) / 1000)
 
     def renew(self, fences: Mapping[str, int]) -> list[str]:
         commands = [
@@ -180,8 +191,9 @@ class RedisStore:
         answers = self._redis.ask(commands)
         return [session_id for session_id, answer in zip(fences, answers, strict=True) if answer == 0]
 
-    def release(self, session_id: str, fence: int) -> None:
-        self._one(run_script(RELEASE, session_id, self._owner, fence))
+    def release(self, fences: Sequence[tuple[str, int]]) -> list[StoreError | None]:
+        answers = self._redis.ask([run_script(RELEASE, name, self._owner, fence) for name, fence in fences])
+        return [self._redis.named(answer) if isinstance(answer, Exception) else None for answer in answers]
 
     def close(self) -> None:
         self._redis.close()
