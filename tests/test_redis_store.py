@@ -370,18 +370,18 @@ def test_a_rewind_hides_no_damage(store: RedisStore, redis: RedisServer) -> None
 def test_what_is_added_to_damage_hides_it_not(store: RedisStore, redis: RedisServer, damage: str) -> None:
     """Small pieces are joined to the one before."""
     session = created(store)
-    told(store, session, more(session, *range(10)), replace(more(session, *range(20)), start=10))
+    told(store, session, more(session, *range(10)), replace(more(session, *range(4)), start=10))
     assert redis.ask("LLEN", key("log")) == 1
     told(store, session, more(session, *range(100)))
     assert redis.ask("LLEN", key("log")) == 2
     redis.ask("RPOP", key("log"))
     if damage == "changed":
-        told(store, session, Rewind("s", 30, 30))
+        told(store, session, Rewind("s", 14, 14))
         spoil_piece(redis, 0, lambda piece: piece[:-1] + b"\xff")
     told(store, session, more(session, 1, 2))
     found = store.load("s")
     assert found is not None
-    assert found.position == (30 if damage == "lost" else 0)
+    assert found.position == (14 if damage == "lost" else 0)
     assert is_earlier(found, session)
 
 
@@ -510,32 +510,24 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
     assert list(loaded.tokens) == [1, 2, 3]
 
 
-def test_writing_and_renewing_prolong_a_lease(open_one: Callable[..., RedisStore]) -> None:
+def test_renewing_prolongs_a_lease(open_one: Callable[..., RedisStore]) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one()
     session = created(one)
-    for number in range(6):
-        if number % 3 == 0:
-            assert one.renew({"s": session.fence}) == []
-        elif number % 3 == 1:
-            told(one, session, more(session, number))
-        else:
-            told(one, session, Rewind("s", 0, 0))
+    for _ in range(4):
+        assert one.renew({"s": session.fence}) == []
         time.sleep(SHORT * 0.6)
         with pytest.raises(SessionElsewhereError):
             acquired(other, "s")
     time.sleep(SHORT)
-    assert acquired(other, "s").version == 4
+    assert acquired(other, "s").version == session.version
 
 
 def test_a_lease_that_has_ended_untaken_is_had_again(open_one: Callable[..., RedisStore]) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one()
     session = created(one)
     time.sleep(SHORT * 1.5)
-    assert one.renew({"s": session.fence}) == []
-    with pytest.raises(SessionElsewhereError):
-        acquired(other, "s")
-    time.sleep(SHORT * 1.5)
     told(one, session, more(session, 1))
+    assert one.renew({"s": session.fence}) == []
     with pytest.raises(SessionElsewhereError):
         acquired(other, "s")
 

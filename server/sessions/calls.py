@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, Tokens
-from server.sessions.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError
+from server.sessions.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError, SessionBusyError
 from server.sessions.reading import SessionModel, beginning, read
-from server.sessions.residence import Residence
+from server.sessions.residence import Residence, check_suits
 from server.sessions.run import Run
 from server.sessions.session import TOKEN_TYPE, Advance, Call, Session
 
@@ -114,33 +114,35 @@ class Calls:
             EmptyPromptError: there is nothing to continue.
             QueueFullError, SchedulerStoppedError: it does not run.
         """
-        session = await self._residence.idle(target.session_id, model)
-        params = replace(params, seed=session.seed if seed is None else seed)
-        ended = session.calls.get(target.request_id)
-        if ended is not None and ended.outcome:
-            _check_same(ended, target)
-            return _recited(session, ended, listener, params.seed)
-        run = self._residence.run_of(target.session_id)
-        if run is not None and target.request_id and run.call.request_id == target.request_id:
-            _check_same(run.call, target)
-        else:
-            session = await self._residence.claim(session)
-            try:
-                call = self._recorded(session, target)
-                if call is None:
-                    prompt = _beginning_with(begin_token, session, prompt)
-                    call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
-                else:
-                    prompt = array(TOKEN_TYPE)  # The session holds it.
-                if call.outcome or call.generated_count >= params.max_tokens:
-                    self._residence.release(session.session_id)
-                    return _recited(session, call, listener, params.seed)
-                run = self._run(model, session, call, prompt, params, interval)
-            except BaseException:
-                self._residence.release(session.session_id)
+        try:
+            session = await self._residence.claim(target.session_id)
+        except SessionBusyError:
+            session = await self._residence.suitable(target.session_id, model)
+            seed = session.seed if seed is None else seed
+            if (ended := _ended(session, target)) is not None:
+                return _recited(session, ended, listener, seed)
+            running = self._residence.run_of(target.session_id)
+            if running is None or not target.request_id or running.call.request_id != target.request_id:
                 raise
-        run.join(listener)
-        return Listening(params.seed, run.call.start, run.call.prompt_count, partial(run.leave, listener))
+            _check_same(running.call, target)
+            return _heard(running, listener, seed)
+        run = None
+        try:
+            check_suits(session, model)
+            params = replace(params, seed=session.seed if seed is None else seed)
+            call = self._recorded(session, target)
+            if call is None:
+                prompt = _beginning_with(begin_token, session, prompt)
+                call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
+            else:
+                prompt = array(TOKEN_TYPE)  # The session holds it.
+            if call.outcome or call.generated_count >= params.max_tokens:
+                return _recited(session, call, listener, params.seed)
+            run = self._run(model, session, call, prompt, params, interval)
+            return _heard(run, listener, params.seed)
+        finally:
+            if run is None:
+                self._residence.release(session.session_id)
 
     def _run(
         self,
@@ -192,24 +194,38 @@ class Calls:
             PositionMismatchError, RequestMismatchError: see there.
             QueueFullError, SchedulerStoppedError, SequenceFailedError: nothing has been read.
         """
-        session = await self._residence.idle(target.session_id, model)
-        ended = session.calls.get(target.request_id)
-        if ended is not None and ended.outcome:
-            _check_same(ended, target)
+        try:
+            async with self._residence.claimed(target.session_id) as session:
+                check_suits(session, model)
+                call = self._recorded(session, target)
+                if call is not None:
+                    return SessionReading(_unpacked(call.answer), call.end)
+                return await self._read(model, session, target, tokens, every_step=every_step, always=always)
+        except SessionBusyError:
+            ended = _ended(await self._residence.suitable(target.session_id, model), target)
+            if ended is None:
+                raise
             return SessionReading(_unpacked(ended.answer), ended.end)
-        async with self._residence.claimed(session) as session:
-            call = self._recorded(session, target)
-            if call is not None:
-                return SessionReading(_unpacked(call.answer), call.end)
-            steps = self._snapshot_steps
-            found = await read(
-                session, model, tokens, every_step=every_step, shown=True, snapshot_steps=steps, always=always
-            )
-            start = session.position
-            answer = _packed(found.outputs) if target.request_id else b""
-            call = Call(target.request_id, target.fingerprint, start, len(tokens), 0, _READ, answer)
-            await self._write_reading(session, tokens, call if target.request_id else None, found.snapshots)
-            return SessionReading(found.outputs, start + len(tokens))
+
+    async def _read(
+        self,
+        model: SessionModel,
+        session: Session,
+        target: Target,
+        tokens: array[int],
+        *,
+        every_step: bool,
+        always: bool,
+    ) -> SessionReading:
+        steps = self._snapshot_steps
+        found = await read(
+            session, model, tokens, every_step=every_step, shown=True, snapshot_steps=steps, always=always
+        )
+        start = session.position
+        answer = _packed(found.outputs) if target.request_id else b""
+        call = Call(target.request_id, target.fingerprint, start, len(tokens), 0, _READ, answer)
+        await self._write_reading(session, tokens, call if target.request_id else None, found.snapshots)
+        return SessionReading(found.outputs, start + len(tokens))
 
     async def _write_reading(
         self, session: Session, tokens: array[int], call: Call | None, snapshots: list[Any]
@@ -266,6 +282,21 @@ def _recited(session: Session, call: Call, listener: Receiver, seed: int) -> Lis
     listener.receive(Tokens(tuple(session.tokens[call.start + call.prompt_count : call.end])))
     listener.receive(Finished(FinishReason(call.outcome or FinishReason.MAX_TOKENS), call.end))
     return Listening(seed, call.start, call.prompt_count, lambda: None)
+
+
+def _heard(run: Run, listener: Receiver, seed: int) -> Listening:
+    """Somebody listens to a generation."""
+    run.join(listener)
+    return Listening(seed, run.call.start, run.call.prompt_count, partial(run.leave, listener))
+
+
+def _ended(session: Session, target: Target) -> Call | None:
+    """The call of that name if it has ended."""
+    call = session.calls.get(target.request_id)
+    if call is None or not call.outcome:
+        return None
+    _check_same(call, target)
+    return call
 
 
 def _check_same(call: Call, target: Target) -> None:

@@ -92,7 +92,7 @@ class Residence:
         """
         session = await self.find(session_id)
         if session is None:
-            raise SessionNotFoundError(f"there is no session {session_id!r}")
+            raise _not_found(session_id)
         return session
 
     async def find(self, session_id: str) -> Session | None:
@@ -175,21 +175,10 @@ class Residence:
             if session_id not in self._busy and session_id != but:
                 self.forget(session_id)
 
-    async def idle(self, session_id: str, model: SessionModel) -> Session:
-        """A session of this model's bundle on which nothing is under way but what somebody listens to."""
-        while True:
-            session = await self.suitable(session_id, model)
-            if not await self.wait_for_turn(session_id):
-                return session
-
     async def suitable(self, session_id: str, model: SessionModel) -> Session:
         """A session of this model's very bundle."""
         session = await self.get(session_id)
-        if session.model != model.name or session.digest != model.digest:
-            raise BundleMismatchError(
-                f"session {session_id!r} began with {session.model!r} {session.digest}, this server has {model.name!r} "
-                f"{model.digest}: a state means nothing to another bundle"
-            )
+        check_suits(session, model)
         return session
 
     async def write(
@@ -233,41 +222,28 @@ class Residence:
         """All generations on sessions."""
         return [claim.run for claim in self._busy.values() if claim.run is not None]
 
-    async def wait_for_turn(self, session_id: str) -> bool:
-        """Wait for whoever has a session for a moment only: whose generation ends, or who reads something. Whether
-        there was anybody; what is known of the session may then be out of date."""
-        claim = self._busy.get(session_id)
-        if claim is None or (claim.run is not None and not claim.run.ending):
-            return False
-        await (claim.changed.wait() if claim.run is None else claim.run.over.wait())
-        return True
+    async def turn(self, session_id: str) -> Run | None:
+        """Wait for whoever has a session for a moment only: whose generation ends, or who reads something. Then a
+        generation has it, or nobody, until the caller awaits something."""
+        while (claim := self._busy.get(session_id)) is not None:
+            if claim.run is not None and not claim.run.ending:
+                return claim.run
+            await (claim.changed.wait() if claim.run is None else claim.run.over.wait())
+        return None
 
-    def check_free(self, session: Session) -> None:
-        """Refuse a second call.
-
-        Raises:
-            SessionBusyError: a call of this server has the session.
-        """
-        if session.session_id in self._busy:
-            message = f"a call is under way on session {session.session_id!r}, which is at position {session.position}"
-            raise SessionBusyError(message, session.position)
-
-    async def claim(self, session: Session) -> Session:
-        """Have a session to oneself, until `release`; as it is then.
+    async def claim(self, session_id: str) -> Session:
+        """Have a session to oneself, until `release`; as the store has it then.
 
         Raises:
             SessionBusyError: somebody has it.
-            SessionNotFoundError: it has been deleted meanwhile.
+            SessionNotFoundError: there is none.
         """
-        self.check_free(session)
-        session_id = session.session_id
+        run = await self.turn(session_id)
+        if run is not None:
+            raise busy(run)
         self._busy[session_id] = _Claim()
         try:
-            if self._store.shared:
-                return await self._leased(session_id)
-            # It may have had to leave the memory since it was loaded.
-            known = self._sessions.get(session_id)
-            return known or self.keep(session) or session
+            return await (self._leased(session_id) if self._store.shared else self.get(session_id))
         except BaseException:
             self.release(session_id)
             raise
@@ -280,7 +256,7 @@ class Residence:
             self.forget(session_id)
             known = self.keep(await self.ask(self._store.load, session_id))
             if known is None:
-                raise SessionNotFoundError(f"there is no session {session_id!r}")
+                raise _not_found(session_id)
         known.fence = lease.fence
         return known
 
@@ -341,13 +317,13 @@ class Residence:
         await self._releasing.answer((session_id, fence))
 
     @asynccontextmanager
-    async def claimed(self, session: Session) -> AsyncIterator[Session]:
+    async def claimed(self, session_id: str) -> AsyncIterator[Session]:
         """`claim` and `release`."""
-        claimed = await self.claim(session)
+        claimed = await self.claim(session_id)
         try:
             yield claimed
         finally:
-            self.release(session.session_id)
+            self.release(session_id)
 
     @asynccontextmanager
     async def reserved(self, session_id: str) -> AsyncIterator[None]:
@@ -401,6 +377,30 @@ class _Claim:
     def __init__(self) -> None:
         self.run: Run | None = None
         self.changed = asyncio.Event()
+
+
+def check_suits(session: Session, model: SessionModel) -> None:
+    """Refuse another model than the session's.
+
+    Raises:
+        BundleMismatchError: it is another one, or of another bundle.
+    """
+    if session.model != model.name or session.digest != model.digest:
+        raise BundleMismatchError(
+            f"session {session.session_id!r} began with {session.model!r} {session.digest}, this server has "
+            f"{model.name!r} {model.digest}: a state means nothing to another bundle"
+        )
+
+
+def busy(run: Run) -> SessionBusyError:
+    """What to tell a second call."""
+    session = run.session
+    message = f"a call is under way on session {session.session_id!r}, which is at position {session.position}"
+    return SessionBusyError(message, session.position)
+
+
+def _not_found(session_id: str) -> SessionNotFoundError:
+    return SessionNotFoundError(f"there is no session {session_id!r}")
 
 
 async def _logged(work: Any) -> None:

@@ -30,7 +30,7 @@ from server.sessions.errors import (
 from server.sessions.file import SessionFile, write_file
 from server.sessions.journal import Journal
 from server.sessions.reading import SessionModel, beginning, read
-from server.sessions.residence import Residence
+from server.sessions.residence import Residence, check_suits
 from server.sessions.session import Create, Delete, Rewind, Session
 from server.sessions.store import Store, Summary
 
@@ -200,18 +200,14 @@ class Sessions:
         """
         residence = self._residence
         try:
-            session = await residence.get(session_id)
+            await residence.get(session_id)
         except SessionDamagedError:  # There is nothing that could be harmed, and the id may be wanted.
             await self._residence.write([Delete(session_id, (await residence.lease(session_id)).fence)], None)
             return
-        while (run := residence.run_of(session_id)) is not None:
+        while (run := await residence.turn(session_id)) is not None:
             run.stop(SessionNotFoundError(f"session {session_id!r} has been deleted"))
-            await run.over.wait()
-            session = await residence.get(session_id)
-        while await residence.wait_for_turn(session_id):
-            session = await residence.get(session_id)
-        async with residence.claimed(session) as session:
-            await self._residence.write([Delete(session_id, session.fence)], session)
+        async with residence.claimed(session_id) as session:
+            await residence.write([Delete(session_id, session.fence)], session)
 
     async def rewind(self, session_id: str, model: SessionModel, position: int) -> Session:
         """Take a session back.
@@ -220,7 +216,8 @@ class Sessions:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
             PositionMismatchError: it does not reach so far.
         """
-        async with self._residence.claimed(await self._residence.idle(session_id, model)) as session:
+        async with self._residence.claimed(session_id) as session:
+            check_suits(session, model)
             _check_reaches(session, position)
             change = Rewind(session_id, position, position - model.lag, session.version + 1, session.fence)
             await self._residence.write([change], session)
@@ -283,8 +280,7 @@ class Sessions:
 
     async def _expire(self, session_id: str) -> None:
         try:
-            session = await self._residence.get(session_id)
-            async with self._residence.claimed(session) as session:
+            async with self._residence.claimed(session_id) as session:
                 if session.used < time.time() - self._options.time_to_live:  # Nobody has used it since we looked.
                     await self._residence.write([Delete(session_id, session.fence)], session)
                     _log.info("session expired", session=session_id)

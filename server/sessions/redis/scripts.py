@@ -25,13 +25,14 @@ from server.sessions.session import REMEMBERED_CALLS, TOKEN_BYTES
 PREFIX = "elman:"
 IDS, USED = f"{PREFIX}ids", f"{PREFIX}used"
 
-_JOINED_BYTES = 64 * TOKEN_BYTES  # of a piece that a small one may be added to; each time it is written anew
+_JOINED_BYTES = 16 * TOKEN_BYTES  # of a piece that is added to one before it as small, which is then written anew
+_SAME_USE = 1.0  # seconds by which the order by last use may be behind
 
 # What is written goes through these. Where memory is full Redis refuses a script at its first write, if that is one
 # that may need memory; what has begun with another one may go on. So it does with what must work even then: leases, and
-# whatever makes room.
+# whatever makes room. A script is made of what it needs and no more: all of it is run each time.
 
-_COMMON = f"""
+_COMMON = """
 local header, log, states, calls, order, lease, gone, ids, used = unpack(KEYS)
 local next_argument = 0
 local function argument()
@@ -44,40 +45,46 @@ end
 local function exact(value)
     return string.format('%.0f', value)
 end
+local function refusal(answer)
+    return {answer, redis.call('HGET', header, 'version') or '', redis.call('HGET', header, 'position') or ''}
+end
+"""
+
+_FENCES = """
 local function new_fence()
     local now = redis.call('TIME')
     local latest = math.max(number(header, 'fence') or 0, number(lease, 'fence') or 0)
     return exact(math.max(now[1] * 1000000 + now[2], latest + 1))
 end
+"""
 
+_OBJECTION = """
+local known = redis.call('HMGET', header, 'version', 'fence', 'base', 'position', 'used')
+local known_position, known_use = tonumber(known[4]), tonumber(known[5])
 -- What to answer to a change that is not to be made; nil if it is.
 local function objection(version, fence)
-    local known, newest, base = number(header, 'version'), number(header, 'fence'), number(header, 'base')
-    if not (known and newest and base) then return 'conflict' end
+    local latest, newest, base = tonumber(known[1]), tonumber(known[2]), tonumber(known[3])
+    if not (latest and newest and base) then return 'conflict' end
     if newest > fence then return 'moved' end
-    if known == version - 1 then return nil end
-    if newest == fence and base < version and version <= known then return 'kept' end
+    if latest == version - 1 then return nil end
+    if newest == fence and base < version and version <= latest then return 'kept' end
     return 'conflict'
 end
-local function told(answer)
-    return {{answer, redis.call('HGET', header, 'version') or '', redis.call('HGET', header, 'position') or ''}}
-end
-local function prolong(owner, fence, milliseconds)
-    if redis.call('PEXPIRE', lease, milliseconds) == 0 then
-        redis.call('HSET', lease, 'owner', owner, 'fence', fence)
-        redis.call('PEXPIRE', lease, milliseconds)
-    end
-end
+"""
 
+_ADDING = f"""
 local function add_call(request_id, call)
     redis.call('HSET', calls, request_id, call)
+    if redis.call('LINDEX', order, -1) == request_id then return end
     redis.call('LREM', order, 0, request_id)
     redis.call('RPUSH', order, request_id)
     while redis.call('LLEN', order) > {REMEMBERED_CALLS} do
         redis.call('HDEL', calls, redis.call('LPOP', order))
     end
 end
+"""
 
+_PIECES = f"""
 local function packed(start, tokens)
     return start .. ':' .. string.sub(redis.sha1hex(start .. ':' .. tokens), 1, 8) .. ':' .. tokens
 end
@@ -88,8 +95,8 @@ local function unpacked(piece)
 end
 -- Small pieces that follow each other become one, so that there are not too many to be read; damaged ones never.
 local function add_piece(piece)
-    local last = redis.call('LINDEX', log, -1)
-    if last and #last < {_JOINED_BYTES} and #piece < {_JOINED_BYTES} then
+    local last = #piece < {_JOINED_BYTES} and redis.call('LINDEX', log, -1)
+    if last and #last < {_JOINED_BYTES} then
         local start, tokens = unpacked(last)
         local following, more = unpacked(piece)
         if start and start + #tokens / {TOKEN_BYTES} == tonumber(following) then
@@ -98,6 +105,9 @@ local function add_piece(piece)
     end
     redis.call('RPUSH', log, piece)
 end
+"""
+
+_CUT = f"""
 -- A piece without the tokens from `position` on; a damaged one as it is, so that its damage is found later.
 local function cut_piece(piece, position)
     local start, tokens = unpacked(piece)
@@ -128,9 +138,9 @@ end
 
 CREATE = """
 local token, session_id, caller = argument(), argument(), argument()
-if redis.call('GET', gone) == token then return told('kept') end
+if redis.call('GET', gone) == token then return {'kept'} end
 if redis.call('EXISTS', header) == 1 then
-    return told(redis.call('HGET', header, 'token') == token and 'kept' or 'conflict')
+    return redis.call('HGET', header, 'token') == token and {'kept'} or refusal('conflict')
 end
 redis.call('HSET', header, 'token', token, 'fence', new_fence())
 for _ = 1, tonumber(argument()) do
@@ -149,17 +159,17 @@ end
 redis.call('ZADD', ids, 0, session_id)
 redis.call('ZADD', used, redis.call('HGET', header, 'used'), session_id)
 redis.call('SADD', caller, session_id)
-return told('kept')
+return {'kept'}
 """
 
-ADVANCE = """
-local version, fence, owner, milliseconds = argument(), argument(), argument(), argument()
+ADVANCE = f"""
+local version, fence = argument(), argument()
 local session_id, start, stop, when = argument(), argument(), argument(), argument()
 local answer = objection(tonumber(version), tonumber(fence))
-if not answer and number(header, 'position') ~= tonumber(start) then answer = 'conflict' end
-if answer then return told(answer) end
+if not answer and known_position ~= tonumber(start) then answer = 'conflict' end
+if answer then return refusal(answer) end
 redis.call('HSET', header, 'version', version, 'fence', fence, 'position', stop, 'used', when)
-redis.call('ZADD', used, when, session_id)
+if not known_use or when - known_use > {_SAME_USE} then redis.call('ZADD', used, when, session_id) end
 for _ = 1, tonumber(argument()) do
     redis.call('HDEL', states, argument())
 end
@@ -172,34 +182,32 @@ end
 while next_argument < #ARGV do
     add_piece(argument())
 end
-prolong(owner, fence, milliseconds)
-return told('kept')
+return {{'kept'}}
 """
 
 REWIND = """
-local version, fence, owner, milliseconds = argument(), argument(), argument(), argument()
+local version, fence = argument(), argument()
 local position, state_position = tonumber(argument()), tonumber(argument())
 local answer = objection(tonumber(version), tonumber(fence))
-if not answer and (number(header, 'position') or -1) < position then answer = 'conflict' end
-if answer then return told(answer) end
-prolong(owner, fence, milliseconds)
+if not answer and (known_position or -1) < position then answer = 'conflict' end
+if answer then return refusal(answer) end
 cut(position, state_position, false)
 redis.call('HSET', header, 'version', version, 'fence', fence)
-return told('kept')
+return {'kept'}
 """
 
 DELETE = """
 local fence, session_id, callers, milliseconds = argument(), argument(), argument(), argument()
 local token, caller = redis.call('HGET', header, 'token'), redis.call('HGET', header, 'caller')
 local here = redis.call('EXISTS', header) == 1
-if here and (number(header, 'fence') or 0) > tonumber(fence) then return told('moved') end
+if here and (number(header, 'fence') or 0) > tonumber(fence) then return refusal('moved') end
 redis.call('DEL', header, log, states, calls, order)
 redis.call('ZREM', ids, session_id)
 redis.call('ZREM', used, session_id)
 if caller then redis.call('SREM', callers .. caller, session_id) end
 if here then redis.call('DEL', lease) end
 if token then redis.call('SET', gone, token, 'PX', milliseconds) end
-return told('kept')
+return {'kept'}
 """
 
 # Not MULTI: where memory is full that is refused even to those who only read.
@@ -242,7 +250,10 @@ RENEW = """
 local owner, fence, milliseconds = argument(), argument(), argument()
 -- Whoever has taken it meanwhile has done so under a newer fence.
 if (number(header, 'fence') or number(lease, 'fence')) ~= tonumber(fence) then return 0 end
-prolong(owner, fence, milliseconds)
+if redis.call('PEXPIRE', lease, milliseconds) == 0 then
+    redis.call('HSET', lease, 'owner', owner, 'fence', fence)
+    redis.call('PEXPIRE', lease, milliseconds)
+end
 return 1
 """
 
@@ -254,9 +265,18 @@ end
 return 1
 """
 
-SCRIPTS = {
-    script: _COMMON + script for script in (CREATE, ADVANCE, REWIND, DELETE, READ, REPAIR, ACQUIRE, RENEW, RELEASE)
+_NEEDS = {
+    CREATE: (_FENCES, _ADDING, _PIECES),
+    ADVANCE: (_OBJECTION, _ADDING, _PIECES),
+    REWIND: (_OBJECTION, _PIECES, _CUT),
+    DELETE: (),
+    READ: (),
+    REPAIR: (_PIECES, _CUT),
+    ACQUIRE: (_FENCES,),
+    RENEW: (),
+    RELEASE: (),
 }
+SCRIPTS = {script: "".join((_COMMON, *needs, script)) for script, needs in _NEEDS.items()}
 _HASHES = {script: hashlib.sha1(whole.encode()).hexdigest() for script, whole in SCRIPTS.items()}
 _NAMES = ("header", "log", "states", "calls", "order", "lease", "gone")
 

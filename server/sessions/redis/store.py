@@ -92,7 +92,7 @@ class RedisStore:
             callers = caller_key("")
             given = (change.fence, change.session_id, callers, self._gone_milliseconds)
             return run_script(DELETE, change.session_id, *given)
-        standing = (change.version, change.fence, self._owner, self._lease_milliseconds)
+        standing = (change.version, change.fence)
         if isinstance(change, Rewind):
             return run_script(REWIND, change.session_id, *standing, change.position, change.state_position)
         return run_script(ADVANCE, change.session_id, *standing, *progress(change))
@@ -100,9 +100,10 @@ class RedisStore:
     def _verdict(self, change: Change, answer: Any) -> StoreError | None:
         if isinstance(answer, Exception):
             return self._redis.named(answer)
-        verdict, version, position = (part.decode() for part in answer)
+        verdict, *standing = (part.decode() for part in answer)
         if verdict == "kept":
             return None
+        version, position = standing
         where = f"{self._redis.name}: session {change.session_id!r}"
         if verdict == "moved":
             return SessionMovedError(f"{where} is another server's now")
