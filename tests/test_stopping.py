@@ -1,0 +1,75 @@
+"""Stop sequences: wherever the text is cut into pieces, it ends at the same place, and no part of one gets out."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bundle.vocabulary import ByteVocabulary
+from server.decoding.stopping import StopCheck, StopScanner
+
+texts = st.text("ab", max_size=40)
+sequences = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
+
+
+def first_stop(text: str, sought: list[str]) -> tuple[int, str] | None:
+    """Where the first stop sequence to be complete begins, by looking at every beginning of the text."""
+    for end in range(1, len(text) + 1):
+        complete = [sequence for sequence in sought if text[:end].endswith(sequence)]
+        if complete:
+            longest = max(complete, key=len)
+            return end - len(longest), longest
+    return None
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    ends = sorted(place % (len(text) + 1) for place in places)
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+
+
+@given(texts, sequences, st.lists(st.integers(0, 1000), max_size=10))
+def test_a_text_ends_before_its_first_stop_sequence_however_it_is_cut(
+    text: str, sought: list[str], places: list[int]
+) -> None:
+    scanner = StopScanner(sought)
+    given_out = "".join([scanner.push(piece) for piece in cut(text, places)])
+    given_out += scanner.push("", final=True)
+    stop = first_stop(text, sought)
+    assert (scanner.found is None) == (stop is None)
+    if stop is None:
+        assert given_out == text
+    else:
+        assert (given_out, scanner.found) == (text[: stop[0]], stop[1])
+
+
+@given(texts, sequences)
+def test_nothing_is_held_back_that_no_stop_sequence_begins_with(text: str, sought: list[str]) -> None:
+    scanner, given_out = StopScanner(sought), ""
+    for number, character in enumerate(text, 1):
+        given_out += scanner.push(character)
+        if scanner.found is not None:
+            return
+        held = text[len(given_out) : number]
+        assert not held or any(sequence.startswith(held) for sequence in sought)
+
+
+@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=3))
+def test_a_check_counts_the_tokens_up_to_the_end_of_a_stop_sequence(text: str, sought: list[str]) -> None:
+    """Of bytes, several of which are one character."""
+    vocabulary = ByteVocabulary()
+    text = text.encode("utf-8", errors="ignore").decode()
+    check = StopCheck(sought, vocabulary.decoder())
+    count = check.feed(vocabulary.encode(text).tolist())
+    stop = first_stop(text, sought)
+    if stop is None:
+        assert count is None
+    else:
+        assert count == len((text[: stop[0]] + stop[1]).encode())
+
+
+def test_nothing_comes_after_a_stop_sequence() -> None:
+    scanner = StopScanner(["\n\n"])
+    assert scanner.push("one\n") == "one"
+    assert scanner.push("\ntwo") == ""
+    assert scanner.push("three", final=True) == ""
+    assert scanner.found == "\n\n"
