@@ -35,6 +35,12 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """max_tokens were generated."""
     FINISH_REASON_END_TOKEN: _FinishReason.ValueType  # 2
     """The model generated its end token, which is not part of the text."""
+    FINISH_REASON_STOP_SEQUENCE: _FinishReason.ValueType  # 3
+    """A stop sequence appeared, which is not part of the text, though its tokens were sent."""
+    FINISH_REASON_TIME_LIMIT: _FinishReason.ValueType  # 4
+    """The request's time limit has passed."""
+    FINISH_REASON_CONSTRAINT: _FinishReason.ValueType  # 5
+    """What was generated satisfies the constraint, which lets nothing follow."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a generation ended."""
@@ -45,7 +51,41 @@ FINISH_REASON_MAX_TOKENS: FinishReason.ValueType  # 1
 """max_tokens were generated."""
 FINISH_REASON_END_TOKEN: FinishReason.ValueType  # 2
 """The model generated its end token, which is not part of the text."""
+FINISH_REASON_STOP_SEQUENCE: FinishReason.ValueType  # 3
+"""A stop sequence appeared, which is not part of the text, though its tokens were sent."""
+FINISH_REASON_TIME_LIMIT: FinishReason.ValueType  # 4
+"""The request's time limit has passed."""
+FINISH_REASON_CONSTRAINT: FinishReason.ValueType  # 5
+"""What was generated satisfies the constraint, which lets nothing follow."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _EarlyStopping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyStoppingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_STOPPING_UNSPECIFIED: _EarlyStopping.ValueType  # 0
+    """The same as EARLY_STOPPING_LIKELY."""
+    EARLY_STOPPING_LIKELY: _EarlyStopping.ValueType  # 1
+    """When the best of what goes on is, at its present length, worse than the worst of `width` that have ended."""
+    EARLY_STOPPING_FIRST: _EarlyStopping.ValueType  # 2
+    """As soon as `width` have ended."""
+    EARLY_STOPPING_CERTAIN: _EarlyStopping.ValueType  # 3
+    """When nothing that could still come is better than the worst of `width` that have ended."""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper):
+    """When a beam search ends before max_tokens."""
+
+EARLY_STOPPING_UNSPECIFIED: EarlyStopping.ValueType  # 0
+"""The same as EARLY_STOPPING_LIKELY."""
+EARLY_STOPPING_LIKELY: EarlyStopping.ValueType  # 1
+"""When the best of what goes on is, at its present length, worse than the worst of `width` that have ended."""
+EARLY_STOPPING_FIRST: EarlyStopping.ValueType  # 2
+"""As soon as `width` have ended."""
+EARLY_STOPPING_CERTAIN: EarlyStopping.ValueType  # 3
+"""When nothing that could still come is better than the worst of `width` that have ended."""
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -268,6 +308,8 @@ class SamplingDecoding(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Divides the logits: below 1 sharper, above 1 flatter, 0 greedy. Default 1; must be finite and not negative."""
     top_k: _builtins.int
@@ -278,23 +320,42 @@ class SamplingDecoding(_message.Message):
     """Only the most probable tokens that together reach this probability are drawn from, after top_k. Default 1, all of
     them; must be above 0 and at most 1.
     """
+    min_p: _builtins.float
+    """Only tokens at least so probable, beside the most probable one, are drawn from, after top_p. Default 0, all of them;
+    at most 1.
+    """
+    sample_count: _builtins.int
+    """How many continuations are drawn, independently; the prompt is read once. The one of sequence_index i is what the
+    request would bring alone with i added to its seed. Default 1; at most the model's slot_count. More than one needs
+    a request without a session.
+    """
     def __init__(
         self,
         *,
         temperature: _builtins.float | None = ...,
         top_k: _builtins.int | None = ...,
         top_p: _builtins.float | None = ...,
+        min_p: _builtins.float | None = ...,
+        sample_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_sample_count", b"_sample_count", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "sample_count", b"sample_count", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_p", b"_min_p", "_sample_count", b"_sample_count", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "min_p", b"min_p", "sample_count", b"sample_count", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__sample_count: _TypeAlias = _typing.Literal["sample_count"]  # noqa: Y015
+    _WhichOneofArgType__sample_count: _TypeAlias = _typing.Literal["_sample_count", b"_sample_count"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_count) -> _WhichOneofReturnType__sample_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload
@@ -303,6 +364,204 @@ class SamplingDecoding(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___SamplingDecoding: _TypeAlias = SamplingDecoding  # noqa: Y015
+
+@_typing.final
+class BeamDecoding(_message.Message):
+    """Keeps the most probable beginnings side by side and answers with the best whole sequences, best first. They are sent
+    when the search has ended. Needs a request without a session and without stop_sequences.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    RESULT_COUNT_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """How many beginnings are kept; each is a sequence of the batch. At least 1, at most the model's slot_count."""
+    result_count: _builtins.int
+    """How many sequences are sent. Default 1; at most width."""
+    length_penalty: _builtins.float
+    """The exponent of a sequence's length, by which the sum of its log-probabilities is divided to compare it with
+    others: above 0 longer ones are favoured, below 0 shorter ones. Default 1.
+    """
+    early_stopping: Global___EarlyStopping.ValueType
+    """When to end."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        result_count: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: Global___EarlyStopping.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_result_count", b"_result_count", "length_penalty", b"length_penalty", "result_count", b"result_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_result_count", b"_result_count", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "result_count", b"result_count", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__result_count: _TypeAlias = _typing.Literal["result_count"]  # noqa: Y015
+    _WhichOneofArgType__result_count: _TypeAlias = _typing.Literal["_result_count", b"_result_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__result_count) -> _WhichOneofReturnType__result_count | None: ...
+
+Global___BeamDecoding: _TypeAlias = BeamDecoding  # noqa: Y015
+
+@_typing.final
+class Shaping(_message.Message):
+    """What changes the logits before a token is chosen, in this order, which is that of transformers. In a session
+    the prompt is all that the session holds.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    FORCED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    FORBIDDEN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    repetition_penalty: _builtins.float
+    """Divides the logits above 0, and multiplies those below, of every token of the prompt and of what was generated
+    (Keskar et al. 2019). Default 1, which changes nothing; must be above 0.
+    """
+    frequency_penalty: _builtins.float
+    """Taken from a token's logit as often as it has been generated. Default 0."""
+    presence_penalty: _builtins.float
+    """Taken from the logit of every token that has been generated. Default 0."""
+    min_tokens: _builtins.int
+    """The end token is not generated before so many others. Default 0."""
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the logits of tokens, by id."""
+
+    @_builtins.property
+    def forced_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the generation begins with; the model reads it as if it had chosen it."""
+
+    @_builtins.property
+    def forbidden_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What is never generated."""
+
+    def __init__(
+        self,
+        *,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        frequency_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        min_tokens: _builtins.int | None = ...,
+        forced_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        forbidden_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_tokens", b"_min_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "frequency_penalty", b"frequency_penalty", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_tokens", b"_min_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "forbidden_token_ids", b"forbidden_token_ids", "forced_token_ids", b"forced_token_ids", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
+    _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__min_tokens: _TypeAlias = _typing.Literal["min_tokens"]  # noqa: Y015
+    _WhichOneofArgType__min_tokens: _TypeAlias = _typing.Literal["_min_tokens", b"_min_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_tokens) -> _WhichOneofReturnType__min_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+
+Global___Shaping: _TypeAlias = Shaping  # noqa: Y015
+
+@_typing.final
+class Constraint(_message.Message):
+    """What the whole of the generated text must match. What is cut off before its end is the beginning of a match. The
+    syntax is that of llguidance.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGEX_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    LARK_GRAMMAR_FIELD_NUMBER: _builtins.int
+    regex: _builtins.str
+    """A regular expression, in the syntax of Rust's regex crate; the whole text must match, from its first character to
+    its last.
+    """
+    json_schema: _builtins.str
+    """A JSON schema (draft 2020-12); the text is one JSON value."""
+    lark_grammar: _builtins.str
+    """A context-free grammar in the syntax of Lark, whose first rule is `start`."""
+    def __init__(
+        self,
+        *,
+        regex: _builtins.str = ...,
+        json_schema: _builtins.str = ...,
+        lark_grammar: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expression", b"expression", "json_schema", b"json_schema", "lark_grammar", b"lark_grammar", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expression", b"expression", "json_schema", b"json_schema", "lark_grammar", b"lark_grammar", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_expression: _TypeAlias = _typing.Literal["regex", "json_schema", "lark_grammar"]  # noqa: Y015
+    _WhichOneofArgType_expression: _TypeAlias = _typing.Literal["expression", b"expression"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expression) -> _WhichOneofReturnType_expression | None: ...
+
+Global___Constraint: _TypeAlias = Constraint  # noqa: Y015
+
+@_typing.final
+class LogProbabilityReport(_message.Message):
+    """Asks for log-probabilities. They are those of the model itself, before shaping and temperature. They are not recorded:
+    a call with a request_id cannot ask for them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOST_LIKELY_COUNT_FIELD_NUMBER: _builtins.int
+    most_likely_count: _builtins.int
+    """The most probable tokens in the place of each generated one are reported, too, so many of them. Default 0; at
+    most 32.
+    """
+    def __init__(
+        self,
+        *,
+        most_likely_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["most_likely_count", b"most_likely_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogProbabilityReport: _TypeAlias = LogProbabilityReport  # noqa: Y015
 
 @_typing.final
 class SingleTokenDelivery(_message.Message):
@@ -333,12 +592,18 @@ class GenerateRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     GREEDY_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    BEAM_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     SINGLE_TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     RECEIVED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    SHAPING_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
+    STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
@@ -370,6 +635,10 @@ class GenerateRequest(_message.Message):
         """A random one."""
 
     @_builtins.property
+    def beam(self) -> Global___BeamDecoding:
+        """The best whole sequences."""
+
+    @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """They gather for so long, 0 to 60 seconds, or until there are some hundred; 0: for no time at all."""
 
@@ -383,6 +652,28 @@ class GenerateRequest(_message.Message):
         seed the session's own is used.
         """
 
+    @_builtins.property
+    def shaping(self) -> Global___Shaping:
+        """Changes what is chosen."""
+
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """What the generated text must match."""
+
+    @_builtins.property
+    def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts at which the generation ends as soon as one of them is there: at most 16, of 1 to 256 characters. They may
+        lie across tokens and messages; no part of one is in the text.
+        """
+
+    @_builtins.property
+    def time_limit(self) -> _duration_pb2.Duration:
+        """The generation ends after so long, with what there is. Default: it may take as long as the call."""
+
+    @_builtins.property
+    def log_probabilities(self) -> Global___LogProbabilityReport:
+        """Reports log-probabilities."""
+
     def __init__(
         self,
         *,
@@ -392,22 +683,28 @@ class GenerateRequest(_message.Message):
         max_tokens: _builtins.int | None = ...,
         greedy: Global___GreedyDecoding | None = ...,
         sampling: Global___SamplingDecoding | None = ...,
+        beam: Global___BeamDecoding | None = ...,
         seed: _builtins.int | None = ...,
         interval: _duration_pb2.Duration | None = ...,
         single_tokens: Global___SingleTokenDelivery | None = ...,
         session: Global___SessionCall | None = ...,
         received_token_count: _builtins.int = ...,
         bypass_prefix_cache: _builtins.bool = ...,
+        shaping: Global___Shaping | None = ...,
+        constraint: Global___Constraint | None = ...,
+        stop_sequences: _abc.Iterable[_builtins.str] | None = ...,
+        time_limit: _duration_pb2.Duration | None = ...,
+        log_probabilities: Global___LogProbabilityReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "bypass_prefix_cache", b"bypass_prefix_cache", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "single_tokens", b"single_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "bypass_prefix_cache", b"bypass_prefix_cache", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "stop_sequences", b"stop_sequences", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
-    _WhichOneofReturnType_decoding: _TypeAlias = _typing.Literal["greedy", "sampling"]  # noqa: Y015
+    _WhichOneofReturnType_decoding: _TypeAlias = _typing.Literal["greedy", "sampling", "beam"]  # noqa: Y015
     _WhichOneofArgType_decoding: _TypeAlias = _typing.Literal["decoding", b"decoding"]  # noqa: Y015
     _WhichOneofReturnType_delivery: _TypeAlias = _typing.Literal["interval", "single_tokens"]  # noqa: Y015
     _WhichOneofArgType_delivery: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
@@ -475,6 +772,9 @@ class GenerateResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    SEQUENCE_INDEX_FIELD_NUMBER: _builtins.int
+    sequence_index: _builtins.int
+    """Which of several samples or results the chunk and the end belong to; from 0."""
     @_builtins.property
     def started(self) -> Global___GenerateStarted:
         """The request was taken; in the first response, and only there."""
@@ -485,7 +785,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def finished(self) -> Global___GenerateFinished:
-        """The generation ended; in the last response, and only there."""
+        """The generation ended; in the last response, and only there. Of several samples or results each has its own."""
 
     def __init__(
         self,
@@ -493,10 +793,11 @@ class GenerateResponse(_message.Message):
         started: Global___GenerateStarted | None = ...,
         chunk: Global___GenerateChunk | None = ...,
         finished: Global___GenerateFinished | None = ...,
+        sequence_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "finished", b"finished", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "finished", b"finished", "sequence_index", b"sequence_index", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,25 +861,129 @@ class GenerateChunk(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Their text; whole characters only, so it may lag behind the ids and may be empty."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Their ids."""
 
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenReport]:
+        """What was asked about each of them; empty where nothing was."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reports: _abc.Iterable[Global___TokenReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reports", b"reports", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateChunk: _TypeAlias = GenerateChunk  # noqa: Y015
+
+@_typing.final
+class TokenReport(_message.Message):
+    """How probable a generated token was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    MOST_LIKELY_FIELD_NUMBER: _builtins.int
+    log_probability: _builtins.float
+    """The natural logarithm of its probability."""
+    @_builtins.property
+    def most_likely(self) -> _containers.RepeatedCompositeFieldContainer[Global___LikelyToken]:
+        """The most probable tokens in its place, the most probable first."""
+
+    def __init__(
+        self,
+        *,
+        log_probability: _builtins.float = ...,
+        most_likely: _abc.Iterable[Global___LikelyToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probability", b"log_probability", "most_likely", b"most_likely"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenReport: _TypeAlias = TokenReport  # noqa: Y015
+
+@_typing.final
+class LikelyToken(_message.Message):
+    """A token that could have been generated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """Its id."""
+    text: _builtins.str
+    """Its text; a part of a character is U+FFFD."""
+    log_probability: _builtins.float
+    """The natural logarithm of its probability."""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        log_probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probability", b"log_probability", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LikelyToken: _TypeAlias = LikelyToken  # noqa: Y015
+
+@_typing.final
+class GenerationUsage(_message.Message):
+    """What a generation has used. All times are counted from the arrival of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
+    TOTAL_TIME_FIELD_NUMBER: _builtins.int
+    step_count: _builtins.int
+    """The steps that this call has had the model take, forced and free; what was known from before is not among them."""
+    @_builtins.property
+    def waiting_time(self) -> _duration_pb2.Duration:
+        """When the first step was taken."""
+
+    @_builtins.property
+    def first_token_time(self) -> _duration_pb2.Duration:
+        """When the first token was there."""
+
+    @_builtins.property
+    def total_time(self) -> _duration_pb2.Duration:
+        """When the last one was."""
+
+    def __init__(
+        self,
+        *,
+        step_count: _builtins.int = ...,
+        waiting_time: _duration_pb2.Duration | None = ...,
+        first_token_time: _duration_pb2.Duration | None = ...,
+        total_time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_time", b"first_token_time", "total_time", b"total_time", "waiting_time", b"waiting_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_time", b"first_token_time", "step_count", b"step_count", "total_time", b"total_time", "waiting_time", b"waiting_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationUsage: _TypeAlias = GenerationUsage  # noqa: Y015
 
 @_typing.final
 class GenerateFinished(_message.Message):
@@ -589,25 +994,44 @@ class GenerateFinished(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     GENERATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
+    STOP_SEQUENCE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     generated_token_count: _builtins.int
     """The number of generated tokens, the end token not counted."""
     session_position: _builtins.int
     """In a session: its position after this call."""
+    stop_sequence: _builtins.str
+    """The stop sequence that appeared, if that is why it ended."""
+    score: _builtins.float
+    """Of a beam search: the sum of the log-probabilities, divided by the length's power."""
+    @_builtins.property
+    def usage(self) -> Global___GenerationUsage:
+        """What it has used; not told of a call that is repeated from the record."""
+
     def __init__(
         self,
         *,
         finish_reason: Global___FinishReason.ValueType = ...,
         generated_token_count: _builtins.int = ...,
         session_position: _builtins.int | None = ...,
+        stop_sequence: _builtins.str = ...,
+        score: _builtins.float | None = ...,
+        usage: Global___GenerationUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "session_position", b"session_position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_session_position", b"_session_position", "score", b"score", "session_position", b"session_position", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count", "session_position", b"session_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_session_position", b"_session_position", "finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count", "score", b"score", "session_position", b"session_position", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___GenerateFinished: _TypeAlias = GenerateFinished  # noqa: Y015
