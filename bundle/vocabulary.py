@@ -44,19 +44,32 @@ class TextVocabulary(Protocol):
 
     @property
     def unknown_id(self) -> int | None:
-        """The id that stands for every character outside the vocabulary, if there is one."""
+        """The id that stands for everything outside the vocabulary, if there is one."""
+        ...
+
+    @property
+    def characters_per_token(self) -> int:
+        """The most characters of a text that one token can stand for, at least 1."""
         ...
 
     def encode(self, text: str) -> TokenIds:
         """The ids of `text`, int64 [tokens].
 
         Raises:
-            EncodingError: a character is outside a vocabulary that has no unknown token.
+            EncodingError: something is outside a vocabulary that has no unknown token.
         """
         ...
 
     def decoder(self) -> TextDecoder:
         """A new decoder for one sequence."""
+        ...
+
+    def token_bytes(self) -> list[bytes | None]:
+        """What each token spells in UTF-8, by id; None for one that is never text."""
+        ...
+
+    def token_text(self, token: int) -> str:
+        """One token as people may be shown it: a part of a character as U+FFFD."""
         ...
 
 
@@ -79,6 +92,7 @@ class CharacterVocabulary:
             raise ValueError(f"the unknown token's id {unknown_id} is outside 0 to {len(tokens) - 1}")
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
+        self.characters_per_token = 1
         code_points = np.array([ord(token) for token in tokens], dtype=np.uint32)
         self._order = np.argsort(code_points)
         self._sorted = code_points[self._order]
@@ -109,6 +123,20 @@ class CharacterVocabulary:
     def decoder(self) -> TextDecoder:
         return _CharacterDecoder(self.tokens)
 
+    def token_bytes(self) -> list[bytes | None]:
+        return [None if token == self.unknown_id else _in_utf8(text) for token, text in enumerate(self.tokens)]
+
+    def token_text(self, token: int) -> str:
+        return self.tokens[token]
+
+
+def _in_utf8(text: str) -> bytes | None:
+    """None for what UTF-8 cannot spell: half of a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return None
+
 
 class _CharacterDecoder:
     def __init__(self, tokens: tuple[str, ...]) -> None:
@@ -123,6 +151,7 @@ class ByteVocabulary:
 
     size = 256
     unknown_id = None
+    characters_per_token = 1
     tokens = None  # There is nothing to list.
 
     def encode(self, text: str) -> TokenIds:
@@ -130,6 +159,12 @@ class ByteVocabulary:
 
     def decoder(self) -> TextDecoder:
         return _ByteDecoder()
+
+    def token_bytes(self) -> list[bytes | None]:
+        return [bytes([token]) for token in range(self.size)]
+
+    def token_text(self, token: int) -> str:
+        return bytes([token]).decode(errors="replace")
 
 
 class _ByteDecoder:

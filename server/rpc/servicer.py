@@ -104,7 +104,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         if request.HasField("session"):
             model, started, leave = await self._continue_session(request, mailbox)
         else:
-            model, started, leave = self._begin(request, mailbox, context)
+            model, started, leave = await self._begin(request, mailbox, context)
         try:
             await write_generation(
                 mailbox,
@@ -117,7 +117,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         finally:
             leave()
 
-    def _begin(
+    async def _begin(
         self, request: v1.GenerateRequest, mailbox: Mailbox, context: Context
     ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
         """Have a prompt continued from the model's initial state, or from where it is known."""
@@ -127,7 +127,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         given = requested_seed(request)
         seed = secrets.randbits(63) if given is None else given
         params = sampling_params(request, seed, model, self._limits)
-        ids = prompt_ids(request, model, self._limits)
+        ids = await prompt_ids(request, model, self._limits)
         prefix = self._known(model, ids, request, context)
         generation = Generation(
             ids[prefix.position :] if prefix else ids,
@@ -167,7 +167,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         received_count(request)
         model = self._models.that_generates(request.model or await self._model_of(target))
         params = sampling_params(request, 0, model, self._limits)
-        ids = continuation_ids(request, model, self._limits)
+        ids = await continuation_ids(request, model, self._limits)
         listening = await self._sessions.calls.generate(
             model.for_sessions,
             target,
@@ -196,7 +196,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         target = session_target(request) if request.HasField("session") else None
         name = request.model or (await self._model_of(target) if target else "")
         model, labelling = self._models.that_labels(name, "model")
-        ids = input_ids(request, model, self._limits)
+        ids = await input_ids(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
         if target:
             tokens = array(TOKEN_TYPE, ids.tolist())
@@ -244,7 +244,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async for message in messages:
             if not message.HasField("piece"):
                 raise FieldError("piece", "is missing: every message but the first is a piece")
-            ids = piece_ids(message.piece, model, self._limits)
+            ids = await piece_ids(message.piece, model, self._limits)
             steps = latest.prediction.step_count + len(ids)
             if len(ids):
                 outputs, position = await read(message.piece, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.message import Message
 
-from bundle import EncodingError
+from bundle import EncodingError, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
@@ -21,6 +22,8 @@ from server.sessions import Target
 DEFAULT_MAX_TOKENS = 256
 LONGEST_INTERVAL = 60  # seconds
 LONGEST_REQUEST_ID = 64  # characters
+# So many characters may take milliseconds to encode, which the other clients shall not wait for.
+_LONG_TEXT = 2000
 # Fields that change how or when a call is answered, and nothing about the answer.
 _HOW_AND_NOT_WHAT = (
     "session",
@@ -185,34 +188,34 @@ def new_session_id(session_id: str, field: str) -> str:
     return session_id
 
 
-def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
+async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """What a session starts with, the begin token first where the model has one; may be nothing.
 
     Raises:
         FieldError: it cannot be encoded.
     """
-    ids = _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    ids = await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
     if len(ids) and model.generates and model.begin_token is not None:
         return np.concatenate([[model.begin_token], ids]).astype(np.int64)
     return ids
 
 
-def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+async def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """What follows in a session; may be nothing.
 
     Raises:
         FieldError: it cannot be encoded.
     """
-    return _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    return await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
 
 
-def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+async def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """The prompt's ids, the begin token first where the model has one.
 
     Raises:
         FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
     """
-    ids = _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    ids = await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
     if model.begin_token is not None:
         return np.concatenate([[model.begin_token], ids]).astype(np.int64)
     if not len(ids):
@@ -223,36 +226,37 @@ def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) 
     return ids
 
 
-def input_ids(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> TokenIds:
+async def input_ids(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """The ids of an input to label.
 
     Raises:
         FieldError: it is empty or cannot be encoded.
     """
-    ids = _input_ids(request.WhichOneof("input"), request, model, limits, "")
+    ids = await _input_ids(request.WhichOneof("input"), request, model, limits, "")
     if not len(ids):
         raise FieldError(request.WhichOneof("input") or "text", "is empty: there is nothing to label")
     return ids
 
 
-def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> TokenIds:
+async def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> TokenIds:
     """The ids of a piece; none if it is empty.
 
     Raises:
         FieldError: it cannot be encoded.
     """
-    return _input_ids(piece.WhichOneof("input"), piece, model, limits, "piece.")
+    return await _input_ids(piece.WhichOneof("input"), piece, model, limits, "piece.")
 
 
-def _input_ids(
+async def _input_ids(
     chosen: str | None,
     message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest,
     model: ServedModel,
     limits: Limits,
     prefix: str,
 ) -> TokenIds:
-    # Looked at before any work is done: every character is one token at least.
-    _check_length(max(len(message.text), len(message.tokens.ids)), f"{prefix}{chosen}", limits)
+    # Looked at before any work is done, by what a text must have at least.
+    least = -(-len(message.text) // model.vocabulary.characters_per_token)
+    _check_length(max(least, len(message.tokens.ids)), f"{prefix}{chosen}", limits)
     if chosen == "tokens":
         ids = np.array(message.tokens.ids, dtype=np.int64)
         wrong = np.flatnonzero((ids < 0) | (ids >= model.vocabulary.size))
@@ -263,11 +267,17 @@ def _input_ids(
             )
     else:
         try:
-            ids = model.vocabulary.encode(message.text)
+            ids = await _encode(model.vocabulary, message.text)
         except EncodingError as error:
             raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
     _check_length(len(ids), f"{prefix}{chosen}", limits)
     return ids
+
+
+async def _encode(vocabulary: TextVocabulary, text: str) -> TokenIds:
+    if len(text) < _LONG_TEXT:
+        return vocabulary.encode(text)
+    return await asyncio.to_thread(vocabulary.encode, text)
 
 
 def _check_length(tokens: int, field: str, limits: Limits) -> None:
