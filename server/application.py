@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
-from server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
@@ -297,7 +297,12 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         engine.warm_up()
     except EngineError as error:
         raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
-    _log.info("measured", model=bundle.name, steps_a_run=engine.step_counts[-1], side_by_side=engine.divided_at)
+    _log.info(
+        "measured",
+        model=bundle.name,
+        steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
+        side_by_side=engine.divided_at,
+    )
     text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(

@@ -1,6 +1,7 @@
 """An engine whose outputs can be computed by hand, and a model around it.
 
-Its state is the sum of all tokens read; it shows certainty that the next token is that sum modulo 9.
+Its state is the sum of all tokens read; it shows certainty that the next token is that sum modulo 9. Its logits and its
+labels are the same numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from bundle import Bundle, CharacterVocabulary, LabelVocabulary
 from elman import v1
-from server.engine import FREE, Arrays, Chunk, EngineError, Results
+from server.engine import FREE, Arrays, Chunk, EngineError, Results, Wanted
 
 LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)
@@ -34,6 +35,13 @@ def continuation(prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
+def log_probabilities(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float32]:
+    """Of tokens [B, K] under logits [B, K, V], in double precision."""
+    values = logits.astype(np.float64)
+    values -= np.log(np.exp(values).sum(axis=2, keepdims=True))
+    return np.take_along_axis(values, targets[:, :, None], axis=2)[:, :, 0].astype(np.float32)
+
+
 class FakeEngine:
     """Implements `Engine`, as far as greedy decoding goes.
 
@@ -51,13 +59,16 @@ class FakeEngine:
 
     def __init__(self, capacity: int = 4, step_counts: tuple[int, ...] = (1, 2, 4)) -> None:
         self.capacity = capacity
-        self.step_counts = self.filtered_step_counts = step_counts
+        self.step_counts = step_counts
         self.gate = threading.Event()
         self.gate.set()
         self.runs: list[tuple[int, int]] = []
         self.replays: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
+
+    def step_counts_for(self, filtered: bool, wanted: Wanted) -> tuple[int, ...]:
+        return self.step_counts
 
     def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
         self._front[row] = 0 if state is None else state["total"]
@@ -77,6 +88,7 @@ class FakeEngine:
         labels = np.full((len(rows), len(chunk), SIZE), -100.0, dtype=np.float32)
         tokens = np.zeros((len(rows), len(chunk)), dtype=np.int64)
         failed = np.zeros((len(rows), len(chunk)), dtype=np.bool_)
+        totals = np.zeros((len(rows), len(chunk)), dtype=np.int64)
         for index, row in enumerate(rows):
             total = int(self._front[row])
             for step in range(len(chunk)):
@@ -84,6 +96,7 @@ class FakeEngine:
                 if token == POISON:
                     raise EngineError("poison")
                 total += token
+                totals[index, step] = total
                 labels[index, step, total % MODULUS] = 0.0
                 if token == NAN:
                     labels[index, step], failed[index, step] = np.nan, True
@@ -91,7 +104,17 @@ class FakeEngine:
                 tokens[index, step] = total % MODULUS or 1
             self._back[row] = total
         self.runs.append((len(rows), len(chunk)))
-        return Results({"labels": labels}, tokens, failed)
+        wanted = chunk.wanted
+        outputs = {"labels": labels} | ({"logits": labels} if wanted.outputs else {})
+        targets = tokens if chunk.targets is None else np.where(chunk.targets == FREE, tokens, chunk.targets)
+        return Results(
+            outputs,
+            tokens,
+            failed,
+            logits=labels[:, -1] if wanted.logits else None,
+            log_probabilities=log_probabilities(labels, targets) if wanted.log_probabilities else None,
+            states={"total": totals} if wanted.states else {},
+        )
 
     def replay(self, row: int, inputs: Arrays) -> None:
         assert (inputs["token"] != FREE).all()

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from bundle import Bundle, CharacterVocabulary, load_bundle, write_bundle, write_tokens
 from elman import v1
-from server.engine import FREE, Chunk, EngineError, OnnxEngine, Opener, ProviderChoice
+from server.engine import FREE, NOTHING, Chunk, EngineError, OnnxEngine, Opener, ProviderChoice, Wanted
 from tests.conftest import CHARACTERS
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
@@ -26,7 +26,7 @@ State = dict[str, Any]
 def make_engine(bundle: Bundle, capacity: int = 64, threads: int = 1) -> OnnxEngine:
     """An engine that takes any of COUNTS steps, however long they take here."""
     engine = OnnxEngine(bundle, capacity=capacity, opener=Opener(ProviderChoice.CPU, threads), chunk_seconds=0.005)
-    engine.step_counts[:] = COUNTS  # type: ignore[index]
+    engine._step_counts[:] = COUNTS
     return engine
 
 
@@ -217,12 +217,15 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
     opener = Opener(ProviderChoice.CPU, 1)
     engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=0.005)
     engine.warm_up()
-    assert engine.step_counts[0] == 1
-    assert list(engine.step_counts) == sorted(set(engine.step_counts))
-    assert len(engine.step_counts) > 1
+    counts = engine.step_counts_for(False, NOTHING)
+    assert counts[0] == 1
+    assert list(counts) == sorted(set(counts))
+    assert len(counts) > 1
     hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=1e-9)
     hasty.warm_up()
-    assert list(hasty.step_counts) == [1]
+    for filtered in (False, True):
+        assert list(hasty.step_counts_for(filtered, NOTHING)) == [1]
+        assert list(hasty.step_counts_for(filtered, Wanted(states=True))) == [1]
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])

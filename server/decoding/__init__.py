@@ -3,6 +3,7 @@
 from server.decoding.choosing import GREEDY_TEMPERATURE, LEAST_UNIFORM, Choice, Filters, add_checks, add_choice
 from server.decoding.nodes import PREFIX, Nodes
 from server.decoding.randomness import UniformStream
+from server.decoding.scoring import Score, add_log_probabilities, add_score
 
 __all__ = [
     "GREEDY_TEMPERATURE",
@@ -11,7 +12,10 @@ __all__ = [
     "Choice",
     "Filters",
     "Nodes",
+    "Score",
     "UniformStream",
     "add_checks",
     "add_choice",
+    "add_log_probabilities",
+    "add_score",
 ]

@@ -1,12 +1,13 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
 from server.engine.errors import EngineError, ModelLoadError
-from server.engine.interface import FREE, Arrays, Chunk, Engine, Results, is_filtered
+from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Engine, Results, Wanted, is_filtered
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
 
 __all__ = [
     "FREE",
+    "NOTHING",
     "Arrays",
     "Chunk",
     "Engine",
@@ -17,6 +18,7 @@ __all__ = [
     "Provider",
     "ProviderChoice",
     "Results",
+    "Wanted",
     "is_filtered",
     "state_arrays",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,35 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[np.generic]]
 
 FREE = -1  # In the place of a token: the row goes on with what it chose after the step before.
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run shall tell beside its tokens and labels. Tokens are the same to the bit whatever is wanted.
+
+    Attributes:
+        logits: those after its last step.
+        log_probabilities: of one token after every step.
+        states: those after every step.
+        outputs: every output of the step after every step.
+    """
+
+    logits: bool = False
+    log_probabilities: bool = False
+    states: bool = False
+    outputs: bool = False
+
+    def __or__(self, other: Wanted) -> Wanted:
+        """What either of the two wants."""
+        return Wanted(
+            logits=self.logits or other.logits,
+            log_probabilities=self.log_probabilities or other.log_probabilities,
+            states=self.states or other.states,
+            outputs=self.outputs or other.outputs,
+        )
+
+
+NOTHING = Wanted()
 
 
 @dataclass(frozen=True)
@@ -24,6 +53,9 @@ class Chunk:
         temperatures: float32 [B].
         top_k: int64 [B], how many of the most probable tokens may be chosen; the vocabulary's size for all.
         top_p: float32 [B], the share of probability from which the most probable tokens may be chosen; 1 for all.
+        wanted: what is to be told beside tokens and labels.
+        targets: int64 [B, K], the token after each step whose log-probability is wanted; FREE for the one that is
+            chosen. None: that everywhere.
     """
 
     inputs: Arrays
@@ -31,6 +63,8 @@ class Chunk:
     temperatures: NDArray[np.float32]
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float32]
+    wanted: Wanted = NOTHING
+    targets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.uniforms.shape[1])
@@ -39,7 +73,15 @@ class Chunk:
         """One of its rows."""
         one = slice(row, row + 1)
         inputs = {name: values[one] for name, values in self.inputs.items()}
-        return Chunk(inputs, self.uniforms[one], self.temperatures[one], self.top_k[one], self.top_p[one])
+        return replace(
+            self,
+            inputs=inputs,
+            uniforms=self.uniforms[one],
+            temperatures=self.temperatures[one],
+            top_k=self.top_k[one],
+            top_p=self.top_p[one],
+            targets=None if self.targets is None else self.targets[one],
+        )
 
 
 def is_filtered(top_k: NDArray[np.int64], top_p: NDArray[np.float32], vocabulary_size: int) -> bool:
@@ -52,14 +94,23 @@ class Results:
     """What a chunk has brought; arrays are valid until the next run.
 
     Attributes:
-        outputs: by the name of each output that means labels, [B, K, labels].
+        outputs: by the name of each output that means labels, [B, K, labels]; where outputs were wanted, by the name of
+            each output, [B, K, *shape].
         tokens: int64 [B, K], what each row chose after each step; no columns if the model generates nothing.
         failed: bool [B, K], where no token could be chosen because the model's output is not finite.
+        logits: float32 [B, V], those after the last step as the model gave them: before any temperature, the unknown
+            token among them. None where they were not wanted or the model generates nothing.
+        log_probabilities: float32 [B, K], of the chunk's targets under softmax of such logits; -inf for a token that
+            the model excludes, not a number where its output is none. None as with `logits`.
+        states: by state input name, [B, K, *shape], after each step; empty where they were not wanted.
     """
 
     outputs: dict[str, NDArray[Any]]
     tokens: NDArray[np.int64]
     failed: NDArray[np.bool_]
+    logits: NDArray[np.float32] | None = None
+    log_probabilities: NDArray[np.float32] | None = None
+    states: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -79,14 +130,13 @@ class Engine(Protocol):
         """Where it runs: "cpu" or "cuda"."""
         ...
 
-    @property
-    def step_counts(self) -> Sequence[int]:
-        """How many steps one run can take, ascending; 1 is the first."""
-        ...
+    def step_counts_for(self, filtered: bool, wanted: Wanted) -> Sequence[int]:
+        """How many steps one run can take, ascending; 1 is the first.
 
-    @property
-    def filtered_step_counts(self) -> Sequence[int]:
-        """The same for a run in which any row has a top_k or top_p."""
+        Args:
+            filtered: whether any row has a top_k or top_p.
+            wanted: what the run shall tell.
+        """
         ...
 
     def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
@@ -112,7 +162,7 @@ class Engine(Protocol):
 
         Args:
             rows: consecutive rows, as many as the chunk has.
-            chunk: the steps, as many as one of `step_counts`.
+            chunk: the steps, as many as one of `step_counts_for` what it asks.
 
         Raises:
             EngineError: a step failed; no row has changed.

@@ -6,6 +6,7 @@ nothing, and nothing is copied when it succeeds: the two change places. Each num
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +17,24 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from bundle import Bundle
+from elman import v1
 from server.engine.checking import check_graph
 from server.engine.errors import EngineError, ModelLoadError
 from server.engine.graphs import Graph, State, Storage
-from server.engine.interface import Arrays, Chunk, Results, is_filtered
+from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Results, Wanted, is_filtered
 from server.engine.providers import Opener, Provider
 from server.engine.unrolling import (
     CHECKS,
     DTYPES,
     FILTERS,
+    LOG_PROBABILITIES,
+    LOGITS,
+    TARGETS,
     TEMPERATURES,
     TOKENS,
     UNIFORMS,
     read_step_graph,
+    states_name,
     steps_name,
     unroll,
 )
@@ -36,6 +42,10 @@ from server.engine.unrolling import (
 # Close together: a chunk is then never much shorter than it may be, and what comes between two chunks weighs less.
 _STEP_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
+# Runs that tell more than tokens have fewer graphs, opened when they are needed first, while others wait for that; and
+# what they tell takes memory for every step.
+_TELLING_STEP_COUNTS = (1, 2, 4, 8)
+_MOST_TOLD_BYTES = 64 * 1024 * 1024
 # So many of the most probable tokens hold the top-p share of nearly every distribution. Where they do not, the run is
 # repeated with more.
 _CANDIDATES = 128
@@ -67,7 +77,9 @@ class OnnxEngine:
         check_graph(bundle, opened.session)
         self._provider = opened.provider
         self._step = read_step_graph(bundle)
-        self._labels = [output.name for output in bundle.spec.step.outputs if output.HasField("label_logits")]
+        outputs = bundle.spec.step.outputs
+        self._outputs = [output.name for output in outputs]
+        self._labels = [output.name for output in outputs if output.HasField("label_logits")]
         self._storage = storage = Storage(opened.provider, capacity)
         for constant in bundle.spec.step.constants:
             storage.constants[constant.name] = storage.allocate(constant.shape, DTYPES[constant.data_type])
@@ -81,7 +93,7 @@ class OnnxEngine:
         self._threads = opener.threads if opened.provider is Provider.CPU else 1
         self._helpers = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix=f"engine {bundle.name}")
         self._part_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
-        self._graphs: dict[tuple[int, bool], Graph] = {}
+        self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
         self._step_counts = [_STEP_COUNTS[0]]
 
     @property
@@ -92,13 +104,22 @@ class OnnxEngine:
     def provider(self) -> str:
         return self._provider.value
 
-    @property
-    def step_counts(self) -> Sequence[int]:
-        return self._step_counts
+    def step_counts_for(self, filtered: bool, wanted: Wanted) -> Sequence[int]:
+        if not filtered and wanted == NOTHING:
+            return self._step_counts
+        most = min(_MOST_FILTERED_STEPS if filtered else self._step_counts[-1], self._most_told_steps(wanted))
+        known = self._step_counts if wanted == NOTHING else _TELLING_STEP_COUNTS
+        return [count for count in known if count <= most and count <= self._step_counts[-1]] or [1]
 
-    @property
-    def filtered_step_counts(self) -> Sequence[int]:
-        return [count for count in self._step_counts if count <= _MOST_FILTERED_STEPS]
+    def _most_told_steps(self, wanted: Wanted) -> int:
+        """How many steps' states and outputs the memory holds that a graph may take for them."""
+        spec = self._step.spec
+        told: list[v1.StateSpec | v1.OutputSpec] = [
+            *(spec.states if wanted.states else ()),
+            *(spec.outputs if wanted.outputs else ()),
+        ]
+        sizes = [math.prod(tensor.shape) * np.dtype(DTYPES[tensor.data_type]).itemsize for tensor in told]
+        return _MOST_TOLD_BYTES // max(1, sum(sizes) * self.capacity)
 
     @property
     def divided_at(self) -> str:
@@ -132,8 +153,9 @@ class OnnxEngine:
     def run(self, rows: range, chunk: Chunk) -> Results:
         size = self._step.vocabulary_size
         if not (size and is_filtered(chunk.top_k, chunk.top_p, size)):
-            return self._run(self._graph(len(chunk), filtered=False), rows, self._feeds(chunk))
-        graph = self._graph(len(chunk), filtered=True)
+            graph = self._graph(len(chunk), filtered=False, wanted=chunk.wanted)
+            return self._run(graph, rows, self._feeds(chunk), chunk.wanted)
+        graph = self._graph(len(chunk), filtered=True, wanted=chunk.wanted)
         limited = chunk.top_k[chunk.top_k < size]
         candidates = int(limited.max(initial=_CANDIDATES if (chunk.top_p < 1).any() else 1))
         while True:
@@ -144,7 +166,7 @@ class OnnxEngine:
                 FILTERS.top_p: chunk.top_p[:, None],
                 FILTERS.candidates: np.array([candidates]),
             }
-            results = self._run(graph, rows, feeds)
+            results = self._run(graph, rows, feeds, chunk.wanted)
             if candidates == size or not np.isposinf(graph.read(CHECKS, rows)).any():
                 return results
             candidates *= 8
@@ -154,14 +176,28 @@ class OnnxEngine:
         if self._step.generates:
             feeds[UNIFORMS] = chunk.uniforms
             feeds[TEMPERATURES] = chunk.temperatures[:, None]
+            if chunk.wanted.log_probabilities:
+                chosen = np.full(chunk.uniforms.shape, FREE)
+                feeds[TARGETS] = chosen if chunk.targets is None else chunk.targets
         return feeds
 
-    def _run(self, graph: Graph, rows: range, feeds: Arrays) -> Results:
+    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted) -> Results:
         graph.run(self._parts(rows), feeds, self._phase)
-        outputs = {name: graph.read(steps_name(name), rows) for name in self._labels}
+        shown = self._outputs if wanted.outputs else self._labels
+        outputs = {name: graph.read(steps_name(name), rows) for name in shown}
+        kept = self._storage.states if wanted.states else []
+        states = {state.input_name: graph.read(states_name(state.input_name), rows) for state in kept}
         if not self._step.generates:
-            return Results(outputs, np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.bool_))
-        return Results(outputs, graph.read(TOKENS, rows), np.isnan(graph.read(CHECKS, rows)))
+            nothing = np.empty((len(rows), 0), np.int64)
+            return Results(outputs, nothing, nothing.astype(np.bool_), states=states)
+        return Results(
+            outputs,
+            graph.read(TOKENS, rows),
+            np.isnan(graph.read(CHECKS, rows)),
+            logits=graph.read(LOGITS, rows) if wanted.logits else None,
+            log_probabilities=graph.read(LOG_PROBABILITIES, rows) if wanted.log_probabilities else None,
+            states=states,
+        )
 
     def _parts(self, rows: range) -> list[range]:
         """How rows are divided among the threads."""
@@ -186,7 +222,8 @@ class OnnxEngine:
                     now.write(row, following.read(row, 1))
             nothing = np.zeros((1, count), np.float32)
             chosen = {UNIFORMS: nothing, TEMPERATURES: np.ones((1, 1), np.float32)} if self._step.generates else {}
-            self._run(self._graph(count, filtered=False), range(row, row + 1), {**part, **chosen})
+            graph = self._graph(count, filtered=False, wanted=NOTHING)
+            self._run(graph, range(row, row + 1), {**part, **chosen}, NOTHING)
             done, left = done + count, left - count
 
     def commit(self) -> None:
@@ -238,7 +275,7 @@ class OnnxEngine:
         powers = [2**power for power in range((self.capacity - 1).bit_length())]
         return [*powers, self.capacity]
 
-    def _time(self, size: int, count: int, *, filtered: bool = False) -> float:
+    def _time(self, size: int, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> float:
         """Run `count` steps of so many rows, from both halves of the ping-pong; the seconds of the faster one."""
         inputs = {
             given.name: np.zeros((size, count, *given.shape), DTYPES[given.data_type])
@@ -246,7 +283,7 @@ class OnnxEngine:
         }
         ones = np.ones(size, np.float32)
         full = np.full(size, 1 if filtered else self._step.vocabulary_size)
-        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones)
+        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, wanted)
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
@@ -255,10 +292,10 @@ class OnnxEngine:
             self.commit()
         return min(seconds)
 
-    def _graph(self, count: int, *, filtered: bool) -> Graph:
-        key = (count, filtered)
+    def _graph(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:
+        key = (count, filtered, wanted)
         if key not in self._graphs:
-            model = unroll(self._step, count, filtered=filtered)
+            model = unroll(self._step, count, filtered=filtered, wanted=wanted)
             # How many candidates there are is read on the host, which a captured graph would never do again.
             captures = not filtered
             self._graphs[key] = Graph(

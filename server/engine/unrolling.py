@@ -21,12 +21,26 @@ from onnx import TensorProto, helper
 
 from bundle import Bundle
 from elman import v1
-from server.decoding import PREFIX, Choice, Filters, Nodes, add_checks, add_choice
+from server.decoding import (
+    PREFIX,
+    Choice,
+    Filters,
+    Nodes,
+    Score,
+    add_checks,
+    add_choice,
+    add_log_probabilities,
+    add_score,
+)
 from server.engine.errors import ModelLoadError
+from server.engine.interface import NOTHING, Wanted
 from server.engine.weights import Weights
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
+LOGITS = f"{PREFIX}logits"  # float32 [B, V], after the last step, untouched
+TARGETS = f"{PREFIX}targets"  # int64 [B, K], the tokens that are scored; FREE: those that are chosen
+LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
 UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}candidates")
@@ -100,52 +114,74 @@ def steps_name(output: str) -> str:
     return f"{PREFIX}steps.{output}"
 
 
-def unroll(step: StepGraph, count: int, *, filtered: bool = False) -> onnx.ModelProto:
+def states_name(input_name: str) -> str:
+    """What a state is called that has its values after every step."""
+    return f"{PREFIX}states.{input_name}"
+
+
+def unroll(step: StepGraph, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> onnx.ModelProto:
     """`count` steps as one graph.
 
     Its inputs are the step's, those that change at every step with the step on axis 1, a token being negative where
     the row goes on with its own; the constants and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS
-    if `filtered`. Its outputs are the states after the last step, every output that means labels with the step on
-    axis 1, named by `steps_name`, and TOKENS and CHECKS if the model generates. The row is axis 0 of all of them,
-    whichever it is in the step.
+    if `filtered`; TARGETS if log-probabilities are wanted. Its outputs are the states after the last step, every output
+    that means labels (any output, if outputs are wanted) with the step on axis 1, named by `steps_name`, TOKENS and
+    CHECKS if the model generates, and what else is wanted: LOGITS and LOG_PROBABILITIES if the model generates, and the
+    states after every step, named by `states_name`. The row is axis 0 of all of them, whichever it is in the step.
     """
-    return _Unrolled(step, count, filtered).model()
+    return _Unrolled(step, count, filtered, wanted).model()
 
 
 class _Unrolled:
-    def __init__(self, step: StepGraph, count: int, filtered: bool) -> None:
+    def __init__(self, step: StepGraph, count: int, filtered: bool, wanted: Wanted) -> None:
         self._step = step
         self._count = count
         self._filtered = filtered and step.generates
+        self._scored = wanted.log_probabilities and step.generates
+        self._logits_wanted = wanted.logits and step.generates
+        self._kept_states = step.spec.states if wanted.states else []
+        self._shown = [output for output in step.spec.outputs if wanted.outputs or output.HasField("label_logits")]
         self._nodes = Nodes()
 
     def model(self) -> onnx.ModelProto:
         spec, graph = self._step.spec, self._step.model.graph
         state = {kept.input_name: self._turned(kept.input_name, kept) for kept in spec.states}
         constants = {kept.name: self._turned(kept.name, kept) for kept in spec.constants}
-        shown: dict[str, list[str]] = {output.name: [] for output in spec.outputs if output.HasField("label_logits")}
+        shown: dict[str, list[str]] = {steps_name(output.name): [] for output in self._shown}
+        shown |= {states_name(kept.input_name): [] for kept in self._kept_states}
         choices: list[Choice] = []
+        scores: list[Score] = []
         inputs = {given.name: self._inputs(given) for given in spec.inputs}
         uniforms = self._columns(UNIFORMS) if self._step.generates else []
+        target = self._targets() if self._scored else None
         for index in range(self._count):
             wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
             if index == self._count - 1:  # The last step's state is the whole graph's.
                 wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
             self._copy(graph.node, wires, f"step{index}/")
             state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
-            for name, steps in shown.items():
-                steps.append(self._nodes.add("Unsqueeze", wires[name], self._int64([1])))
+            for output in self._shown:
+                shown[steps_name(output.name)].append(self._one_step(wires[output.name], output))
+            for kept in self._kept_states:
+                shown[states_name(kept.input_name)].append(self._one_step(wires[kept.output_name], kept))
             if self._step.generates:
-                choices.append(self._choose(wires, uniforms[index]))
+                logits = self._logits(wires)
+                choices.append(self._choose(logits, uniforms[index]))
+                if target:
+                    token = target(index, choices[-1])
+                    scores.append(add_score(self._nodes, logits, token, self._step.vocabulary_size))
+                if self._logits_wanted and index == self._count - 1:
+                    self._nodes.add("Identity", logits, output=LOGITS)
         for kept in spec.states:
             if kept.row_axis:
-                order = [kept.row_axis, *(axis for axis in range(len(kept.shape) + 1) if axis != kept.row_axis)]
-                self._nodes.add("Transpose", state[kept.input_name], output=kept.output_name, perm=order)
+                self._nodes.add("Transpose", state[kept.input_name], output=kept.output_name, perm=_rows_first(kept))
         for name, steps in shown.items():
-            self._nodes.add("Concat", *steps, output=steps_name(name), axis=1)
+            self._nodes.add("Concat", *steps, output=name, axis=1)
         if self._step.generates:
             self._nodes.add("Concat", *(choice.token for choice in choices), output=TOKENS, axis=1)
             add_checks(self._nodes, choices, self._step.vocabulary_size, CHECKS)
+        if self._scored:
+            add_log_probabilities(self._nodes, scores, LOG_PROBABILITIES)
         return self._assemble()
 
     def _turned(self, name: str, spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec) -> str:
@@ -154,6 +190,12 @@ class _Unrolled:
             return name
         order = [*range(1, spec.row_axis + 1), 0, *range(spec.row_axis + 1, len(spec.shape) + 1)]
         return self._nodes.add("Transpose", name, perm=order)
+
+    def _one_step(self, name: str, spec: v1.StateSpec | v1.OutputSpec) -> str:
+        """[B, 1, *shape] of a tensor that has its rows where the step wants them."""
+        if spec.row_axis:
+            name = self._nodes.add("Transpose", name, perm=_rows_first(spec))
+        return self._nodes.add("Unsqueeze", name, self._int64([1]))
 
     def _columns(self, name: str) -> list[str]:
         """[B, K] as K times [B, 1]."""
@@ -184,11 +226,20 @@ class _Unrolled:
 
         return token
 
-    def _choose(self, wires: dict[str, str], uniforms: str) -> Choice:
+    def _targets(self) -> Callable[[int, Choice], str]:
+        """What gives the token of a step whose log-probability is wanted, after the choice of that step."""
+        targets = self._columns(TARGETS)
+        free = self._columns(self._nodes.add("Less", TARGETS, self._nodes.constant(np.int64(0))))
+        return lambda index, choice: self._nodes.add("Where", free[index], choice.token, targets[index])
+
+    def _logits(self, wires: dict[str, str]) -> str:
+        """A step's logits, float32 [B, V]."""
         output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
-        logits = wires[output.name]
-        if output.data_type != v1.DATA_TYPE_FLOAT32:
-            logits = self._nodes.add("Cast", logits, to=TensorProto.FLOAT)
+        if output.data_type == v1.DATA_TYPE_FLOAT32:
+            return wires[output.name]
+        return self._nodes.add("Cast", wires[output.name], to=TensorProto.FLOAT)
+
+    def _choose(self, logits: str, uniforms: str) -> Choice:
         return add_choice(
             self._nodes,
             logits,
@@ -218,16 +269,20 @@ class _Unrolled:
         inputs += [_value(kept.name, kept.data_type, ["rows", *kept.shape]) for kept in spec.constants]
         inputs += [_value(kept.input_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
         outputs = [_value(kept.output_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        outputs += [_value(steps_name(shown.name), shown.data_type, [*steps, *shown.shape]) for shown in self._shown]
         outputs += [
-            _value(steps_name(output.name), output.data_type, [*steps, *output.shape])
-            for output in spec.outputs
-            if output.HasField("label_logits")
+            _value(states_name(kept.input_name), kept.data_type, [*steps, *kept.shape]) for kept in self._kept_states
         ]
         if self._step.generates:
             inputs.append(_value(UNIFORMS, v1.DATA_TYPE_FLOAT32, steps))
             inputs.append(_value(TEMPERATURES, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
             outputs.append(_value(TOKENS, v1.DATA_TYPE_INT64, steps))
             outputs.append(_value(CHECKS, v1.DATA_TYPE_FLOAT32, steps))
+        if self._scored:
+            inputs.append(_value(TARGETS, v1.DATA_TYPE_INT64, steps))
+            outputs.append(_value(LOG_PROBABILITIES, v1.DATA_TYPE_FLOAT32, steps))
+        if self._logits_wanted:
+            outputs.append(_value(LOGITS, v1.DATA_TYPE_FLOAT32, ["rows", self._step.vocabulary_size]))
         if self._filtered:
             inputs.append(_value(FILTERS.top_k, v1.DATA_TYPE_INT64, ["rows", 1]))
             inputs.append(_value(FILTERS.top_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
@@ -246,6 +301,11 @@ class _Unrolled:
 
     def _int64(self, values: list[int]) -> str:
         return self._nodes.constant(np.array(values, np.int64))
+
+
+def _rows_first(spec: v1.StateSpec | v1.OutputSpec) -> list[int]:
+    """The order of axes that brings a tensor's rows to the front."""
+    return [spec.row_axis, *(axis for axis in range(len(spec.shape) + 1) if axis != spec.row_axis)]
 
 
 def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ of their use, tokens that wait to be handed on. Nothing here runs a model.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
-from server.engine import FREE, Arrays, Chunk, is_filtered
+from server.engine import FREE, NOTHING, Arrays, Chunk, Wanted, is_filtered
 from server.scheduling.sequence import Generation, Sequence
 
 # Random numbers are drawn for so many positions at a time: to begin costs as much as to draw thousands.
@@ -84,6 +85,7 @@ class Batch:
         self._uniforms_ahead = np.zeros((capacity, _AHEAD), np.float32)
         self._gathered = np.zeros((capacity, _ROOM), np.int32)
         self._streams: list[UniformStream | None] = []
+        self._wanted: Counter[Wanted] = Counter()
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -121,11 +123,13 @@ class Batch:
         self._all[row] = record
         self.sequences.append(sequence)
         self._streams.append(stream)
+        self._wanted[sequence.wanted] += 1
         return row
 
     def remove(self, row: int) -> int:
         """Free a row: the last one takes its place; the row that has moved."""
         last = len(self.sequences) - 1
+        self._wanted[self.sequences[row].wanted] -= 1
         if row != last:
             for values in (self._all, self._uniforms_ahead, self._gathered):
                 values[row] = values[last]
@@ -139,6 +143,7 @@ class Batch:
         """Free all rows."""
         self.sequences.clear()
         self._streams.clear()
+        self._wanted.clear()
 
     @property
     def steps_left(self) -> NDArray[np.int64]:
@@ -152,6 +157,14 @@ class Batch:
         """Whether any row may choose only among its most probable tokens."""
         rows = self.rows
         return is_filtered(rows["top_k"], rows["top_p"], self._vocabulary_size)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What any row wants to be told beside tokens and labels."""
+        wanted = NOTHING
+        for each in +self._wanted:
+            wanted |= each
+        return wanted
 
     @property
     def prompt_left(self) -> NDArray[np.int64]:
@@ -175,13 +188,23 @@ class Batch:
         if self._vocabulary_size:
             inputs[:] = FREE
             inputs[:, 0] = rows["last_token"]
+        wanted = self.wanted
+        targets = np.full((len(rows), count), FREE) if wanted.log_probabilities else None
         for row in np.flatnonzero(rows["position"] < rows["forced_end"]).tolist():
             sequence = self.sequences[row]
             start = int(rows["position"][row]) - sequence.position
             part = sequence.forced[start : start + count]
             inputs[row, : len(part)] = part
+            if targets is not None and sequence.targets is not None:
+                targets[row, : len(part)] = sequence.targets[start : start + count]
         return Chunk(
-            {self._input_name: inputs}, self._uniforms(count), rows["temperature"], rows["top_k"], rows["top_p"]
+            {self._input_name: inputs},
+            self._uniforms(count),
+            rows["temperature"],
+            rows["top_k"],
+            rows["top_p"],
+            wanted,
+            targets,
         )
 
     def _uniforms(self, count: int) -> NDArray[np.float32]:

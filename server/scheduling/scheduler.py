@@ -15,12 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
-from server.engine import Chunk, Engine, EngineError, Results
+from server.engine import NOTHING, Arrays, Chunk, Engine, EngineError, Results
 from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
 from server.scheduling.pace import Pace
@@ -243,8 +245,7 @@ class Scheduler:
         halts_in = self._batch.halts_in
         if halts_in is not None and halts_in <= 2 * most:
             most, exact = min(most, halts_in), True
-        filtered = self._batch.is_filtered
-        available = self._engine.filtered_step_counts if filtered else self._engine.step_counts
+        available = self._engine.step_counts_for(self._batch.is_filtered, self._batch.wanted)
         return self._pace.step_count(len(self._batch), most, available, exact=exact)
 
     def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
@@ -265,6 +266,7 @@ class Scheduler:
         """A batch has failed: find out whose fault it is, so that the others go on."""
         count = len(self._batch)
         joined = Results({}, np.zeros((count, len(chunk)), np.int64), np.zeros((count, len(chunk)), np.bool_))
+        told: dict[str, NDArray[np.float32]] = {}
         failures: dict[int, EngineError] = {}
         for row in range(count):
             try:
@@ -272,12 +274,16 @@ class Scheduler:
             except EngineError as error:
                 failures[row] = error
                 continue
-            for name, values in alone.outputs.items():
-                everyone = np.zeros((count, *values.shape[1:]), values.dtype)
-                joined.outputs.setdefault(name, everyone)[row] = values[0]
+            _place(alone.outputs, row, joined.outputs, count)
+            _place(alone.states, row, joined.states, count)
+            numbers = {"logits": alone.logits, "log_probabilities": alone.log_probabilities}
+            _place({name: values for name, values in numbers.items() if values is not None}, row, told, count)
             if alone.tokens.size:
                 joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
-        return joined, failures
+        return (
+            replace(joined, logits=told.get("logits"), log_probabilities=told.get("log_probabilities")),
+            failures,
+        )
 
     def _endings(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
         """Which rows end in a chunk, and where in it."""
@@ -326,14 +332,14 @@ class Scheduler:
             outlook.gained[row] = ending.tokens
         if results.tokens.size:
             batch.gather(outlook, results.tokens)
-        if self._label_output is not None:
+        if self._label_output is not None or batch.wanted != NOTHING:
             for row, sequence in enumerate(batch.sequences):
                 steps = endings[row].steps if row in endings else outlook.count
                 if isinstance(sequence, Reading) and steps:
-                    sequence.show(results.outputs[self._label_output][row, :steps], last=row in endings)
+                    sequence.show(results, row, steps, self._label_output, last=row in endings)
         interval = self._pace.interval(len(batch))
         snapshots = set(np.flatnonzero(batch.rows["position"] >= batch.rows["snapshot_at"]).tolist())
-        for row in {*batch.due(now, self._engine.step_counts[-1]), *snapshots, *endings}:
+        for row in {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}:
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted:
@@ -380,3 +386,9 @@ class Scheduler:
             emissions.append((sequence.receiver, Failed(error)))
         self._batch.clear()
         self._tell(emissions)
+
+
+def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int) -> None:
+    """Copy one row's arrays [1, ...] to its place among those of all rows, [count, ...]."""
+    for name, value in values.items():
+        joined.setdefault(name, np.zeros((count, *value.shape[1:]), value.dtype))[row] = value[0]

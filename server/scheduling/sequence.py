@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine import Arrays
+from server.engine import NOTHING, Arrays, Results, Wanted
 
 
 class FinishReason(Enum):
@@ -68,10 +68,14 @@ class ReadingFinished:
         outputs: [steps, *shape] if every step was asked for, else [1, *shape], the last one's.
             Empty where the model has no outputs to show.
         state: the state after the last step, by state input name, if it was asked for.
+        log_probabilities: float32 [steps], of the reading's targets; empty where they were not wanted.
+        states: by state input name, [steps, *shape], after every step; empty where they were not wanted.
     """
 
     outputs: NDArray[Any]
     state: Arrays | None
+    log_probabilities: NDArray[np.float32]
+    states: Arrays
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,9 @@ class Sequence:
         position: the number of steps that led to that state. Random numbers depend on it.
         keep_state: whether the state is wanted at the end, to go on from.
         snapshot_steps: after so many steps, about, the state is told on the way; None: never.
+        wanted: what it is to be told beside tokens and labels.
+        targets: where log-probabilities are wanted, the token after each forced step that is meant, int64 [steps];
+            None: the one that is chosen, as after free steps.
         aborted: set by `Scheduler.abort` at any time; the sequence is then let go without a further event.
         ended: set when its last event has been told.
     """
@@ -134,6 +141,8 @@ class Sequence:
     position: int = field(default=0, kw_only=True)
     keep_state: bool = field(default=False, kw_only=True)
     snapshot_steps: int | None = field(default=None, kw_only=True)
+    wanted: Wanted = field(default=NOTHING, kw_only=True)
+    targets: NDArray[np.int64] | None = field(default=None, kw_only=True)
     aborted: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
 
@@ -171,18 +180,42 @@ class Reading(Sequence):
 
     Attributes:
         every_step: whether the output of every step is wanted, or of the last one only.
+        output: the name of the output to be shown, which needs `wanted.outputs`; None: the one that means labels.
     """
 
     every_step: bool = field(kw_only=True)
+    output: str | None = field(default=None, kw_only=True)
     outputs: list[NDArray[Any]] = field(default_factory=list, init=False)
+    log_probabilities: list[NDArray[np.float32]] = field(default_factory=list, init=False)
+    states: dict[str, list[NDArray[Any]]] = field(default_factory=dict, init=False)
 
-    def show(self, outputs: NDArray[Any], *, last: bool) -> None:
-        """Take the outputs of some steps, [steps, *shape]; copied, because theirs is the engine's memory."""
-        if self.every_step:
-            self.outputs.append(outputs.copy())
-        elif last:
-            self.outputs.append(outputs[-1:].copy())
+    def show(self, results: Results, row: int, steps: int, label_output: str | None, *, last: bool) -> None:
+        """Take what some steps, one at least, have brought.
+
+        Args:
+            results: a chunk's; what is wanted of them is copied, because theirs is the engine's memory.
+            row: where it runs.
+            steps: how many of the chunk's steps are its own.
+            label_output: the output that means labels, if any.
+            last: whether its last step is among them.
+        """
+        name = self.output or label_output
+        if name is not None and (self.every_step or last):
+            self.outputs.append(results.outputs[name][row, 0 if self.every_step else steps - 1 : steps].copy())
+        if self.wanted.log_probabilities and results.log_probabilities is not None:
+            self.log_probabilities.append(results.log_probabilities[row, :steps].copy())
+        if self.wanted.states:
+            for name, values in results.states.items():
+                self.states.setdefault(name, []).append(values[row, :steps].copy())
 
     def finished(self, state: Arrays | None) -> ReadingFinished:
-        outputs = np.concatenate(self.outputs) if self.outputs else np.empty(0)
-        return ReadingFinished(outputs, state)
+        return ReadingFinished(
+            outputs=_joined(self.outputs),
+            state=state,
+            log_probabilities=_joined(self.log_probabilities),
+            states={name: _joined(values) for name, values in self.states.items()},
+        )
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
