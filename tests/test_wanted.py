@@ -199,3 +199,16 @@ def test_log_probabilities_of_any_vocabulary(width: int) -> None:
         (found,) = session.run(None, {"logits": logits, "token": tokens})
         assert np.isnan(found[2, 0])
         assert np.isfinite(found[3:]).all()
+
+
+def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(bundles["lstm"], capacity=4)
+    engine.warm_up()
+    monkeypatch.delattr("server.engine.onnx.unroll")
+    for wanted in (Wanted(logits=True), Wanted(log_probabilities=True)):
+        results, _ = run(engine, make_chunk(np.array([[1], [2]]), wanted=wanted))
+        assert (results.logits is None) != (results.log_probabilities is None)
+    with pytest.raises(NameError):
+        run(engine, make_chunk(np.array([[1], [2]]), wanted=EVERYTHING))

@@ -46,6 +46,7 @@ _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with 
 # what they tell takes memory for every step.
 _TELLING_STEP_COUNTS = (1, 2, 4, 8)
 _MOST_TOLD_BYTES = 64 * 1024 * 1024
+_LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
 # So many of the most probable tokens hold the top-p share of nearly every distribution. Where they do not, the run is
 # repeated with more.
 _CANDIDATES = 128
@@ -237,6 +238,9 @@ class OnnxEngine:
             self._divide()
         step_seconds = {size: self._time(size, 1) for size in self._sizes()}
         self._warm_filters(1, self._sizes())
+        for wanted in _LIKELY if self._step.generates else ():
+            for size in self._sizes_by_division(self._sizes()):
+                self._time(size, 1, wanted=wanted)
         for count in _STEP_COUNTS[1:]:
             if count * seconds > self._chunk_seconds:
                 break
@@ -251,8 +255,12 @@ class OnnxEngine:
     def _warm_filters(self, count: int, sizes: list[int]) -> None:
         """The same for rows that are kept to their most probable tokens: once for every way to divide rows."""
         if self._step.generates and count <= _MOST_FILTERED_STEPS:
-            for size in {self._parts_of(size): size for size in sizes}.values():
+            for size in self._sizes_by_division(sizes):
                 self._time(size, count, filtered=True)
+
+    def _sizes_by_division(self, sizes: list[int]) -> list[int]:
+        """One of the batch sizes for every way to divide rows."""
+        return list({self._parts_of(size): size for size in sizes}.values())
 
     def _divide(self) -> None:
         """Find out at which batch sizes threads run parts of the rows side by side."""
