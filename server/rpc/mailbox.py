@@ -28,6 +28,11 @@ class Mailbox:
         self._events.append(event)
         self._arrived.set()
 
+    @property
+    def has_events(self) -> bool:
+        """Whether there is something to gather."""
+        return bool(self._events)
+
     async def gather(self) -> list[Event]:
         """Everything since the last call, in order; waits until there is something."""
         await self._arrived.wait()

@@ -19,7 +19,6 @@ from elman import v1
 from server.engine import Arrays
 from server.rpc.callers import Context, caller_of
 from server.rpc.errors import (
-    ClientTooSlowError,
     FieldError,
     QueueFullRequestError,
     ServerDrainingError,
@@ -28,6 +27,7 @@ from server.rpc.generation import write_generation
 from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
+from server.rpc.reading import run_reading
 from server.rpc.validation import (
     Limits,
     check_request_id,
@@ -43,7 +43,8 @@ from server.rpc.validation import (
     sampling_params,
     session_target,
 )
-from server.scheduling import Failed, Generation, Reading, ReadingFinished, Snapshot
+from server.rpc.writing import write_message
+from server.scheduling import Generation, Reading, Snapshot
 from server.sessions import TOKEN_TYPE, Prefix, PrefixCache, Sessions, Target
 from server.sessions.prefixes import INTERVAL, SHORTEST
 
@@ -204,7 +205,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
             found = await self._sessions.calls.read(model.for_sessions, target, tokens, every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
         elif labelling.every_step:
-            outputs = (await _read(model, Reading(ids, Mailbox(), every_step=True))).outputs
+            outputs = (await run_reading(model, Reading(ids, Mailbox(), every_step=True))).outputs
         else:
             prefix = self._known(model, ids, request, context)
             outputs = await _read_behind(prefix, model, ids)
@@ -305,13 +306,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
 
     async def _write(self, context: Context, message: Any) -> None:
         """Send a message; a client that does not read is given up on."""
-        try:
-            async with asyncio.timeout(self._write_timeout):
-                await context.write(message)
-        except TimeoutError as error:
-            raise ClientTooSlowError(
-                f"the client has read nothing for {self._write_timeout:g} seconds", seconds=self._write_timeout
-            ) from error
+        await write_message(context, message, self._write_timeout)
 
 
 def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
@@ -321,7 +316,7 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
     async def read(piece: v1.Piece, ids: TokenIds) -> tuple[NDArray[Any], int | None]:
         nonlocal state
         reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
-        finished = await _read(model, reading, always=True)
+        finished = await run_reading(model, reading, always=True)
         state = finished.state
         return finished.outputs, None
 
@@ -331,7 +326,7 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
 async def _read_behind(prefix: Prefix | None, model: ServedModel, ids: TokenIds) -> NDArray[Any]:
     """The output of an input's last step, of which a beginning or all may be known."""
     if prefix is None:
-        return (await _read(model, Reading(ids, Mailbox(), every_step=False))).outputs
+        return (await run_reading(model, Reading(ids, Mailbox(), every_step=False))).outputs
     if prefix.output is not None and prefix.position == len(ids):
         return prefix.output
     mailbox = Mailbox()
@@ -344,35 +339,10 @@ async def _read_behind(prefix: Prefix | None, model: ServedModel, ids: TokenIds)
         every_step=False,
         snapshot_steps=INTERVAL,
     )
-    finished = await _read(model, reading, mailbox)
+    finished = await run_reading(model, reading, mailbox)
     assert finished.state is not None
     prefix.keep(Snapshot(len(ids), finished.state), finished.outputs)
     return finished.outputs
-
-
-async def _read(
-    model: ServedModel, reading: Reading, mailbox: Mailbox | None = None, *, always: bool = False
-) -> ReadingFinished:
-    """Run a reading to its end.
-
-    Args:
-        model: what reads.
-        reading: what.
-        mailbox: where its end comes, if that is not the reading's receiver itself.
-        always: see `Scheduler.submit`.
-    """
-    if mailbox is None:
-        assert isinstance(reading.receiver, Mailbox)
-        mailbox = reading.receiver
-    model.scheduler.submit(reading, always=always)
-    try:
-        (event,) = await mailbox.gather()
-    finally:
-        model.scheduler.abort(reading)
-    if isinstance(event, Failed):
-        raise event.error
-    assert isinstance(event, ReadingFinished)
-    return event
 
 
 async def _following(requests: AsyncIterator[v1.StreamClassifyRequest]) -> v1.StreamClassifyRequest | None:
