@@ -1,7 +1,9 @@
 """The bundle: the only contract between export and server. No torch and no onnxruntime here."""
 
 from bundle.errors import BundleError, EncodingError
+from bundle.kinds import InputVocabulary, read_vocabulary, write_vocabulary
 from bundle.storage import MANIFEST, Bundle, load_bundle, write_bundle
+from bundle.subwords import SubwordVocabulary
 from bundle.vocabulary import (
     ByteVocabulary,
     CharacterVocabulary,
@@ -12,6 +14,7 @@ from bundle.vocabulary import (
     read_tokens,
     write_tokens,
 )
+from bundle.words import WordVocabulary
 
 __all__ = [
     "MANIFEST",
@@ -20,12 +23,17 @@ __all__ = [
     "ByteVocabulary",
     "CharacterVocabulary",
     "EncodingError",
+    "InputVocabulary",
     "LabelVocabulary",
+    "SubwordVocabulary",
     "TextDecoder",
     "TextVocabulary",
     "Vocabulary",
+    "WordVocabulary",
     "load_bundle",
     "read_tokens",
+    "read_vocabulary",
     "write_bundle",
     "write_tokens",
+    "write_vocabulary",
 ]

@@ -15,15 +15,9 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import json_format
 
 from bundle.errors import BundleError
+from bundle.kinds import read_vocabulary
 from bundle.validation import validate_spec
-from bundle.vocabulary import (
-    ByteVocabulary,
-    CharacterVocabulary,
-    LabelVocabulary,
-    TextVocabulary,
-    Vocabulary,
-    read_tokens,
-)
+from bundle.vocabulary import LabelVocabulary, TextVocabulary, Vocabulary
 from elman import v1
 
 MANIFEST = "manifest.json"
@@ -150,7 +144,7 @@ def _read_vocabularies(folder: Path, spec: v1.ModelSpec) -> dict[str, Vocabulary
     vocabularies: dict[str, Vocabulary] = {}
     for vocabulary in spec.vocabularies:
         try:
-            vocabularies[vocabulary.name] = _read_vocabulary(folder, vocabulary)
+            vocabularies[vocabulary.name] = read_vocabulary(folder, vocabulary)
         except ValueError as error:
             raise BundleError(f"{folder / vocabulary.file}: {error}") from error
         size = vocabularies[vocabulary.name].size
@@ -160,15 +154,6 @@ def _read_vocabularies(folder: Path, spec: v1.ModelSpec) -> dict[str, Vocabulary
                 f"but {vocabulary.file or 'the kind BYTES'} has {size} tokens"
             )
     return vocabularies
-
-
-def _read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> Vocabulary:
-    if spec.kind == v1.VOCABULARY_KIND_BYTES:
-        return ByteVocabulary()
-    tokens = read_tokens(folder / spec.file)
-    if spec.kind == v1.VOCABULARY_KIND_LABELS:
-        return LabelVocabulary(tokens)
-    return CharacterVocabulary(tokens, spec.unknown_token_id if spec.HasField("unknown_token_id") else None)
 
 
 def _sha256(content: bytes) -> str:

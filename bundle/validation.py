@@ -53,6 +53,10 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
         check.that(vocabulary.size > 0, f"{field}.size", "must be at least 1")
         needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
         check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
+        of_words, of_subwords = v1.VOCABULARY_KIND_WORDS, v1.VOCABULARY_KIND_SUBWORDS
+        check.that(vocabulary.kind == of_words or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS only")
+        knows_all = vocabulary.kind == of_subwords and vocabulary.HasField("unknown_token_id")
+        check.that(not knows_all, f"{field}.unknown_token_id", "is set, but to SUBWORDS nothing is unknown")
         for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
             if vocabulary.HasField(special):
                 token = getattr(vocabulary, special)

@@ -1,7 +1,8 @@
 """Text and labels to ids and back.
 
-Three kinds, each the same small surface: characters (one Unicode code point a token), bytes (one byte of UTF-8 a
-token) and labels. Encoding is vectorised; decoding is incremental and never gives out a part of a character.
+What every kind of text has in common stands here, and the three kinds that need no rule for cutting text: characters
+(one Unicode code point a token), bytes (one byte of UTF-8 a token) and labels. Decoding is incremental and never gives
+out a part of a character.
 """
 
 from __future__ import annotations
@@ -85,11 +86,8 @@ class CharacterVocabulary:
         wrong = next((token for token in tokens if len(token) != 1), None)
         if wrong is not None:
             raise ValueError(f"a token of a character vocabulary is one character, but there is {wrong!r}")
-        if len(set(tokens)) != len(tokens):
-            twice = Counter(tokens).most_common(1)[0][0]
-            raise ValueError(f"the character {twice!r} is listed twice")
-        if unknown_id is not None and not 0 <= unknown_id < len(tokens):
-            raise ValueError(f"the unknown token's id {unknown_id} is outside 0 to {len(tokens) - 1}")
+        check_distinct(tokens, "character")
+        check_unknown_id(unknown_id, tokens)
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
         self.characters_per_token = 1
@@ -121,16 +119,37 @@ class CharacterVocabulary:
         return ids
 
     def decoder(self) -> TextDecoder:
-        return _CharacterDecoder(self.tokens)
+        return JoiningDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else _in_utf8(text) for token, text in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else in_utf8(text) for token, text in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]
 
 
-def _in_utf8(text: str) -> bytes | None:
+def check_distinct(tokens: Sequence[str], kind: str) -> None:
+    """Refuse a list that names a token twice.
+
+    Raises:
+        ValueError: it does.
+    """
+    if len(set(tokens)) != len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise ValueError(f"the {kind} {twice!r} is listed twice")
+
+
+def check_unknown_id(unknown_id: int | None, tokens: Sequence[str]) -> None:
+    """Refuse an unknown token that is none of the tokens.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if unknown_id is not None and not 0 <= unknown_id < len(tokens):
+        raise ValueError(f"the unknown token's id {unknown_id} is outside 0 to {len(tokens) - 1}")
+
+
+def in_utf8(text: str) -> bytes | None:
     """None for what UTF-8 cannot spell: half of a surrogate pair."""
     try:
         return text.encode()
@@ -138,8 +157,14 @@ def _in_utf8(text: str) -> bytes | None:
         return None
 
 
-class _CharacterDecoder:
-    def __init__(self, tokens: tuple[str, ...]) -> None:
+class JoiningDecoder:
+    """Decodes tokens that are whole characters each.
+
+    Args:
+        tokens: their texts, in the order of their ids.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
@@ -184,16 +209,14 @@ class LabelVocabulary:
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.tokens = tuple(labels)
-        if len(set(self.tokens)) != len(self.tokens):
-            twice = Counter(self.tokens).most_common(1)[0][0]
-            raise ValueError(f"the label {twice!r} is listed twice")
+        check_distinct(self.tokens, "label")
 
     @property
     def size(self) -> int:
         return len(self.tokens)
 
 
-Vocabulary = CharacterVocabulary | ByteVocabulary | LabelVocabulary
+Vocabulary = TextVocabulary | LabelVocabulary
 
 
 def write_tokens(path: Path, tokens: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from bundle import ByteVocabulary, CharacterVocabulary
+from bundle import InputVocabulary
 
 Tensors = Mapping[str, Tensor]
 
@@ -47,7 +47,7 @@ class Token:
         end_id: a token whose generation ends a sequence, if there is one.
     """
 
-    vocabulary: CharacterVocabulary | ByteVocabulary
+    vocabulary: InputVocabulary
     begin_id: int | None = None
     end_id: int | None = None
 

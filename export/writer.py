@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bundle import MANIFEST, ByteVocabulary, CharacterVocabulary, write_bundle, write_tokens
+from bundle import MANIFEST, write_bundle, write_tokens, write_vocabulary
 from elman import v1
 from export.contract import Input, Labels, NextToken, Output, StepModule, Tensors, Token, Values
 from export.errors import ExportError
@@ -29,7 +29,6 @@ from export.parity import check_independence, check_parity
 from export.precision import Evaluate, precision_of, quantize_graph
 
 _GRAPH = "step.onnx"
-_VOCABULARY = "vocabulary.json"
 _LABELS = "labels.json"
 _INITIAL_STATE = "initial_state.safetensors"
 _DATA_TYPES = {
@@ -163,19 +162,10 @@ def _write_files(
 
 
 def _add_vocabulary(spec: v1.ModelSpec, token: Token, folder: Path) -> None:
-    vocabulary = token.vocabulary
-    added = spec.vocabularies.add(name="text", size=vocabulary.size)
-    if isinstance(vocabulary, ByteVocabulary):
-        added.kind = v1.VOCABULARY_KIND_BYTES
-    else:
-        assert isinstance(vocabulary, CharacterVocabulary)
-        added.kind, added.file = v1.VOCABULARY_KIND_CHARACTERS, _VOCABULARY
-        write_tokens(folder / _VOCABULARY, vocabulary.tokens)
-    for field, value in (
-        ("unknown_token_id", vocabulary.unknown_id),
-        ("begin_token_id", token.begin_id),
-        ("end_token_id", token.end_id),
-    ):
+    added = spec.vocabularies.add()
+    added.CopyFrom(write_vocabulary(folder, token.vocabulary))
+    added.name = "text"
+    for field, value in (("begin_token_id", token.begin_id), ("end_token_id", token.end_id)):
         if value is not None:
             setattr(added, field, value)
 

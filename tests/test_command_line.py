@@ -172,7 +172,7 @@ def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served:
 def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
     found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
     assert len(found.stdout) == 3
-    assert "2 characters of the prompt are not in the model's vocabulary" in found.stderr
+    assert "2 tokens of the prompt stand for what the model does not know" in found.stderr
 
 
 def test_mistakes_with_a_server(served: Served) -> None:

@@ -10,10 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
+from bundle import BundleError
 from training import PRESETS, TrainingConfig, TrainingError, resume, train
-from training.checkpoint import BEST, CURVE, LAST, METRICS, RESULT, load_best, load_tensors, save_tensors
+from training.checkpoint import (
+    BEST,
+    CURVE,
+    LAST,
+    METRICS,
+    RESULT,
+    load_best,
+    load_config,
+    load_tensors,
+    load_vocabulary,
+    save_tensors,
+)
 
 QUIET = Console(quiet=True)
 SENTENCE = "the quick brown fox jumps over the lazy dog. "
@@ -67,6 +80,47 @@ def test_a_language_model_learns(text: str, tmp_path: Path, cell: str) -> None:
     assert result.finished
     assert result.validation.nats < 2.0  # Uniform would be 3.3.
     assert result.validation.bits == pytest.approx(result.validation.nats / 0.693147, rel=1e-5)
+
+
+@pytest.mark.parametrize(("vocabulary", "most"), [("words", 0.1), ("subwords", 2.0)])
+def test_words_and_subwords_are_learnt_and_resumed_to_the_bit(
+    text: str, tmp_path: Path, vocabulary: str, most: float
+) -> None:
+    chosen = config("lm", text, vocabulary=vocabulary, vocabulary_size=290, validation_limit=500)
+    result = train(chosen, tmp_path / "unbroken", console=QUIET)
+    assert result.validation.nats < most  # Uniform over all tokens would be 2.4 and 5.7.
+    train(chosen, tmp_path / "broken", console=QUIET, stop_after=20)
+    resume(tmp_path / "broken", console=QUIET)
+    for name in (LAST, BEST, RESULT):
+        assert bytes_of(tmp_path / "broken", name) == bytes_of(tmp_path / "unbroken", name)
+
+
+def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
+    with pytest.raises(ValidationError, match="a tagger labels every character, so it reads characters or bytes"):
+        config("tag", "stdlib", vocabulary="words")
+    with pytest.raises(ValidationError, match="every byte is a subword, so there are 256 or more"):
+        config("lm", "stdlib", vocabulary="subwords", vocabulary_size=255)
+    with pytest.raises(ValidationError, match="it belongs to the vocabulary words"):
+        config("lm", "stdlib", vocabulary="subwords", lower_case=True)
+
+
+def test_words_in_lower_case_are_read_back_so(text: str, tmp_path: Path) -> None:
+    train(config("lm", text, vocabulary="words", lower_case=True, steps=1), tmp_path / "run", console=QUIET)
+    read = load_vocabulary(tmp_path / "run", load_config(tmp_path / "run"))
+    assert (read.encode("The QUICK") == read.encode("the quick")).all()
+
+
+def test_a_damaged_tokenizer_of_a_run_is_named(text: str, tmp_path: Path) -> None:
+    train(config("lm", text, vocabulary="subwords", steps=1), tmp_path / "run", console=QUIET)
+    (tmp_path / "run" / "tokenizer.json").write_text("{")
+    with pytest.raises(BundleError, match=r"run/tokenizer\.json: "):
+        load_best(tmp_path / "run")
+
+
+@pytest.mark.parametrize("vocabulary", ["words", "subwords"])
+def test_a_classifier_reads_words_and_subwords(names: str, tmp_path: Path, vocabulary: str) -> None:
+    result = train(config("classify", names, vocabulary=vocabulary), tmp_path / "run", console=QUIET)
+    assert result.validation.accuracy > 0.9
 
 
 def test_a_classifier_learns(names: str, tmp_path: Path) -> None:
@@ -233,7 +287,7 @@ def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: P
     assert result.step == 2
 
 
-@pytest.mark.parametrize("preset", ["python", "python-tags", "python-packages"])
+@pytest.mark.parametrize("preset", ["python", "python-words", "python-subwords", "python-tags", "python-packages"])
 def test_presets_fit_the_embedded_corpus(preset: str, tmp_path: Path) -> None:
     limit = {"corpus_limit": 300_000} if preset != "python-packages" else {}
     small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500, **limit}

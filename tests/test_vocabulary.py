@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,90 @@ from bundle import (
     ByteVocabulary,
     CharacterVocabulary,
     EncodingError,
+    InputVocabulary,
     LabelVocabulary,
+    SubwordVocabulary,
+    WordVocabulary,
     read_tokens,
+    read_vocabulary,
     write_tokens,
+    write_vocabulary,
 )
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@cache
+def subwords() -> SubwordVocabulary:
+    return SubwordVocabulary.from_texts(["the quick brown fox, 語 é 🌲 ß\n" * 50], 320)
+
+
+# Of each kind one that knows a text.
+KINDS: dict[str, Callable[[str], InputVocabulary]] = {
+    "characters": CharacterVocabulary.from_text,
+    "bytes": lambda written: ByteVocabulary(),
+    "words": lambda written: WordVocabulary.from_texts([written], 1000),
+    "subwords": lambda written: subwords(),
+}
+kinds = st.sampled_from(sorted(KINDS))
+
+
+@given(kinds, text)
+def test_known_text_comes_back_as_it_was(kind: str, written: str) -> None:
+    known = written.replace("�", "")
+    vocabulary = KINDS[kind](known)
+    ids = vocabulary.encode(known)
+    assert len(known) <= len(ids) * vocabulary.characters_per_token
+    spelled = [vocabulary.token_bytes()[token] for token in ids]
+    assert b"".join(found or b"" for found in spelled) == known.encode()
+    assert vocabulary.decoder().decode(ids.tolist(), final=True) == known
+
+
+@given(kinds, text, st.data())
+def test_decoded_in_pieces_is_decoded_as_a_whole(kind: str, written: str, data: st.DataObject) -> None:
+    vocabulary = KINDS[kind](written)
+    chosen = st.lists(st.integers(0, vocabulary.size - 1))  # No text, mostly.
+    ids = data.draw(st.just(vocabulary.encode(written).tolist()) | chosen)
+    whole = vocabulary.decoder().decode(ids, final=True)
+    for cut in range(len(ids) + 1):
+        decoder = vocabulary.decoder()
+        first = decoder.decode(ids[:cut])
+        assert first + decoder.decode(ids[cut:], final=True) == whole
+        single = vocabulary.decoder()
+        assert "".join(single.decode([token]) for token in ids[:cut]) == first
+
+
+@given(kinds, text)
+def test_single_tokens_are_shown(kind: str, written: str) -> None:
+    vocabulary = KINDS[kind](written)
+    spelled = vocabulary.token_bytes()
+    assert len(spelled) == vocabulary.size
+    for token, found in enumerate(spelled):
+        assert (found is None) == (token == vocabulary.unknown_id)
+        assert vocabulary.token_text(token) == ("�" if found is None else found.decode(errors="replace"))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_vocabulary_on_disk_is_the_same(kind: str, tmp_path: Path) -> None:
+    vocabulary = KINDS[kind]("the quick\n語 é")
+    spec = write_vocabulary(tmp_path, vocabulary)
+    again = read_vocabulary(tmp_path, spec)
+    assert type(again) is type(vocabulary)
+    assert not isinstance(again, LabelVocabulary)
+    assert (again.size, again.unknown_id) == (vocabulary.size, vocabulary.unknown_id)
+    assert again.token_bytes() == vocabulary.token_bytes()
+    assert (tmp_path / spec.file).is_file() or kind == "bytes"
+
+
+def test_lower_case_is_kept_on_disk(tmp_path: Path) -> None:
+    spec = write_vocabulary(tmp_path, WordVocabulary(["�", "the"], unknown_id=0, lower_case=True))
+    again = read_vocabulary(tmp_path, spec)
+    assert isinstance(again, WordVocabulary)
+    assert again.encode("THE").tolist() == [1]
+
+
+def test_what_utf8_cannot_spell_is_never_text() -> None:
+    assert CharacterVocabulary(["a", "\ud800"]).token_bytes() == [b"a", None]
 
 
 @given(text)

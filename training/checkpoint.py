@@ -1,7 +1,7 @@
 """A run's folder: what training writes and what resuming and exporting read.
 
     config.json         the configuration
-    vocabulary.json     the input tokens (absent for bytes)
+    vocabulary.json     the input tokens (absent for bytes; for subwords tokenizer.json)
     labels.json         the classes (absent for language models)
     last.safetensors    everything needed to go on: weights, optimiser, carried state, step
     best.safetensors    the weights that did best on the held-out part
@@ -26,14 +26,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bundle import ByteVocabulary, CharacterVocabulary, read_tokens, write_tokens
+from bundle import (
+    ByteVocabulary,
+    CharacterVocabulary,
+    InputVocabulary,
+    SubwordVocabulary,
+    WordVocabulary,
+    read_tokens,
+    write_tokens,
+    write_vocabulary,
+)
+from bundle.kinds import TOKENIZER, TOKENS
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.network import RecurrentNetwork
-from training.tasks import InputVocabulary, Task
+from training.tasks import Task
 
 CONFIG = "config.json"
-VOCABULARY = "vocabulary.json"
 LABELS = "labels.json"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -82,8 +91,7 @@ def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
             f"{run}: holds a run already; go on with it by --resume {run}, delete it, or choose another --output"
         )
     run.mkdir(parents=True, exist_ok=True)
-    if isinstance(task.vocabulary, CharacterVocabulary):
-        write_tokens(run / VOCABULARY, task.vocabulary.tokens)
+    write_vocabulary(run, task.vocabulary)
     if task.labels is not None:
         write_tokens(run / LABELS, task.labels)
     replace_file(run / CONFIG, lambda part: part.write_text(config.model_dump_json(indent=2) + "\n"))
@@ -107,7 +115,12 @@ def load_vocabulary(run: Path, config: TrainingConfig) -> InputVocabulary:
     """The input vocabulary of a run."""
     if config.vocabulary == "bytes":
         return ByteVocabulary()
-    return CharacterVocabulary(read_tokens(run / VOCABULARY), unknown_id=0)
+    if config.vocabulary == "subwords":
+        return SubwordVocabulary.read(run / TOKENIZER)
+    tokens = read_tokens(run / TOKENS)
+    if config.vocabulary == "words":
+        return WordVocabulary(tokens, unknown_id=0, lower_case=config.lower_case)
+    return CharacterVocabulary(tokens, unknown_id=0)
 
 
 def load_labels(run: Path, config: TrainingConfig) -> tuple[str, ...] | None:

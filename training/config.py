@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_BYTES = 256
 
 
 class TrainingConfig(BaseModel):
@@ -24,8 +26,10 @@ class TrainingConfig(BaseModel):
     task: Literal["lm", "classify", "tag"]
     corpus: str = STDLIB
     corpus_limit: Positive | None = None  # characters; the rest of the corpus is left unread
-    vocabulary: Literal["characters", "bytes"] = "characters"
-    minimum_count: Positive = 2  # rarer characters are read as the unknown token
+    vocabulary: Literal["characters", "bytes", "words", "subwords"] = "characters"
+    vocabulary_size: Positive = 4096  # the most tokens, of words and subwords
+    lower_case: bool = False  # of words
+    minimum_count: Positive = 2  # rarer characters and words are read as the unknown token
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     cell: Literal["elman", "lstm", "gru"] = "lstm"
@@ -49,6 +53,27 @@ class TrainingConfig(BaseModel):
     validation_limit: Positive = 200_000  # characters or examples of the held-out part that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    @field_validator("vocabulary")
+    @classmethod
+    def _check_vocabulary(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("task") == "tag" and value in ("words", "subwords"):
+            raise ValueError("a tagger labels every character, so it reads characters or bytes")
+        return value
+
+    @field_validator("vocabulary_size")
+    @classmethod
+    def _check_vocabulary_size(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("vocabulary") == "subwords" and value < _BYTES:
+            raise ValueError(f"every byte is a subword, so there are {_BYTES} or more")
+        return value
+
+    @field_validator("lower_case")
+    @classmethod
+    def _check_lower_case(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("vocabulary") != "words":
+            raise ValueError("only words are put into lower case: it belongs to the vocabulary words")
+        return value
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # `make run`: under two minutes on two cores.
@@ -56,6 +81,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "task": "lm", "cell": "gru", "layers": 1, "embedding": 96, "hidden": 384, "dropout": 0.0, "lanes": 32,
         "window": 96, "steps": 960, "learning_rate": 4e-3, "minimum_count": 50, "corpus_limit": 6_000_000,
         "validate_every": 240, "validation_limit": 100_000, "average_decay": 0.98,
+    },
+    # The same text by words, and by subwords: a third of the steps, a wide choice at each.
+    "python-words": {
+        "task": "lm", "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
+        "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "words", "minimum_count": 5,
+        "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
+    },
+    "python-subwords": {
+        "task": "lm", "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
+        "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "subwords",
+        "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
     },
     # `make run`: streaming syntax highlighting, half a minute.
     "python-tags": {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle import ByteVocabulary, CharacterVocabulary
+from bundle import ByteVocabulary, CharacterVocabulary, InputVocabulary, SubwordVocabulary, WordVocabulary
 from training.cells import State
 from training.config import TrainingConfig
 from training.corpus import LabelledExample, LabelledText, read_labelled_examples, read_labelled_text, read_text
@@ -26,7 +26,7 @@ from training.errors import TrainingError
 from training.lanes import IGNORED, Ids, Lanes, align_documents
 from training.network import RecurrentNetwork, detached
 
-InputVocabulary = CharacterVocabulary | ByteVocabulary
+_UNITS = {"characters": "character", "bytes": "byte", "words": "word", "subwords": "subword"}
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,17 @@ def make_task(config: TrainingConfig) -> Task:
     return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
 
 
-def _make_vocabulary(config: TrainingConfig, training_text: str) -> InputVocabulary:
+def _make_vocabulary(config: TrainingConfig, texts: Sequence[str]) -> InputVocabulary:
+    """The vocabulary of what is trained on; what is held out has no part in it."""
     if config.vocabulary == "bytes":
         return ByteVocabulary()
-    return CharacterVocabulary.from_text(training_text, config.minimum_count)
+    if config.vocabulary == "subwords":
+        return SubwordVocabulary.from_texts(texts, config.vocabulary_size)
+    if config.vocabulary == "words":
+        return WordVocabulary.from_texts(
+            texts, config.vocabulary_size, minimum_count=config.minimum_count, lower_case=config.lower_case
+        )
+    return CharacterVocabulary.from_text("".join(texts), config.minimum_count)
 
 
 class _LanesTask(Task):
@@ -141,7 +148,7 @@ class _LanesTask(Task):
 
     def __init__(self, config: TrainingConfig, vocabulary: InputVocabulary) -> None:
         self.vocabulary = vocabulary
-        self.unit = "character" if config.vocabulary == "characters" else "byte"
+        self.unit = _UNITS[config.vocabulary]
         self._config = config
 
     def _make_lanes(self, inputs: Ids, targets: Ids, **options: Any) -> Lanes:
@@ -174,7 +181,7 @@ class LanguageTask(_LanesTask):
 
     def __init__(self, config: TrainingConfig, text: str) -> None:
         cut = int(len(text) * (1 - config.held_out))
-        super().__init__(config, _make_vocabulary(config, text[:cut]))
+        super().__init__(config, _make_vocabulary(config, [text[:cut]]))
         training = self.vocabulary.encode(text[:cut])
         self._held_out = self.vocabulary.encode(text[cut:])[: config.validation_limit]
         if len(self._held_out) < 2:
@@ -209,7 +216,7 @@ class TaggingTask(_LanesTask):
                 "in a TSV file an empty line starts a new document"
             )
         cut = starts[place]
-        super().__init__(config, _make_vocabulary(config, labelled.text[:cut]))
+        super().__init__(config, _make_vocabulary(config, [labelled.text[:cut]]))
         self.labels = tuple(sorted(set(labelled.labels)))
         inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
         document_starts = _token_starts(config, labelled.text[:cut])[starts[:place]].tolist()
@@ -279,7 +286,7 @@ class ClassificationTask(Task):
 
     def __init__(self, config: TrainingConfig, examples: Sequence[LabelledExample]) -> None:
         training, held_out = split_by_class(examples, config.held_out, config.seed)
-        self.vocabulary = _make_vocabulary(config, "".join(example.text for example in training))
+        self.vocabulary = _make_vocabulary(config, [example.text for example in training])
         self.labels = tuple(sorted({example.label for example in examples}))
         self._training = self._encode(training)
         held_out = _shuffled(held_out, config.seed, "held out")[: config.validation_limit]

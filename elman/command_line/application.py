@@ -28,7 +28,14 @@ app.command()(calling.classify)
 app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
-_EXTRAS = {"torch": "training", "onnx": "training", "onnxruntime": "server", "structlog": "server", "numpy": "server"}
+_EXTRAS = {
+    "torch": "training",
+    "onnx": "training",
+    "onnxruntime": "server",
+    "structlog": "server",
+    "numpy": "server",
+    "tokenizers": "server",
+}
 
 
 def main() -> None:

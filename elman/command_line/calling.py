@@ -104,7 +104,7 @@ async def _generate(prompt: str, server: str, options: dict[str, Any]) -> None:
             sys.stdout.write("\n")
         if stream.unknown_token_count:
             count = stream.unknown_token_count
-            print(f"note: {count} characters of the prompt are not in the model's vocabulary", file=sys.stderr)
+            print(f"note: {count} tokens of the prompt stand for what the model does not know", file=sys.stderr)
 
 
 def classify(
@@ -250,6 +250,12 @@ def _runs(text: str, steps: tuple[Label, ...]) -> Iterator[tuple[str, str]]:
         starts = [0]
         for character in text:
             starts.append(starts[-1] + len(character.encode()))
+        if starts[-1] != len(labels):
+            raise typer.BadParameter(
+                f"it labels {len(labels)} words or subwords of {len(text)} characters, and does not say where each "
+                "ends; what is shown here are labels of characters or bytes",
+                param_hint="--model",
+            )
         labels = [labels[start] for start in starts[:-1]]
     position = 0
     for label, group in groupby(labels):

@@ -18,6 +18,8 @@ class Task(StrEnum):
 
 class Preset(StrEnum):
     python = "python"
+    python_words = "python-words"
+    python_subwords = "python-subwords"
     python_tags = "python-tags"
     python_packages = "python-packages"
     shakespeare = "shakespeare"
@@ -42,6 +44,8 @@ class Quantization(StrEnum):
 class Vocabulary(StrEnum):
     characters = "characters"
     bytes = "bytes"
+    words = "words"
+    subwords = "subwords"
 
 
 _DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
@@ -70,8 +74,9 @@ def train(
         Preset | None,
         typer.Option(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
-            "python, python-tags, python-packages: up to three minutes on the embedded corpus, also what other corpora "
-            "start from. shakespeare: up to 20 minutes on a megabyte of text. names: short texts by class.",
+            "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
+            "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
+            "short texts by class.",
             show_default="by task",
         ),
     ] = None,
@@ -91,10 +96,23 @@ def train(
         float | None, typer.Option(help="Share of activations dropped while training.", show_default=_OF_PRESET)
     ] = None,
     vocabulary: Annotated[
-        Vocabulary | None, typer.Option(help="What a token is.", show_default="of the preset: characters")
+        Vocabulary | None,
+        typer.Option(
+            help="What a token is. characters, bytes. words: each with the space before it; also one digit, one other "
+            "character or a run of white space. subwords: byte pairs joined where they are common, trained on the "
+            "corpus.",
+            show_default="of the preset, mostly characters",
+        ),
     ] = None,
+    vocabulary_size: Annotated[
+        int | None, typer.Option(help="The most tokens, of words and subwords.", show_default="of the preset: 4096")
+    ] = None,
+    lower_case: Annotated[
+        bool, typer.Option("--lower-case", help="Put text into lower case first, only for words.")
+    ] = False,
     minimum_count: Annotated[
-        int | None, typer.Option(help="Rarer characters are read as the unknown token.", show_default=_OF_PRESET)
+        int | None,
+        typer.Option(help="Rarer characters and words are read as the unknown token.", show_default=_OF_PRESET),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", show_default=_OF_PRESET)] = None,
     lanes: Annotated[int | None, typer.Option(help="Rows of a batch.", show_default=_OF_PRESET)] = None,
@@ -155,7 +173,8 @@ def train(
     console = Console(stderr=True, highlight=False, markup=False)
     given = {
         "cell": cell, "layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout,
-        "vocabulary": vocabulary, "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
+        "vocabulary": vocabulary, "vocabulary_size": vocabulary_size, "lower_case": lower_case or None,
+        "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
         "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
         "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
         "average_decay": average_decay, "restart": restart, "seed": seed,

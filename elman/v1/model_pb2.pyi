@@ -65,9 +65,19 @@ class _VocabularyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Vocabu
     """One byte of UTF-8 a token: 256 tokens, nothing is ever unknown, no file is needed."""
     VOCABULARY_KIND_LABELS: _VocabularyKind.ValueType  # 3
     """Names of classes; only outputs refer to it."""
+    VOCABULARY_KIND_WORDS: _VocabularyKind.ValueType  # 4
+    """One word a token: a run of letters, one digit or one other character, each with the single space before it if there
+    is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
+    """
+    VOCABULARY_KIND_SUBWORDS: _VocabularyKind.ValueType  # 5
+    """Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
+    character.
+    """
 
 class VocabularyKind(_VocabularyKind, metaclass=_VocabularyKindEnumTypeWrapper):
-    """How text is cut into tokens, or that the entries are no text at all but labels."""
+    """How text is cut into tokens, or that the entries are no text at all but labels. Every prompt, input and piece is cut by
+    itself: a word that is parted between two of them is two words or more.
+    """
 
 VOCABULARY_KIND_UNSPECIFIED: VocabularyKind.ValueType  # 0
 """Not given; refused."""
@@ -77,6 +87,14 @@ VOCABULARY_KIND_BYTES: VocabularyKind.ValueType  # 2
 """One byte of UTF-8 a token: 256 tokens, nothing is ever unknown, no file is needed."""
 VOCABULARY_KIND_LABELS: VocabularyKind.ValueType  # 3
 """Names of classes; only outputs refer to it."""
+VOCABULARY_KIND_WORDS: VocabularyKind.ValueType  # 4
+"""One word a token: a run of letters, one digit or one other character, each with the single space before it if there
+is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
+"""
+VOCABULARY_KIND_SUBWORDS: VocabularyKind.ValueType  # 5
+"""Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
+character.
+"""
 Global___VocabularyKind: _TypeAlias = VocabularyKind  # noqa: Y015
 
 class _LabelScope:
@@ -516,22 +534,27 @@ class VocabularySpec(_message.Message):
     UNKNOWN_TOKEN_ID_FIELD_NUMBER: _builtins.int
     BEGIN_TOKEN_ID_FIELD_NUMBER: _builtins.int
     END_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOWER_CASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which inputs and outputs refer to it."""
     kind: Global___VocabularyKind.ValueType
     """What a token is."""
     file: _builtins.str
-    """The JSON file inside the bundle that lists the tokens in the order of their ids; empty for BYTES."""
+    """The JSON file inside the bundle that lists the tokens in the order of their ids; for SUBWORDS a file of the package
+    `tokenizers`; empty for BYTES.
+    """
     size: _builtins.int
     """The number of tokens."""
     unknown_token_id: _builtins.int
-    """The id that stands for every character outside the vocabulary. It is never generated. Without it such text is
-    refused.
+    """The id that stands for every character, or word, outside the vocabulary. It is never generated. Without it such text
+    is refused. Not for SUBWORDS.
     """
     begin_token_id: _builtins.int
     """The id that starts every sequence; with it a prompt may be empty."""
     end_token_id: _builtins.int
     """The id whose generation ends a sequence."""
+    lower_case: _builtins.bool
+    """Whether text is put into lower case before it is looked up; only for WORDS. Default: it is taken as it is."""
     def __init__(
         self,
         *,
@@ -542,10 +565,11 @@ class VocabularySpec(_message.Message):
         unknown_token_id: _builtins.int | None = ...,
         begin_token_id: _builtins.int | None = ...,
         end_token_id: _builtins.int | None = ...,
+        lower_case: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "file", b"file", "kind", b"kind", "name", b"name", "size", b"size", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "file", b"file", "kind", b"kind", "lower_case", b"lower_case", "name", b"name", "size", b"size", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__begin_token_id: _TypeAlias = _typing.Literal["begin_token_id"]  # noqa: Y015
     _WhichOneofArgType__begin_token_id: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id"]  # noqa: Y015

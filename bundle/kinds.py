@@ -1,0 +1,63 @@
+"""Which vocabulary is of which kind, and the file that each has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bundle.subwords import SubwordVocabulary
+from bundle.vocabulary import (
+    ByteVocabulary,
+    CharacterVocabulary,
+    LabelVocabulary,
+    Vocabulary,
+    read_tokens,
+    write_tokens,
+)
+from bundle.words import WordVocabulary
+from elman import v1
+
+# What a model may read.
+InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary
+
+TOKENS = "vocabulary.json"
+TOKENIZER = "tokenizer.json"
+
+
+def write_vocabulary(folder: Path, vocabulary: InputVocabulary) -> v1.VocabularySpec:
+    """Write the file of a vocabulary, if its kind has one.
+
+    Returns:
+        What the manifest says of it, but for its name.
+    """
+    spec = v1.VocabularySpec(size=vocabulary.size, unknown_token_id=vocabulary.unknown_id)
+    if isinstance(vocabulary, ByteVocabulary):
+        spec.kind = v1.VOCABULARY_KIND_BYTES
+    elif isinstance(vocabulary, SubwordVocabulary):
+        spec.kind, spec.file = v1.VOCABULARY_KIND_SUBWORDS, TOKENIZER
+        vocabulary.write(folder / TOKENIZER)
+    else:
+        spec.kind, spec.file = v1.VOCABULARY_KIND_CHARACTERS, TOKENS
+        if isinstance(vocabulary, WordVocabulary):
+            spec.kind, spec.lower_case = v1.VOCABULARY_KIND_WORDS, vocabulary.lower_case
+        write_tokens(folder / TOKENS, vocabulary.tokens)
+    return spec
+
+
+def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> Vocabulary:
+    """Read what a manifest says of a vocabulary.
+
+    Raises:
+        BundleError: its file cannot be read. The message names it.
+        ValueError: its file holds no vocabulary of this kind.
+    """
+    if spec.kind == v1.VOCABULARY_KIND_BYTES:
+        return ByteVocabulary()
+    if spec.kind == v1.VOCABULARY_KIND_SUBWORDS:
+        return SubwordVocabulary.read(folder / spec.file)
+    tokens = read_tokens(folder / spec.file)
+    if spec.kind == v1.VOCABULARY_KIND_LABELS:
+        return LabelVocabulary(tokens)
+    unknown_id = spec.unknown_token_id if spec.HasField("unknown_token_id") else None
+    if spec.kind == v1.VOCABULARY_KIND_WORDS:
+        return WordVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
+    return CharacterVocabulary(tokens, unknown_id)

@@ -1,0 +1,103 @@
+"""Words: how text is cut, what is unknown, where a complaint points."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bundle import EncodingError, WordVocabulary
+from bundle.words import _pieces
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+
+
+def test_text_is_cut_into_words_with_the_space_before_them() -> None:
+    assert [*_pieces("x = f(12)\n    y, é語", False)] == [
+        "x",
+        " =",
+        " f",
+        "(",
+        "1",
+        "2",
+        ")",
+        "\n    ",
+        "y",
+        ",",
+        " é語",
+    ]
+    assert [*_pieces("it's  snake_case", False)] == ["it", "'", "s", "  ", "snake", "_", "case"]
+    assert [*_pieces("a" * 70 + " " + "b" * 40, False)] == ["a" * 31, "a" * 31, "a" * 8, " " + "b" * 31, "b" * 9]
+
+
+@given(text | st.text("ab _1.\n", max_size=200))
+@example("a" * 100 + " " * 100)
+def test_pieces_joined_are_the_text_and_none_is_long(written: str) -> None:
+    pieces = [*_pieces(written, False)]
+    assert "".join(pieces) == written
+    assert all(0 < len(piece) <= WordVocabulary.characters_per_token for piece in pieces)
+
+
+@given(text)
+@example("İstanbul ΟΔΟΣ STRASSE ẞ")
+def test_lower_case_keeps_every_position(written: str) -> None:
+    lowered = "".join(_pieces(written, True))
+    assert len(lowered) == len(written)
+    assert lowered == written.replace("İ", "i").lower()
+
+
+def test_the_commonest_words_are_known_and_the_others_are_unknown() -> None:
+    vocabulary = WordVocabulary.from_texts(["the cat the dog", "the cat", "the end the"], 5)
+    assert vocabulary.tokens == ("�", "the", " cat", " the", " dog")  # Of those that occur once, by the alphabet.
+    assert vocabulary.encode("the cat and the").tolist() == [1, 2, 0, 3]
+    assert vocabulary.decoder().decode([1, 2, 0, 3]) == "the cat� the"
+    assert vocabulary.token_bytes() == [None, b"the", b" cat", b" the", b" dog"]
+    assert vocabulary.token_text(0) == "�"
+
+
+def test_rare_words_are_left_out() -> None:
+    assert WordVocabulary.from_texts(["a a a b b c"], 10, minimum_count=2).tokens == ("�", " a", " b")
+
+
+def test_a_word_never_goes_from_one_text_into_the_next() -> None:
+    assert set(WordVocabulary.from_texts(["ab", "cd"], 10).tokens) == {"�", "ab", "cd"}
+
+
+def test_case_is_kept_unless_it_is_not_asked_for() -> None:
+    assert set(WordVocabulary.from_texts(["The the"], 10).tokens) == {"�", "The", " the"}
+    lowered = WordVocabulary.from_texts(["The the THE"], 10, lower_case=True)
+    assert lowered.tokens == ("�", " the", "the")
+    assert lowered.decoder().decode(lowered.encode("THE The").tolist()) == "the the"
+
+
+@pytest.mark.parametrize(
+    ("written", "position", "word"),
+    [
+        ("the cat", 4, "cat"),
+        ("cat", 0, "cat"),
+        ("the\n\nthe", 3, r"\\n\\n"),
+        ("the the?", 7, r"\?"),
+        ("the İX the", 4, "İX"),
+    ],
+)
+def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, position: int, word: str) -> None:
+    for lower_case in (False, True):
+        with pytest.raises(EncodingError, match=f"the word '{word}' is not in the model's vocabulary") as caught:
+            WordVocabulary(["the", " the"], lower_case=lower_case).encode(written)
+        assert caught.value.position == position
+
+
+@pytest.mark.parametrize(
+    ("tokens", "unknown_id", "complaint"),
+    [
+        (["two words"], None, "'two words'"),
+        ([""], None, "there is ''"),
+        (["a" * 33], None, "at most 32 characters"),
+        (["12"], None, "one digit"),
+        (["a", "a"], None, "the word 'a' is listed twice"),
+        (["a"], 1, "outside 0 to 0"),
+    ],
+)
+def test_tokens_that_make_no_vocabulary(tokens: list[str], unknown_id: int | None, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        WordVocabulary(tokens, unknown_id)
