@@ -10,7 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bundle import ByteVocabulary, CharacterVocabulary
+    from bundle import ByteVocabulary, CharacterVocabulary, SubwordVocabulary, WordVocabulary
+    from elman.analysis import (
+        Embedding,
+        InspectedStep,
+        InspectionStream,
+        Score,
+        ScoreStream,
+        Tensor,
+        TokenScore,
+        Unit,
+    )
     from elman.client import Chunk, Client, FinishReason, GenerationStream, Label, Model, Prediction
     from elman.errors import (
         DeadlineExceededError,
@@ -29,6 +39,16 @@ if TYPE_CHECKING:
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
 _HOMES = {
+    "elman.analysis": (
+        "Embedding",
+        "InspectedStep",
+        "InspectionStream",
+        "Score",
+        "ScoreStream",
+        "Tensor",
+        "TokenScore",
+        "Unit",
+    ),
     "elman.client": ("Chunk", "Client", "FinishReason", "GenerationStream", "Label", "Model", "Prediction"),
     "elman.errors": (
         "DeadlineExceededError",
@@ -43,7 +63,7 @@ _HOMES = {
         "UnavailableError",
     ),
     "elman.sessions": ("Session", "SessionContent"),
-    "bundle": ("ByteVocabulary", "CharacterVocabulary"),
+    "bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
     "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Values", "export_bundle"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -55,9 +75,12 @@ __all__ = [
     "Client",
     "DeadlineExceededError",
     "ElmanError",
+    "Embedding",
     "ExportError",
     "FinishReason",
     "GenerationStream",
+    "InspectedStep",
+    "InspectionStream",
     "InvalidRequestError",
     "Label",
     "Labels",
@@ -66,6 +89,8 @@ __all__ = [
     "NextToken",
     "OverloadedError",
     "Prediction",
+    "Score",
+    "ScoreStream",
     "ServerError",
     "Session",
     "SessionConflictError",
@@ -73,9 +98,14 @@ __all__ = [
     "SessionExistsError",
     "SessionNotFoundError",
     "StepModule",
+    "SubwordVocabulary",
+    "Tensor",
     "Token",
+    "TokenScore",
     "UnavailableError",
+    "Unit",
     "Values",
+    "WordVocabulary",
     "export_bundle",
 ]
 

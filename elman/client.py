@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from elman import v1
+from elman.analysis import AnalysisCalls
 from elman.errors import ElmanError, expressible, rpc_errors
 from elman.sessions import Input, Patience, SessionCalls, call_metadata, session_call, set_input
 
@@ -227,7 +228,7 @@ class GenerationStream:
         self._call.cancel()
 
 
-class Client(SessionCalls):
+class Client(SessionCalls, AnalysisCalls):
     """Calls one server.
 
     Args:
@@ -248,6 +249,7 @@ class Client(SessionCalls):
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = v1.InferenceServiceStub(self._channel)
         self._sessions = v1.SessionServiceStub(self._channel)
+        self._analysis = v1.AnalysisServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

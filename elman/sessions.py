@@ -307,7 +307,8 @@ def call_metadata(caller: str, session: str) -> Metadata:
 
 
 def set_input(
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest, given: Input
+    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest | v1.AnalysisInput,
+    given: Input,
 ) -> None:
     """Put an input into a message: text as text, else token ids."""
     if isinstance(given, str):

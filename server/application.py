@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
 from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from server.rpc.analysis_servicer import AnalysisServicer
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
@@ -31,7 +32,7 @@ from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Ses
 from server.sessions.errors import StoreOpenError
 from server.sessions.redis import RedisStore, public_name
 
-_SERVICES = ("elman.v1.InferenceService", "elman.v1.SessionService")
+_SERVICES = ("elman.v1.AnalysisService", "elman.v1.InferenceService", "elman.v1.SessionService")
 # The transport's own limit lies above ours, so that ours can answer with a reason.
 _TRANSPORT_SHARE = 4
 _TRANSPORT_OPTIONS = (
@@ -203,6 +204,8 @@ class Server:
             self.models, self._sessions, prefixes, limits, self.options.write_timeout, self._calls.draining
         )
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
+        analysis = AnalysisServicer(self.models, prefixes, limits, self.options.write_timeout)
+        v1.add_AnalysisServiceServicer_to_server(analysis, self._server)
         v1.add_SessionServiceServicer_to_server(SessionServicer(self.models, self._sessions, limits), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

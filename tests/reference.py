@@ -1,6 +1,8 @@
-"""Generation worked out without a server: onnxruntime alone, one sequence, a plain loop, choices in numpy."""
+"""What is worked out without a server: onnxruntime alone, one sequence, a plain loop, choices in numpy."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -31,6 +33,25 @@ def choose_token(
     return int(order[np.flatnonzero(cumulative > uniform * cumulative[-1])[0]])
 
 
+def read_alone(bundle: Bundle, ids: list[int]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Read tokens from the initial state, zeros; the step's outputs by name and the states by input name, after every
+    step, [steps, *shape]."""
+    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    step = bundle.spec.step
+    outputs = [output.name for output in step.outputs]
+    state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
+    shown: dict[str, list[Any]] = {name: [] for name in [*outputs, *state]}
+    for token in ids:
+        values = session.run(
+            [*outputs, *(spec.output_name for spec in step.states)], {"token": np.array([token]), **state}
+        )
+        state = dict(zip(state, values[len(outputs) :], strict=True))
+        for name, value in zip(shown, values, strict=True):
+            shown[name].append(value[0])
+    found = {name: np.stack(values) for name, values in shown.items()}
+    return {name: found[name] for name in outputs}, {name: found[name] for name in state}
+
+
 def generate_alone(
     bundle: Bundle,
     prompt: str,
@@ -57,6 +78,7 @@ def generate_alone(
         state = dict(zip(state, after, strict=True))
         position += 1
         if position >= len(forced):
-            logits[:, vocabulary.unknown_id] = -np.inf
+            if vocabulary.unknown_id is not None:
+                logits[:, vocabulary.unknown_id] = -np.inf
             tokens.append(choose_token(logits[0], temperature, uniforms.take(position, 1)[0], top_k, top_p))
     return vocabulary.decoder().decode(tokens, final=True)

@@ -4,6 +4,8 @@
     stub = v1.InferenceServiceStub(grpc.aio.insecure_channel("127.0.0.1:50051"))
 """
 
+from elman.v1.analysis_service_pb2 import *
+from elman.v1.analysis_service_pb2_grpc import *
 from elman.v1.inference_service_pb2 import *
 from elman.v1.inference_service_pb2_grpc import *
 from elman.v1.model_pb2 import *

@@ -4,8 +4,10 @@ from server.engine.errors import EngineError, ModelLoadError
 from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Engine, Results, Wanted, is_filtered
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
+from server.engine.unrolling import DTYPES
 
 __all__ = [
+    "DTYPES",
     "FREE",
     "NOTHING",
     "Arrays",

@@ -90,6 +90,12 @@ class InputTooLongError(FieldError):
     reason = "INPUT_TOO_LONG"
 
 
+class AnswerTooLargeError(FieldError):
+    """More bytes than one answer may have."""
+
+    reason = "ANSWER_TOO_LARGE"
+
+
 class MessageTooLargeError(RequestError):
     """More bytes than one message may have."""
 

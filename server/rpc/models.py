@@ -60,6 +60,12 @@ class ServedModel:
         unknown = self.vocabulary.unknown_id
         return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
 
+    def token_texts(self, ids: TokenIds) -> list[str]:
+        """The text of each of a sequence's tokens: whole characters only, so that of a character stands with its last
+        token; joined they are the sequence's text."""
+        decoder, last = self.vocabulary.decoder(), len(ids) - 1
+        return [decoder.decode([token], final=index == last) for index, token in enumerate(ids.tolist())]
+
     @cached_property
     def generates(self) -> bool:
         return any(output.HasField("next_token_logits") for output in self.bundle.spec.step.outputs)
@@ -122,6 +128,10 @@ class Models:
     def that_keeps_sessions(self, name: str) -> ServedModel:
         """The model of a new session; without a name the only one there is."""
         return self._chosen(name, list(self._models.values()), "can keep a session")
+
+    def that_reads(self, name: str) -> ServedModel:
+        """The model an Embed or Inspect request means; without a name the only one there is."""
+        return self._chosen(name, list(self._models.values()), "can read an input")
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""

@@ -50,6 +50,11 @@ class Limits:
     input_tokens: int = 65_536
     message_bytes: int = 4 * 1024 * 1024
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all inputs together, where a request has several."""
+        return 16 * self.input_tokens
+
 
 def check_size(message: Message, limits: Limits) -> None:
     """Refuse a message that is too large.
@@ -247,9 +252,18 @@ async def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> Toke
     return await _input_ids(piece.WhichOneof("input"), piece, model, limits, "piece.")
 
 
+async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of one input of an AnalysisService request; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return await _input_ids(given.WhichOneof("input"), given, model, limits, f"{field}.")
+
+
 async def _input_ids(
     chosen: str | None,
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest,
+    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest | v1.AnalysisInput,
     model: ServedModel,
     limits: Limits,
     prefix: str,

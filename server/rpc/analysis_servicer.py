@@ -1,0 +1,174 @@
+"""The calls of elman.v1.AnalysisService."""
+
+from __future__ import annotations
+
+import contextlib
+
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.rpc.analysis_validation import candidate_ids, context_ids, embedded_ids, inspected_ids
+from server.rpc.callers import Context, caller_of
+from server.rpc.errors import AnswerTooLargeError, ModelFailedError
+from server.rpc.inspecting import inspect
+from server.rpc.mailbox import Mailbox
+from server.rpc.models import Models, ServedModel
+from server.rpc.reading import run_readings
+from server.rpc.scoring import Scoring, read_context
+from server.rpc.subjects import Subject, Units, embedded_subject, inspected_units
+from server.rpc.validation import Limits, check_size
+from server.rpc.writing import grouped, write_message
+from server.scheduling import Reading, SequenceFailedError
+from server.sessions import Prefix, PrefixCache
+from server.sessions.prefixes import SHORTEST
+
+_MESSAGE_BYTES = 64 * 1024  # of a stream's messages, about, as far as the limit does not say less
+_TOKEN_BYTES = 32  # about what a token of a score takes
+_STEP_BYTES = 32  # about what a step takes beside its values
+_VALUE_BYTES = 4
+_ID_BYTES = 5  # what a token's id takes at most
+
+
+class AnalysisServicer(v1.AnalysisServiceServicer):
+    """Looks into models.
+
+    A call that ends for whatever reason (its client has gone, its deadline has passed, it failed) lets its sequences
+    go, whose slots are free after the chunk under way.
+
+    Args:
+        models: what there is.
+        prefixes: states behind contexts that have been read before.
+        limits: what one request may ask for.
+        write_timeout: seconds that a client may leave a message unread before its stream is ended.
+    """
+
+    def __init__(self, models: Models, prefixes: PrefixCache, limits: Limits, write_timeout: float) -> None:
+        self._models = models
+        self._prefixes = prefixes
+        self._limits = limits
+        self._write_timeout = write_timeout
+        self._message_bytes = min(_MESSAGE_BYTES, limits.message_bytes)
+
+    async def Score(  # type: ignore[override] # grpc.aio also takes coroutines that write
+        self, request: v1.ScoreRequest, context: Context
+    ) -> None:
+        check_size(request, self._limits)
+        model = self._models.that_generates(request.model)
+        before = await context_ids(request, model, self._limits)
+        candidates = await candidate_ids(request, len(before), model, self._limits)
+        prefix = self._known(model, before, request, context)
+        started = v1.ScoreStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            context_token_count=len(before),
+            cached_token_count=prefix.position if prefix else 0,
+        )
+        scoring = Scoring(
+            model,
+            before,
+            await read_context(before, model, prefix),
+            totals_only=request.totals_only,
+            longest=max(1, self._message_bytes // _TOKEN_BYTES),
+        )
+        response = v1.ScoreResponse(started=started)
+        async with contextlib.aclosing(scoring.scores(candidates)) as found:
+            async for scores in found:
+                for some in grouped(scores, self._message_bytes):
+                    response.scores.extend(some)
+                    await write_message(context, response, self._write_timeout)
+                    response = v1.ScoreResponse()
+
+    def _known(self, model: ServedModel, ids: TokenIds, request: v1.ScoreRequest, context: Context) -> Prefix | None:
+        """What is known of a context, if that is worth anything and wanted."""
+        if len(ids) < SHORTEST or request.bypass_prefix_cache:
+            return None
+        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=False)
+
+    async def Embed(self, request: v1.EmbedRequest, context: Context) -> v1.EmbedResponse:
+        check_size(request, self._limits)
+        model = self._models.that_reads(request.model)
+        subject = embedded_subject(request, model)
+        inputs = await embedded_ids(request, model, self._limits)
+        self._check_answer(subject, [len(ids) for ids in inputs], every_step=request.every_step)
+        wanted, output = subject.wanted(every_step=request.every_step), subject.output
+        readings = (
+            Reading(
+                ids,
+                Mailbox(),
+                keep_state=output is None and not request.every_step,
+                wanted=wanted,
+                every_step=request.every_step and output is not None,
+                output=output.name if output is not None else None,
+            )
+            for ids in inputs
+        )
+        response = v1.EmbedResponse(model=model.name, digest=model.bundle.digest)
+        try:
+            async with contextlib.aclosing(run_readings(model, readings)) as endings:
+                async for ended in endings:
+                    for finished in ended:
+                        ids = inputs[len(response.embeddings)]
+                        response.embeddings.add(
+                            tensors=subject.tensors(finished, every_step=request.every_step),
+                            step_count=len(ids),
+                            unknown_token_count=model.count_unknown(ids),
+                            token_ids=ids.tolist() if request.every_step else (),
+                        )
+        except SequenceFailedError as error:
+            raise ModelFailedError(f"inputs[{len(response.embeddings)}]: {error}") from error
+        return response
+
+    def _check_answer(self, subject: Subject, step_counts: list[int], *, every_step: bool) -> None:
+        """Refuse to embed what could not be sent.
+
+        Raises:
+            AnswerTooLargeError: it could not.
+        """
+        size = sum(subject.size(count if every_step else 1) for count in step_counts)
+        size += _ID_BYTES * sum(step_counts) if every_step else 0
+        limit = self._limits.message_bytes
+        if size > limit:
+            less = "for the last step only, " if every_step else ""
+            raise AnswerTooLargeError(
+                "inputs",
+                f"would make an answer of about {size} bytes, the limit is {limit}: ask {less}for less in one request",
+                size=size,
+                limit=limit,
+            )
+
+    async def Inspect(  # type: ignore[override] # grpc.aio also takes coroutines that write
+        self, request: v1.InspectRequest, context: Context
+    ) -> None:
+        check_size(request, self._limits)
+        model = self._models.that_reads(request.model)
+        units = inspected_units(request, model)
+        self._check_step(units)
+        ids = await inspected_ids(request, model, self._limits)
+        started = v1.InspectStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            units=units.to_proto(),
+            step_count=len(ids),
+            unknown_token_count=model.count_unknown(ids),
+        )
+        response = v1.InspectResponse(started=started)
+        async with contextlib.aclosing(inspect(ids, units, model)) as found:
+            async for steps in found:
+                for some in grouped(steps, self._message_bytes):
+                    response.steps.extend(some)
+                    await write_message(context, response, self._write_timeout)
+                    response = v1.InspectResponse()
+
+    def _check_step(self, units: Units) -> None:
+        """Refuse to show so many units that one step could not be sent.
+
+        Raises:
+            AnswerTooLargeError: it could not.
+        """
+        size, limit = _STEP_BYTES + _VALUE_BYTES * len(units), self._limits.message_bytes
+        if size > limit:
+            raise AnswerTooLargeError(
+                "units",
+                f"are {len(units)}, of which one step takes about {size} bytes, the limit is {limit}: name fewer",
+                size=size,
+                limit=limit,
+            )

@@ -1,0 +1,106 @@
+"""From a request of AnalysisService to what is read. Every complaint names the field, what is wrong and what would be
+right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.rpc.errors import FieldError, InputTooLongError
+from server.rpc.models import ServedModel
+from server.rpc.validation import Limits, analysis_ids
+
+MOST_INPUTS = 16_384
+_AT_ONCE = 64  # inputs that are encoded before other calls have a turn
+
+
+async def context_ids(request: v1.ScoreRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """What goes before every candidate, the begin token first where the model has one; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return _with_begin_token(await analysis_ids(request.context, "context", model, limits), model)
+
+
+async def candidate_ids(
+    request: v1.ScoreRequest, context_length: int, model: ServedModel, limits: Limits
+) -> list[TokenIds]:
+    """The candidates' ids.
+
+    Args:
+        request: what is asked.
+        context_length: how many tokens go before them.
+        model: what scores.
+        limits: what may be asked for.
+
+    Raises:
+        FieldError: there are none or too many, or one is empty, cannot be encoded, or has nothing to be scored.
+    """
+    candidates = await _all_ids(request.candidates, "candidates", context_length, model, limits)
+    for index, ids in enumerate(candidates):
+        if len(ids) == 1 and not context_length:
+            raise FieldError(
+                f"candidates[{index}]",
+                "has one token with nothing before it, and a first token has no probability: give a context, or two "
+                "tokens or more",
+            )
+    return candidates
+
+
+async def embedded_ids(request: v1.EmbedRequest, model: ServedModel, limits: Limits) -> list[TokenIds]:
+    """The inputs' ids, the begin token first where the model generates and has one.
+
+    Raises:
+        FieldError: there are none or too many, or one is empty or cannot be encoded.
+    """
+    inputs = await _all_ids(request.inputs, "inputs", 0, model, limits)
+    return [_with_begin_token(ids, model) for ids in inputs]
+
+
+async def inspected_ids(request: v1.InspectRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """The input's ids, the begin token first where the model generates and has one.
+
+    Raises:
+        FieldError: it is empty or cannot be encoded.
+    """
+    return _with_begin_token(await _some_ids(request.input, "input", model, limits), model)
+
+
+async def _all_ids(
+    inputs: Sequence[v1.AnalysisInput], field: str, already: int, model: ServedModel, limits: Limits
+) -> list[TokenIds]:
+    """The ids of each of some inputs that together, and with so many tokens before them, may not be too long."""
+    if not 1 <= len(inputs) <= MOST_INPUTS:
+        raise FieldError(field, f"are {len(inputs)}, but must be 1 to {MOST_INPUTS}", limit=MOST_INPUTS)
+    found: list[TokenIds] = []
+    total = already
+    for index, given in enumerate(inputs):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
+        found.append(await _some_ids(given, f"{field}[{index}]", model, limits))
+        total += len(found[-1])
+        if total > limits.total_tokens:
+            message = (
+                f"make {total} tokens up to this one, the limit of one request is {limits.total_tokens}: divide them "
+                "among several"
+            )
+            raise InputTooLongError(f"{field}[{index}]", message, limit=limits.total_tokens)
+    return found
+
+
+async def _some_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
+    ids = await analysis_ids(given, field, model, limits)
+    if not len(ids):
+        raise FieldError(field, "is empty: there is nothing to read")
+    return ids
+
+
+def _with_begin_token(ids: TokenIds, model: ServedModel) -> TokenIds:
+    if model.generates and model.begin_token is not None:
+        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
+    return ids

@@ -1,0 +1,67 @@
+"""What units do while a model reads an input: read in pieces, so that only a few steps' states are kept at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.engine import Arrays, Wanted
+from server.rpc.mailbox import Mailbox
+from server.rpc.models import ServedModel
+from server.rpc.reading import run_reading
+from server.rpc.subjects import Units, state_size
+from server.scheduling import Reading
+
+_PIECE_STEPS = 256
+_PIECE_BYTES = 16 * 1024 * 1024  # of states, at most, as far as one step has not more
+# To write down more takes milliseconds, which the other clients shall not wait for.
+_LONG = 2000  # tokens
+_MANY = 20_000  # values
+
+
+async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGenerator[list[v1.InspectedStep], None]:
+    """The steps of an input, some at a time; the next are taken when they are asked for.
+
+    Args:
+        ids: the input.
+        units: what is watched.
+        model: what reads.
+    """
+    texts = model.token_texts(ids) if len(ids) < _LONG else await asyncio.to_thread(model.token_texts, ids)
+    state: Arrays | None = None
+    length = _piece_length(model)
+    for start in range(0, len(ids), length):
+        piece = slice(start, start + length)
+        reading = Reading(
+            ids[piece],
+            Mailbox(),
+            state,
+            position=start,
+            keep_state=True,
+            every_step=False,
+            wanted=Wanted(states=True),
+        )
+        # To those behind the first one the input has been let in.
+        finished = await run_reading(model, reading, always=start > 0)
+        state = finished.state
+        values = units.values(finished.states)
+        if values.size < _MANY:
+            yield _steps(ids[piece], texts[piece], values)
+        else:
+            yield await asyncio.to_thread(_steps, ids[piece], texts[piece], values)
+
+
+def _piece_length(model: ServedModel) -> int:
+    return max(1, min(_PIECE_STEPS, _PIECE_BYTES // max(1, state_size(model))))
+
+
+def _steps(ids: TokenIds, texts: list[str], values: NDArray[np.float32]) -> list[v1.InspectedStep]:
+    return [
+        v1.InspectedStep(token_id=token, text=text, values=row)
+        for token, text, row in zip(ids.tolist(), texts, values.tolist(), strict=True)
+    ]

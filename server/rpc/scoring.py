@@ -1,0 +1,144 @@
+"""How probable candidates are behind a context: the context is read once, every candidate goes on from its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.engine import Arrays, Wanted
+from server.rpc.errors import ModelFailedError
+from server.rpc.mailbox import Mailbox
+from server.rpc.models import ServedModel
+from server.rpc.reading import run_reading, run_readings
+from server.scheduling import Reading, SequenceFailedError, Snapshot
+from server.sessions import Prefix
+from server.sessions.prefixes import INTERVAL
+
+_LONG = 2000  # tokens; to write down more takes milliseconds, which the other clients shall not wait for
+
+
+async def read_context(context: TokenIds, model: ServedModel, prefix: Prefix | None) -> Arrays | None:
+    """The state before a context's last token, which every candidate reads for itself: what the model shows after it
+    is the candidate's first score. None for the initial state.
+
+    Args:
+        context: the context.
+        model: what reads.
+        prefix: what is known of the context; more is kept there.
+    """
+    known = prefix.position if prefix else 0
+    state = prefix.state if prefix else None
+    left = context[known:-1]
+    if not len(left):
+        return state
+    mailbox = Mailbox()
+    reading = Reading(
+        left,
+        prefix.receiver(mailbox) if prefix else mailbox,
+        state,
+        position=known,
+        keep_state=True,
+        every_step=False,
+        snapshot_steps=INTERVAL if prefix else None,
+    )
+    state = (await run_reading(model, reading, mailbox)).state
+    if prefix and state is not None:
+        prefix.keep(Snapshot(len(context) - 1, state))
+    return state
+
+
+class Scoring:
+    """Scores candidates behind a context.
+
+    Args:
+        model: what scores them.
+        context: what goes before each of them.
+        state: what `read_context` has found.
+        totals_only: leave out single tokens.
+        longest: how many of these one part of a score may have.
+    """
+
+    def __init__(
+        self, model: ServedModel, context: TokenIds, state: Arrays | None, *, totals_only: bool, longest: int
+    ) -> None:
+        self._model = model
+        self._context = context
+        self._state = state
+        self._totals_only = totals_only
+        self._longest = longest
+
+    async def scores(self, candidates: Sequence[TokenIds]) -> AsyncGenerator[list[v1.CandidateScore], None]:
+        """The scores of candidates, in their order and as soon as they are there; long ones in several parts.
+
+        Raises:
+            ModelFailedError: the model failed on a candidate, or has shown what is no number.
+            SchedulingError: what else keeps one from its end.
+        """
+        readings = (self._reading(ids) for ids in candidates)
+        done = 0
+        async with contextlib.aclosing(run_readings(self._model, readings)) as endings:
+            try:
+                async for ended in endings:
+                    parts: list[v1.CandidateScore] = []
+                    for finished in ended:
+                        parts += await self._written(done, candidates[done], finished.log_probabilities)
+                        done += 1
+                    yield parts
+            except SequenceFailedError as error:
+                raise ModelFailedError(f"candidates[{done}]: {error}") from error
+
+    def _reading(self, ids: TokenIds) -> Reading:
+        """What finds the log-probabilities of a candidate's tokens, without its first if nothing goes before it."""
+        read = np.concatenate([self._context[-1:], ids])
+        return Reading(
+            read[:-1],
+            Mailbox(),
+            self._state,
+            position=max(len(self._context) - 1, 0),
+            every_step=False,
+            wanted=Wanted(log_probabilities=True),
+            targets=read[1:],
+        )
+
+    async def _written(
+        self, index: int, ids: TokenIds, log_probabilities: NDArray[np.float32]
+    ) -> list[v1.CandidateScore]:
+        """A candidate's score, from the log-probabilities of all its tokens or of all but the first."""
+        if np.isnan(log_probabilities).any():
+            raise ModelFailedError(f"candidates[{index}]: the model's output is not finite, so it has no score")
+        count = len(log_probabilities)
+        likelihood = float(log_probabilities.sum(dtype=np.float64))
+        with np.errstate(over="ignore"):  # A perplexity beyond all numbers is infinite.
+            perplexity = float(np.exp(np.float64(-likelihood / count)))
+        total = v1.TotalScore(
+            log_likelihood=likelihood,
+            token_count=count,
+            perplexity=perplexity,
+            unknown_token_count=self._model.count_unknown(ids),
+        )
+        if self._totals_only:
+            return [v1.CandidateScore(candidate_index=index, total=total)]
+        if count < _LONG:
+            parts = self._parts(index, ids, log_probabilities)
+        else:
+            parts = await asyncio.to_thread(self._parts, index, ids, log_probabilities)
+        parts[-1].total.CopyFrom(total)
+        return parts
+
+    def _parts(self, index: int, ids: TokenIds, log_probabilities: NDArray[np.float32]) -> list[v1.CandidateScore]:
+        count = len(log_probabilities)
+        texts, scored = self._model.token_texts(ids)[-count:], ids[-count:]
+        parts: list[v1.CandidateScore] = []
+        for start in range(0, count, self._longest):
+            part = slice(start, start + self._longest)
+            tokens = v1.TokenScores(
+                ids=scored[part].tolist(), log_probabilities=log_probabilities[part].tolist(), texts=texts[part]
+            )
+            parts.append(v1.CandidateScore(candidate_index=index, tokens=tokens))
+        return parts
