@@ -132,8 +132,10 @@ def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:
     spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, size=SIZE)
     spec.step.inputs.add(name="token", data_type=v1.DATA_TYPE_INT64).token.vocabulary = "text"
     spec.step.states.add(input_name="total", output_name="total_after", data_type=v1.DATA_TYPE_INT64)
-    spec.step.outputs.add(name="logits", shape=[SIZE]).next_token_logits.vocabulary = "text"
-    meaning = spec.step.outputs.add(name="labels", shape=[SIZE]).label_logits
+    spec.step.outputs.add(
+        name="logits", data_type=v1.DATA_TYPE_FLOAT32, shape=[SIZE]
+    ).next_token_logits.vocabulary = "text"
+    meaning = spec.step.outputs.add(name="labels", data_type=v1.DATA_TYPE_FLOAT32, shape=[SIZE]).label_logits
     meaning.vocabulary = "labels"
     meaning.scope = v1.LABEL_SCOPE_STEP if every_step else v1.LABEL_SCOPE_SEQUENCE
     vocabularies = {"text": CharacterVocabulary(LETTERS, unknown_id=0), "labels": LabelVocabulary(LABELS)}
