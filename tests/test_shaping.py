@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from transformers.generation.utils import GenerationMixin
 
-from server.decoding import LEAST_UNIFORM, Choices, ShapedRows, Shaping, UniformStream
+from server.decoding import Choices, ShapedRows, Shaping, UniformStream
+from tests.test_decoding import choose as choose_in_graph
 
 NO_TOKENS = np.zeros(0, np.int64)
 WIDTH = 30
@@ -324,7 +325,7 @@ def intervals(weights: NDArray[np.float64], by_rank: bool) -> list[Interval]:
 
 def assert_drawn(token: int, uniform: float, found: list[Interval]) -> None:
     (interval,) = [interval for interval in found if interval[0] == token]
-    assert interval[1] - 1e-9 <= max(uniform, LEAST_UNIFORM) <= interval[2] + 1e-9
+    assert interval[1] - 1e-9 <= uniform <= interval[2] + 1e-9
 
 
 FILTERS = [
@@ -373,6 +374,26 @@ def test_temperature_and_filters_are_those_of_transformers(row: Row) -> None:
             assert choices.tokens[1] == found[-1][0]
         for token, uniform in zip(choices.tokens.tolist(), uniforms.tolist(), strict=True):
             assert_drawn(token, uniform, found)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_rows_that_need_no_shaping_choose_as_the_graph_does(filtered: bool) -> None:
+    random = np.random.default_rng(17)
+    logits = (random.normal(size=(ROWS, WIDTH)) * random.choice([0.1, 1, 10], (ROWS, 1))).round(1)
+    temperatures = random.choice([0.2, 1.0, 3.0], ROWS)
+    uniforms = random.integers(1, 2**23, ROWS) * 2.0**-23
+    options: dict[str, Any] = {}
+    if filtered:
+        options = {"top_k": random.integers(1, WIDTH + 1, ROWS), "top_p": random.choice([1e-6, 0.31, 0.93, 1.0], ROWS)}
+    expected, _ = choose_in_graph(logits, temperatures, uniforms, forbidden=4, **options)
+    rows = [
+        Row(temperature=float(temperature), **{name: values[row].item() for name, values in options.items()})
+        for row, temperature in enumerate(temperatures)
+    ]
+    choices = choose(rows, logits, uniforms, forbidden=4)
+    # Single against double precision: one in some thousands falls on the other side of a border.
+    assert (choices.tokens != expected).sum() <= 1
+    assert not choices.impossible.any()
 
 
 def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
@@ -437,6 +458,7 @@ def test_a_logit_that_is_no_number_makes_the_choice_impossible(bad: float, optio
 def test_it_is_told_where_no_token_is_left() -> None:
     for temperature in (0, 1):
         free = Row(temperature=temperature)
+        assert choose_one(replace(free, shaping=Shaping({0: 3e38})), [3e38, 0]) is None
         forbids = replace(free, shaping=Shaping(forbidden_tokens=(0, 2)))
         assert choose_one(free, [-math.inf, -math.inf, -math.inf]) is None
         assert choose_one(forbids, [0, -math.inf, 0]) is None
@@ -692,17 +714,20 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(width: int) -> None:
                 assert choices.impossible.tolist() == together.impossible[part].tolist()
 
 
-def test_what_lies_on_a_border_falls_the_same_way_whoever_is_there() -> None:
-    # Uniform numbers that are borders of the distribution itself: the last bit of every weight and sum decides.
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_what_lies_on_a_border_falls_the_same_way_whoever_is_there(by_rank: bool) -> None:
+    # Uniform numbers, or top_p, that are borders of the distribution itself: the last bit of weights and sums decides.
     random = np.random.default_rng(14)
-    count, width = 64, 97
+    count, width = 500, 97
     logits = random.normal(size=(count, width)).astype(np.float32)
     weights = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
+    if by_rank:
+        weights = -np.sort(-weights, axis=1)
     borders = weights.cumsum(axis=1) / weights.sum(axis=1, keepdims=True)
-    uniforms = borders[np.arange(count), random.integers(0, width - 1, count)]
-    rows = [Row() if index % 2 else Row(top_p=float(uniforms[index])) for index in range(count)]
-    table = table_of(rows, width)
-    together = table.choose(np.arange(count), logits, uniforms)
+    at_border = borders[np.arange(count), random.integers(0, width - 1, count)]
+    uniforms = np.full(count, LARGEST_UNIFORM) if by_rank else at_border
+    table = table_of([Row(top_p=float(border)) if by_rank else Row() for border in at_border], width)
+    together = table.choose(np.arange(count), logits, uniforms.astype(np.float64))
     for row in range(count):
         part = np.array([row])
         assert table.choose(part, logits[part], uniforms[part]).tokens[0] == together.tokens[row]

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.decoding.choosing import LEAST_UNIFORM
-
 # How a row draws.
 SAMPLING = np.dtype(
     [
@@ -53,8 +51,7 @@ def draw(
     weights -= largest[:, None]
     weights /= np.minimum(sampling["temperature"], _HOTTEST)[:, None]
     np.exp(weights, out=weights)  # 1 for the most probable
-    # Above 0, so that a token without weight is never the first to exceed it.
-    numbers = np.maximum(uniforms.astype(np.float64), LEAST_UNIFORM)
+    numbers = uniforms.astype(np.float64)
     tokens = np.empty(len(scores), np.int64)
     asks = (sampling["top_k"] < scores.shape[1]) | (sampling["top_p"] < 1)
     if (at := pick_rows(asks)) is not None:
@@ -127,6 +124,6 @@ def _most_probable(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]
 
 
 def _first_above(cumulative: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The first place of each row [R, N] above its threshold [R]."""
+    """The first place of each row [R, N] above its threshold [R], which is at least 0: never one without weight."""
     places: NDArray[np.int64] = (cumulative > thresholds[:, None]).argmax(axis=1)
     return places
