@@ -291,7 +291,7 @@ async def test_an_input_on_which_the_model_fails_is_named_and_disturbs_nobody(ru
 
 async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
-    embedding = asyncio.create_task(running.client.embed(["abc"] * 100))
+    embedding = asyncio.create_task(running.client.embed(["abc" * 300] * 10))
     await until(running, running_count=4)  # Half of the slots.
     inspecting = asyncio.create_task(collected(running.client.inspect("abc")))
     await until(running, waiting_count=1)
@@ -299,8 +299,10 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    await asyncio.sleep(0.1)
     engine.gate.set()
     await running.until_idle()
+    assert len(engine.runs) < 10
     assert len(await running.client.embed(["abc"] * 100)) == 100
 
 

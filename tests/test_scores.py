@@ -359,14 +359,16 @@ async def test_a_candidate_on_which_the_model_fails_is_named_and_disturbs_nobody
 
 async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
-    stream = running.client.score_candidates(["abc"] * 1000, context="a")
+    stream = running.client.score_candidates(["abc" * 300] * 10, context="a")
     task = asyncio.create_task(collected(stream))
     await until(running, running_count=4)  # Half of the slots.
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0.1)
     engine.gate.set()
     await running.until_idle()
+    assert len(engine.runs) < 10
     assert (await running.client.get_model("fake")).waiting_count == 0
     assert values(await running.client.score("cf", context="ab")) == [0, 0]
 
@@ -374,16 +376,19 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
 async def test_a_call_whose_time_is_up_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     with pytest.raises(DeadlineExceededError):
-        await collected(running.client.score_candidates(["abc"] * 1000, context="a", timeout=0.3))
+        await collected(running.client.score_candidates(["abc" * 300] * 10, context="a", timeout=0.3))
+    await asyncio.sleep(0.1)
     engine.gate.set()
     await running.until_idle()
+    assert len(engine.runs) < 10
 
 
 async def test_who_reads_no_further_frees_the_slots(running: Running, engine: FakeEngine) -> None:
-    async for score in running.client.score_candidates(["abc"] * 1000, context="a"):
+    async for score in running.client.score_candidates(["abc", *["abc" * 300] * 10], context="a"):
         assert score.token_count == 3
         break
     await running.until_idle()
+    assert len(engine.runs) < 200
 
 
 async def test_a_full_queue_refuses_the_call_and_not_its_candidates(running: Running, engine: FakeEngine) -> None:
