@@ -1,8 +1,8 @@
 """Words: text cut into pieces that are the text again when they are joined.
 
-A piece is a run of letters, one digit or one other character, each with a single space before it if there is one, or a
-run of white space: "x = f(12)\\n    y" is cut into `x`, ` =`, ` f`, `(`, `1`, `2`, `)`, `\\n    ` and `y`. No piece is
-longer than 32 characters; a longer run is cut there.
+A piece is a run of letters, one digit, or a run of one other character, each with a single space before it if there is
+one, or a run of white space: "x = __f__(12)\\n    y" is cut into `x`, ` =`, ` __`, `f`, `__`, `(`, `1`, `2`, `)`,
+`\\n    ` and `y`. No piece is longer than 32 characters; a longer run is cut there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from bundle.vocabulary import UNKNOWN, JoiningDecoder, TextDecoder, TokenIds, ch
 
 _LONGEST = 32
 # What \w has beside digits and the underscore are letters, as str.isalpha has them, and numbers such as ½.
-_PIECE = re.compile(rf" ?(?:[^\W\d_]{{1,{_LONGEST - 1}}}|\d|[^\w\s]|_)|\s{{1,{_LONGEST}}}")
+_PIECE = re.compile(rf" ?(?:[^\W\d_]{{1,{_LONGEST - 1}}}|\d|([^\w\s]|_)\1{{0,{_LONGEST - 2}}})|\s{{1,{_LONGEST}}}")
 
 
 class WordVocabulary:
-    """One word, with the space before it, one digit, one other character or one run of white space a token.
+    """One piece of text a token: most of them are words, with the space before them.
 
     Args:
         tokens: the pieces in the order of their ids.
@@ -40,8 +40,9 @@ class WordVocabulary:
         for token, piece in enumerate(tokens):
             if token != unknown_id and _PIECE.fullmatch(piece) is None:
                 raise ValueError(
-                    f"a token of a word vocabulary is one word with one space before it or none, one digit, one other "
-                    f"character, or white space, and has at most {_LONGEST} characters, but there is {piece!r}"
+                    "a token of a word vocabulary is one word, one digit or a run of one other character, with one "
+                    f"space before it or none, or white space, and has at most {_LONGEST} characters, but there is "
+                    f"{piece!r}"
                 )
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id

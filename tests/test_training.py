@@ -95,6 +95,15 @@ def test_words_and_subwords_are_learnt_and_resumed_to_the_bit(
         assert bytes_of(tmp_path / "broken", name) == bytes_of(tmp_path / "unbroken", name)
 
 
+@pytest.mark.parametrize("vocabulary", ["characters", "words", "subwords"])
+def test_what_is_held_out_has_no_part_in_the_vocabulary(tmp_path: Path, vocabulary: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(SENTENCE * 200 + "ÄÖÜ " * 100)
+    train(config("lm", str(path), vocabulary=vocabulary, steps=1), tmp_path / "run", console=QUIET)
+    read = load_vocabulary(tmp_path / "run", load_config(tmp_path / "run"))
+    assert not any("Ä" in read.token_text(token) for token in range(read.size))
+
+
 def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
     with pytest.raises(ValidationError, match="a tagger labels every character, so it reads characters or bytes"):
         config("tag", "stdlib", vocabulary="words")

@@ -26,8 +26,10 @@ def test_text_is_cut_into_words_with_the_space_before_them() -> None:
         ",",
         " é語",
     ]
+    assert [*_pieces("def __init__(...):  ##", False)] == ["def", " __", "init", "__", "(", "...", ")", ":", "  ", "##"]
     assert [*_pieces("it's  snake_case", False)] == ["it", "'", "s", "  ", "snake", "_", "case"]
     assert [*_pieces("a" * 70 + " " + "b" * 40, False)] == ["a" * 31, "a" * 31, "a" * 8, " " + "b" * 31, "b" * 9]
+    assert [*_pieces("-" * 40, False)] == ["-" * 31, "-" * 9]
 
 
 @given(text | st.text("ab _1.\n", max_size=200))
@@ -94,6 +96,7 @@ def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, p
         ([""], None, "there is ''"),
         (["a" * 33], None, "at most 32 characters"),
         (["12"], None, "one digit"),
+        (["()"], None, "a run of one other character"),
         (["a", "a"], None, "the word 'a' is listed twice"),
         (["a"], 1, "outside 0 to 0"),
     ],

@@ -98,9 +98,9 @@ def train(
     vocabulary: Annotated[
         Vocabulary | None,
         typer.Option(
-            help="What a token is. characters, bytes. words: each with the space before it; also one digit, one other "
-            "character or a run of white space. subwords: byte pairs joined where they are common, trained on the "
-            "corpus.",
+            help="What a token is. characters, bytes. words: each with the space before it; also one digit, or a run "
+            "of one other character or of white space. subwords: bytes joined where they often stand together, learnt "
+            "from the corpus.",
             show_default="of the preset, mostly characters",
         ),
     ] = None,

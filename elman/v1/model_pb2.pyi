@@ -66,8 +66,8 @@ class _VocabularyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Vocabu
     VOCABULARY_KIND_LABELS: _VocabularyKind.ValueType  # 3
     """Names of classes; only outputs refer to it."""
     VOCABULARY_KIND_WORDS: _VocabularyKind.ValueType  # 4
-    """One word a token: a run of letters, one digit or one other character, each with the single space before it if there
-    is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
+    """One word a token: a run of letters, one digit, or a run of one other character, each with the single space before it
+    if there is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
     """
     VOCABULARY_KIND_SUBWORDS: _VocabularyKind.ValueType  # 5
     """Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
@@ -88,8 +88,8 @@ VOCABULARY_KIND_BYTES: VocabularyKind.ValueType  # 2
 VOCABULARY_KIND_LABELS: VocabularyKind.ValueType  # 3
 """Names of classes; only outputs refer to it."""
 VOCABULARY_KIND_WORDS: VocabularyKind.ValueType  # 4
-"""One word a token: a run of letters, one digit or one other character, each with the single space before it if there
-is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
+"""One word a token: a run of letters, one digit, or a run of one other character, each with the single space before it
+if there is one, or a run of white space. Tokens that are joined are the text again. None has more than 32 characters.
 """
 VOCABULARY_KIND_SUBWORDS: VocabularyKind.ValueType  # 5
 """Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
