@@ -29,7 +29,7 @@ class AnalysisInput(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text. Characters outside the vocabulary are read as its unknown token; a vocabulary without one refuses them."""
+    """Text. What the vocabulary does not have is read as its unknown token; a vocabulary without one refuses it."""
     @_builtins.property
     def tokens(self) -> _inference_service_pb2.TokenSequence:
         """Token ids."""

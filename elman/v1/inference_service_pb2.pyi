@@ -607,7 +607,7 @@ class GenerateRequest(_message.Message):
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
-    """Text. Characters outside the vocabulary are read as its unknown token; a vocabulary without one refuses them."""
+    """Text. What the vocabulary does not have is read as its unknown token; a vocabulary without one refuses it."""
     max_tokens: _builtins.int
     """The largest number of tokens to generate. Default 256, at least 1, at most the server's limit."""
     seed: _builtins.int
@@ -825,7 +825,7 @@ class GenerateStarted(_message.Message):
     prompt_token_count: _builtins.int
     """The number of prompt tokens, the begin token included."""
     unknown_token_count: _builtins.int
-    """How many of them are characters the vocabulary does not have."""
+    """How many of them stand for characters or words that the vocabulary does not have."""
     session_position: _builtins.int
     """In a session: its position before this call."""
     cached_token_count: _builtins.int
