@@ -313,6 +313,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         engine,
         input_name=step.inputs[0].name,
         vocabulary_size=text.size if "next_token_logits" in names else 0,
+        forbidden_token=text.unknown_token_id if text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
         waiting_limit=options.waiting_limit,
         pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),

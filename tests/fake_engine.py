@@ -7,6 +7,7 @@ labels are the same numbers.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ class FakeEngine:
 
     def move(self, source: int, destination: int) -> None:
         self._front[destination] = self._front[source]
+
+    def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        self._front[list(rows)] = self._front[list(sources)]
 
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {"total": self._front[row].copy()}

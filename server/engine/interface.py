@@ -153,6 +153,10 @@ class Engine(Protocol):
         """Copy everything that `source` holds to `destination`; `source` is then free."""
         ...
 
+    def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Copy everything that each of `sources` holds to the row in the same place of `rows`, as if all at once."""
+        ...
+
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         """A copy of a row's state by state input name, without the row axis."""
         ...

@@ -40,6 +40,10 @@ class Buffer(Protocol):
         """Copy one row to another place."""
         ...
 
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copy rows to other places, some of which may be others' sources."""
+        ...
+
 
 class HostBuffer:
     """A Buffer in the memory of the host."""
@@ -62,6 +66,9 @@ class HostBuffer:
 
     def copy_row(self, source: int, destination: int) -> None:
         self.array[destination] = self.array[source]
+
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self.array[list(destinations)] = self.array[list(sources)]
 
 
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
@@ -95,6 +102,15 @@ class CudaBuffer:
 
     def copy_row(self, source: int, destination: int) -> None:
         self._copy(self.address(destination), self.address(source), self._row_bytes, _ON_DEVICE)
+
+    def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        needed = set(destinations)
+        kept = {source: self.read(source, 1) for source in sources if source in needed}
+        for source, destination in zip(sources, destinations, strict=True):
+            if source in kept:
+                self.write(destination, kept[source])
+            else:
+                self.copy_row(source, destination)
 
     def _copy(self, destination: int, source: int, size: int, kind: int) -> None:
         code = self._runtime.cudaMemcpy(

@@ -148,6 +148,13 @@ class OnnxEngine:
         for buffer in self._storage.constants.values():
             buffer.copy_row(source, destination)
 
+    def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        for buffer in (
+            *(kept.buffers[self._phase] for kept in self._storage.states),
+            *self._storage.constants.values(),
+        ):
+            buffer.copy_rows(sources, rows)
+
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {kept.input_name: kept.buffers[self._phase].read(row, 1)[0].copy() for kept in self._storage.states}
 

@@ -11,6 +11,7 @@ import numpy as np
 from bundle import Bundle, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
+from server.decoding.constraints import Grammars
 from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
 from server.scheduling import Scheduler
@@ -88,6 +89,16 @@ class ServedModel:
     def begin_token(self) -> int | None:
         """What every sequence begins with, if anything."""
         return self.text_spec.begin_token_id if self.text_spec.HasField("begin_token_id") else None
+
+    @cached_property
+    def end_token(self) -> int | None:
+        """What ends a generation, if anything does."""
+        return self.text_spec.end_token_id if self.text_spec.HasField("end_token_id") else None
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles constraints. To be had on a thread: it looks at every token."""
+        return Grammars(self.vocabulary.token_bytes(), self.end_token)
 
     def to_proto(self) -> v1.Model:
         return v1.Model(

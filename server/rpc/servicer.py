@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +22,7 @@ from server.rpc.errors import (
     QueueFullRequestError,
     ServerDrainingError,
 )
-from server.rpc.generation import write_generation
+from server.rpc.generate_calls import GenerateCalls
 from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
@@ -32,19 +31,13 @@ from server.rpc.validation import (
     Limits,
     check_request_id,
     check_size,
-    continuation_ids,
-    delivery_interval,
     fingerprint,
     input_ids,
     piece_ids,
-    prompt_ids,
-    received_count,
-    requested_seed,
-    sampling_params,
     session_target,
 )
 from server.rpc.writing import write_message
-from server.scheduling import Generation, Reading, Snapshot
+from server.scheduling import Reading, Snapshot
 from server.sessions import TOKEN_TYPE, Prefix, PrefixCache, Sessions, Target
 from server.sessions.prefixes import INTERVAL, SHORTEST
 
@@ -76,6 +69,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         write_timeout: float,
         draining: asyncio.Event,
     ) -> None:
+        self._generate_calls = GenerateCalls(models, sessions, prefixes, limits)
         self._models = models
         self._sessions = sessions
         self._prefixes = prefixes
@@ -101,93 +95,13 @@ class InferenceServicer(v1.InferenceServiceServicer):
         self, request: v1.GenerateRequest, context: Context
     ) -> None:
         check_size(request, self._limits)
-        mailbox = Mailbox()
-        if request.HasField("session"):
-            model, started, leave = await self._continue_session(request, mailbox)
-        else:
-            model, started, leave = await self._begin(request, mailbox, context)
-        try:
-            await write_generation(
-                mailbox,
-                model,
-                started,
-                partial(self._write, context),
-                single=request.HasField("single_tokens"),
-                received=request.received_token_count,
-            )
-        finally:
-            leave()
+        await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
 
-    async def _begin(
-        self, request: v1.GenerateRequest, mailbox: Mailbox, context: Context
-    ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
-        """Have a prompt continued from the model's initial state, or from where it is known."""
-        if request.received_token_count:
-            raise FieldError("received_token_count", "needs a session: only there a call can be repeated")
-        model = self._models.that_generates(request.model)
-        given = requested_seed(request)
-        seed = secrets.randbits(63) if given is None else given
-        params = sampling_params(request, seed, model, self._limits)
-        ids = await prompt_ids(request, model, self._limits)
-        prefix = self._known(model, ids, request, context)
-        generation = Generation(
-            ids[prefix.position :] if prefix else ids,
-            prefix.receiver(mailbox) if prefix else mailbox,
-            prefix.state if prefix else None,
-            position=prefix.position if prefix else 0,
-            snapshot_steps=INTERVAL if prefix else None,
-            snapshots_prompt=True,
-            params=params,
-            interval=delivery_interval(request),
-        )
-        model.scheduler.submit(generation)
-        started = v1.GenerateStarted(
-            model=model.name,
-            digest=model.bundle.digest,
-            seed=seed,
-            prompt_token_count=len(ids),
-            unknown_token_count=model.count_unknown(ids),
-            cached_token_count=prefix.position if prefix else 0,
-        )
-        return model, started, partial(model.scheduler.abort, generation)
-
-    def _known(
-        self, model: ServedModel, ids: TokenIds, request: v1.GenerateRequest | v1.ClassifyRequest, context: Context
-    ) -> Prefix | None:
+    def _known(self, model: ServedModel, ids: TokenIds, request: v1.ClassifyRequest, context: Context) -> Prefix | None:
         """What is known of an input, if that is worth anything and wanted."""
         if len(ids) < SHORTEST or request.bypass_prefix_cache:
             return None
-        output_wanted = isinstance(request, v1.ClassifyRequest)
-        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=output_wanted)
-
-    async def _continue_session(
-        self, request: v1.GenerateRequest, mailbox: Mailbox
-    ) -> tuple[ServedModel, v1.GenerateStarted, Callable[[], None]]:
-        """Have a session continued, or a call that was made on it repeated."""
-        target = session_target(request)
-        received_count(request)
-        model = self._models.that_generates(request.model or await self._model_of(target))
-        params = sampling_params(request, 0, model, self._limits)
-        ids = await continuation_ids(request, model, self._limits)
-        listening = await self._sessions.calls.generate(
-            model.for_sessions,
-            target,
-            array(TOKEN_TYPE, ids.tolist()),
-            mailbox,
-            params=params,
-            seed=requested_seed(request),
-            begin_token=model.begin_token,
-            interval=delivery_interval(request),
-        )
-        started = v1.GenerateStarted(
-            model=model.name,
-            digest=model.bundle.digest,
-            seed=listening.seed,
-            prompt_token_count=listening.prompt_count,
-            unknown_token_count=model.count_unknown(ids),
-            session_position=listening.start,
-        )
-        return model, started, listening.leave
+        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=True)
 
     async def _model_of(self, target: Target) -> str:
         return (await self._sessions.get(target.session_id)).model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from bundle import EncodingError, TextVocabulary
@@ -16,10 +16,8 @@ from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from server.rpc.models import ServedModel
-from server.scheduling import SamplingParams
 from server.sessions import Target
 
-DEFAULT_MAX_TOKENS = 256
 LONGEST_INTERVAL = 60  # seconds
 LONGEST_REQUEST_ID = 64  # characters
 # So many characters may take milliseconds to encode, which the other clients shall not wait for.
@@ -71,42 +69,6 @@ def check_size(message: Message, limits: Limits) -> None:
         )
 
 
-def sampling_params(request: v1.GenerateRequest, seed: int, model: ServedModel, limits: Limits) -> SamplingParams:
-    """How to choose tokens and when to stop, under a seed that is the request's or has been chosen for it.
-
-    Raises:
-        FieldError: max_tokens, the temperature, top_k or top_p is outside its range.
-    """
-    max_tokens = request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS
-    if not 1 <= max_tokens <= limits.max_tokens:
-        raise FieldError(
-            "max_tokens", f"is {max_tokens}, but must be 1 to {limits.max_tokens}", limit=limits.max_tokens
-        )
-    temperature = 1.0
-    if request.HasField("greedy"):
-        temperature = 0.0
-    elif request.sampling.HasField("temperature"):
-        temperature = request.sampling.temperature
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise FieldError("sampling.temperature", f"is {temperature}, but must be finite and not negative")
-    vocabulary_size = model.vocabulary.size
-    top_k = request.sampling.top_k if request.sampling.HasField("top_k") else vocabulary_size
-    if top_k < 1:
-        raise FieldError("sampling.top_k", f"is {top_k}, but must be at least 1")
-    top_p = request.sampling.top_p if request.sampling.HasField("top_p") else 1.0
-    if not 0 < top_p <= 1:
-        raise FieldError("sampling.top_p", f"is {top_p}, but must be above 0 and at most 1")
-    end_token = model.text_spec.end_token_id if model.text_spec.HasField("end_token_id") else None
-    return SamplingParams(
-        temperature,
-        seed,
-        max_tokens,
-        top_k=top_k,
-        top_p=top_p,
-        end_token=end_token,
-    )
-
-
 def delivery_interval(request: v1.GenerateRequest) -> float | None:
     """Seconds for which tokens may gather; None: the caller leaves it to the server.
 
@@ -117,9 +79,21 @@ def delivery_interval(request: v1.GenerateRequest) -> float | None:
         return 0.0
     if not request.HasField("interval"):
         return None
-    seconds = request.interval.seconds + request.interval.nanos / 1e9
-    if not 0 <= seconds <= LONGEST_INTERVAL:
+    seconds = duration_seconds(request.interval, "interval")
+    if seconds > LONGEST_INTERVAL:
         raise FieldError("interval", f"is {seconds:g} seconds, but must be 0 to {LONGEST_INTERVAL}")
+    return seconds
+
+
+def duration_seconds(duration: Duration, field: str) -> float:
+    """A duration in seconds.
+
+    Raises:
+        FieldError: it is negative.
+    """
+    seconds = duration.seconds + duration.nanos / 1e9
+    if seconds < 0:
+        raise FieldError(field, f"is {seconds:g} seconds, but must not be negative")
     return seconds
 
 

@@ -4,6 +4,8 @@ from server.scheduling.errors import QueueFullError, SchedulerStoppedError, Sche
 from server.scheduling.pace import Pace
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
+    Beams,
+    BeamsFinished,
     Event,
     Failed,
     Finished,
@@ -15,10 +17,14 @@ from server.scheduling.sequence import (
     SamplingParams,
     Sequence,
     Snapshot,
+    StopCheck,
+    TokenReport,
     Tokens,
 )
 
 __all__ = [
+    "Beams",
+    "BeamsFinished",
     "Event",
     "Failed",
     "FinishReason",
@@ -36,5 +42,7 @@ __all__ = [
     "Sequence",
     "SequenceFailedError",
     "Snapshot",
+    "StopCheck",
+    "TokenReport",
     "Tokens",
 ]

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
+from server.decoding.beams import BeamSearch
 from server.engine import FREE, NOTHING, Arrays, Chunk, Wanted, is_filtered
-from server.scheduling.sequence import Generation, Sequence
+from server.scheduling.host_choice import HostChoice
+from server.scheduling.sequence import Beams, Generation, Sequence
 
 # Random numbers are drawn for so many positions at a time: to begin costs as much as to draw thousands.
 _AHEAD = 1024
@@ -44,6 +46,9 @@ _RECORD = np.dtype(
         ("gathered_count", np.int64),  # how many tokens wait to be handed on
         ("interval", np.float64),  # seconds between handing on; not a number: the scheduler's own
         ("due", np.float64),  # when what has gathered is to be handed on
+        ("looks_at_logits", np.bool_),  # at every step at which it chooses
+        ("time_limit", np.float64),  # when it ends with what there is
+        ("stops", np.bool_),  # at stop sequences
     ]
 )
 
@@ -74,10 +79,17 @@ class Batch:
         capacity: the number of rows.
         input_name: the step's input.
         vocabulary_size: of the tokens that are generated; 0 if none are.
+        forbidden_token: a token that is never generated.
+
+    Attributes:
+        host: what is known of the rows that choose on the host.
     """
 
-    def __init__(self, capacity: int, input_name: str, vocabulary_size: int) -> None:
+    def __init__(
+        self, capacity: int, input_name: str, vocabulary_size: int, forbidden_token: int | None = None
+    ) -> None:
         self.sequences: list[Sequence] = []
+        self.host = HostChoice(vocabulary_size, forbidden_token)
         self._input_name = input_name
         self._vocabulary_size = vocabulary_size
         self._all = np.zeros(capacity, _RECORD)
@@ -106,35 +118,75 @@ class Batch:
         record["keeps_state"] = sequence.keep_state
         record["end_token"] = _NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self._vocabulary_size, 1
+        record["looks_at_logits"], record["time_limit"] = sequence.wanted.logits, np.inf
         stream: UniformStream | None = None
         if isinstance(sequence, Generation):
             params = sequence.params
             record["generates"] = True
+            record["stops"] = sequence.stop is not None
             record["greedy"] = params.temperature == 0
             record["temperature"] = min(max(params.temperature, GREEDY_TEMPERATURE), _HOTTEST)
             record["interval"] = np.nan if sequence.interval is None else sequence.interval
             record["uniforms_start"] = -_AHEAD
             if params.end_token is not None:
                 record["end_token"] = params.end_token
-            if params.top_k is not None:
-                record["top_k"] = min(params.top_k, self._vocabulary_size)
-            record["top_p"] = params.top_p
+            if not params.needs_logits:  # Else the token that the graph chooses is of no use.
+                record["top_k"] = self._vocabulary_size if params.top_k is None else params.top_k
+                record["top_p"] = params.top_p
             stream = UniformStream(params.seed)
+        if isinstance(sequence, Generation | Beams) and sequence.time_limit is not None:
+            record["time_limit"] = sequence.time_limit
+        if isinstance(sequence, Beams):
+            sequence.rows.append(row)
+            sequence.search = BeamSearch(sequence.params, self._vocabulary_size)
         self._all[row] = record
         self.sequences.append(sequence)
         self._streams.append(stream)
         self._wanted[sequence.wanted] += 1
+        self.host.append(row, sequence)
         return row
+
+    def branch(self, beams: Beams, sources: list[int], tokens: list[int]) -> tuple[list[int], list[int]]:
+        """A search goes on: its first rows, and new ones if it needs them, continue some of its rows by a token each.
+
+        Args:
+            beams: the search.
+            sources: which of its beams are continued.
+            tokens: by which tokens.
+
+        Returns:
+            the rows that go on, and for each the row that it continues.
+        """
+        origins = [beams.rows[source] for source in sources]
+        while len(beams.rows) < len(sources):
+            row = len(self.sequences)
+            self._all[row] = self._all[beams.rows[0]]
+            self.sequences.append(beams)
+            self._streams.append(None)
+            self._wanted[beams.wanted] += 1
+            beams.rows.append(row)
+        rows = beams.rows[: len(sources)]
+        self._all["last_token"][rows] = tokens
+        if beams.shaping is not None:
+            self.host.branch(beams, rows, origins, tokens)
+        return rows, origins
 
     def remove(self, row: int) -> int:
         """Free a row: the last one takes its place; the row that has moved."""
         last = len(self.sequences) - 1
         self._wanted[self.sequences[row].wanted] -= 1
+        self.host.remove(row)
+        leaving, moving = self.sequences[row], self.sequences[last]
+        if isinstance(leaving, Beams):
+            leaving.rows.remove(row)
         if row != last:
             for values in (self._all, self._uniforms_ahead, self._gathered):
                 values[row] = values[last]
-            self.sequences[row] = self.sequences[last]
+            self.sequences[row] = moving
             self._streams[row] = self._streams[last]
+            self.host.move(last, row)
+            if isinstance(moving, Beams):
+                moving.rows[moving.rows.index(last)] = row
         self.sequences.pop()
         self._streams.pop()
         return last
@@ -144,6 +196,13 @@ class Batch:
         self.sequences.clear()
         self._streams.clear()
         self._wanted.clear()
+        self.host.clear()
+
+    @property
+    def reserved(self) -> int:
+        """How many rows are kept free for searches that will need them."""
+        searches = {id(sequence): sequence for sequence in self.sequences if isinstance(sequence, Beams)}
+        return sum(search.row_count - len(search.rows) for search in searches.values())
 
     @property
     def steps_left(self) -> NDArray[np.int64]:
@@ -179,6 +238,26 @@ class Batch:
         rows = self.rows
         least = int((rows["halt_at"] - rows["position"]).min())
         return least if least < _NEVER // 2 else None
+
+    @property
+    def logits_in(self) -> int | None:
+        """After how many steps at the latest a run has to end, because a row looks at the logits there."""
+        rows = self.rows
+        if not rows["looks_at_logits"].any():
+            return None
+        prompt_left = self.prompt_left[rows["looks_at_logits"]]
+        return max(int(prompt_left.min()), 1)
+
+    def looking(self, count: int) -> list[int]:
+        """The rows that look at the logits after so many steps."""
+        rows = self.rows
+        found = rows["looks_at_logits"] & (rows["position"] + count >= rows["forced_end"])
+        return np.flatnonzero(found).tolist()
+
+    @property
+    def stopping(self) -> list[int]:
+        """The rows that look for stop sequences."""
+        return np.flatnonzero(self.rows["stops"]).tolist()
 
     def chunk(self, count: int) -> Chunk:
         """The next `count` steps of every row. A row that ends before is fed what does no harm."""

@@ -25,12 +25,16 @@ from numpy.typing import NDArray
 from server.engine import NOTHING, Arrays, Chunk, Engine, EngineError, Results
 from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
+from server.scheduling.host_choice import Choice, log_softmax, reports_of
 from server.scheduling.pace import Pace
 from server.scheduling.sequence import (
+    Beams,
+    BeamsFinished,
     Event,
     Failed,
     Finished,
     FinishReason,
+    Generation,
     Reading,
     Receiver,
     Sequence,
@@ -45,6 +49,7 @@ _PATIENCE = 0.01  # seconds for which those who run wait for those who keep comi
 
 _log = structlog.get_logger(__name__)
 _MODEL_FAILED = SequenceFailedError("the model failed on this input")
+_NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,21 @@ class _Ending:
         return self.steps - 1 if self.reason is FinishReason.END_TOKEN else self.steps
 
 
+@dataclass(frozen=True)
+class _Branching:
+    """How a search goes on.
+
+    Attributes:
+        beams: the search.
+        sources: which of its beams are continued.
+        tokens: by which tokens.
+    """
+
+    beams: Beams
+    sources: list[int]
+    tokens: list[int]
+
+
 class Scheduler:
     """Continuous batching of one model's sequences.
 
@@ -78,6 +98,7 @@ class Scheduler:
         engine: runs the steps; from `start` on only this scheduler's thread touches it.
         input_name: the step's input that sequences force or feed back.
         vocabulary_size: of the tokens that are generated; 0 if the model does not generate.
+        forbidden_token: a token that is never generated.
         label_output: the output that readings are shown; None if the model has none.
         waiting_limit: how many sequences may wait for a row.
         pace: how long chunks are, and how often tokens are handed on.
@@ -92,6 +113,7 @@ class Scheduler:
         *,
         input_name: str,
         vocabulary_size: int,
+        forbidden_token: int | None = None,
         label_output: str | None,
         waiting_limit: int,
         pace: Pace,
@@ -99,6 +121,8 @@ class Scheduler:
     ) -> None:
         self._name = name
         self._engine = engine
+        self._vocabulary_size = vocabulary_size
+        self._forbidden_token = forbidden_token
         self._label_output = label_output
         self._waiting_limit = waiting_limit
         self._pace = pace
@@ -109,7 +133,7 @@ class Scheduler:
         self._some_aborted = False
         self._stopped = False
         # The thread's own; its rows are the engine's.
-        self._batch = Batch(engine.capacity, input_name, vocabulary_size)
+        self._batch = Batch(engine.capacity, input_name, vocabulary_size, forbidden_token)
         self._single_steps = 0  # how many are still to be run one by one, because together they have failed
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
 
@@ -195,18 +219,23 @@ class Scheduler:
         self._admit()
         if not self._batch.sequences:
             return
-        chunk = self._batch.chunk(self._step_count())
-        outlook = self._batch.outlook(len(chunk))
+        count = self._step_count()
+        looking = self._batch.looking(count)
+        chunk = self._batch.chunk(count)
+        outlook = self._batch.outlook(count)
+        self._batch.host.prepare(looking)
         found = self._run(chunk)
         if found is None:
             return
         results, failures = found
-        endings = self._endings(outlook, results, failures)
+        results, choices = self._look(looking, chunk, results, failures)
+        endings = self._endings(outlook, results, failures, choices)
+        branches = self._search(looking, results, endings)
         self._replay(chunk, outlook, results, endings)
         self._engine.commit()
-        self._batch.advance(len(chunk), results.tokens)
+        self._batch.advance(count, results.tokens)
         self._record(outlook, results, endings)
-        self._release(endings)
+        self._release({*endings, *self._branch(branches)})
 
     def _admit(self) -> None:
         """Give free rows to those who wait, first come first served, and to those who come with them: what takes up a
@@ -217,14 +246,21 @@ class Scheduler:
 
     def _give_rows(self) -> int:
         """How many have been given one."""
-        for count in range(self._engine.capacity - len(self._batch)):
+        given = 0
+        free = self._engine.capacity - len(self._batch) - self._batch.reserved
+        while free > 0:
             with self._changed:
                 if not self._waiting:
-                    return count
+                    return given
+                free -= self._waiting[0].row_count
+                if free < 0:
+                    break
                 sequence = self._waiting.popleft()
+            sequence.begun = time.perf_counter()
             row = self._batch.append(sequence)
             # Always written: a row still holds what its last sequence left there.
             self._engine.insert(row, sequence.state)
+            given += 1
         return 0  # There is none for whoever comes now.
 
     def _step_count(self) -> int:
@@ -242,6 +278,9 @@ class Scheduler:
         kept = self._batch.rows["keeps_state"]
         if kept.any():  # So that a row whose end can be foreseen need not be replayed.
             most, exact = min(most, int(left[kept].min())), True
+        logits_in = self._batch.logits_in
+        if logits_in is not None:
+            most, exact = min(most, logits_in), True
         halts_in = self._batch.halts_in
         if halts_in is not None and halts_in <= 2 * most:
             most, exact = min(most, halts_in), True
@@ -285,11 +324,79 @@ class Scheduler:
             failures,
         )
 
-    def _endings(self, outlook: Outlook, results: Results, failures: dict[int, EngineError]) -> dict[int, _Ending]:
-        """Which rows end in a chunk, and where in it."""
+    def _look(
+        self, looking: list[int], chunk: Chunk, results: Results, failures: dict[int, EngineError]
+    ) -> tuple[Results, dict[int, Choice]]:
+        """Have the generations that look at the logits choose, where they do so on the host, and report.
+
+        Returns:
+            the results with what they have chosen, and their choices by row.
+        """
+        sequences = self._batch.sequences
+        generations = [row for row in looking if row not in failures and isinstance(sequences[row], Generation)]
+        if not generations:
+            return results, {}
+        assert results.logits is not None
+        tokens = results.tokens.copy()
+        choosing = [row for row in generations if _generation(sequences[row]).params.needs_logits]
+        choices: dict[int, Choice] = {}
+        if choosing:
+            found = self._batch.host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
+            choices = dict(zip(choosing, found, strict=True))
+            tokens[choosing, -1] = [choice.token for choice in found]
+        reporting = [row for row in generations if _generation(sequences[row]).report_count is not None]
+        if reporting:
+            counts = [_generation(sequences[row]).report_count or 0 for row in reporting]
+            reports = reports_of(results.logits[reporting], tokens[reporting, -1].tolist(), counts)
+            for row, report in zip(reporting, reports, strict=True):
+                _generation(sequences[row]).reports.append(report)
+        return replace(results, tokens=tokens), choices
+
+    def _search(self, looking: list[int], results: Results, endings: dict[int, _Ending]) -> list[_Branching]:
+        """Have the searches that are beyond their prompt go on; where one ends, its rows do."""
+        searches = {id(found): found for row in looking if isinstance(found := self._batch.sequences[row], Beams)}
+        branchings = []
+        for beams in searches.values():
+            ended = next((endings[row] for row in beams.rows if row in endings), None)
+            if ended is None and results.failed[beams.rows].any():
+                ended = _Ending(1, 0, error=_NOT_FINITE)
+            if ended is None:
+                assert beams.search is not None
+                assert results.logits is not None
+                beams.step_count += len(beams.rows)
+                branches = beams.search.advance(self._scores(beams, results.logits))
+                if not beams.search.done:
+                    branchings.append(_Branching(beams, branches.sources.tolist(), branches.tokens.tolist()))
+                    continue
+            for row in beams.rows:
+                endings[row] = ended or _Ending(1, 0)
+        return branchings
+
+    def _scores(self, beams: Beams, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The log-probabilities of what may follow each beam, [beams, V]."""
+        found = log_softmax(logits[beams.rows])
+        if self._forbidden_token is not None:
+            found[:, self._forbidden_token] = -np.inf
+        return found if beams.shaping is None else self._batch.host.shape(beams.rows, found)
+
+    def _branch(self, branchings: list[_Branching]) -> list[int]:
+        """Have rows become the continuations that searches go on with; the rows that are not needed any more."""
+        surplus: list[int] = []
+        for branching in branchings:
+            rows, origins = self._batch.branch(branching.beams, branching.sources, branching.tokens)
+            self._engine.rearrange(rows, origins)
+            surplus += branching.beams.rows[len(rows) :]
+        return surplus
+
+    def _endings(
+        self, outlook: Outlook, results: Results, failures: dict[int, EngineError], choices: dict[int, Choice]
+    ) -> dict[int, _Ending]:
+        """Which rows end in a chunk, and where in it; not those of searches, unless they fail."""
+        sequences = self._batch.sequences
         endings = {
             row: _Ending(int(outlook.left[row]), int(outlook.gained[row]), FinishReason.MAX_TOKENS)
             for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
+            if not isinstance(sequences[row], Beams)
         }
         if results.tokens.size:
             stopping = results.failed | (results.tokens == self._batch.rows["end_token"][:, None])
@@ -298,11 +405,37 @@ class Scheduler:
                 places = np.flatnonzero(stopping[row, first : first + gained])
                 if places.size:
                     endings[row] = self._stopped_at(row, int(places[0]), outlook, results)
+        for row, choice in choices.items():
+            self._end_choice(row, choice, outlook, endings)
+        for row in self._batch.stopping:
+            self._stop(row, outlook, results, endings)
+        for row in np.flatnonzero(self._batch.rows["time_limit"] <= time.perf_counter()).tolist():
+            ending = _Ending(outlook.count, int(outlook.gained[row]), FinishReason.TIME_LIMIT)
+            endings.setdefault(row, ending)
         for row, failure in failures.items():
             position = int(outlook.position[row])
             _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
             endings[row] = _Ending(0, 0, error=_MODEL_FAILED)
         return endings
+
+    def _end_choice(self, row: int, choice: Choice, outlook: Outlook, endings: dict[int, _Ending]) -> None:
+        """End a row that could choose nothing on the host, or need choose no more."""
+        known, gained = endings.get(row), int(outlook.gained[row])
+        if known is not None and known.reason is not FinishReason.MAX_TOKENS:
+            return
+        if choice.error is not None:
+            endings[row] = _Ending(outlook.count, gained - 1, error=SequenceFailedError(choice.error))
+        elif choice.complete:
+            endings[row] = _Ending(outlook.count, gained, FinishReason.CONSTRAINT)
+
+    def _stop(self, row: int, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
+        """End a row whose new tokens complete a stop sequence."""
+        sequence, known = _generation(self._batch.sequences[row]), endings.get(row)
+        assert sequence.stop is not None
+        first, kept = int(outlook.first[row]), int(outlook.gained[row]) if known is None else known.tokens
+        count = sequence.stop.feed(results.tokens[row, first : first + kept].tolist())
+        if count is not None:
+            endings[row] = _Ending(first + count, count, FinishReason.STOP_SEQUENCE)
 
     def _stopped_at(self, row: int, tokens: int, outlook: Outlook, results: Results) -> _Ending:
         """The end of a row that keeps so many of the chunk's tokens; the next is its end token, or none at all."""
@@ -310,8 +443,7 @@ class Scheduler:
         if not results.failed[row, step]:
             return _Ending(step + 1, tokens, FinishReason.END_TOKEN)
         _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
-        error = SequenceFailedError("the model's output is not finite, so no token can be chosen")
-        return _Ending(step + 1, tokens, error=error)
+        return _Ending(step + 1, tokens, error=_NOT_FINITE)
 
     def _replay(self, chunk: Chunk, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
         """Bring the rows that ended before the chunk did, and whose state is wanted, to where they ended."""
@@ -342,10 +474,10 @@ class Scheduler:
         for row in {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}:
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
-            if sequence.aborted:
+            if sequence.aborted or sequence.ended:
                 continue
             if tokens:
-                emissions.append((sequence.receiver, Tokens(tokens)))
+                emissions.append((sequence.receiver, _told(sequence, tokens)))
             if row in snapshots and row not in endings:
                 emissions.append((sequence.receiver, Snapshot(batch.take_snapshot(row), self._engine.extract(row))))
             if row in endings:
@@ -364,8 +496,13 @@ class Scheduler:
         state = self._engine.extract(row) if sequence.keep_state else None
         if isinstance(sequence, Reading):
             return sequence.finished(state)
+        if isinstance(sequence, Beams):
+            assert sequence.search is not None
+            cut_short = ending.reason is FinishReason.TIME_LIMIT
+            return BeamsFinished(tuple(sequence.search.results()), cut_short, sequence.step_count, sequence.begun)
         assert ending.reason is not None
-        return Finished(ending.reason, position + ending.kept_steps, state)
+        steps = position + ending.steps - sequence.position
+        return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.begun)
 
     def _release(self, leaving: Collection[int]) -> None:
         """Free rows, the highest first, so that the last row in use can always fill the hole."""
@@ -382,7 +519,8 @@ class Scheduler:
                 continue
             tokens = self._batch.hand_on(row, 0.0, 0.0)
             if tokens:
-                emissions.append((sequence.receiver, Tokens(tokens)))
+                emissions.append((sequence.receiver, _told(sequence, tokens)))
+            sequence.ended = True  # A search has several rows.
             emissions.append((sequence.receiver, Failed(error)))
         self._batch.clear()
         self._tell(emissions)
@@ -392,3 +530,16 @@ def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int
     """Copy one row's arrays [1, ...] to its place among those of all rows, [count, ...]."""
     for name, value in values.items():
         joined.setdefault(name, np.zeros((count, *value.shape[1:]), value.dtype))[row] = value[0]
+
+
+def _generation(sequence: Sequence) -> Generation:
+    assert isinstance(sequence, Generation)
+    return sequence
+
+
+def _told(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:
+    """Tokens that are handed on, with what is reported of them; of an end token nothing is."""
+    generation = _generation(sequence)
+    reports = tuple(generation.reports[: len(tokens)])
+    generation.reports.clear()
+    return Tokens(tokens, reports)

@@ -4,7 +4,7 @@ Sessions (who has which, in memory or in the store) -> Run (a generation under w
                                                     -> Journal -> Store (memory, a SQLite file)
 """
 
-from server.sessions.calls import Listening, SessionReading, Target
+from server.sessions.calls import GenerationRequest, Listening, SessionReading, Target
 from server.sessions.file import SessionFile, read_file
 from server.sessions.prefixes import Prefix, PrefixCache
 from server.sessions.reading import SessionModel
@@ -16,6 +16,7 @@ from server.sessions.store import MemoryStore, Store, Summary
 __all__ = [
     "TOKEN_TYPE",
     "Fsync",
+    "GenerationRequest",
     "Listening",
     "MemoryStore",
     "Prefix",

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, Tokens
+from server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, StopCheck, Tokens
 from server.sessions.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError, SessionBusyError
 from server.sessions.reading import SessionModel, beginning, read
 from server.sessions.residence import Residence, check_suits
 from server.sessions.run import Run
 from server.sessions.session import TOKEN_TYPE, Advance, Call, Session
 
+_NOTHING = np.empty(0, np.int64)
 _READ = "read"  # the outcome of a call that has generated nothing
 
 
@@ -40,6 +41,27 @@ class Target:
     position: int | None
     request_id: str
     fingerprint: bytes
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What a call generates.
+
+    Attributes:
+        params: how to choose tokens; its seed does not matter.
+        seed: of the call; None for the session's.
+        interval: for how long tokens may gather; see `Generation`.
+        stop: makes what tells where a stop sequence ends it; None if nothing does.
+        time_limit: see `Generation`.
+        report_count: see `Generation`.
+    """
+
+    params: SamplingParams
+    seed: int | None = None
+    interval: float | None = None
+    stop: Callable[[], StopCheck] | None = None
+    time_limit: float | None = None
+    report_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +112,9 @@ class Calls:
         target: Target,
         prompt: array[int],
         listener: Receiver,
+        request: GenerationRequest,
         *,
-        params: SamplingParams,
-        seed: int | None,
         begin_token: int | None,
-        interval: float | None,
     ) -> Listening:
         """Generate on a session, or listen to what has been generated already by a call of that name.
 
@@ -103,10 +123,8 @@ class Calls:
             target: which session.
             prompt: what follows what it holds; may be nothing, unless the session is empty.
             listener: is told the tokens of the whole call, from its first one on, and its end.
-            params: how to choose tokens; its seed does not matter.
-            seed: of the call; None for the session's.
+            request: what to generate.
             begin_token: what an empty session begins with, if anything.
-            interval: for how long tokens may gather; see `Generation`.
 
         Raises:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
@@ -118,7 +136,7 @@ class Calls:
             session = await self._residence.claim(target.session_id)
         except SessionBusyError:
             session = await self._residence.suitable(target.session_id, model)
-            seed = session.seed if seed is None else seed
+            seed = session.seed if request.seed is None else request.seed
             if (ended := _ended(session, target)) is not None:
                 return _recited(session, ended, listener, seed)
             running = self._residence.run_of(target.session_id)
@@ -129,17 +147,19 @@ class Calls:
         run = None
         try:
             check_suits(session, model)
-            params = replace(params, seed=session.seed if seed is None else seed)
+            seed = session.seed if request.seed is None else request.seed
             call = self._recorded(session, target)
             if call is None:
                 prompt = _beginning_with(begin_token, session, prompt)
                 call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
             else:
                 prompt = array(TOKEN_TYPE)  # The session holds it.
-            if call.outcome or call.generated_count >= params.max_tokens:
-                return _recited(session, call, listener, params.seed)
-            run = self._run(model, session, call, prompt, params, interval)
-            return _heard(run, listener, params.seed)
+            stop = request.stop() if request.stop else None
+            reason = _reason_to_end(session, call, request, stop)
+            if reason is not None:
+                return _recited(session, replace(call, outcome=reason.value), listener, seed)
+            run = self._run(model, session, call, prompt, request, seed, stop)
+            return _heard(run, listener, seed)
         finally:
             if run is None:
                 self._residence.release(session.session_id)
@@ -150,11 +170,12 @@ class Calls:
         session: Session,
         call: Call,
         prompt: array[int],
-        params: SamplingParams,
-        interval: float | None,
+        request: GenerationRequest,
+        seed: int,
+        stop: StopCheck | None,
     ) -> Run:
         """Have a call generate, from its beginning or from where it was broken off."""
-        begin = beginning(session, model)
+        begin, params = beginning(session, model), request.params
         run = Run(
             session,
             call,
@@ -170,8 +191,13 @@ class Calls:
             position=begin.position,
             keep_state=True,
             snapshot_steps=self._snapshot_steps,
-            params=replace(params, max_tokens=params.max_tokens - call.generated_count),
-            interval=interval,
+            params=replace(params, seed=seed, max_tokens=params.max_tokens - call.generated_count),
+            interval=request.interval,
+            history=np.array(session.tokens[: begin.position], np.int64) if params.needs_logits else _NOTHING,
+            generated_count=call.generated_count,
+            report_count=request.report_count,
+            stop=stop,
+            time_limit=request.time_limit,
         )
         self._residence.give_to(run)
         run.start(model.scheduler, generation, prompt)
@@ -279,9 +305,33 @@ def _beginning_with(begin_token: int | None, session: Session, prompt: array[int
 
 def _recited(session: Session, call: Call, listener: Receiver, seed: int) -> Listening:
     """A call that has ended is told again."""
-    listener.receive(Tokens(tuple(session.tokens[call.start + call.prompt_count : call.end])))
-    listener.receive(Finished(FinishReason(call.outcome or FinishReason.MAX_TOKENS), call.end))
+    listener.receive(Tokens(tuple(_generated(session, call))))
+    listener.receive(Finished(FinishReason(call.outcome), call.end))
     return Listening(seed, call.start, call.prompt_count, lambda: None)
+
+
+def _generated(session: Session, call: Call) -> array[int]:
+    """The tokens that a call has generated."""
+    return session.tokens[call.start + call.prompt_count : call.end]
+
+
+def _reason_to_end(
+    session: Session, call: Call, request: GenerationRequest, stop: StopCheck | None
+) -> FinishReason | None:
+    """Why a call need not go on, if it need not. One that was broken off may have been at its end without having said
+    so; `stop` is told what it has generated."""
+    if call.outcome:
+        return FinishReason(call.outcome)
+    generated = _generated(session, call).tolist()
+    if stop is not None and stop.feed(generated) is not None:
+        return FinishReason.STOP_SEQUENCE
+    if generated and request.params.grammar is not None:
+        matcher = request.params.grammar.start()
+        for token in generated:
+            matcher.accept(token)
+        if matcher.is_exhausted:
+            return FinishReason.CONSTRAINT
+    return FinishReason.MAX_TOKENS if call.generated_count >= request.params.max_tokens else None
 
 
 def _heard(run: Run, listener: Receiver, seed: int) -> Listening:

@@ -1,0 +1,319 @@
+"""What answers a Generate request: one continuation, several of one prompt, a beam search, or a session's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from bundle.vocabulary import TokenIds
+from elman import v1
+from server.decoding.constraints import ConstraintError
+from server.decoding.stopping import StopCheck
+from server.engine import Arrays
+from server.rpc.decoding import Decoding, requested_decoding
+from server.rpc.errors import FieldError
+from server.rpc.generation import Telling, Write, write_beams, write_generation
+from server.rpc.mailbox import Mailbox
+from server.rpc.models import Models, ServedModel
+from server.rpc.reading import run_reading
+from server.rpc.validation import (
+    Limits,
+    continuation_ids,
+    delivery_interval,
+    prompt_ids,
+    received_count,
+    requested_seed,
+    session_target,
+)
+from server.scheduling import Beams, Generation, Reading, SamplingParams, Sequence, Snapshot
+from server.sessions import TOKEN_TYPE, GenerationRequest, Prefix, PrefixCache, Sessions
+from server.sessions.prefixes import INTERVAL, SHORTEST
+
+
+class GenerateCalls:
+    """Answers Generate requests.
+
+    Args:
+        models: what there is.
+        sessions: what calls may continue.
+        prefixes: states behind prompts that have been read before.
+        limits: what one request may ask for.
+    """
+
+    def __init__(self, models: Models, sessions: Sessions, prefixes: PrefixCache, limits: Limits) -> None:
+        self._models = models
+        self._sessions = sessions
+        self._prefixes = prefixes
+        self._limits = limits
+
+    async def answer(self, request: v1.GenerateRequest, caller: str, write: Write) -> None:
+        """Answer one to its end.
+
+        Args:
+            request: what is asked.
+            caller: who asks.
+            write: sends a message.
+
+        Raises:
+            RequestError, SchedulingError, SessionError: why it cannot be answered.
+        """
+        arrived = time.perf_counter()
+        if request.HasField("session"):
+            await self._continue_session(request, write, arrived)
+            return
+        if request.received_token_count:
+            raise FieldError("received_token_count", "needs a session: only there a call can be repeated")
+        model = self._models.that_generates(request.model)
+        given = requested_seed(request)
+        seed = secrets.randbits(63) if given is None else given
+        decoding = requested_decoding(request, seed, model, self._limits)
+        ids = await prompt_ids(request, model, self._limits)
+        decoding = await _compiled(decoding, model)
+        prefix = None
+        if len(ids) >= SHORTEST and not request.bypass_prefix_cache:
+            prefix = self._prefixes.look_up(model.for_sessions, caller, ids, output_wanted=False)
+        started = v1.GenerateStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            seed=seed,
+            prompt_token_count=len(ids),
+            unknown_token_count=model.count_unknown(ids),
+            cached_token_count=prefix.position if prefix else 0,
+        )
+        telling = Telling(
+            model,
+            write,
+            started,
+            arrived,
+            decoding.stop_sequences,
+            single=request.HasField("single_tokens"),
+        )
+        prompt = _Prompt(model, ids, prefix)
+        interval = delivery_interval(request)
+        if decoding.beams is not None:
+            await self._search(prompt, decoding, telling)
+        elif decoding.sample_count > 1:
+            await self._draw_several(prompt, decoding, telling, interval)
+        else:
+            await self._draw_one(prompt, decoding, telling, interval)
+
+    async def _draw_one(self, prompt: _Prompt, decoding: Decoding, telling: Telling, interval: float | None) -> None:
+        mailbox, prefix = Mailbox(), prompt.prefix
+        generation = Generation(
+            prompt.unread,
+            prefix.receiver(mailbox) if prefix else mailbox,
+            prompt.state,
+            position=prompt.position,
+            snapshot_steps=INTERVAL if prefix else None,
+            snapshots_prompt=True,
+            interval=interval,
+            history=prompt.read,
+            **_manner(decoding, decoding.params, telling),
+        )
+        with _running(prompt.model, [generation]):
+            await write_generation(mailbox, telling)
+
+    async def _draw_several(
+        self, prompt: _Prompt, decoding: Decoding, telling: Telling, interval: float | None
+    ) -> None:
+        """Several continuations of one prompt, which is read once."""
+        await prompt.read_all_but_one()
+        mailboxes = [Mailbox() for _ in range(decoding.sample_count)]
+        generations: list[Sequence] = [
+            Generation(
+                prompt.unread,
+                mailbox,
+                prompt.state,
+                position=prompt.position,
+                interval=interval,
+                history=prompt.read,
+                **_manner(decoding, replace(decoding.params, seed=decoding.params.seed + index), telling),
+            )
+            for index, mailbox in enumerate(mailboxes)
+        ]
+        writing = asyncio.Lock()
+
+        async def write(message: v1.GenerateResponse) -> None:
+            async with writing:
+                await telling.write(message)
+
+        await write(v1.GenerateResponse(started=telling.started))
+        with _running(prompt.model, generations):
+            writers = [
+                asyncio.ensure_future(
+                    write_generation(mailbox, replace(telling, write=write, started=None, index=index))
+                )
+                for index, mailbox in enumerate(mailboxes)
+            ]
+            try:
+                await asyncio.gather(*writers)
+            finally:
+                for writer in writers:
+                    writer.cancel()
+
+    async def _search(self, prompt: _Prompt, decoding: Decoding, telling: Telling) -> None:
+        mailbox = Mailbox()
+        assert decoding.beams is not None
+        beams = Beams(
+            prompt.unread,
+            mailbox,
+            prompt.state,
+            position=prompt.position,
+            params=decoding.beams,
+            shaping=decoding.params.shaping,
+            history=prompt.read,
+            time_limit=_deadline(decoding, telling),
+        )
+        with _running(prompt.model, [beams]):
+            await write_beams(mailbox, telling)
+
+    async def _continue_session(self, request: v1.GenerateRequest, write: Write, arrived: float) -> None:
+        """Have a session continued, or a call that was made on it repeated."""
+        target = session_target(request)
+        received = received_count(request)
+        name = request.model or (await self._sessions.get(target.session_id)).model
+        model = self._models.that_generates(name)
+        decoding = requested_decoding(request, 0, model, self._limits)
+        ids = await continuation_ids(request, model, self._limits)
+        decoding = await _compiled(decoding, model)
+        telling = Telling(
+            model,
+            write,
+            None,
+            arrived,
+            decoding.stop_sequences,
+            single=request.HasField("single_tokens"),
+            received=received,
+        )
+        mailbox = Mailbox()
+        listening = await self._sessions.calls.generate(
+            model.for_sessions,
+            target,
+            array(TOKEN_TYPE, ids.tolist()),
+            mailbox,
+            GenerationRequest(
+                decoding.params,
+                requested_seed(request),
+                delivery_interval(request),
+                _stop_check(decoding, model),
+                _deadline(decoding, telling),
+                decoding.report_count,
+            ),
+            begin_token=model.begin_token,
+        )
+        started = v1.GenerateStarted(
+            model=model.name,
+            digest=model.bundle.digest,
+            seed=listening.seed,
+            prompt_token_count=listening.prompt_count,
+            unknown_token_count=model.count_unknown(ids),
+            session_position=listening.start,
+        )
+        try:
+            await write_generation(mailbox, replace(telling, started=started))
+        finally:
+            listening.leave()
+
+
+class _Prompt:
+    """A prompt, and how much of it has been read.
+
+    Attributes:
+        model: what reads it.
+        prefix: what the cache knows of it; None if it is not to be asked.
+        position: how many of its tokens have been read.
+        state: the state after them; None where none have.
+    """
+
+    def __init__(self, model: ServedModel, ids: TokenIds, prefix: Prefix | None) -> None:
+        self.model = model
+        self.prefix = prefix
+        self._ids = ids
+        self.position = prefix.position if prefix else 0
+        self.state: Arrays | None = prefix.state if prefix else None
+
+    @property
+    def read(self) -> TokenIds:
+        return self._ids[: self.position]
+
+    @property
+    def unread(self) -> TokenIds:
+        return self._ids[self.position :]
+
+    async def read_all_but_one(self) -> None:
+        """Read it up to its last token, which everyone who continues it reads again, to choose what follows."""
+        end = len(self._ids) - 1
+        if self.position == end:
+            return
+        mailbox = Mailbox()
+        reading = Reading(
+            self._ids[self.position : end],
+            self.prefix.receiver(mailbox) if self.prefix else mailbox,
+            self.state,
+            position=self.position,
+            keep_state=True,
+            every_step=False,
+            snapshot_steps=INTERVAL if self.prefix else None,
+        )
+        finished = await run_reading(self.model, reading, mailbox)
+        assert finished.state is not None
+        self.position, self.state = end, finished.state
+        if self.prefix is not None:
+            self.prefix.keep(Snapshot(end, finished.state))
+
+
+@contextmanager
+def _running(model: ServedModel, sequences: list[Sequence]) -> Iterator[None]:
+    """Have sequences run; whatever happens, none of them does afterwards."""
+    try:
+        for sequence in sequences:
+            model.scheduler.submit(sequence)
+        yield
+    finally:
+        for sequence in sequences:
+            model.scheduler.abort(sequence)
+
+
+def _manner(decoding: Decoding, params: SamplingParams, telling: Telling) -> dict[str, Any]:
+    """What of a generation is the request's."""
+    check = _stop_check(decoding, telling.model)
+    return {
+        "params": params,
+        "stop": check() if check else None,
+        "time_limit": _deadline(decoding, telling),
+        "report_count": decoding.report_count,
+    }
+
+
+def _stop_check(decoding: Decoding, model: ServedModel) -> Callable[[], StopCheck] | None:
+    """What makes a check for stop sequences that has seen nothing."""
+    if not decoding.stop_sequences:
+        return None
+    return lambda: StopCheck(decoding.stop_sequences, model.vocabulary.decoder())
+
+
+def _deadline(decoding: Decoding, telling: Telling) -> float | None:
+    return None if decoding.time_limit is None else telling.arrived + decoding.time_limit
+
+
+async def _compiled(decoding: Decoding, model: ServedModel) -> Decoding:
+    """With the grammar of its constraint.
+
+    Raises:
+        FieldError: there is none such.
+    """
+    constraint = decoding.constraint
+    if constraint is None:
+        return decoding
+    try:
+        grammar = await asyncio.to_thread(lambda: model.grammars.compile(constraint))
+    except ConstraintError as error:
+        where = "" if error.position is None else f" (position {error.position})"
+        raise FieldError("constraint", f"{error}{where}") from error
+    return replace(decoding, params=replace(decoding.params, grammar=grammar))
