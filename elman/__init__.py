@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         TokenScore,
         Unit,
     )
-    from elman.client import Chunk, Client, FinishReason, GenerationStream, Label, Model, Prediction
+    from elman.client import Chunk, Client, GenerationStream, Label, Model, Prediction
+    from elman.decoding import Continuation, EarlyStopping, FinishReason, TokenReport, Usage
     from elman.errors import (
         DeadlineExceededError,
         ElmanError,
@@ -49,7 +50,8 @@ _HOMES = {
         "TokenScore",
         "Unit",
     ),
-    "elman.client": ("Chunk", "Client", "FinishReason", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.client": ("Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.decoding": ("Continuation", "EarlyStopping", "FinishReason", "TokenReport", "Usage"),
     "elman.errors": (
         "DeadlineExceededError",
         "ElmanError",
@@ -73,7 +75,9 @@ __all__ = [
     "CharacterVocabulary",
     "Chunk",
     "Client",
+    "Continuation",
     "DeadlineExceededError",
+    "EarlyStopping",
     "ElmanError",
     "Embedding",
     "ExportError",
@@ -101,9 +105,11 @@ __all__ = [
     "SubwordVocabulary",
     "Tensor",
     "Token",
+    "TokenReport",
     "TokenScore",
     "UnavailableError",
     "Unit",
+    "Usage",
     "Values",
     "WordVocabulary",
     "export_bundle",

@@ -11,14 +11,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from elman import v1
 from elman.analysis import AnalysisCalls
+from elman.decoding import (
+    Continuation,
+    Decoding,
+    EarlyStopping,
+    FinishReason,
+    Gathering,
+    TokenReport,
+    Usage,
+    reports_of,
+    set_decoding,
+    usage_of,
+)
 from elman.errors import ElmanError, expressible, rpc_errors
 from elman.sessions import Input, Patience, SessionCalls, call_metadata, session_call, set_input
 
@@ -37,13 +48,6 @@ _CHANNEL_OPTIONS = (
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-
-
-class FinishReason(Enum):
-    """Why a generation ended."""
-
-    MAX_TOKENS = v1.FINISH_REASON_MAX_TOKENS
-    END_TOKEN = v1.FINISH_REASON_END_TOKEN
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,12 @@ class Chunk:
     Attributes:
         text: whole characters only, so it may lag behind the ids.
         token_ids: their ids.
+        reports: how probable each of them was, if that was asked.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    reports: tuple[TokenReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class GenerationStream:
         unknown_token_count: how many of them the vocabulary does not have.
         cached_token_count: how many of them had not to be read, because the state behind them was known.
         finish_reason: why it ended; None before it has.
+        stop_sequence: the stop sequence that ended it, or "".
+        usage: what it has used; None before its end, and where it was told from a session's record.
         generated_token_count: how many tokens it has in the end.
         session_position_before: the session's position before the call; None before the first chunk.
         session_position: the session's position after the call; None before its end.
@@ -162,6 +170,8 @@ class GenerationStream:
         self.unknown_token_count = 0
         self.cached_token_count = 0
         self.finish_reason: FinishReason | None = None
+        self.stop_sequence = ""
+        self.usage: Usage | None = None
         self.generated_token_count = 0
         self.session_position_before: int | None = None
         self.session_position: int | None = None
@@ -174,7 +184,8 @@ class GenerationStream:
             while (response := await self._next()) is not None:
                 self._take(response)
                 if response.HasField("chunk"):
-                    yield Chunk(response.chunk.text, tuple(response.chunk.token_ids))
+                    chunk = response.chunk
+                    yield Chunk(chunk.text, tuple(chunk.token_ids), reports_of(chunk))
         except asyncio.CancelledError:
             # grpc.aio raises this where the call was cancelled, too; it is an end then, and no cancelled task.
             task = asyncio.current_task()
@@ -211,6 +222,8 @@ class GenerationStream:
             self.session_position_before = _position(started)
         if response.HasField("finished"):
             self.finish_reason = FinishReason(response.finished.finish_reason)
+            self.stop_sequence = response.finished.stop_sequence
+            self.usage = usage_of(response.finished)
             self.generated_token_count = response.finished.generated_token_count
             self.session_position = _position(response.finished)
         if response.chunk.token_ids:
@@ -295,11 +308,6 @@ class Client(SessionCalls, AnalysisCalls):
         prompt: Input = "",
         *,
         model: str = "",
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
         interval: float | None = None,
         single_tokens: bool = False,
         bypass_prefix_cache: bool = False,
@@ -308,18 +316,15 @@ class Client(SessionCalls, AnalysisCalls):
         request_id: str = "",
         received_token_count: int = 0,
         patience: float = 0.0,
+        log_probabilities: int | None = None,
         timeout: float | None = None,
+        **decoding: Unpack[Decoding],
     ) -> GenerationStream:
         """Continue a prompt, or a session. The call starts now; errors of the server are raised by iterating.
 
         Args:
             prompt: text, or token ids.
             model: its name; may be empty where the server holds one that generates.
-            max_tokens: the largest number of tokens to generate; default 256.
-            temperature: below 1 sharper, above 1 flatter, 0 greedy; default 1.
-            top_k: only so many of the most probable tokens are drawn from; default all.
-            top_p: only the most probable tokens that together reach this probability are drawn from; default 1, all.
-            seed: of the random numbers; default a random one.
             interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
                 are there; default as the server sees fit, which depends on its load.
             single_tokens: a chunk for every token; excludes `interval`.
@@ -332,18 +337,19 @@ class Client(SessionCalls, AnalysisCalls):
             received_token_count: how many of the call's tokens are there already: it goes on behind them.
             patience: in a session, seconds for which a call that is broken off, because the server or the connection
                 to it has gone, is repeated; its chunks then go on as if nothing had been. Default 0, not at all.
+            log_probabilities: report how probable each token was, and so many of the most probable ones beside it;
+                default: no report.
             timeout: seconds the whole generation may take, repetitions included.
+            decoding: how tokens are chosen and when it ends; see `Decoding`.
         """
         with expressible():
             call = session_call(session, position, request_id, patience)
-            request = v1.GenerateRequest(
-                model=model, max_tokens=max_tokens, seed=seed, session=call, bypass_prefix_cache=bypass_prefix_cache
-            )
+            request = v1.GenerateRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
             request.received_token_count = received_token_count
             set_input(request, prompt)
-            for field, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
-                if value is not None:
-                    setattr(request.sampling, field, value)
+            set_decoding(request, decoding)
+            if log_probabilities is not None:
+                request.log_probabilities.most_likely_count = log_probabilities
             if single_tokens:
                 request.single_tokens.SetInParent()
             if interval is not None:
@@ -366,6 +372,79 @@ class Client(SessionCalls, AnalysisCalls):
             request_id=request.session.request_id,
             received_token_count=request.received_token_count,
         )
+
+    async def sample(
+        self,
+        prompt: Input = "",
+        *,
+        count: int,
+        model: str = "",
+        log_probabilities: int | None = None,
+        timeout: float | None = None,
+        **decoding: Unpack[Decoding],
+    ) -> list[Continuation]:
+        """Several continuations of a prompt, drawn independently; the prompt is read once.
+
+        Args:
+            prompt: text, or token ids.
+            count: how many; the number i, from 0, is what the seed plus i brings alone.
+            model: its name; may be empty where the server holds one that generates.
+            log_probabilities: see `generate`.
+            timeout: seconds all of them together may take.
+            decoding: how tokens are chosen and when they end; see `Decoding`.
+        """
+        request = v1.GenerateRequest(model=model)
+        with expressible():
+            set_input(request, prompt)
+            set_decoding(request, decoding)
+            request.sampling.sample_count = count
+            if log_probabilities is not None:
+                request.log_probabilities.most_likely_count = log_probabilities
+        return await self._whole(request, timeout)
+
+    async def search(
+        self,
+        prompt: Input = "",
+        *,
+        width: int,
+        count: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = EarlyStopping.LIKELY,
+        model: str = "",
+        timeout: float | None = None,
+        **decoding: Unpack[Decoding],
+    ) -> list[Continuation]:
+        """The best continuations of a prompt that a beam search finds, the best first.
+
+        Args:
+            prompt: text, or token ids.
+            width: how many beginnings are kept side by side.
+            count: how many continuations are wanted, at most width.
+            length_penalty: the exponent of the length that divides the sum of the log-probabilities; above 0 longer
+                ones are favoured.
+            early_stopping: when to end before max_tokens.
+            model: its name; may be empty where the server holds one that generates.
+            timeout: seconds it may take.
+            decoding: see `Decoding`; nothing is drawn, so what says how to draw does not go with it.
+        """
+        request = v1.GenerateRequest(model=model)
+        with expressible():
+            set_input(request, prompt)
+            set_decoding(request, decoding)
+            if request.HasField("sampling"):
+                raise ValueError("a beam search draws nothing: temperature, top_k, top_p and min_p do not go with it")
+            request.beam.width, request.beam.result_count = width, count
+            request.beam.length_penalty = length_penalty
+            request.beam.early_stopping = early_stopping.value
+        return await self._whole(request, timeout)
+
+    async def _whole(self, request: v1.GenerateRequest, timeout: float | None) -> list[Continuation]:
+        gathering = Gathering()
+        metadata = call_metadata(self._caller, "")
+        with rpc_errors(self.address):
+            async for response in self._stub.Generate(request, timeout=self._seconds(timeout), metadata=metadata):
+                gathering.take(response)
+        return gathering.continuations()
 
     async def classify(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -175,6 +176,24 @@ def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
     assert "2 tokens of the prompt stand for what the model does not know" in found.stderr
 
 
+def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_path: Path) -> None:
+    server = ["--server", served.address]
+    options = ["abc", "--max-tokens", 12, "--seed", 4, *server]
+    drawn = elman("generate", *options, "--samples", 2).stdout
+    assert drawn.startswith("--- 1 of 2\n" + elman("generate", *options).stdout)
+    best, *_ = elman("generate", *options, "--beams", 3, "--results", 2, "--json").stdout.splitlines()
+    assert json.loads(best).keys() == {"text", "token_ids", "finish_reason", "score", "usage"}
+    shown = elman("generate", *options, "--beams", 3, "--results", 2).stdout
+    assert f"--- 1 of 2, score {json.loads(best)['score']:.4f}\n{json.loads(best)['text']}\n" in shown
+    whole = elman("generate", *options).stdout
+    told = json.loads(elman("generate", *options, "--stop", whole[6:8], "--json", "--log-probabilities", 2).stdout)
+    assert told["text"] == whole[: whole.index(whole[6:8])]
+    assert (told["finish_reason"], told["stop_sequence"]) == ("stop_sequence", whole[6:8])
+    assert [len(report["most_likely"]) for report in told["log_probabilities"]] == [2] * len(told["token_ids"])
+    biased = elman("generate", *options, "--bias", "3=100", "--repetition-penalty", 1.1, "--forbid", 4, "--min-p", 0.1)
+    assert biased.stdout == "c" * 12
+
+
 def test_mistakes_with_a_server(served: Served) -> None:
     server = ["--server", served.address]
     check_complaint(elman("generate", "", *server), "error: text: is empty")
@@ -190,6 +209,16 @@ def test_mistakes_with_a_server(served: Served) -> None:
         elman("classify", "--follow", "--model", "gru", *server, stdin="a"), "config.model: 'gru' has no labels"
     )
     check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
+    check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: has 0 characters")
+    for wrong in (
+        ("--samples", 2, "--beams", 2),
+        ("--samples", 2, "--session", "s"),
+        ("--bias", "three=1"),
+        ("--log-probabilities", 1),
+    ):
+        refused = elman("generate", "a", *wrong, *server)
+        assert refused.returncode == 2
+        assert wrong[0] in refused.stderr
 
 
 def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None:

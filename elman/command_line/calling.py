@@ -1,4 +1,4 @@
-"""`elman models`, `generate`, `classify` and `health`: what calls a running server."""
+"""`elman models`, `classify` and `health`: what calls a running server, beside `generate`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
-from typing import Annotated, Any
+from typing import Annotated
 
 import grpc
 import typer
@@ -49,62 +49,6 @@ async def _models(server: str) -> None:
             model.spec.description,
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)] = "",
-    max_tokens: Annotated[int, typer.Option(help="The largest number of tokens to generate.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(help="Below 1 sharper, above 1 flatter, 0: always the most probable token.")
-    ] = 1.0,
-    top_k: Annotated[
-        int | None, typer.Option(help="Draw from so many of the most probable tokens only.", show_default="all")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw only from the most probable tokens that together reach this probability.", show_default="1, all"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same text.", show_default="a random one")
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one that generates")] = "",
-    session: Annotated[
-        str,
-        typer.Option(
-            help="Continue this session, whose id `elman session create` prints; the prompt follows what it holds.",
-            show_default="none: the prompt is all there is",
-        ),
-    ] = "",
-    server: Server = DEFAULT_ADDRESS,
-    timeout: Timeout = None,
-) -> None:
-    """Continue a text. The continuation, and nothing else, goes to standard output as it comes."""
-    options: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "model": model,
-        "session": session,
-        "timeout": timeout,
-    }
-    asyncio.run(_generate(prompt, server, options))
-
-
-async def _generate(prompt: str, server: str, options: dict[str, Any]) -> None:
-    async with Client(server) as client:
-        stream = client.generate(prompt, **options)
-        async for chunk in stream:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-        if sys.stdout.isatty():
-            sys.stdout.write("\n")
-        if stream.unknown_token_count:
-            count = stream.unknown_token_count
-            print(f"note: {count} tokens of the prompt stand for what the model does not know", file=sys.stderr)
 
 
 def classify(
