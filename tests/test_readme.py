@@ -20,11 +20,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from bundle import Bundle, load_bundle
 from tests.serving import serving
+from tests.test_generating import byte_bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CLIENT_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CLIENT_CODE, DECODING_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -42,6 +43,14 @@ async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> N
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "gru 7 FinishReason.MAX_TOKENS" in shown
     assert "{'sampling.temperature': 'is -1.0, but must be" in shown
+
+
+async def test_decoding_code_runs(tmp_path: Path) -> None:
+    async with serving(byte_bundle(tmp_path)) as running:
+        code = DECODING_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"bytes"')
+        shown = await asyncio.to_thread(run_code, code, tmp_path)
+    assert "FinishReason.CONSTRAINT Usage(step_count=" in shown
+    assert shown.count("FinishReason.") == 1 + 3
 
 
 async def test_session_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
