@@ -17,6 +17,7 @@ test: $(INSTALLED)  ## all tests
 bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON and a chart in benchmarks/results
 	$(BIN)/python -m benchmarks serving
 	$(BIN)/python -m benchmarks cases
+	$(BIN)/python -m benchmarks decoding
 	$(BIN)/python -m benchmarks sessions
 
 chaos: $(INSTALLED)  ## servers are killed while sessions stream: nothing may be lost, doubled or different

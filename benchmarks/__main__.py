@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 
 from benchmarks import cases as special
+from benchmarks import decoding as choosing
 from benchmarks import growth as growing
 from benchmarks import serving as together
 from benchmarks import sessions as keeping
 from benchmarks.charts import draw_growth, draw_serving
+from benchmarks.decoding import DecodingOptions
 from benchmarks.machine import RESULTS, ROOT, TRIALS
 from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress
 from benchmarks.session_options import SessionOptions
@@ -24,6 +26,8 @@ from benchmarks.tables import (
     CASE_COLUMNS,
     CASE_LEGENDS,
     CASE_TITLES,
+    DECODING_COLUMNS,
+    DECODING_LEGEND,
     GROWTH_COLUMNS,
     GROWTH_LEGEND,
     LATENCY_COLUMNS,
@@ -34,6 +38,7 @@ from benchmarks.tables import (
     THROUGHPUT_COLUMNS,
     THROUGHPUT_LEGEND,
     case_promises,
+    decoding_promises,
     of_case,
     serving_promises,
     session_promises,
@@ -75,7 +80,7 @@ ServerOptions = Annotated[
 Output = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 _SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
-_SESSIONS = SessionOptions()
+_SESSIONS, _DECODING = SessionOptions(), DecodingOptions()
 _BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
 _NONE: list[str] = []
@@ -177,6 +182,31 @@ def growth(
     print_table("How the cost grows", GROWTH_COLUMNS, rows, GROWTH_LEGEND)
     print_disturbance(rows)
     _say_where(folder / "growth.json", folder / "growth.png")
+
+
+@app.command()
+def decoding(
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _DECODING.repeats,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each sequence.", min=1)] = _DECODING.max_tokens,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """Ways to decode: what each costs beside plain sampling."""
+    options = DecodingOptions(
+        precisions=tuple(dict.fromkeys(precision)),
+        repeats=repeats,
+        max_tokens=max_tokens,
+        server_options=tuple(server_option),
+    )
+    with progress(choosing.step_count(options)) as advance:
+        rows = choosing.measure_decoding(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "decoding.json", rows, ("precision", "way"))
+    print_table("Ways to decode", DECODING_COLUMNS, rows, DECODING_LEGEND)
+    print_promises(decoding_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "decoding.json")
 
 
 @app.command()
