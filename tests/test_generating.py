@@ -512,10 +512,11 @@ async def test_a_bad_expression_is_named_with_its_position(bundles: Bundles) -> 
     async with serving(bundles["lstm"]) as running:
         client = running.client
         for options, complaint in (
-            ({"regex": "ab[c"}, r"^constraint: .*\(position \d+\)"),
-            ({"json_schema": '{"type": "object",, }'}, r"^constraint: .*\(position 18\)"),
+            ({"regex": "ab[c"}, r"^constraint: .*\(at character \d+\)"),
+            ({"json_schema": '{"type": "object",, }'}, r"^constraint: .*\(at character 18\)"),
             ({"lark_grammar": "start: nothing_like_that"}, r"^constraint: "),
             ({"regex": "[0-9]+"}, r"^constraint: "),  # The model knows no digits.
+            ({"regex": "[0-9]?"}, r"^constraint: .*only the empty text"),
         ):
             with pytest.raises(InvalidRequestError, match=complaint):
                 await client.generate(PROMPT, **options).text()

@@ -31,7 +31,7 @@ def run_without(absent: set[str], code: str) -> subprocess.CompletedProcess[str]
 
 
 # typer brings pydantic.
-SERVER_PARTS = {"onnx", "onnxruntime", "structlog", "numpy", "safetensors"}
+SERVER_PARTS = {"onnx", "onnxruntime", "structlog", "numpy", "safetensors", "llguidance", "tokenizers"}
 TRAINING_PARTS = {"torch", "onnxscript", "matplotlib"}
 
 

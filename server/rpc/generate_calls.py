@@ -314,6 +314,7 @@ async def _compiled(decoding: Decoding, model: ServedModel) -> Decoding:
     try:
         grammar = await asyncio.to_thread(lambda: model.grammars.compile(constraint))
     except ConstraintError as error:
-        where = "" if error.position is None else f" (position {error.position})"
-        raise FieldError("constraint", f"{error}{where}") from error
+        raise FieldError("constraint", str(error)) from error
+    if grammar.start().is_exhausted:
+        raise FieldError("constraint", "lets this model generate nothing: only the empty text matches")
     return replace(decoding, params=replace(decoding.params, grammar=grammar))
