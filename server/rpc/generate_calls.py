@@ -143,8 +143,8 @@ class GenerateCalls:
             async with writing:
                 await telling.write(message)
 
-        await write(v1.GenerateResponse(started=telling.started))
         with _running(prompt.model, generations):
+            await write(v1.GenerateResponse(started=telling.started))
             writers = [
                 asyncio.ensure_future(
                     write_generation(mailbox, replace(telling, write=write, started=None, index=index))

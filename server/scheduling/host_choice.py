@@ -204,10 +204,20 @@ def reports_of(logits: NDArray[np.float32], tokens: Several[int], counts: Severa
     log_probabilities = log_softmax(logits)
     reports = []
     for row, token, count in zip(log_probabilities, tokens, counts, strict=True):
-        best = np.argsort(-row, kind="stable")[:count].tolist() if count else []
-        likely = tuple((other, float(row[other])) for other in best)
+        likely = tuple((other, float(row[other])) for other in _most_likely(row, count))
         reports.append(TokenReport(float(row[token]), likely))
     return reports
+
+
+def _most_likely(values: NDArray[np.float32], count: int) -> list[int]:
+    """The places of the largest, the largest first, of equals the first first."""
+    count = min(count, len(values))
+    if not count:
+        return []
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    places = np.flatnonzero(values >= least)  # To sort all of a wide vocabulary would take milliseconds.
+    found: list[int] = places[np.argsort(-values[places], kind="stable")[:count]].tolist()
+    return found
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
