@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, generating, making, serving, sessions
+from elman.command_line import calling, generating, making, scoring, serving, sessions
 from elman.errors import ElmanError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
 app.command()(calling.classify)
+app.command()(scoring.score)
 app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
