@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, generating, making, scoring, serving, sessions
+from elman.command_line import calling, generating, inspecting, making, scoring, serving, sessions
 from elman.errors import ElmanError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(calling.models)
 app.command()(generating.generate)
 app.command()(calling.classify)
 app.command()(scoring.score)
+app.command()(inspecting.inspect)
 app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
