@@ -20,7 +20,7 @@ import pytest
 from bundle import Bundle
 from elman import Client
 from elman.analysis import Unit
-from elman.command_line.inspecting import Reading, as_given, best_units, colour, correlations
+from elman.command_line.inspecting import Reading, as_given, as_html, best_units, colour, correlations
 from elman.command_line.scoring import piece_end
 from elman.features import features
 from tests.serving import serving
@@ -219,6 +219,15 @@ def test_a_unit_is_drawn(served: Served, tmp_path: Path) -> None:
     assert f"<h1>{html.escape(name)}</h1>" in shown
     assert f"{-scale:.3g} (blue)" in shown
     assert f"{scale:.3g} (red)" in shown
+
+
+def test_a_page_shows_markup_as_text() -> None:
+    unit = Unit("<s>", 1)
+    page = as_html(Reading("m&m", "d", (unit,), ["<b>&", "c\n"], []), unit, [0.5, -1.0])
+    assert ">&lt;b&gt;&amp;</span>" in page
+    assert ">c↵\n</span>" in page
+    assert "<h1>&lt;s&gt;:1</h1>" in page
+    assert "m&amp;m" in page
 
 
 def test_on_a_terminal_a_unit_is_drawn_in_colours(served: Served) -> None:
