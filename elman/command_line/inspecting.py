@@ -122,9 +122,10 @@ def inspect(
         _list(found, reading.units)
         place = max(found, key=lambda one: abs(one.coefficient)).unit
     values = [float(row[place]) for row in reading.values]
-    _draw(reading.units[place], reading.texts, values)
+    # Before the drawing, which a reader such as `head` may break off.
     if page is not None:
         page.write_text(as_html(reading, reading.units[place], values), encoding="utf-8")
+    _draw(reading.units[place], reading.texts, values)
 
 
 def _unit(said: str) -> Unit:
