@@ -292,9 +292,9 @@ async def test_an_input_on_which_the_model_fails_is_named_and_disturbs_nobody(ru
 async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     embedding = asyncio.create_task(running.client.embed(["abc" * 300] * 10))
-    await until(running, running_count=4)  # Half of the slots.
+    await until(running, 4)  # Half of the slots.
     inspecting = asyncio.create_task(collected(running.client.inspect("abc")))
-    await until(running, waiting_count=1)
+    await until(running, 5)
     for task in (embedding, inspecting):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

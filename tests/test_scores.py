@@ -248,12 +248,13 @@ async def test_a_long_score_comes_in_parts(stub: Any, running: Running) -> None:
     assert all("".join(token.text for token in score.tokens) == text[1:] for score in scores)
 
 
-async def until(running: Running, **counts: int) -> None:
-    """Wait until the model runs, or has waiting, so many sequences."""
+async def until(running: Running, count: int) -> None:
+    """Wait until the model has so many sequences, running and waiting together: how many of them run depends on when
+    the first run began."""
     async with asyncio.timeout(10):
         while True:
             model = await running.client.get_model("fake")
-            if all(getattr(model, name) == count for name, count in counts.items()):
+            if model.running_count + model.waiting_count == count:
                 return
             await asyncio.sleep(0.01)
 
@@ -361,7 +362,7 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
     engine.gate.clear()
     stream = running.client.score_candidates(["abc" * 300] * 10, context="a")
     task = asyncio.create_task(collected(stream))
-    await until(running, running_count=4)  # Half of the slots.
+    await until(running, 4)  # Half of the slots.
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -394,7 +395,7 @@ async def test_who_reads_no_further_frees_the_slots(running: Running, engine: Fa
 async def test_a_full_queue_refuses_the_call_and_not_its_candidates(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     streams = [asyncio.create_task(running.client.generate("a", max_tokens=5).text()) for _ in range(10)]
-    await until(running, waiting_count=2)
+    await until(running, 10)
     with pytest.raises(OverloadedError):
         await running.client.score("ab")
     engine.gate.set()
@@ -406,7 +407,7 @@ async def test_a_server_that_ends_says_so(engine: FakeEngine) -> None:
     async with serving_fake(engine, drain_timeout=0.1) as running:
         engine.gate.clear()
         task = asyncio.create_task(collected(running.client.score_candidates(["abc"] * 1000, context="a")))
-        await until(running, running_count=4)
+        await until(running, 4)
         ending = asyncio.create_task(running.server.drain())
         await asyncio.sleep(0.3)
         engine.gate.set()
