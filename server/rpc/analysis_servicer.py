@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 
-from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.analysis_validation import candidate_ids, context_ids, embedded_ids, inspected_ids
 from server.rpc.callers import Context, caller_of
 from server.rpc.errors import AnswerTooLargeError, ModelFailedError
 from server.rpc.inspecting import inspect
 from server.rpc.mailbox import Mailbox
-from server.rpc.models import Models, ServedModel
+from server.rpc.models import Models
+from server.rpc.prefill import Prefill
 from server.rpc.reading import run_readings
-from server.rpc.scoring import Scoring, read_context
+from server.rpc.scoring import Scoring
 from server.rpc.subjects import Subject, Units, embedded_subject, inspected_units
 from server.rpc.validation import Limits, check_size
 from server.rpc.writing import grouped, write_message
 from server.scheduling import Reading, SequenceFailedError
-from server.sessions import Prefix, PrefixCache
-from server.sessions.prefixes import SHORTEST
+from server.sessions import PrefixCache
 
 _MESSAGE_BYTES = 64 * 1024  # of a stream's messages, about, as far as the limit does not say less
 _TOKEN_BYTES = 32  # about what a token of a score takes
@@ -55,17 +54,18 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
         model = self._models.that_generates(request.model)
         before = await context_ids(request, model, self._limits)
         candidates = await candidate_ids(request, len(before), model, self._limits)
-        prefix = self._known(model, before, request, context)
+        prefill = Prefill.begin(model, before, self._prefixes, caller_of(context), bypass=request.bypass_prefix_cache)
         started = v1.ScoreStarted(
             model=model.name,
             digest=model.bundle.digest,
             context_token_count=len(before),
-            cached_token_count=prefix.position if prefix else 0,
+            cached_token_count=prefill.position,
         )
+        await prefill.read_all_but_one()
         scoring = Scoring(
             model,
             before,
-            await read_context(before, model, prefix),
+            prefill.state,
             totals_only=request.totals_only,
             longest=max(1, self._message_bytes // _TOKEN_BYTES),
         )
@@ -76,12 +76,6 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
                     response.scores.extend(some)
                     await write_message(context, response, self._write_timeout)
                     response = v1.ScoreResponse()
-
-    def _known(self, model: ServedModel, ids: TokenIds, request: v1.ScoreRequest, context: Context) -> Prefix | None:
-        """What is known of a context, if that is worth anything and wanted."""
-        if len(ids) < SHORTEST or request.bypass_prefix_cache:
-            return None
-        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=False)
 
     async def Embed(self, request: v1.EmbedRequest, context: Context) -> v1.EmbedResponse:
         check_size(request, self._limits)

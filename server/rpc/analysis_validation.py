@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
-
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.errors import FieldError, InputTooLongError
@@ -24,7 +22,7 @@ async def context_ids(request: v1.ScoreRequest, model: ServedModel, limits: Limi
     Raises:
         FieldError: it cannot be encoded.
     """
-    return _with_begin_token(await analysis_ids(request.context, "context", model, limits), model)
+    return model.with_begin_token(await analysis_ids(request.context, "context", model, limits))
 
 
 async def candidate_ids(
@@ -59,7 +57,7 @@ async def embedded_ids(request: v1.EmbedRequest, model: ServedModel, limits: Lim
         FieldError: there are none or too many, or one is empty or cannot be encoded.
     """
     inputs = await _all_ids(request.inputs, "inputs", 0, model, limits)
-    return [_with_begin_token(ids, model) for ids in inputs]
+    return [model.with_begin_token(ids) for ids in inputs]
 
 
 async def inspected_ids(request: v1.InspectRequest, model: ServedModel, limits: Limits) -> TokenIds:
@@ -68,7 +66,7 @@ async def inspected_ids(request: v1.InspectRequest, model: ServedModel, limits: 
     Raises:
         FieldError: it is empty or cannot be encoded.
     """
-    return _with_begin_token(await _some_ids(request.input, "input", model, limits), model)
+    return model.with_begin_token(await _some_ids(request.input, "input", model, limits))
 
 
 async def _all_ids(
@@ -97,10 +95,4 @@ async def _some_ids(given: v1.AnalysisInput, field: str, model: ServedModel, lim
     ids = await analysis_ids(given, field, model, limits)
     if not len(ids):
         raise FieldError(field, "is empty: there is nothing to read")
-    return ids
-
-
-def _with_begin_token(ids: TokenIds, model: ServedModel) -> TokenIds:
-    if model.generates and model.begin_token is not None:
-        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
     return ids

@@ -8,6 +8,7 @@ opaque to the client, loud in the log.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import grpc
@@ -20,6 +21,7 @@ from server.scheduling import QueueFullError, SchedulerStoppedError, SchedulingE
 from server.sessions import errors as sessions
 
 DOMAIN = "elman.dev"
+_LISTED = 10
 
 
 class RequestError(Exception):
@@ -241,3 +243,10 @@ _SEEN: dict[type[Exception], type[RequestError]] = {
 def grpc_status(error: RequestError) -> grpc.Status:
     """The error as grpc's own calls take it."""
     return rpc_status.to_status(error.status())
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, which must not become long."""
+    first = list(names)
+    more = f" and {len(first) - _LISTED} more" if len(first) > _LISTED else ""
+    return ", ".join(first[:_LISTED]) + more

@@ -11,17 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from bundle.vocabulary import TokenIds
 from elman import v1
 from server.decoding.constraints import ConstraintError
 from server.decoding.stopping import StopCheck
-from server.engine import Arrays
 from server.rpc.decoding import Decoding, requested_decoding
 from server.rpc.errors import FieldError
 from server.rpc.generation import Telling, Write, write_beams, write_generation
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Models, ServedModel
-from server.rpc.reading import run_reading
+from server.rpc.prefill import Prefill
 from server.rpc.validation import (
     Limits,
     continuation_ids,
@@ -31,9 +29,9 @@ from server.rpc.validation import (
     requested_seed,
     session_target,
 )
-from server.scheduling import Beams, Generation, Reading, SamplingParams, Sequence, Snapshot
-from server.sessions import TOKEN_TYPE, GenerationRequest, Prefix, PrefixCache, Sessions
-from server.sessions.prefixes import INTERVAL, SHORTEST
+from server.scheduling import Beams, Generation, SamplingParams, Sequence
+from server.sessions import TOKEN_TYPE, GenerationRequest, PrefixCache, Sessions
+from server.sessions.prefixes import INTERVAL
 
 
 class GenerateCalls:
@@ -73,18 +71,17 @@ class GenerateCalls:
         given = requested_seed(request)
         seed = secrets.randbits(63) if given is None else given
         decoding = requested_decoding(request, seed, model, self._limits)
+        interval = delivery_interval(request)
         ids = await prompt_ids(request, model, self._limits)
         decoding = await _compiled(decoding, model)
-        prefix = None
-        if len(ids) >= SHORTEST and not request.bypass_prefix_cache:
-            prefix = self._prefixes.look_up(model.for_sessions, caller, ids, output_wanted=False)
+        prompt = Prefill.begin(model, ids, self._prefixes, caller, bypass=request.bypass_prefix_cache)
         started = v1.GenerateStarted(
             model=model.name,
             digest=model.bundle.digest,
             seed=seed,
             prompt_token_count=len(ids),
             unknown_token_count=model.count_unknown(ids),
-            cached_token_count=prefix.position if prefix else 0,
+            cached_token_count=prompt.position,
         )
         telling = Telling(
             model,
@@ -94,8 +91,6 @@ class GenerateCalls:
             decoding.stop_sequences,
             single=request.HasField("single_tokens"),
         )
-        prompt = _Prompt(model, ids, prefix)
-        interval = delivery_interval(request)
         if decoding.beams is not None:
             await self._search(prompt, decoding, telling)
         elif decoding.sample_count > 1:
@@ -103,7 +98,7 @@ class GenerateCalls:
         else:
             await self._draw_one(prompt, decoding, telling, interval)
 
-    async def _draw_one(self, prompt: _Prompt, decoding: Decoding, telling: Telling, interval: float | None) -> None:
+    async def _draw_one(self, prompt: Prefill, decoding: Decoding, telling: Telling, interval: float | None) -> None:
         mailbox, prefix = Mailbox(), prompt.prefix
         generation = Generation(
             prompt.unread,
@@ -120,7 +115,7 @@ class GenerateCalls:
             await write_generation(mailbox, telling)
 
     async def _draw_several(
-        self, prompt: _Prompt, decoding: Decoding, telling: Telling, interval: float | None
+        self, prompt: Prefill, decoding: Decoding, telling: Telling, interval: float | None
     ) -> None:
         """Several continuations of one prompt, which is read once."""
         await prompt.read_all_but_one()
@@ -157,7 +152,7 @@ class GenerateCalls:
                 for writer in writers:
                     writer.cancel()
 
-    async def _search(self, prompt: _Prompt, decoding: Decoding, telling: Telling) -> None:
+    async def _search(self, prompt: Prefill, decoding: Decoding, telling: Telling) -> None:
         mailbox = Mailbox()
         assert decoding.beams is not None
         beams = Beams(
@@ -180,6 +175,7 @@ class GenerateCalls:
         name = request.model or (await self._sessions.get(target.session_id)).model
         model = self._models.that_generates(name)
         decoding = requested_decoding(request, 0, model, self._limits)
+        interval = delivery_interval(request)
         ids = await continuation_ids(request, model, self._limits)
         decoding = await _compiled(decoding, model)
         telling = Telling(
@@ -200,7 +196,7 @@ class GenerateCalls:
             GenerationRequest(
                 decoding.params,
                 requested_seed(request),
-                delivery_interval(request),
+                interval,
                 _stop_check(decoding, model),
                 _deadline(decoding, telling),
                 decoding.report_count,
@@ -219,53 +215,6 @@ class GenerateCalls:
             await write_generation(mailbox, replace(telling, started=started))
         finally:
             listening.leave()
-
-
-class _Prompt:
-    """A prompt, and how much of it has been read.
-
-    Attributes:
-        model: what reads it.
-        prefix: what the cache knows of it; None if it is not to be asked.
-        position: how many of its tokens have been read.
-        state: the state after them; None where none have.
-    """
-
-    def __init__(self, model: ServedModel, ids: TokenIds, prefix: Prefix | None) -> None:
-        self.model = model
-        self.prefix = prefix
-        self._ids = ids
-        self.position = prefix.position if prefix else 0
-        self.state: Arrays | None = prefix.state if prefix else None
-
-    @property
-    def read(self) -> TokenIds:
-        return self._ids[: self.position]
-
-    @property
-    def unread(self) -> TokenIds:
-        return self._ids[self.position :]
-
-    async def read_all_but_one(self) -> None:
-        """Read it up to its last token, which everyone who continues it reads again, to choose what follows."""
-        end = len(self._ids) - 1
-        if self.position == end:
-            return
-        mailbox = Mailbox()
-        reading = Reading(
-            self._ids[self.position : end],
-            self.prefix.receiver(mailbox) if self.prefix else mailbox,
-            self.state,
-            position=self.position,
-            keep_state=True,
-            every_step=False,
-            snapshot_steps=INTERVAL if self.prefix else None,
-        )
-        finished = await run_reading(self.model, reading, mailbox)
-        assert finished.state is not None
-        self.position, self.state = end, finished.state
-        if self.prefix is not None:
-            self.prefix.keep(Snapshot(end, finished.state))
 
 
 @contextmanager

@@ -13,12 +13,11 @@ from bundle.vocabulary import TokenIds
 from elman import v1
 from server.decoding.constraints import Grammars
 from server.engine import state_arrays
-from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError
+from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
 from server.scheduling import Scheduler
 from server.sessions import SessionModel, StateLayout
 
 _SHOWN = 80
-_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,12 @@ class ServedModel:
     def begin_token(self) -> int | None:
         """What every sequence begins with, if anything."""
         return self.text_spec.begin_token_id if self.text_spec.HasField("begin_token_id") else None
+
+    def with_begin_token(self, ids: TokenIds) -> TokenIds:
+        """A sequence as it is read from its beginning: the begin token first, where the model generates and has one."""
+        if self.generates and self.begin_token is not None:
+            return np.concatenate([[self.begin_token], ids]).astype(np.int64)
+        return ids
 
     @cached_property
     def end_token(self) -> int | None:
@@ -165,14 +170,9 @@ class Models:
         if len(suitable) != 1:
             if not suitable:
                 raise ModelUnsuitableError(field, f"no model of this server {ability}: it holds {self._known()}")
-            names = _listed([model.name for model in suitable])
+            names = listed(model.name for model in suitable)
             raise FieldError(field, f"is needed, because {len(suitable)} models of this server {ability}: {names}")
         return suitable[0]
 
     def _known(self) -> str:
-        return _listed(list(self._models)) or "none"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+        return listed(self._models) or "none"

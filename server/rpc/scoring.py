@@ -15,42 +15,10 @@ from server.engine import Arrays, Wanted
 from server.rpc.errors import ModelFailedError
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
-from server.rpc.reading import run_reading, run_readings
-from server.scheduling import Reading, SequenceFailedError, Snapshot
-from server.sessions import Prefix
-from server.sessions.prefixes import INTERVAL
+from server.rpc.reading import run_readings
+from server.scheduling import Reading, SequenceFailedError
 
 _LONG = 2000  # tokens; to write down more takes milliseconds, which the other clients shall not wait for
-
-
-async def read_context(context: TokenIds, model: ServedModel, prefix: Prefix | None) -> Arrays | None:
-    """The state before a context's last token, which every candidate reads for itself: what the model shows after it
-    is the candidate's first score. None for the initial state.
-
-    Args:
-        context: the context.
-        model: what reads.
-        prefix: what is known of the context; more is kept there.
-    """
-    known = prefix.position if prefix else 0
-    state = prefix.state if prefix else None
-    left = context[known:-1]
-    if not len(left):
-        return state
-    mailbox = Mailbox()
-    reading = Reading(
-        left,
-        prefix.receiver(mailbox) if prefix else mailbox,
-        state,
-        position=known,
-        keep_state=True,
-        every_step=False,
-        snapshot_steps=INTERVAL if prefix else None,
-    )
-    state = (await run_reading(model, reading, mailbox)).state
-    if prefix and state is not None:
-        prefix.keep(Snapshot(len(context) - 1, state))
-    return state
 
 
 class Scoring:
@@ -59,7 +27,8 @@ class Scoring:
     Args:
         model: what scores them.
         context: what goes before each of them.
-        state: what `read_context` has found.
+        state: the state before the context's last token, which every candidate reads for itself: what the model
+            shows after it is the candidate's first score. None for the initial state.
         totals_only: leave out single tokens.
         longest: how many of these one part of a score may have.
     """

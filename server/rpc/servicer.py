@@ -26,6 +26,7 @@ from server.rpc.generate_calls import GenerateCalls
 from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
+from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
 from server.rpc.validation import (
     Limits,
@@ -37,9 +38,8 @@ from server.rpc.validation import (
     session_target,
 )
 from server.rpc.writing import write_message
-from server.scheduling import Reading, Snapshot
-from server.sessions import TOKEN_TYPE, Prefix, PrefixCache, Sessions, Target
-from server.sessions.prefixes import INTERVAL, SHORTEST
+from server.scheduling import Reading
+from server.sessions import TOKEN_TYPE, PrefixCache, Sessions, Target
 
 # What a piece shows: the outputs of its steps or of the last one, and the position of its session, if it has one.
 PieceReader = Callable[[v1.Piece, TokenIds], Awaitable[tuple[NDArray[Any], int | None]]]
@@ -97,12 +97,6 @@ class InferenceServicer(v1.InferenceServiceServicer):
         check_size(request, self._limits)
         await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
 
-    def _known(self, model: ServedModel, ids: TokenIds, request: v1.ClassifyRequest, context: Context) -> Prefix | None:
-        """What is known of an input, if that is worth anything and wanted."""
-        if len(ids) < SHORTEST or request.bypass_prefix_cache:
-            return None
-        return self._prefixes.look_up(model.for_sessions, caller_of(context), ids, output_wanted=True)
-
     async def _model_of(self, target: Target) -> str:
         return (await self._sessions.get(target.session_id)).model
 
@@ -121,9 +115,10 @@ class InferenceServicer(v1.InferenceServiceServicer):
         elif labelling.every_step:
             outputs = (await run_reading(model, Reading(ids, Mailbox(), every_step=True))).outputs
         else:
-            prefix = self._known(model, ids, request, context)
-            outputs = await _read_behind(prefix, model, ids)
-            response.cached_token_count = prefix.position if prefix else 0
+            bypass = request.bypass_prefix_cache
+            prefill = Prefill.begin(model, ids, self._prefixes, caller_of(context), bypass=bypass, output_wanted=True)
+            response.cached_token_count = prefill.position
+            outputs = await prefill.last_output()
         response.prediction.CopyFrom(await predict(labelling, outputs, len(ids)))
         return response
 
@@ -235,28 +230,6 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
         return finished.outputs, None
 
     return read
-
-
-async def _read_behind(prefix: Prefix | None, model: ServedModel, ids: TokenIds) -> NDArray[Any]:
-    """The output of an input's last step, of which a beginning or all may be known."""
-    if prefix is None:
-        return (await run_reading(model, Reading(ids, Mailbox(), every_step=False))).outputs
-    if prefix.output is not None and prefix.position == len(ids):
-        return prefix.output
-    mailbox = Mailbox()
-    reading = Reading(
-        ids[prefix.position :],
-        prefix.receiver(mailbox),
-        prefix.state,
-        position=prefix.position,
-        keep_state=True,
-        every_step=False,
-        snapshot_steps=INTERVAL,
-    )
-    finished = await run_reading(model, reading, mailbox)
-    assert finished.state is not None
-    prefix.keep(Snapshot(len(ids), finished.state), finished.outputs)
-    return finished.outputs
 
 
 async def _following(requests: AsyncIterator[v1.StreamClassifyRequest]) -> v1.StreamClassifyRequest | None:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from elman import v1
 from server.engine import DTYPES, NOTHING, Wanted
-from server.rpc.errors import FieldError
+from server.rpc.errors import FieldError, listed
 from server.rpc.models import ServedModel
 from server.scheduling import ReadingFinished
 
 _TENSOR_BYTES = 64  # about what a tensor takes beside its name and numbers
-_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def embedded_subject(request: v1.EmbedRequest, model: ServedModel) -> Subject:
     if request.WhichOneof("subject") == "output":
         outputs = {output.name: output for output in model.bundle.spec.step.outputs}
         if request.output not in outputs:
-            raise FieldError("output", f"is no output of {model.name!r}; it has {_listed(outputs)}")
+            raise FieldError("output", f"is no output of {model.name!r}; it has {listed(outputs)}")
         return Subject((), outputs[request.output])
     states = _states(model)
     names = list(request.states.names) or list(states)
@@ -133,12 +132,7 @@ def _states(model: ServedModel) -> dict[str, v1.StateSpec]:
 
 def _check_state(name: str, field: str, states: Mapping[str, v1.StateSpec], model: ServedModel) -> None:
     if name not in states:
-        raise FieldError(field, f"is no state of {model.name!r}; it has {_listed(states) or 'none'}")
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(list(names)[:_LISTED]) + more
+        raise FieldError(field, f"is no state of {model.name!r}; it has {listed(states) or 'none'}")
 
 
 def _name(spec: v1.StateSpec | v1.OutputSpec) -> str:

@@ -174,9 +174,7 @@ async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedMode
         FieldError: it cannot be encoded.
     """
     ids = await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
-    if len(ids) and model.generates and model.begin_token is not None:
-        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
-    return ids
+    return model.with_begin_token(ids) if len(ids) else ids
 
 
 async def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
@@ -194,9 +192,7 @@ async def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Li
     Raises:
         FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
     """
-    ids = await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
-    if model.begin_token is not None:
-        return np.concatenate([[model.begin_token], ids]).astype(np.int64)
+    ids = model.with_begin_token(await _input_ids(request.WhichOneof("prompt"), request, model, limits, ""))
     if not len(ids):
         raise FieldError(
             request.WhichOneof("prompt") or "text",
