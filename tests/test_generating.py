@@ -473,6 +473,23 @@ async def test_what_is_constrained_matches(bundles: Bundles, expression: str) ->
         await running.until_idle()
 
 
+@pytest.mark.parametrize(
+    ("expression", "options"), [("[a-c][0-9]?", {}), ("[a-c]d?", {"forbidden_tokens": CHARACTERS.encode("d").tolist()})]
+)
+async def test_what_is_complete_ends_where_nothing_can_follow(
+    bundles: Bundles, expression: str, options: dict[str, Any]
+) -> None:
+    async with serving(bundles["lstm"]) as running:  # It knows no digits.
+        client = running.client
+        session = (await client.create_session(PROMPT, seed=5)).session_id
+        stream = client.generate(session=session, regex=expression, **options)
+        text = await stream.text()
+        assert text in {"a", "b", "c"}
+        assert stream.finish_reason is FinishReason.CONSTRAINT
+        following = await client.generate(PROMPT + text, seed=5, max_tokens=20).text()
+        assert await client.generate(session=session, max_tokens=20).text() == following
+
+
 async def test_a_json_schema_over_a_vocabulary_of_bytes(tmp_path: Path) -> None:
     bundle = byte_bundle(tmp_path)
     async with serving(bundle) as running:

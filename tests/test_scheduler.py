@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.decoding.beams import BeamParams
 from server.scheduling import (
+    Beams,
+    BeamsFinished,
     Event,
     Failed,
     Finished,
@@ -24,6 +27,7 @@ from server.scheduling import (
     SamplingParams,
     Scheduler,
     SchedulerStoppedError,
+    Sequence,
     SequenceFailedError,
     Snapshot,
     Tokens,
@@ -100,7 +104,7 @@ def until_running(scheduler: Scheduler, count: int) -> None:
         time.sleep(0.001)
 
 
-def inbox(sequence: Generation | Reading) -> Inbox:
+def inbox(sequence: Sequence) -> Inbox:
     assert isinstance(sequence.receiver, Inbox)
     return sequence.receiver
 
@@ -119,6 +123,27 @@ def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
     sequence = generation([1, 2, 3], max_tokens=7)
     scheduler.submit(sequence)
     assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS, 9))
+
+
+def test_time_is_up_for_those_who_wait_for_a_row(scheduler: Scheduler) -> None:
+    others = [generation([2], 10**6) for _ in range(4)]
+    for other in others:
+        scheduler.submit(other)
+    until_running(scheduler, 4)
+    now = time.perf_counter()
+    late, early = [generation([1], 5, time_limit=now + limit) for limit in (600, 0.05)]
+    search = Beams(np.array([1]), Inbox(), params=BeamParams(2, 2, 5, None), time_limit=now + 0.1)
+    for sequence in (late, early, search):
+        scheduler.submit(sequence)
+    assert inbox(early).tokens_and_end() == ([], Finished(FinishReason.TIME_LIMIT, 0))
+    tokens, end = inbox(search).tokens_and_end()
+    assert isinstance(end, BeamsFinished)
+    assert (tokens, end.hypotheses, end.cut_short, end.step_count) == ([], (), True, 0)
+    assert scheduler.running_count == 4
+    assert scheduler.waiting_count == 1
+    for other in others:
+        scheduler.abort(other)
+    assert inbox(late).tokens_and_end()[0] == continuation([1], 5)
 
 
 def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:

@@ -53,13 +53,25 @@ def test_nothing_is_held_back_that_no_stop_sequence_begins_with(text: str, sough
         assert not held or any(sequence.startswith(held) for sequence in sought)
 
 
-@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=3))
-def test_a_check_counts_the_tokens_up_to_the_end_of_a_stop_sequence(text: str, sought: list[str]) -> None:
-    """Of bytes, several of which are one character."""
+@given(
+    st.text("ab\n\u00e9\u20ac", max_size=30),
+    st.lists(st.text("ab\n\u00e9\u20ac", min_size=1, max_size=3), max_size=3),
+    st.lists(st.integers(0, 1000), max_size=5),
+)
+def test_a_check_counts_the_tokens_up_to_the_end_of_a_stop_sequence(
+    text: str, sought: list[str], places: list[int]
+) -> None:
+    """Of bytes, several of which are one character, in chunks."""
     vocabulary = ByteVocabulary()
-    text = text.encode("utf-8", errors="ignore").decode()
     check = StopCheck(sought, vocabulary.decoder())
-    count = check.feed(vocabulary.encode(text).tolist())
+    tokens = vocabulary.encode(text).tolist()
+    ends = sorted(place % (len(tokens) + 1) for place in places)
+    count = None
+    for start, end in zip([0, *ends], [*ends, len(tokens)], strict=True):
+        count = check.feed(tokens[start:end])
+        if count is not None:
+            count += start
+            break
     stop = first_stop(text, sought)
     if stop is None:
         assert count is None

@@ -91,7 +91,7 @@ def _draw_by_rank(
     if candidate_count is None:
         most = int(top_k[limited].max(initial=_CANDIDATES))
         candidate_count = vocabulary_size if vocabulary_size <= _NARROW else most
-    ids = _most_probable(scores, candidate_count)
+    ids = most_probable(scores, candidate_count)
     index = np.arange(len(scores))
     ranked = weights[index[:, None], ids]
     # Summed one after the other from the most probable on: how many follow makes no difference.
@@ -110,7 +110,7 @@ def _draw_by_rank(
     return tokens
 
 
-def _most_probable(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def most_probable(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """The ids of the largest, in order, int64 [R, count]; of equals the lower id first."""
     # Whole numbers that sort by score, from the largest on, and then by id. The bits of a float sort as the whole
     # number that they are, but negative ones backwards; subtracted from 0, because that leaves one zero of the two.

@@ -4,6 +4,7 @@ part of one is ever given out."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from bundle.vocabulary import TextDecoder
 
@@ -18,6 +19,7 @@ class StopScanner:
 
     Attributes:
         found: the one that has appeared; None as long as none has.
+        end: with how many characters of the latest piece it was complete.
     """
 
     def __init__(self, sequences: Iterable[str]) -> None:
@@ -25,6 +27,7 @@ class StopScanner:
         self._longest = max((len(sequence) for sequence in self._sequences), default=0)
         self._held = ""
         self.found: str | None = None
+        self.end = 0
 
     def push(self, piece: str, *, final: bool = False) -> str:
         """Take the next piece; what can be given out: all that is no part of a stop sequence and cannot become one.
@@ -42,7 +45,8 @@ class StopScanner:
             if (start := text.find(sequence)) >= 0
         ]
         if ends:
-            _, start, self.found = min(ends)
+            end, start, self.found = min(ends)
+            self.end = end - len(self._held)
             self._held = ""
             return text[:start]
         kept = 0 if final else self._beginning_at_end(text)
@@ -72,8 +76,10 @@ class StopCheck:
     def feed(self, tokens: Sequence[int]) -> int | None:
         """Take the next tokens; how many of them there are up to the one that completes a sequence, that one included;
         None if none is complete."""
-        for count, token in enumerate(tokens, 1):
-            self._scanner.push(self._decoder.decode([token]))
-            if self._scanner.found is not None:
-                return count
-        return None
+        pieces = [self._decoder.decode([token]) for token in tokens]
+        # All at once: a scan costs more than what it looks at.
+        self._scanner.push("".join(pieces))
+        if self._scanner.found is None:
+            return None
+        lengths = accumulate(len(piece) for piece in pieces)
+        return next(count for count, length in enumerate(lengths, 1) if length >= self._scanner.end)

@@ -83,6 +83,7 @@ class Batch:
 
     Attributes:
         host: what is known of the rows that choose on the host.
+        wanted: what any row wants to be told beside tokens and labels.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Batch:
         self._uniforms_ahead = np.zeros((capacity, _AHEAD), np.float32)
         self._gathered = np.zeros((capacity, _ROOM), np.int32)
         self._streams: list[UniformStream | None] = []
-        self._wanted: Counter[Wanted] = Counter()
+        self._wants: Counter[Wanted] = Counter()
+        self._kinds: Counter[type[Sequence]] = Counter()
+        self.wanted = NOTHING
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -142,7 +145,7 @@ class Batch:
         self._all[row] = record
         self.sequences.append(sequence)
         self._streams.append(stream)
-        self._wanted[sequence.wanted] += 1
+        self._count(sequence, 1)
         self.host.append(row, sequence)
         return row
 
@@ -163,7 +166,7 @@ class Batch:
             self._all[row] = self._all[beams.rows[0]]
             self.sequences.append(beams)
             self._streams.append(None)
-            self._wanted[beams.wanted] += 1
+            self._count(beams, 1)
             beams.rows.append(row)
         rows = beams.rows[: len(sources)]
         self._all["last_token"][rows] = tokens
@@ -174,7 +177,7 @@ class Batch:
     def remove(self, row: int) -> int:
         """Free a row: the last one takes its place; the row that has moved."""
         last = len(self.sequences) - 1
-        self._wanted[self.sequences[row].wanted] -= 1
+        self._count(self.sequences[row], -1)
         self.host.remove(row)
         leaving, moving = self.sequences[row], self.sequences[last]
         if isinstance(leaving, Beams):
@@ -195,12 +198,28 @@ class Batch:
         """Free all rows."""
         self.sequences.clear()
         self._streams.clear()
-        self._wanted.clear()
+        self._wants.clear()
+        self._kinds.clear()
+        self.wanted = NOTHING
         self.host.clear()
+
+    def _count(self, sequence: Sequence, change: int) -> None:
+        """A sequence has so many rows more."""
+        self._kinds[type(sequence)] += change
+        self._wants[sequence.wanted] += change
+        self.wanted = NOTHING
+        for each in +self._wants:
+            self.wanted |= each
+
+    def holds(self, kind: type[Sequence]) -> bool:
+        """Whether any row is of a kind of sequence."""
+        return self._kinds[kind] > 0
 
     @property
     def reserved(self) -> int:
         """How many rows are kept free for searches that will need them."""
+        if not self.holds(Beams):
+            return 0
         searches = {id(sequence): sequence for sequence in self.sequences if isinstance(sequence, Beams)}
         return sum(search.row_count - len(search.rows) for search in searches.values())
 
@@ -216,14 +235,6 @@ class Batch:
         """Whether any row may choose only among its most probable tokens."""
         rows = self.rows
         return is_filtered(rows["top_k"], rows["top_p"], self._vocabulary_size)
-
-    @property
-    def wanted(self) -> Wanted:
-        """What any row wants to be told beside tokens and labels."""
-        wanted = NOTHING
-        for each in +self._wanted:
-            wanted |= each
-        return wanted
 
     @property
     def prompt_left(self) -> NDArray[np.int64]:

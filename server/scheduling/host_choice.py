@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.decoding.constraints import Matcher, allowed_tokens
+from server.decoding.drawing import most_probable
 from server.decoding.shaping import ShapedRows, Shaping
 from server.scheduling.sequence import Beams, Generation, Sequence, TokenReport
 
@@ -26,18 +27,35 @@ _NOTHING_MATCHES = "the constraint allows no token that the model knows"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a row has chosen.
+class Choices:
+    """What rows have chosen.
 
     Attributes:
-        token: the token; meaningless where there is an error.
-        error: why there is none.
-        complete: whether it is the last one, because the grammar lets nothing follow.
+        tokens: int64 [R]; meaningless, but a token, for those of `errors` and of `exhausted`.
+        errors: by row, why there is none.
+        complete: the rows whose token is the last one, because the grammar lets nothing follow it.
+        exhausted: the rows whose output was complete before, because nothing that may follow can be chosen.
     """
 
-    token: int
-    error: str | None = None
-    complete: bool = False
+    tokens: NDArray[np.int64]
+    errors: dict[int, str]
+    complete: list[int]
+    exhausted: list[int]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What goes on beside the model.
+
+    Attributes:
+        matchers: of some grammars, N of them.
+        allowed: bool [N, V], what they allow, when it has ended.
+        end: of the work.
+    """
+
+    matchers: list[Matcher]
+    allowed: NDArray[np.bool_]
+    end: Future[None]
 
 
 class HostChoice:
@@ -55,7 +73,7 @@ class HostChoice:
         self._places: dict[int, int] = {}
         self._matchers: dict[int, Matcher] = {}  # by row of the batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._allowed: Future[dict[int, NDArray[np.bool_]]] | None = None
+        self._begun: list[_Work] = []
 
     def append(self, row: int, sequence: Sequence) -> None:
         """A row begins. Harmless for one that does not choose here."""
@@ -118,33 +136,38 @@ class HostChoice:
 
     def clear(self) -> None:
         """All rows end."""
+        self._begun.clear()
         for row in list(self._places):
             self.remove(row)
 
     def prepare(self, rows: Several[int]) -> None:
-        """Begin to work out what the grammars of some rows, which choose next, allow."""
-        matchers = {row: self._matchers[row] for row in rows if row in self._matchers}
-        self._allowed = self._thread.submit(self._work_out, matchers) if matchers else None
+        """Begin to work out what the grammars of some rows, which choose next, allow, as far as that has not begun."""
+        begun = {matcher for work in self._begun for matcher in work.matchers}
+        self._begin([matcher for row in rows if (matcher := self._matchers.get(row)) and matcher not in begun])
 
-    def _work_out(self, matchers: dict[int, Matcher]) -> dict[int, NDArray[np.bool_]]:
-        allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
-        allowed_tokens(list(matchers.values()), allowed)
-        return dict(zip(matchers, allowed, strict=True))
+    def _begin(self, matchers: list[Matcher]) -> None:
+        if matchers:
+            allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
+            self._begun.append(_Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed)))
 
     def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
-        """[R, V], what `prepare` has had worked out; None if no grammar is among them."""
-        if self._allowed is None:
+        """[R, V], what has been worked out; None if no grammar is among the rows."""
+        works, self._begun = self._begun, []
+        if not works:
             return None
-        worked_out = self._allowed.result()
-        if not any(row in worked_out for row in rows):
+        places: dict[Matcher | None, int] = {}
+        for work in works:
+            work.end.result()
+            places.update(zip(work.matchers, range(len(places), len(places) + len(work.matchers)), strict=True))
+        free = len(places)
+        numbers = [places.get(self._matchers.get(row), free) for row in rows]
+        if min(numbers, default=free) == free:
             return None
-        allowed = np.ones((len(rows), self._vocabulary_size), np.bool_)
-        for number, row in enumerate(rows):
-            if row in worked_out:
-                allowed[number] = worked_out[row]
-        return allowed
+        anything = np.ones((1, self._vocabulary_size), np.bool_)
+        found: NDArray[np.bool_] = np.concatenate([*(work.allowed for work in works), anything])[numbers]
+        return found
 
-    def choose(self, rows: Several[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> list[Choice]:
+    def choose(self, rows: Several[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
         """Choose a token for each of some generations, and note it.
 
         Args:
@@ -156,21 +179,31 @@ class HostChoice:
         allowed = self._take_allowed(rows)
         found = self._table.choose(places, logits, uniforms, allowed)
         self._table.note(places, found.tokens)
-        choices = []
-        for row, token, impossible in zip(rows, found.tokens.tolist(), found.impossible.tolist(), strict=True):
-            choices.append(self._refused(row) if impossible else self._accepted(row, token))
+        choices = Choices(found.tokens, {}, [], [])
+        impossible = {rows[index] for index in np.flatnonzero(found.impossible).tolist()}
+        for row, token in zip(rows, found.tokens.tolist(), strict=True) if self._matchers else ():
+            if row not in impossible and row in self._matchers:
+                self._accept(row, token, choices)
+        for row in impossible:
+            self._refuse(row, choices)
         return choices
 
-    def _accepted(self, row: int, token: int) -> Choice:
+    def _accept(self, row: int, token: int, choices: Choices) -> None:
+        matcher = self._matchers[row]
+        matcher.accept(token)
+        if matcher.error is not None:
+            choices.errors[row] = matcher.error
+        elif matcher.is_exhausted:
+            choices.complete.append(row)
+
+    def _refuse(self, row: int, choices: Choices) -> None:
         matcher = self._matchers.get(row)
         if matcher is None:
-            return Choice(token)
-        matcher.accept(token)
-        return Choice(token, matcher.error, matcher.is_exhausted)
-
-    def _refused(self, row: int) -> Choice:
-        matcher = self._matchers.get(row)
-        return Choice(0, _NOTHING_LEFT if matcher is None else matcher.error or _NOTHING_MATCHES)
+            choices.errors[row] = _NOTHING_LEFT
+        elif matcher.is_complete:
+            choices.exhausted.append(row)
+        else:
+            choices.errors[row] = matcher.error or _NOTHING_MATCHES
 
     def shape(self, rows: Several[int], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores [R, V] of some beams, shaped."""
@@ -193,31 +226,23 @@ class HostChoice:
         self._table.note(places, np.array(tokens))
 
 
-def reports_of(logits: NDArray[np.float32], tokens: Several[int], counts: Several[int]) -> list[TokenReport]:
+def reports_of(logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: Several[int]) -> list[TokenReport]:
     """How probable tokens were.
 
     Args:
         logits: [R, V], of the model itself.
-        tokens: R of them.
+        tokens: int64 [R].
         counts: how many of the most probable tokens each row wants to be told.
     """
-    log_probabilities = log_softmax(logits)
-    reports = []
-    for row, token, count in zip(log_probabilities, tokens, counts, strict=True):
-        likely = tuple((other, float(row[other])) for other in _most_likely(row, count))
-        reports.append(TokenReport(float(row[token]), likely))
-    return reports
-
-
-def _most_likely(values: NDArray[np.float32], count: int) -> list[int]:
-    """The places of the largest, the largest first, of equals the first first."""
-    count = min(count, len(values))
-    if not count:
-        return []
-    least = np.partition(values, len(values) - count)[len(values) - count]
-    places = np.flatnonzero(values >= least)  # To sort all of a wide vocabulary would take milliseconds.
-    found: list[int] = places[np.argsort(-values[places], kind="stable")[:count]].tolist()
-    return found
+    values = log_softmax(logits)
+    chosen = values[np.arange(len(values)), tokens].tolist()
+    most = min(max(counts), values.shape[1])
+    ids = most_probable(values, most) if most else np.empty((len(values), 0), np.int64)
+    likely = np.take_along_axis(values, ids, axis=1).tolist()
+    return [
+        TokenReport(value, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
+        for value, row_ids, row_values, count in zip(chosen, ids.tolist(), likely, counts, strict=True)
+    ]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

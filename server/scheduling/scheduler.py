@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from server.engine import NOTHING, Arrays, Chunk, Engine, EngineError, Results
 from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
-from server.scheduling.host_choice import Choice, log_softmax, reports_of
+from server.scheduling.host_choice import Choices, log_softmax, reports_of
 from server.scheduling.pace import Pace
 from server.scheduling.sequence import (
     Beams,
@@ -61,18 +61,20 @@ class _Ending:
         tokens: how many of the chunk's tokens it keeps.
         reason: why, if it is a generation that ends well.
         error: why, if not.
+        taken_back: whether what the last step has chosen is no token that is kept: the end token, or nothing.
     """
 
     steps: int
     tokens: int
     reason: FinishReason | None = None
     error: Exception | None = None
+    taken_back: bool = False
 
     @property
     def kept_steps(self) -> int:
         """How many of the chunk's steps the state is wanted after. The last token is never read: one who ends for
-        MAX_TOKENS has not got there, the step that chose the end token is taken back."""
-        return self.steps - 1 if self.reason is FinishReason.END_TOKEN else self.steps
+        MAX_TOKENS has not got there, and a step whose choice is not kept has read the last one that is."""
+        return self.steps - 1 if self.taken_back else self.steps
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._some_aborted = False
         self._stopped = False
+        self._next_limit = np.inf  # the earliest time limit of those who wait
         # The thread's own; its rows are the engine's.
         self._batch = Batch(engine.capacity, input_name, vocabulary_size, forbidden_token)
         self._single_steps = 0  # how many are still to be run one by one, because together they have failed
@@ -167,6 +170,7 @@ class Scheduler:
             if not always and len(self._waiting) >= self._waiting_limit + free:
                 raise QueueFullError(self._name, self._waiting_limit)
             self._waiting.append(sequence)
+            self._next_limit = min(self._next_limit, _time_limit(sequence))
             self._changed.notify()
 
     def abort(self, sequence: Sequence) -> None:
@@ -216,6 +220,7 @@ class Scheduler:
         if self._some_aborted:
             self._some_aborted = False
             self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
+        self._expire()
         self._admit()
         if not self._batch.sequences:
             return
@@ -236,6 +241,21 @@ class Scheduler:
         self._batch.advance(count, results.tokens)
         self._record(outlook, results, endings)
         self._release({*endings, *self._branch(branches)})
+
+    def _expire(self) -> None:
+        """End those whose time is up before they had a row."""
+        now = time.perf_counter()
+        if now < self._next_limit:
+            return
+        with self._changed:
+            expired = [sequence for sequence in self._waiting if _time_limit(sequence) <= now]
+            self._waiting = deque(sequence for sequence in self._waiting if _time_limit(sequence) > now)
+            self._next_limit = min(map(_time_limit, self._waiting), default=np.inf)
+        emissions: list[Emission] = []
+        for sequence in expired:
+            sequence.ended, sequence.begun = True, now
+            emissions.append((sequence.receiver, _expired(sequence)))
+        self._tell(emissions)
 
     def _admit(self) -> None:
         """Give free rows to those who wait, first come first served, and to those who come with them: what takes up a
@@ -326,34 +346,39 @@ class Scheduler:
 
     def _look(
         self, looking: list[int], chunk: Chunk, results: Results, failures: dict[int, EngineError]
-    ) -> tuple[Results, dict[int, Choice]]:
+    ) -> tuple[Results, Choices | None]:
         """Have the generations that look at the logits choose, where they do so on the host, and report.
 
         Returns:
-            the results with what they have chosen, and their choices by row.
+            the results with what they have chosen, and their choices, if they have made any.
         """
         sequences = self._batch.sequences
-        generations = [row for row in looking if row not in failures and isinstance(sequences[row], Generation)]
+        generations = [
+            (row, sequence)
+            for row in looking
+            if isinstance(sequence := sequences[row], Generation) and row not in failures
+        ]
         if not generations:
-            return results, {}
+            return results, None
         assert results.logits is not None
-        tokens = results.tokens.copy()
-        choosing = [row for row in generations if _generation(sequences[row]).params.needs_logits]
-        choices: dict[int, Choice] = {}
+        tokens, choices = results.tokens.copy(), None
+        choosing = [row for row, generation in generations if generation.params.needs_logits]
         if choosing:
-            found = self._batch.host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
-            choices = dict(zip(choosing, found, strict=True))
-            tokens[choosing, -1] = [choice.token for choice in found]
-        reporting = [row for row in generations if _generation(sequences[row]).report_count is not None]
+            choices = self._batch.host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
+            tokens[choosing, -1] = choices.tokens
+        reporting = [row for row, generation in generations if generation.report_count is not None]
         if reporting:
-            counts = [_generation(sequences[row]).report_count or 0 for row in reporting]
-            reports = reports_of(results.logits[reporting], tokens[reporting, -1].tolist(), counts)
-            for row, report in zip(reporting, reports, strict=True):
-                _generation(sequences[row]).reports.append(report)
+            reporters = [_generation(sequences[row]) for row in reporting]
+            counts = [generation.report_count or 0 for generation in reporters]
+            reports = reports_of(results.logits[reporting], tokens[reporting, -1], counts)
+            for generation, report in zip(reporters, reports, strict=True):
+                generation.reports.append(report)
         return replace(results, tokens=tokens), choices
 
     def _search(self, looking: list[int], results: Results, endings: dict[int, _Ending]) -> list[_Branching]:
         """Have the searches that are beyond their prompt go on; where one ends, its rows do."""
+        if not self._batch.holds(Beams):
+            return []
         searches = {id(found): found for row in looking if isinstance(found := self._batch.sequences[row], Beams)}
         branchings = []
         for beams in searches.values():
@@ -389,7 +414,7 @@ class Scheduler:
         return surplus
 
     def _endings(
-        self, outlook: Outlook, results: Results, failures: dict[int, EngineError], choices: dict[int, Choice]
+        self, outlook: Outlook, results: Results, failures: dict[int, EngineError], choices: Choices | None
     ) -> dict[int, _Ending]:
         """Which rows end in a chunk, and where in it; not those of searches, unless they fail."""
         sequences = self._batch.sequences
@@ -405,8 +430,8 @@ class Scheduler:
                 places = np.flatnonzero(stopping[row, first : first + gained])
                 if places.size:
                     endings[row] = self._stopped_at(row, int(places[0]), outlook, results)
-        for row, choice in choices.items():
-            self._end_choice(row, choice, outlook, endings)
+        if choices is not None:
+            self._end_choices(choices, outlook, endings)
         for row in self._batch.stopping:
             self._stop(row, outlook, results, endings)
         for row in np.flatnonzero(self._batch.rows["time_limit"] <= time.perf_counter()).tolist():
@@ -418,15 +443,17 @@ class Scheduler:
             endings[row] = _Ending(0, 0, error=_MODEL_FAILED)
         return endings
 
-    def _end_choice(self, row: int, choice: Choice, outlook: Outlook, endings: dict[int, _Ending]) -> None:
-        """End a row that could choose nothing on the host, or need choose no more."""
-        known, gained = endings.get(row), int(outlook.gained[row])
-        if known is not None and known.reason is not FinishReason.MAX_TOKENS:
-            return
-        if choice.error is not None:
-            endings[row] = _Ending(outlook.count, gained - 1, error=SequenceFailedError(choice.error))
-        elif choice.complete:
-            endings[row] = _Ending(outlook.count, gained, FinishReason.CONSTRAINT)
+    def _end_choices(self, choices: Choices, outlook: Outlook, endings: dict[int, _Ending]) -> None:
+        """End the rows that could choose nothing on the host, or need choose no more."""
+        count, gained = outlook.count, outlook.gained
+        found = {row: _Ending(count, int(gained[row]), FinishReason.CONSTRAINT) for row in choices.complete}
+        for row in choices.exhausted:
+            found[row] = _Ending(count, int(gained[row]) - 1, FinishReason.CONSTRAINT, taken_back=True)
+        for row, error in choices.errors.items():
+            found[row] = _Ending(count, int(gained[row]) - 1, error=SequenceFailedError(error))
+        for row, ending in found.items():
+            if row not in endings or endings[row].reason is FinishReason.MAX_TOKENS:
+                endings[row] = ending
 
     def _stop(self, row: int, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
         """End a row whose new tokens complete a stop sequence."""
@@ -441,7 +468,7 @@ class Scheduler:
         """The end of a row that keeps so many of the chunk's tokens; the next is its end token, or none at all."""
         step = int(outlook.first[row]) + tokens
         if not results.failed[row, step]:
-            return _Ending(step + 1, tokens, FinishReason.END_TOKEN)
+            return _Ending(step + 1, tokens, FinishReason.END_TOKEN, taken_back=True)
         _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
         return _Ending(step + 1, tokens, error=_NOT_FINITE)
 
@@ -464,7 +491,7 @@ class Scheduler:
             outlook.gained[row] = ending.tokens
         if results.tokens.size:
             batch.gather(outlook, results.tokens)
-        if self._label_output is not None or batch.wanted != NOTHING:
+        if batch.holds(Reading) and (self._label_output is not None or batch.wanted != NOTHING):
             for row, sequence in enumerate(batch.sequences):
                 steps = endings[row].steps if row in endings else outlook.count
                 if isinstance(sequence, Reading) and steps:
@@ -535,6 +562,20 @@ def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int
 def _generation(sequence: Sequence) -> Generation:
     assert isinstance(sequence, Generation)
     return sequence
+
+
+def _time_limit(sequence: Sequence) -> float:
+    """When it ends with what there is, by `time.perf_counter`."""
+    if isinstance(sequence, Generation | Beams) and sequence.time_limit is not None:
+        return sequence.time_limit
+    return np.inf
+
+
+def _expired(sequence: Sequence) -> Event:
+    """The end of one for which no step has been taken."""
+    if isinstance(sequence, Beams):
+        return BeamsFinished((), cut_short=True, step_count=0, begun=sequence.begun)
+    return Finished(FinishReason.TIME_LIMIT, sequence.position, begun=sequence.begun)
 
 
 def _told(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:

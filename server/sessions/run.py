@@ -117,11 +117,12 @@ class Run:
         elif isinstance(event, Snapshot):
             self._write(array(TOKEN_TYPE), PackedSnapshot(event.position, self._layout.pack(event.state)), self._call)
         elif isinstance(event, Finished):
-            assert event.state is not None
             self._ended = True
             self._last = event
             self._call = advanced(self._call, 0, event.reason.value)
-            self._write(array(TOKEN_TYPE), PackedSnapshot(event.position, self._layout.pack(event.state)), self._call)
+            # Without a state where no step has been taken.
+            packed = None if event.state is None else PackedSnapshot(event.position, self._layout.pack(event.state))
+            self._write(array(TOKEN_TYPE), packed, self._call)
         else:
             self._ended = True
             self._last = event
