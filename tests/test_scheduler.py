@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from server.decoding.beams import BeamParams
+from server.decoding.constraints import Constraint, ConstraintKind, Grammars
 from server.scheduling import (
     Beams,
     BeamsFinished,
@@ -34,7 +35,7 @@ from server.scheduling import (
 )
 from server.scheduling.batch import Batch
 from server.scheduling.scheduler import Deliver, Emission
-from tests.fake_engine import MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
+from tests.fake_engine import LETTERS, MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
 class Inbox:
@@ -123,6 +124,16 @@ def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
     sequence = generation([1, 2, 3], max_tokens=7)
     scheduler.submit(sequence)
     assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS, 9))
+
+
+def test_the_state_of_an_output_that_nothing_can_follow_is_that_before_its_last_token(scheduler: Scheduler) -> None:
+    grammars = Grammars([None, *(letter.encode() for letter in LETTERS[1:])], None)
+    grammar = grammars.compile(Constraint(ConstraintKind.REGEX, "a[0-9]?"))
+    params = SamplingParams(temperature=0.0, seed=0, max_tokens=9, grammar=grammar)
+    sequence = Generation(np.array([3]), Inbox(), params=params, keep_state=True)
+    scheduler.submit(sequence)
+    expected = Finished(FinishReason.CONSTRAINT, 1, {"total": np.array(3)})
+    assert inbox(sequence).tokens_and_end() == ([LETTERS.index("a")], expected)
 
 
 def test_time_is_up_for_those_who_wait_for_a_row(scheduler: Scheduler) -> None:
