@@ -25,7 +25,9 @@ from tests.test_generating import byte_bundle
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CLIENT_CODE, DECODING_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CLIENT_CODE, DECODING_CODE, ANALYSIS_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(
+    r"```python\n(.*?)```", README, flags=re.DOTALL
+)
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -51,6 +53,15 @@ async def test_decoding_code_runs(tmp_path: Path) -> None:
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "FinishReason.CONSTRAINT Usage(step_count=" in shown
     assert shown.count("FinishReason.") == 1 + 3
+
+
+async def test_analysis_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    async with serving(bundles["gru"], bundles["tags"]) as running:
+        code = ANALYSIS_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"gru"')
+        shown = await asyncio.to_thread(run_code, code, tmp_path)
+    assert shown.count(" nats a token, perplexity ") == 3
+    assert shown.count("{'state.layer0.hidden': (") == 2
+    assert [line.partition("(")[0] for line in shown.splitlines()[-5:]] == [f"'{letter}' " for letter in "def f"]
 
 
 async def test_session_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
@@ -86,7 +97,7 @@ def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, A
 
 async def test_grpcurl_commands_work(bundles: dict[str, Bundle]) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
-    assert len(commands) == 6
+    assert len(commands) == 8
     async with serving(bundles["gru"], bundles["tags"]) as running:
         for command in commands:
             data = command[command.index("-d") + 1].replace('"python"', '"gru"') if "-d" in command else "{}"
