@@ -246,6 +246,22 @@ async def test_log_probabilities_are_those_of_the_model(bundles: Bundles) -> Non
         assert [report.most_likely async for chunk in without for report in chunk.reports] == [(), ()]
 
 
+async def test_log_probabilities_on_a_session_are_those_of_the_whole_text(bundles: Bundles) -> None:
+    async with serving(bundles["lstm"]) as running:
+        client = running.client
+        options: dict[str, Any] = {"log_probabilities": 2, "temperature": 0.5}
+        alone = [chunk async for chunk in client.generate(PROMPT, max_tokens=30, seed=4, **options)]
+        expected = [report for chunk in alone for report in chunk.reports]
+        session = (await client.create_session(PROMPT, seed=4)).session_id
+        found: list[Any] = []
+        for count in (10, 20):
+            chunks = [chunk async for chunk in client.generate(session=session, max_tokens=count, **options)]
+            found += [report for chunk in chunks for report in chunk.reports]
+        assert found == expected
+        with pytest.raises(InvalidRequestError, match="log_probabilities: are not recorded"):
+            await client.generate(session=session, request_id="one", **options).text()
+
+
 async def test_no_part_of_a_stop_sequence_gets_out(bundles: Bundles) -> None:
     async with serving(bundles["lstm"]) as running:
         client = running.client
