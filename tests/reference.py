@@ -13,22 +13,28 @@ from server.decoding import UniformStream
 
 
 def choose_token(
-    logits: NDArray[np.floating], temperature: float, uniform: float, top_k: int | None = None, top_p: float = 1.0
+    logits: NDArray[np.floating],
+    temperature: float,
+    uniform: float,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> int:
     """What is chosen from logits [V], in double precision.
 
     At temperature 0 the largest, of equals the first. Else by the inverse of the cumulative distribution: in the
-    order of the ids, or, where top_k or top_p ask for a part, of that part from the most probable on.
+    order of the ids, or, where top_k, top_p or min_p ask for a part, of that part from the most probable on.
     """
     values = logits.astype(np.float64)
     if temperature == 0:
         return int(values.argmax())
     weights = np.exp((values - values.max()) / temperature)
     order = np.arange(len(values))
-    if top_k is not None or top_p < 1:
+    if top_k is not None or top_p < 1 or min_p:
         order = np.argsort(-values, kind="stable")[:top_k]
         before = weights[order].cumsum() - weights[order]
         order = order[before < top_p * weights[order].sum()]
+        order = order[weights[order] >= min_p]
     cumulative = weights[order].cumsum()
     return int(order[np.flatnonzero(cumulative > uniform * cumulative[-1])[0]])
 

@@ -24,7 +24,7 @@ GREEDY = (float(GREEDY_TEMPERATURE), float(LEAST_UNIFORM))
 @cache
 def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.InferenceSession:
     nodes = Nodes()
-    filters = Filters("top_k", "top_p", "candidates") if filtered else None
+    filters = Filters("top_k", "top_p", "min_p", "candidates") if filtered else None
     choice = add_choice(
         nodes,
         "logits",
@@ -38,7 +38,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
     inputs = [("logits", TensorProto.FLOAT, width), ("uniforms", TensorProto.FLOAT, 1)]
     inputs += [("temperatures", TensorProto.FLOAT, 1)]
     if filtered:
-        inputs += [("top_k", TensorProto.INT64, 1), ("top_p", TensorProto.FLOAT, 1)]
+        inputs += [("top_k", TensorProto.INT64, 1), ("top_p", TensorProto.FLOAT, 1), ("min_p", TensorProto.FLOAT, 1)]
     values = [helper.make_tensor_value_info(name, kind, ["B", size]) for name, kind, size in inputs]
     if filtered:
         values.append(helper.make_tensor_value_info("candidates", TensorProto.INT64, [1]))
@@ -69,6 +69,7 @@ def choose(
     if filters:
         feeds["top_k"] = column(filters.get("top_k", width), np.int64)
         feeds["top_p"] = column(filters.get("top_p", 1), np.float32)
+        feeds["min_p"] = column(filters.get("min_p", 0), np.float32)
         feeds["candidates"] = np.array([filters.get("candidates", width)])
     tokens, checks = session(width, forbidden, bool(filters)).run(None, feeds)
     return tokens[:, 0], checks[:, 0]
@@ -124,7 +125,7 @@ def test_forbidden_token_is_never_drawn() -> None:
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf], [np.nan, np.nan]])
 @pytest.mark.parametrize("temperature", [float(GREEDY_TEMPERATURE), 1])
-@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_p": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}])
 def test_it_is_told_where_there_is_no_distribution(
     bad: list[float], temperature: float, options: dict[str, Any]
 ) -> None:
@@ -159,7 +160,8 @@ def test_choices_are_those_of_a_plain_loop(width: int, filtered: bool) -> None:
     uniforms = random.integers(1, 2**23, rows) * 2.0**-23
     top_k = random.choice([1, 2, 5, 40, width], rows) if filtered else np.full(rows, width)
     top_p = random.choice([1e-6, 0.3, 0.9, 1.0], rows) if filtered else np.ones(rows)
-    options: dict[str, Any] = {"top_k": np.minimum(top_k, width), "top_p": top_p} if filtered else {}
+    min_p = random.choice([0.0, 0.0, 0.05, 1.0], rows) if filtered else np.zeros(rows)
+    options: dict[str, Any] = {"top_k": np.minimum(top_k, width), "top_p": top_p, "min_p": min_p} if filtered else {}
     tokens, checks = choose(logits, temperatures, uniforms, **options)
     assert np.isfinite(checks).all()
     expected = [
@@ -169,6 +171,7 @@ def test_choices_are_those_of_a_plain_loop(width: int, filtered: bool) -> None:
             uniforms[row],
             int(top_k[row]) if top_k[row] < width else None,
             float(np.float32(top_p[row])),
+            float(np.float32(min_p[row])),
         )
         for row in range(rows)
     ]
@@ -176,11 +179,12 @@ def test_choices_are_those_of_a_plain_loop(width: int, filtered: bool) -> None:
     assert (tokens != expected).sum() <= 1
 
 
-def test_candidates_that_are_too_few_are_told_and_otherwise_make_no_difference() -> None:
+@pytest.mark.parametrize(("name", "share"), [("top_p", 0.8), ("min_p", 0.2)])
+def test_candidates_that_are_too_few_are_told_and_otherwise_make_no_difference(name: str, share: float) -> None:
     random = np.random.default_rng(5)
     logits = random.normal(size=(400, 2000)).astype(np.float32) * random.choice([1, 20], (400, 1))
     uniforms = random.integers(1, 2**23, 400) * 2.0**-23
-    options = {"top_p": 0.8}
+    options = {name: share}
     tokens, checks = choose(logits, 1.0, uniforms, **options)
     assert np.isfinite(checks).all()
     for candidates in (16, 256):
@@ -207,6 +211,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(logits: NDArray[Any], seed:
     if filtered:
         options["top_k"] = random.integers(1, width + 1, rows)
         options["top_p"] = random.choice([0.1, 0.7, 1.0], rows)
+        options["min_p"] = random.choice([0.0, 0.2], rows)
     together, checks = choose(logits, **options)
     for row in range(rows):
         part = {name: values[row : row + 1] for name, values in options.items()}

@@ -63,12 +63,14 @@ class TableEngine(FakeEngine):
                 known = logits[index].copy()
                 known[UNKNOWN] = -np.inf
                 top_k, top_p = int(chunk.top_k[index]), float(chunk.top_p[index])
+                min_p = float(chunk.min_p[index])
                 tokens[index, step] = choose_token(
                     known,
                     float(chunk.temperatures[index]) if chunk.temperatures[index] > 1e-30 else 0.0,
                     float(chunk.uniforms[index, step]),
                     None if top_k == SIZE else top_k,
                     top_p,
+                    min_p,
                 )
             self._back[row] = total
         self.runs.append((len(rows), count))
@@ -189,11 +191,11 @@ def drawn(values: NDArray[np.float64], case: Case, uniform: float) -> int:
         return int(values.argmax())
     weights = np.exp((values - values.max()) / case.temperature)
     order = list(range(SIZE))
-    if case.top_k is not None or case.top_p < 1:
+    if case.top_k is not None or case.top_p < 1 or case.min_p:
         order = np.argsort(-values, kind="stable")[: case.top_k].tolist()
         enough = case.top_p * weights[order].sum()
         order = [token for place, token in enumerate(order) if weights[order[:place]].sum() < enough]
-    order = [token for token in order if weights[token] >= case.min_p]
+        order = [token for token in order if weights[token] >= case.min_p]
     cumulative = weights[order].cumsum()
     return order[int(np.flatnonzero(cumulative > uniform * cumulative[-1])[0])]
 

@@ -38,6 +38,7 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
         "temperatures": np.ones(rows, np.float32),
         "top_k": np.full(rows, CHARACTERS.size),
         "top_p": np.ones(rows, np.float32),
+        "min_p": np.zeros(rows, np.float32),
     }
     return Chunk({"token": tokens}, **{**values, **changes})
 
@@ -94,6 +95,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
     if filtered:  # Some rows only; the others shall not notice.
         options["top_p"] = random.choice([0.2, 0.8, 1.0], 64).astype(np.float32)
         options["top_k"] = random.choice([1, 7, CHARACTERS.size], 64)
+        options["min_p"] = random.choice([0, 0, 0.5], 64).astype(np.float32)
     runs: dict[int, tuple[Any, list[State]]] = {}
     for count in COUNTS:
         for row in range(64):
@@ -117,7 +119,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
         for row in range(64):
             engine.insert(row)
         tokens = engine.run(range(64), plain).tokens
-        unfiltered = (options["top_p"] == 1) & (options["top_k"] == CHARACTERS.size)
+        unfiltered = (options["top_p"] == 1) & (options["top_k"] == CHARACTERS.size) & (options["min_p"] == 0)
         assert unfiltered.any()
         assert tokens[unfiltered].tolist() == runs[8][0][unfiltered].tolist()
         assert tokens.tolist() != runs[8][0].tolist()

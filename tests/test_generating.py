@@ -75,12 +75,14 @@ def plainly(bundle: Bundle, prompt: str, *, max_tokens: int, seed: int = 0, **de
         for token in decoding.get("forbidden_tokens", ()):
             logits[token] = -np.inf
         logits[UNKNOWN] = -np.inf
-        temperature, min_p = decoding.get("temperature", 1.0), decoding.get("min_p", 0.0)
-        if temperature and min_p:
-            scaled = logits / temperature
-            logits[scaled < scaled.max() + math.log(min_p)] = -np.inf
-        uniform = uniforms.take(len(tokens), 1)[0]
-        chosen = choose_token(logits, temperature, uniform, decoding.get("top_k"), decoding.get("top_p", 1.0))
+        chosen = choose_token(
+            logits,
+            decoding.get("temperature", 1.0),
+            uniforms.take(len(tokens), 1)[0],
+            decoding.get("top_k"),
+            decoding.get("top_p", 1.0),
+            decoding.get("min_p", 0.0),
+        )
         generated.append(forced[len(generated)] if len(generated) < len(forced) else chosen)
         text = CHARACTERS.decoder().decode(generated)
         if any(stop in text for stop in decoding.get("stop", ())):

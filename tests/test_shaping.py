@@ -365,7 +365,7 @@ def test_temperature_and_filters_are_those_of_transformers(row: Row) -> None:
     # The largest number draws the least probable token that is left, or the one of the highest id.
     uniforms = np.concatenate([[0, LARGEST_UNIFORM], random.integers(0, 2**23, 10) * 2.0**-23]).astype(np.float32)
     table, each = table_of([row]), np.zeros(len(uniforms), np.int64)
-    by_rank = row.top_p < 1 or (row.top_k or WIDTH) < WIDTH
+    by_rank = row.top_p < 1 or row.min_p > 0 or (row.top_k or WIDTH) < WIDTH
     for line, expected in zip(logits, probabilities, strict=True):
         choices = table.choose(each, np.tile(line, (len(uniforms), 1)), uniforms)
         assert not choices.impossible.any()
@@ -549,7 +549,7 @@ class ReferenceRow:
             return [(shaped.index(largest), 0.0, 1.0)]
         weights = [math.exp((score - largest) / row.temperature) for score in shaped]
         order = list(range(self.width))
-        if (row.top_k or self.width) < self.width or row.top_p < 1:
+        if (row.top_k or self.width) < self.width or row.top_p < 1 or row.min_p:
             order = sorted(order, key=lambda token: -shaped[token])[: row.top_k]
             total, sum_before, kept = sum(weights[token] for token in order), 0.0, []
             for token in order:

@@ -50,6 +50,7 @@ def mixed_chunk(filtered: bool, wanted: Wanted = NOTHING) -> Chunk:
     if filtered:
         changes["top_k"] = random.choice([3, CHARACTERS.size], ROWS)
         changes["top_p"] = random.choice([0.4, 1.0], ROWS).astype(np.float32)
+        changes["min_p"] = random.choice([0, 0.3], ROWS).astype(np.float32)
     return make_chunk(tokens, wanted=wanted, targets=targets, **changes)
 
 
@@ -93,7 +94,7 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
         tokens = given[:, step]
         tokens = np.where(tokens == FREE, told.tokens[:, step - 1], tokens)
         uniforms = chunk.uniforms[:, step : step + 1]
-        options = {"temperatures": chunk.temperatures, "top_k": chunk.top_k, "top_p": chunk.top_p}
+        options = {name: getattr(chunk, name) for name in ("temperatures", "top_k", "top_p", "min_p")}
         results = engine.run(
             range(ROWS), make_chunk(tokens[:, None], uniforms=uniforms, wanted=Wanted(logits=True), **options)
         )

@@ -32,12 +32,15 @@ class Filters:
     Attributes:
         top_k: int64 [B, 1], how many tokens at most; V for a row that does not ask.
         top_p: float32 [B, 1], the share of probability that is enough; 1 for a row that does not ask.
+        min_p: float32 [B, 1], the least probability beside that of the most probable token; 0 for a row that does not
+            ask.
         candidates: int64 [1], how many of the most probable tokens are looked at; at least every row's top_k, except
             of those that have V.
     """
 
     top_k: str
     top_p: str
+    min_p: str
     candidates: str
 
 
@@ -93,7 +96,9 @@ def add_choice(
     kept, seen_enough = _draw_filtered(nodes, distances, total, limited, uniforms, temperatures, filters)
     seen_all = nodes.add("GreaterOrEqual", filters.candidates, nodes.constant(np.array([vocabulary_size])))
     covered = nodes.add("Or", nodes.add("Or", limited, seen_all), seen_enough)
-    asks = nodes.add("Or", limited, nodes.add("Less", filters.top_p, nodes.constant(np.ones((1, 1), np.float32))))
+    below_one = nodes.add("Less", filters.top_p, nodes.constant(np.ones((1, 1), np.float32)))
+    above_zero = nodes.add("Greater", filters.min_p, nodes.constant(np.zeros((1, 1), np.float32)))
+    asks = nodes.add("Or", limited, nodes.add("Or", below_one, above_zero))
     unsure = nodes.add("And", asks, nodes.add("Not", covered))
     return Choice(nodes.add("Where", asks, kept, token), distances, unsure)
 
@@ -175,10 +180,11 @@ def _draw_in_two_levels(nodes: Nodes, weights: str, vocabulary_size: int, unifor
 def _draw_filtered(
     nodes: Nodes, distances: str, total: str, limited: str, uniforms: str, temperatures: str, filters: Filters
 ) -> tuple[str, str]:
-    """A token among each row's most probable ones, [B, 1], and whether the candidates reach its top_p, bool [B, 1].
+    """A token among each row's most probable ones, [B, 1], and whether the candidates reach its top_p or fall below its
+    min_p, bool [B, 1].
 
-    First top-k, then top-p of what is left: the tokens whose more probable ones together fall short of top_p. Nothing
-    here depends on how many candidates there are as long as they reach.
+    First top-k, then top-p of what is left: the tokens whose more probable ones together fall short of top_p; then
+    min-p. Nothing here depends on how many candidates there are as long as they reach.
     """
     ids, values = _most_probable(nodes, distances, filters.candidates)
     rank = nodes.add(
@@ -198,11 +204,13 @@ def _draw_filtered(
     whole = nodes.add("Where", limited, seen, total)
     enough = nodes.add("Mul", filters.top_p, whole)
     before = nodes.add("CumSum", weights, nodes.constant(np.int64(1)), exclusive=1)
-    kept = nodes.add("Where", nodes.add("Less", before, enough), weights, zero)
+    probable = nodes.add("GreaterOrEqual", weights, filters.min_p)
+    kept = nodes.add("Where", nodes.add("And", nodes.add("Less", before, enough), probable), weights, zero)
     kept_cumulative, kept_total = _cumulative(nodes, kept)
     place = _first_above(nodes, kept_cumulative, nodes.add("Mul", uniforms, kept_total))
     token = nodes.add("GatherElements", ids, place, axis=1)
-    return token, nodes.add("GreaterOrEqual", seen, enough)
+    seen_low = nodes.add("Less", _last(nodes, weights), filters.min_p)
+    return token, nodes.add("Or", nodes.add("GreaterOrEqual", seen, enough), seen_low)
 
 
 def _most_probable(nodes: Nodes, distances: str, candidates: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ From scores to a token, in this order, which is that of the graph's own choice (
 3. top-p of what is left (Holtzman et al. 2020): the tokens whose more probable ones together fall short of it;
 4. min-p of what is left (Nguyen et al. 2024): the tokens whose probability is at least min-p times the largest;
 5. the draw, by the inverse of the cumulative distribution at the row's uniform number: in the order of the ids, or,
-   where top-k or top-p ask for a part, from the most probable on.
+   where 2 to 4 ask for a part, from the most probable on.
 
 Axes: R rows of a call, V tokens, N candidates.
 """
@@ -53,11 +53,11 @@ def draw(
     np.exp(weights, out=weights)  # 1 for the most probable
     numbers = uniforms.astype(np.float64)
     tokens = np.empty(len(scores), np.int64)
-    asks = (sampling["top_k"] < scores.shape[1]) | (sampling["top_p"] < 1)
+    asks = (sampling["top_k"] < scores.shape[1]) | (sampling["top_p"] < 1) | (sampling["min_p"] > 0)
     if (at := pick_rows(asks)) is not None:
         tokens[at] = _draw_by_rank(scores[at], weights[at], sampling[at], numbers[at])
     if (at := pick_rows(~asks)) is not None:
-        tokens[at] = _draw_by_id(weights[at], sampling["min_p"][at], numbers[at])
+        tokens[at] = _draw_by_id(weights[at], numbers[at])
     return tokens
 
 
@@ -69,11 +69,7 @@ def pick_rows(flags: NDArray[np.bool_]) -> NDArray[np.int64] | slice | None:
     return slice(None) if count == len(flags) else np.flatnonzero(flags)
 
 
-def _draw_by_id(
-    weights: NDArray[np.float64], min_p: NDArray[np.float64], uniforms: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    if min_p.any():
-        weights = weights * (weights >= min_p[:, None])
+def _draw_by_id(weights: NDArray[np.float64], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
     cumulative = weights.cumsum(axis=1)
     return _first_above(cumulative, uniforms * cumulative[:, -1])
 
@@ -104,7 +100,7 @@ def _draw_by_rank(
     places = _first_above(cumulative, uniforms * cumulative[index, kept - 1])
     tokens: NDArray[np.int64] = ids[index, places]
     if candidate_count < vocabulary_size:
-        at = np.flatnonzero(~limited & (cumulative[:, -1] < enough))
+        at = np.flatnonzero(~limited & (cumulative[:, -1] < enough) & (ranked[:, -1] >= sampling["min_p"]))
         if len(at):
             tokens[at] = _draw_by_rank(scores[at], weights[at], sampling[at], uniforms[at], vocabulary_size)
     return tokens

@@ -53,6 +53,8 @@ class Chunk:
         temperatures: float32 [B].
         top_k: int64 [B], how many of the most probable tokens may be chosen; the vocabulary's size for all.
         top_p: float32 [B], the share of probability from which the most probable tokens may be chosen; 1 for all.
+        min_p: float32 [B], the least probability, beside that of the most probable token, of what may be chosen; 0 for
+            all.
         wanted: what is to be told beside tokens and labels.
         targets: int64 [B, K], the token after each step whose log-probability is wanted; FREE for the one that is
             chosen. None: that everywhere.
@@ -63,6 +65,7 @@ class Chunk:
     temperatures: NDArray[np.float32]
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
     wanted: Wanted = NOTHING
     targets: NDArray[np.int64] | None = None
 
@@ -80,13 +83,16 @@ class Chunk:
             temperatures=self.temperatures[one],
             top_k=self.top_k[one],
             top_p=self.top_p[one],
+            min_p=self.min_p[one],
             targets=None if self.targets is None else self.targets[one],
         )
 
 
-def is_filtered(top_k: NDArray[np.int64], top_p: NDArray[np.float32], vocabulary_size: int) -> bool:
+def is_filtered(
+    top_k: NDArray[np.int64], top_p: NDArray[np.float32], min_p: NDArray[np.float32], vocabulary_size: int
+) -> bool:
     """Whether any row may choose only among its most probable tokens."""
-    return bool((top_k < vocabulary_size).any() or (top_p < 1).any())
+    return bool((top_k < vocabulary_size).any() or (top_p < 1).any() or min_p.any())
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Engine(Protocol):
         """How many steps one run can take, ascending; 1 is the first.
 
         Args:
-            filtered: whether any row has a top_k or top_p.
+            filtered: whether any row has a top_k, top_p or min_p.
             wanted: what the run shall tell.
         """
         ...

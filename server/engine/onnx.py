@@ -160,18 +160,19 @@ class OnnxEngine:
 
     def run(self, rows: range, chunk: Chunk) -> Results:
         size = self._step.vocabulary_size
-        if not (size and is_filtered(chunk.top_k, chunk.top_p, size)):
+        if not (size and is_filtered(chunk.top_k, chunk.top_p, chunk.min_p, size)):
             graph = self._graph(len(chunk), filtered=False, wanted=chunk.wanted)
             return self._run(graph, rows, self._feeds(chunk), chunk.wanted)
         graph = self._graph(len(chunk), filtered=True, wanted=chunk.wanted)
         limited = chunk.top_k[chunk.top_k < size]
-        candidates = int(limited.max(initial=_CANDIDATES if (chunk.top_p < 1).any() else 1))
+        candidates = int(limited.max(initial=_CANDIDATES if (chunk.top_p < 1).any() or chunk.min_p.any() else 1))
         while True:
             candidates = min(candidates, size)
             feeds = {
                 **self._feeds(chunk),
                 FILTERS.top_k: chunk.top_k[:, None],
                 FILTERS.top_p: chunk.top_p[:, None],
+                FILTERS.min_p: chunk.min_p[:, None],
                 FILTERS.candidates: np.array([candidates]),
             }
             results = self._run(graph, rows, feeds, chunk.wanted)
@@ -298,7 +299,8 @@ class OnnxEngine:
         }
         ones = np.ones(size, np.float32)
         full = np.full(size, 1 if filtered else self._step.vocabulary_size)
-        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, wanted)
+        nothing = np.zeros(size, np.float32)
+        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, wanted)
         seconds = []
         for _ in range(2):
             started = time.perf_counter()

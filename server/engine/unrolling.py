@@ -43,7 +43,7 @@ TARGETS = f"{PREFIX}targets"  # int64 [B, K], the tokens that are scored; FREE: 
 LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
 UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
-FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}candidates")
+FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
 
 DTYPES: dict[int, type[np.generic]] = {
     v1.DATA_TYPE_FLOAT32: np.float32,
@@ -286,6 +286,7 @@ class _Unrolled:
         if self._filtered:
             inputs.append(_value(FILTERS.top_k, v1.DATA_TYPE_INT64, ["rows", 1]))
             inputs.append(_value(FILTERS.top_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            inputs.append(_value(FILTERS.min_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
             inputs.append(_value(FILTERS.candidates, v1.DATA_TYPE_INT64, [1]))
         graph = helper.make_graph(
             self._nodes.nodes,

@@ -41,6 +41,7 @@ _RECORD = np.dtype(
         ("temperature", np.float32),
         ("top_k", np.int64),
         ("top_p", np.float32),
+        ("min_p", np.float32),
         ("greedy", np.bool_),
         ("uniforms_start", np.int64),  # the position of the first random number that is kept
         ("gathered_count", np.int64),  # how many tokens wait to be handed on
@@ -135,7 +136,7 @@ class Batch:
                 record["end_token"] = params.end_token
             if not params.needs_logits:  # Else the token that the graph chooses is of no use.
                 record["top_k"] = self._vocabulary_size if params.top_k is None else params.top_k
-                record["top_p"] = params.top_p
+                record["top_p"], record["min_p"] = params.top_p, params.min_p
             stream = UniformStream(params.seed)
         if isinstance(sequence, Generation | Beams) and sequence.time_limit is not None:
             record["time_limit"] = sequence.time_limit
@@ -234,7 +235,7 @@ class Batch:
     def is_filtered(self) -> bool:
         """Whether any row may choose only among its most probable tokens."""
         rows = self.rows
-        return is_filtered(rows["top_k"], rows["top_p"], self._vocabulary_size)
+        return is_filtered(rows["top_k"], rows["top_p"], rows["min_p"], self._vocabulary_size)
 
     @property
     def prompt_left(self) -> NDArray[np.int64]:
@@ -293,6 +294,7 @@ class Batch:
             rows["temperature"],
             rows["top_k"],
             rows["top_p"],
+            rows["min_p"],
             wanted,
             targets,
         )

@@ -171,7 +171,7 @@ class SamplingParams:
     @property
     def needs_logits(self) -> bool:
         """Whether a token cannot be chosen inside the graph."""
-        return self.shaping is not None or self.grammar is not None or self.min_p > 0
+        return self.shaping is not None or self.grammar is not None
 
 
 class StopCheck(Protocol):
