@@ -172,8 +172,28 @@ def watched(served: Served, name: str, text: str) -> list[tuple[str, float]]:
     return list(zip(text, asyncio.run(values()), strict=True))
 
 
+def test_names_that_are_not_utf_8_are_shown(served: Served, tmp_path: Path) -> None:
+    file = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    Path(os.fsdecode(file)).write_text("the quick")
+    shown = f"{tmp_path}/caf\ufffd.txt"
+    (one, _), options = scored(os.fsdecode(file), "--model", "gru", "--server", served.address), ["--model", "gru"]
+    assert one["file"] == shown
+    table = elman("score", os.fsdecode(file), *options, "--server", served.address)
+    assert table.stdout.splitlines()[1].split()[0] == shown
+    check_complaint(elman("score", os.fsdecode(file) + "x", *options), f"error: {shown}x: No such file")
+
+
+def test_an_output_that_cannot_show_a_character_escapes_it(served: Served) -> None:
+    found = elman(
+        "inspect", "--text", "\u00e9a", "--model", "gru", "--unit", unit_name(served), "--server", served.address,
+        PYTHONIOENCODING="ascii",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert [line.split("\t")[0] for line in found.stdout.splitlines()] == [r"\xe9", "a"]
+
+
 def escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 class Spans(HTMLParser):

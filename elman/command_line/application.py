@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import NoReturn
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from elman.command_line import calling, generating, inspecting, making, scoring, serving, sessions
+from elman.command_line.printing import shown_name
 from elman.errors import ElmanError
 
 app = typer.Typer(
@@ -42,24 +45,42 @@ _EXTRAS = {
 
 def main() -> None:
     """Run the command; what a person can cause is one line on standard error, never a traceback."""
+    _prepare_output()
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         _fail(f"{error.name} is not installed, and this command needs it: pip install 'elman[{extra}]'")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        sys.exit(1)  # As typer ends a command whose reader has gone while it wrote.
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _fail(f"{shown_name(str(error.filename))}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         if not isinstance(error, (ElmanError, *_other_errors())):
             raise
         _fail(str(error))
+
+
+def _prepare_output() -> None:
+    """What standard output cannot show is escaped; where it is closed, nothing is printed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    else:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _flush() -> None:
+    """Not left to the end of the interpreter, which cannot tell what has failed."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # So that the interpreter does not try again.
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _other_errors() -> tuple[type[Exception], ...]:

@@ -1,13 +1,9 @@
-"""`elman models`, `classify` and `health`: what calls a running server, beside `generate`."""
+"""`elman models`, `classify` and `health`."""
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import contextlib
-import os
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
@@ -17,15 +13,12 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from elman.client import DEFAULT_ADDRESS, Client, Label, Prediction
-
-Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
-Timeout = Annotated[
-    float | None, typer.Option(help="Seconds the call may take.", show_default="as long as it takes", min=0.001)
-]
+from elman.client import DEFAULT_ADDRESS, Client, Label, Model, Prediction
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import escaped, print_table
+from elman.command_line.reading import standard_input
 
 
 def models(server: Server = DEFAULT_ADDRESS) -> None:
@@ -36,19 +29,25 @@ def models(server: Server = DEFAULT_ADDRESS) -> None:
 async def _models(server: str) -> None:
     async with Client(server, timeout=10) as client:
         found = await client.list_models()
-    table = Table("model", "does", "provider", "running", "waiting", "digest", "description", box=None)
-    for model in found:
-        generates = any(output.HasField("next_token_logits") for output in model.spec.step.outputs)
-        table.add_row(
-            model.name,
-            "generate" if generates else "classify",
-            model.provider,
-            f"{model.running_count}/{model.slot_count}",
-            f"{model.waiting_count}/{model.waiting_limit}",
-            model.digest.removeprefix("sha256:")[:12],
-            model.spec.description,
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(
+        ("model", "does", "provider", "running", "waiting", "digest", "description"),
+        [
+            (
+                model.name,
+                "generate" if _generates(model) else "classify",
+                model.provider,
+                f"{model.running_count}/{model.slot_count}",
+                f"{model.waiting_count}/{model.waiting_limit}",
+                model.digest.removeprefix("sha256:")[:12],
+                model.spec.description,
+            )
+            for model in found
+        ],
+    )
+
+
+def _generates(model: Model) -> bool:
+    return any(output.HasField("next_token_logits") for output in model.spec.step.outputs)
 
 
 def classify(
@@ -60,14 +59,15 @@ def classify(
             "every line by itself.",
         ),
     ] = False,
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one with labels")] = "",
+    model: Annotated[str, model_option("the only one with labels")] = "",
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
     """Label standard input, every line by itself.
 
     A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
-    prints one PIECE TAB LABEL for every run of equal labels (newline, tab and backslash escaped) and an empty line
+    prints one PIECE TAB LABEL for every run of equal labels (newline, carriage return, tab
+    and backslash escaped) and an empty line
     after each line, the format that `elman train --task tag` reads. With --follow a classifier answers every piece
     with LABEL TAB PROBABILITY of everything so far.
     """
@@ -79,7 +79,7 @@ async def _classify(follow: bool, model: str, server: str, timeout: float | None
     async with Client(server, timeout=timeout) as client:
         if follow:
             sent: list[str] = []
-            async for prediction in client.stream_classify(_recorded(_standard_input(), sent), model=model):
+            async for prediction in client.stream_classify(_recorded(standard_input(), sent), model=model):
                 printer.show(sent.pop(0), prediction)
             return
         await _classify_lines(client, model, printer)
@@ -115,28 +115,6 @@ async def _classify_lines(client: Client, model: str, printer: _Printer) -> None
         await asyncio.gather(sending, *tasks, return_exceptions=True)
 
 
-async def _standard_input() -> AsyncIterator[str]:
-    """Standard input as it comes, in pieces of whole characters."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def read() -> None:
-        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
-            while content := os.read(0, 65536):
-                loop.call_soon_threadsafe(arrived.put_nowait, content)
-            loop.call_soon_threadsafe(arrived.put_nowait, b"")
-
-    # A thread that nobody waits for: reading from a terminal cannot be interrupted, and Ctrl-C shall end it all.
-    threading.Thread(target=read, daemon=True).start()
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    content = b"more"
-    while content:
-        content = await arrived.get()
-        piece = decoder.decode(content, final=not content)
-        if piece:
-            yield piece
-
-
 async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterator[str]:
     async for piece in pieces:
         sent.append(piece)
@@ -145,7 +123,7 @@ async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterato
 
 async def _lines() -> AsyncIterator[str]:
     rest = ""
-    async for piece in _standard_input():
+    async for piece in standard_input():
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
             yield line.removesuffix("\r")
@@ -175,10 +153,7 @@ class _Printer:
     def _show_steps(self, text: str, steps: tuple[Label, ...], end: str) -> None:
         if not self._console.is_terminal:
             for label, piece in _runs(text, steps):
-                escaped = piece.replace("\\", "\\\\")
-                for plain, written in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-                    escaped = escaped.replace(plain, written)
-                print(f"{escaped}\t{label}", flush=True)
+                print(f"{escaped(piece)}\t{label}", flush=True)
             print(end=end, flush=True)  # Between two lines an empty one: each was a document of its own.
             return
         coloured = Text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import html
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from elman.analysis import Unit
 from elman.client import DEFAULT_ADDRESS, Client
-from elman.command_line.calling import Server, Timeout
-from elman.command_line.scoring import STANDARD_INPUT, read_text
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import escaped, note_unknown, print_table
+from elman.command_line.reading import STANDARD_INPUT, read_text
 from elman.features import features
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def inspect(
         Path | None, typer.Argument(metavar="[FILE]", help="The file, in UTF-8.", show_default="standard input")
     ] = None,
     text: Annotated[str, typer.Option(help="The text itself, instead of a file.", show_default="none")] = "",
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the server's only one")] = "",
+    model: Annotated[str, model_option("the server's only one")] = "",
     unit: Annotated[
         str,
         typer.Option(
@@ -100,8 +99,8 @@ def inspect(
     Without --unit it first lists the units that correlate best (Pearson) with features of the characters: inside
     quotes, inside a comment, indentation depth, position in line, after a space, digit; then it draws the best of them.
     Among thousands of units some follow any feature by chance: try another text. Features that do not change in the
-    text are left out. Where standard output is no terminal, a line for each step says PIECE TAB VALUE (newline, tab and
-    backslash escaped). The text may be as long as one input of the server.
+    text are left out. Where standard output is no terminal, a line for each step says PIECE TAB VALUE (newline,
+    carriage return, tab and backslash escaped). The text may be as long as one input of the server.
     """
     if file is not None and text:
         raise typer.BadParameter("a file and --text exclude each other")
@@ -143,9 +142,7 @@ async def _read(text: str, model: str, unit: Unit | None, server: str, timeout: 
         async for step in stream:
             texts.append(step.text)
             values.append(step.values if unit else _packed(step.values))
-    if stream.unknown_token_count:
-        count = stream.unknown_token_count
-        print(f"note: {count} tokens of the text stand for what the model does not know", file=sys.stderr)
+    note_unknown(stream.unknown_token_count, "text")
     return Reading(stream.model, stream.digest, stream.units, as_given(texts, text), values)
 
 
@@ -226,10 +223,8 @@ def correlations(values: NDArray[np.float32], feature: NDArray[np.float64]) -> N
 
 
 def _list(found: list[Correlation], units: tuple[Unit, ...]) -> None:
-    table = Table("feature", "unit", "correlation", box=None)
-    for one in found:
-        table.add_row(one.feature, Text(_name(units[one.unit])), f"{one.coefficient:+.3f}")
-    Console(width=None if sys.stdout.isatty() else 300).print(table)
+    rows = [(one.feature, _name(units[one.unit]), f"{one.coefficient:+.3f}") for one in found]
+    print_table(("feature", "unit", "correlation"), rows)
     print()
 
 
@@ -241,8 +236,7 @@ def _draw(unit: Unit, texts: list[str], values: list[float]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         for text, value in zip(texts, values, strict=True):
-            escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-            print(f"{escaped}\t{value:.6g}")
+            print(f"{escaped(text)}\t{value:.6g}")
         return
     scale = _scale(values)
     drawn = Text()

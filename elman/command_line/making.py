@@ -65,8 +65,8 @@ def train(
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
             "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
-            "tag: a folder of Python files, or a TSV file of piece TAB label, newline, tab and backslash in a piece "
-            "written \\n, \\t and \\\\, an empty line between documents.",
+            "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
+            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents.",
             show_default="stdlib",
         ),
     ] = None,

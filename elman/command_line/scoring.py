@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
 import math
-import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +11,14 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from elman.analysis import Score
 from elman.client import DEFAULT_ADDRESS, Client
-from elman.command_line.calling import Server, Timeout
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import json_line, print_table, shown_name
+from elman.command_line.reading import STANDARD_INPUT, read_text, shown_input
 from elman.errors import ElmanError, InvalidRequestError
 
-STANDARD_INPUT = "-"
 _LONGEST_PIECE = 500_000  # characters, with which a piece fits into a message of the default limit
 _LONGEST_OVERLAP = 4096  # characters
 
@@ -84,7 +79,7 @@ def score(
         list[Path] | None,
         typer.Argument(metavar="[FILE]...", help="The files, in UTF-8.", show_default="standard input"),
     ] = None,
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one that generates")] = "",
+    model: Annotated[str, model_option("the only one that generates")] = "",
     context: Annotated[
         str, typer.Option(help="A text that goes before each file and is not scored.", show_default="none")
     ] = "",
@@ -108,31 +103,10 @@ def score(
     asyncio.run(_score(texts, context, model, as_json, server, timeout))
 
 
-def read_text(name: str) -> str:
-    """The text of a file, or of standard input where the name is `STANDARD_INPUT`, as training reads it.
-
-    Raises:
-        OSError: it cannot be read, is not UTF-8, or has nothing in it.
-    """
-    content = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OSError(errno.EILSEQ, f"is not text in UTF-8 (see byte {error.start})", _shown_name(name)) from error
-    if not text:
-        raise OSError(errno.ENODATA, "is empty: there is nothing to read", _shown_name(name))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _shown_name(name: str) -> str:
-    return "standard input" if name == STANDARD_INPUT else name
-
-
 async def _score(
     texts: list[tuple[str, str]], context: str, model: str, as_json: bool, server: str, timeout: float | None
 ) -> None:
-    table = Table("file", "tokens", "unknown", "nats/token", "bits/token", "perplexity", "pieces", box=None)
-    found = []
+    found, rows = [], []
     async with Client(server, timeout=timeout) as client:
         for name, text in texts:
             try:
@@ -141,17 +115,17 @@ async def _score(
                 if not any(field.startswith("candidates") for field in error.fields):
                     raise
                 # The server knows a text by its place in the request, people by the name of its file.
-                raise InvalidRequestError(f"{_shown_name(name)}: {error}", code=error.code) from error
+                raise InvalidRequestError(f"{shown_input(name)}: {error}", code=error.code) from error
             found.append(one)
             if as_json:
-                print(_as_json({"file": name}, one), flush=True)
-            table.add_row(Text(_shown_name(name)), *_row(one))
+                print(_as_json({"file": shown_name(name)}, one), flush=True)
+            rows.append((shown_input(name), *_row(one)))
     total = FileScore.sum(found)
     if as_json:
         print(_as_json({"file_count": len(found)}, total))
         return
-    table.add_row("total", *_row(total))
-    Console(width=None if sys.stdout.isatty() else 300).print(table)
+    columns = ("file", "tokens", "unknown", "nats/token", "bits/token", "perplexity", "pieces")
+    print_table(columns, [*rows, ("total", *_row(total))])
 
 
 def _row(found: FileScore) -> tuple[str, ...]:
@@ -171,14 +145,11 @@ def _as_json(subject: dict[str, Any], found: FileScore) -> str:
         "nats_per_token": found.nats_per_token,
         "bits_per_token": found.bits_per_token,
         "perplexity": found.perplexity,
-    }
-    counts = {
         "token_count": found.token_count,
         "unknown_token_count": found.unknown_token_count,
         "piece_count": found.piece_count,
     }
-    finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-    return json.dumps(subject | finite | counts, ensure_ascii=False)
+    return json_line(subject | numbers)
 
 
 async def scored_pieces(client: Client, text: str, context: str, model: str) -> AsyncIterator[Score]:

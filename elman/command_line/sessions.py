@@ -7,17 +7,15 @@ import asyncio
 import errno
 import os
 import secrets
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from elman.client import DEFAULT_ADDRESS, Client
-from elman.command_line.calling import Server, Timeout
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import print_table
 from elman.sessions import Session, SessionContent
 
 app = typer.Typer(help="Keep what a model has read on the server, and go on from there.", no_args_is_help=True)
@@ -39,10 +37,9 @@ def list_(server: Server = DEFAULT_ADDRESS) -> None:
 
 
 async def _list(server: str) -> None:
-    table = Table("id", "model", "position", "seed", "created", "used", "running", box=None)
     async with Client(server, timeout=_SECONDS) as client:
-        async for session in client.list_sessions():
-            table.add_row(
+        rows = [
+            (
                 session.session_id,
                 session.model,
                 str(session.position),
@@ -51,7 +48,9 @@ async def _list(server: str) -> None:
                 _shown_time(session.use_time),
                 "yes" if session.running else "no",
             )
-    Console(width=None if sys.stdout.isatty() else 300).print(table)
+            async for session in client.list_sessions()
+        ]
+    print_table(("id", "model", "position", "seed", "created", "used", "running"), rows)
 
 
 @app.command()
@@ -101,7 +100,7 @@ def _shown_time(time: datetime) -> str:
 def create(
     prompt: Annotated[str, typer.Argument(help="The text it starts with.", show_default=False)] = "",
     session_id: _NewId = "",
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the server's only one")] = "",
+    model: Annotated[str, model_option("the server's only one")] = "",
     seed: Annotated[
         int | None, typer.Option(help="The seed of calls that do not bring their own.", show_default="a random one")
     ] = None,
