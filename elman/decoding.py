@@ -115,6 +115,7 @@ class Continuation:
         score: of a beam search, the sum of the log-probabilities divided by the length's power; else None.
         reports: of its tokens, where they were asked for.
         usage: what it has used.
+        unknown_token_count: how many tokens of its prompt stand for what the vocabulary does not have.
     """
 
     text: str
@@ -124,6 +125,7 @@ class Continuation:
     score: float | None
     reports: tuple[TokenReport, ...]
     usage: Usage | None
+    unknown_token_count: int
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -199,9 +201,12 @@ class Gathering:
         self._ids: dict[int, list[int]] = {}
         self._reports: dict[int, list[TokenReport]] = {}
         self._finished: dict[int, v1.GenerateFinished] = {}
+        self._unknown_token_count = 0
 
     def take(self, response: v1.GenerateResponse) -> None:
         """The next response."""
+        if response.HasField("started"):
+            self._unknown_token_count = response.started.unknown_token_count
         index = response.sequence_index
         self._texts.setdefault(index, []).append(response.chunk.text)
         self._ids.setdefault(index, []).extend(response.chunk.token_ids)
@@ -222,4 +227,5 @@ class Gathering:
             finished.score if finished.HasField("score") else None,
             tuple(self._reports[index]),
             usage_of(finished),
+            self._unknown_token_count,
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
+import math
 import os
 import pty
 import signal
@@ -11,11 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
-from bundle import Bundle
+from bundle import Bundle, CharacterVocabulary
+from elman import Continuation, FinishReason
+from export import NextToken, Token, export_bundle
+from tests.serving import serving
 
 ELMAN = [sys.executable, "-m", "elman.command_line"]
 SMALL = [
@@ -40,6 +50,23 @@ def check_complaint(found: subprocess.CompletedProcess[str], complaint: str) -> 
     assert complaint in found.stderr
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
+
+
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
+JSON_KEYS = {"text", "token_ids", "finish_reason", "stop_sequence", "score", "log_probabilities", "usage"}
+
+
+class Excluding(nn.Module):
+    """Holds two of four characters impossible."""
+
+    def initial_state(self, rows: int) -> dict[str, torch.Tensor]:
+        return {"sum": torch.zeros(rows, 4)}
+
+    def step(
+        self, inputs: dict[str, torch.Tensor], constants: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        total = state["sum"] + functional.one_hot(inputs["token"], 4).float()
+        return {"logits": total + torch.tensor([2e38, 2e38, -2e38, -2e38])}, {"sum": total}
 
 
 class Served:
@@ -173,7 +200,10 @@ def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served:
 def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
     found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
     assert len(found.stdout) == 3
-    assert "2 tokens of the prompt stand for what the model does not know" in found.stderr
+    note = "2 tokens of the prompt stand for what the model does not know"
+    assert note in found.stderr
+    for several in ("--samples", "--beams"):
+        assert note in elman("generate", "a?b?", several, 2, "--max-tokens", 3, "--server", served.address).stderr
 
 
 def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_path: Path) -> None:
@@ -182,7 +212,8 @@ def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_pa
     drawn = elman("generate", *options, "--samples", 2).stdout
     assert drawn.startswith("--- 1 of 2\n" + elman("generate", *options).stdout)
     best, *_ = elman("generate", *options, "--beams", 3, "--results", 2, "--json").stdout.splitlines()
-    assert json.loads(best).keys() == {"text", "token_ids", "finish_reason", "score", "usage"}
+    assert json.loads(best).keys() == JSON_KEYS
+    assert json.loads(best)["log_probabilities"] == []
     shown = elman("generate", *options, "--beams", 3, "--results", 2).stdout
     assert f"--- 1 of 2, score {json.loads(best)['score']:.4f}\n{json.loads(best)['text']}\n" in shown
     whole = elman("generate", *options).stdout
@@ -192,6 +223,34 @@ def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_pa
     assert [len(report["most_likely"]) for report in told["log_probabilities"]] == [2] * len(told["token_ids"])
     biased = elman("generate", *options, "--bias", "3=100", "--repetition-penalty", 1.1, "--forbid", 4, "--min-p", 0.1)
     assert biased.stdout == "c" * 12
+    assert json.loads(elman("generate", *options, "--json").stdout)["stop_sequence"] is None
+
+
+def test_json_names_what_there_is_not() -> None:
+    from elman.command_line.generating import _as_json
+
+    told = json.loads(_as_json(Continuation("", (), FinishReason.END_TOKEN, "", None, (), None, 0)))
+    assert told.keys() == JSON_KEYS
+    assert told["token_ids"] == told["log_probabilities"] == []
+    assert told["stop_sequence"] is told["score"] is told["usage"] is None
+
+
+def test_json_has_no_infinite_numbers(tmp_path: Path) -> None:
+    module = Excluding()
+    inputs, outputs = {"token": Token(CharacterVocabulary("abcd"))}, {"logits": NextToken()}
+    export_bundle(module, tmp_path / "some", name="some", inputs=inputs, outputs=outputs)
+    server = Served(tmp_path / "some", "--provider", "cpu")
+    found = elman("generate", "a", "--max-tokens", 1, "--json", "--log-probabilities", 4, "--server", server.address)
+    server.end()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(found.stdout, parse_constant=refuse)
+    (report,) = told["log_probabilities"]
+    likely = [token["log_probability"] for token in report["most_likely"]]
+    assert likely[2:] == [None, None]
+    assert sum(map(math.exp, likely[:2])) == pytest.approx(1)
 
 
 def test_mistakes_with_a_server(served: Served) -> None:
@@ -215,6 +274,10 @@ def test_mistakes_with_a_server(served: Served) -> None:
         ("--samples", 2, "--session", "s"),
         ("--bias", "three=1"),
         ("--log-probabilities", 1),
+        ("--beams", 2, "--json", "--log-probabilities", 2),
+        ("--results", 3),
+        ("--length-penalty", 9),
+        ("--timeout", "nan"),
     ):
         refused = elman("generate", "a", *wrong, *server)
         assert refused.returncode == 2
@@ -362,3 +425,95 @@ def test_control_c_while_generating_is_quiet(served: Served) -> None:
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == 130
     assert complaint == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("classify", "--model", "classes"),
+        ("classify", "--follow", "--model", "classes"),
+        ("score", "--model", "gru"),
+        ("inspect", "--model", "gru", "--unit", "state.layer0.hidden:0"),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read_is_one_complaint(
+    served: Served, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    for redirection in ("<&-", f"0>{tmp_path / 'written'}"):
+        arguments = [*ELMAN, *command, "--server", served.address]
+        found = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirection}', "sh", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=30,
+        )
+        check_complaint(found, "error: standard input: cannot be read: Bad file descriptor")
+        assert len(found.stderr.splitlines()) == 1
+
+
+async def test_a_description_is_no_markup(bundles: dict[str, Bundle]) -> None:
+    spec = copy.deepcopy(bundles["gru"].spec)
+    spec.description = "reads [/a], [bold]writes"
+    async with serving(replace(bundles["gru"], spec=spec)) as running:
+        found = await asyncio.to_thread(elman, "models", "--server", running.address)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[1].rstrip().endswith(spec.description)
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--lark"])
+def test_files_of_expressions_are_read_as_utf_8(served: Served, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "expression"
+    path.write_bytes(b"caf\xe9")
+    check_complaint(
+        elman("generate", "a", option, path, "--server", served.address), f"error: {path}: is not text in UTF-8"
+    )
+
+
+def test_a_grammar_is_read_as_utf_8_whatever_the_locale(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "grammar"
+    path.write_text('start: "\u00e9"', encoding="utf-8")
+    environment = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "utf-8"}
+    assert elman("generate", "a", "--lark", path, "--server", served.address, **environment).stdout == "\u00e9"
+
+
+def test_what_the_output_cannot_show_is_escaped(served: Served) -> None:
+    options = ["--lark", "/dev/stdin", "--server", served.address]
+    found = elman("generate", "a", *options, stdin='start: "\u00e9\U0001f332"', PYTHONIOENCODING="ascii")
+    assert (found.returncode, found.stdout) == (0, r"\xe9\U0001f332"), found.stderr
+
+
+@pytest.mark.parametrize(
+    "write", ["models", "session create --model gru", "generate a --samples 2", "classify --model tags"]
+)
+def test_a_reader_who_has_gone_is_no_complaint(served: Served, write: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [*ELMAN, *write.split(), "--server", served.address],
+        env=BUFFERED,
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    _, complaint = process.communicate(b"abc\n" * 1000, timeout=30)
+    assert (process.returncode, complaint) == (1, b"")
+
+
+def test_a_full_disk_is_one_complaint(served: Served) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [*ELMAN, "generate", "a", "--max-tokens", "3", "--samples", "2", "--server", served.address],
+            env=BUFFERED,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+        )
+    assert process.returncode == 1
+    assert process.stderr == b"error: standard output: No space left on device\n"
+
+
+def test_a_closed_output_is_nobody_who_reads(served: Served) -> None:
+    command = [*ELMAN, "generate", "a", "--max-tokens", "3", "--server", served.address]
+    found = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
+    assert (found.returncode, found.stderr) == (0, b"")

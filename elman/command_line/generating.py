@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from elman.client import DEFAULT_ADDRESS, Client
-from elman.command_line.calling import Server, Timeout
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import json_line, note_unknown
+from elman.command_line.reading import read_text
 from elman.decoding import Continuation, TokenReport
 
 _CHOOSING, _SHAPING, _ENDING, _ANSWER = "How tokens are chosen", "What is changed before", "When it ends", "The answer"
@@ -20,7 +21,7 @@ _CHOOSING, _SHAPING, _ENDING, _ANSWER = "How tokens are chosen", "What is change
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)] = "",
-    model: Annotated[str, typer.Option(help="The model's name.", show_default="the only one that generates")] = "",
+    model: Annotated[str, model_option("the only one that generates")] = "",
     session: Annotated[
         str,
         typer.Option(
@@ -75,12 +76,17 @@ def generate(
         ),
     ] = None,
     results: Annotated[
-        int, typer.Option(help="Of a search: how many continuations to show.", rich_help_panel=_CHOOSING)
-    ] = 1,
+        int | None,
+        typer.Option(help="With --beams: how many continuations to show.", show_default="1", rich_help_panel=_CHOOSING),
+    ] = None,
     length_penalty: Annotated[
-        float,
-        typer.Option(help="Of a search: the exponent of the length that divides the score.", rich_help_panel=_CHOOSING),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="With --beams: the exponent of the length that divides the score.",
+            show_default="1",
+            rich_help_panel=_CHOOSING,
+        ),
+    ] = None,
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
@@ -148,7 +154,13 @@ def generate(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print a JSON object for each continuation.", rich_help_panel=_ANSWER),
+        typer.Option(
+            "--json",
+            help="Print a JSON object for each continuation: text, token_ids, finish_reason, stop_sequence, score (of "
+            "--beams), log_probabilities (with that option, of each token) and usage. What there is not is null or an "
+            "empty list, a number that is infinite null.",
+            rich_help_panel=_ANSWER,
+        ),
     ] = False,
     log_probabilities: Annotated[
         int | None,
@@ -169,6 +181,12 @@ def generate(
         raise typer.BadParameter("--samples and --beams exclude each other")
     if log_probabilities is not None and not as_json:
         raise typer.BadParameter("--log-probabilities needs --json")
+    if beams is None:
+        for option, given in (("--results", results), ("--length-penalty", length_penalty)):
+            if given is not None:
+                raise typer.BadParameter(f"{option} is of a search: it needs --beams")
+    elif log_probabilities is not None:
+        raise typer.BadParameter("--beams and --log-probabilities exclude each other: a search reports scores")
     options: dict[str, Any] = {
         "model": model,
         "timeout": timeout,
@@ -184,14 +202,15 @@ def generate(
         "logit_bias": dict(_bias(one) for one in bias or ()),
         "forbidden_tokens": forbid or (),
         "regex": regex,
-        "json_schema": json_schema.read_text() if json_schema else None,
-        "lark_grammar": lark.read_text() if lark else None,
+        "json_schema": read_text(str(json_schema)) if json_schema else None,
+        "lark_grammar": read_text(str(lark)) if lark else None,
         "min_tokens": min_tokens,
         "stop": stop or (),
         "time_limit": time_limit,
     }
     if beams is not None:
-        options |= {"width": beams, "count": results, "length_penalty": length_penalty}
+        search = {"width": beams, "count": results, "length_penalty": length_penalty}
+        options |= {name: value for name, value in search.items() if value is not None}
         asyncio.run(_several("search", prompt, server, options, as_json))
     elif samples > 1:
         options |= {"count": samples, "log_probabilities": log_probabilities}
@@ -230,13 +249,12 @@ async def _stream(prompt: str, server: str, options: dict[str, Any], as_json: bo
                 None,
                 tuple(report for chunk in chunks for report in chunk.reports),
                 stream.usage,
+                stream.unknown_token_count,
             )
             print(_as_json(whole))
         elif sys.stdout.isatty():
             sys.stdout.write("\n")
-        if stream.unknown_token_count:
-            count = stream.unknown_token_count
-            print(f"note: {count} tokens of the prompt stand for what the model does not know", file=sys.stderr)
+        note_unknown(stream.unknown_token_count, "prompt")
 
 
 async def _several(call: str, prompt: str, server: str, options: dict[str, Any], as_json: bool) -> None:
@@ -249,23 +267,22 @@ async def _several(call: str, prompt: str, server: str, options: dict[str, Any],
         score = "" if continuation.score is None else f", score {continuation.score:.4f}"
         print(f"--- {number} of {len(found)}{score}")
         print(continuation.text)
+    for first in found[:1]:  # All have the same prompt.
+        note_unknown(first.unknown_token_count, "prompt")
 
 
 def _as_json(continuation: Continuation) -> str:
-    said: dict[str, Any] = {
-        "text": continuation.text,
-        "token_ids": continuation.token_ids,
-        "finish_reason": continuation.finish_reason.name.lower(),
-    }
-    if continuation.stop_sequence:
-        said["stop_sequence"] = continuation.stop_sequence
-    if continuation.score is not None:
-        said["score"] = continuation.score
-    if continuation.reports:
-        said["log_probabilities"] = [_report(report) for report in continuation.reports]
-    if continuation.usage is not None:
-        said["usage"] = asdict(continuation.usage)
-    return json.dumps(said, ensure_ascii=False)
+    return json_line(
+        {
+            "text": continuation.text,
+            "token_ids": continuation.token_ids,
+            "finish_reason": continuation.finish_reason.name.lower(),
+            "stop_sequence": continuation.stop_sequence or None,
+            "score": continuation.score,
+            "log_probabilities": [_report(report) for report in continuation.reports],
+            "usage": None if continuation.usage is None else asdict(continuation.usage),
+        }
+    )
 
 
 def _report(report: TokenReport) -> dict[str, Any]:
