@@ -15,7 +15,7 @@ import grpc
 
 from benchmarks.subprocesses import Json, answer, measure
 from elman import v1
-from elman.sessions import call_metadata
+from elman.connection import call_metadata
 
 
 @dataclass(frozen=True)

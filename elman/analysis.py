@@ -14,19 +14,20 @@ import math
 import struct
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from elman import v1
+from elman.connection import Connection
 from elman.errors import expressible, rpc_errors
-from elman.sessions import Input, call_metadata, set_input
+from elman.sessions import Input, set_input
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 _DATA_TYPES = {
@@ -221,24 +222,12 @@ class InspectionStream:
                 yield InspectedStep(step.token_id, step.text, tuple(step.values))
 
 
-class AnalysisCalls:
-    """The calls of AnalysisService; the client inherits them and brings the connection."""
+class AnalysisCalls(Connection):
+    """The calls of AnalysisService."""
 
-    address: str
-    _analysis: v1.AnalysisServiceAsyncStub
-    _caller: str
-
-    async def _call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        timeout: float | None,
-        session: str = "",
-    ) -> _Response:
-        raise NotImplementedError
-
-    def _seconds(self, timeout: float | None) -> float | None:
-        raise NotImplementedError
+    @cached_property
+    def _analysis(self) -> v1.AnalysisServiceAsyncStub:
+        return v1.AnalysisServiceStub(self._channel)
 
     async def score(
         self,
@@ -299,8 +288,7 @@ class AnalysisCalls:
             set_input(request.context, context)
             for candidate in _several(candidates):
                 set_input(request.candidates.add(), candidate)
-        metadata = call_metadata(self._caller, "")
-        call = self._analysis.Score(request, timeout=self._seconds(timeout), metadata=metadata)
+        call = self._analysis.Score(request, timeout=self._seconds(timeout), metadata=self._metadata())
         return ScoreStream(call, self.address)
 
     async def embed(
@@ -359,8 +347,7 @@ class AnalysisCalls:
             set_input(request.input, input)
             for name, indices in (units or {}).items():
                 request.units.add(state_name=name, indices=indices)
-        metadata = call_metadata(self._caller, "")
-        call = self._analysis.Inspect(request, timeout=self._seconds(timeout), metadata=metadata)
+        call = self._analysis.Inspect(request, timeout=self._seconds(timeout), metadata=self._metadata())
         return InspectionStream(call, self.address)
 
 

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from functools import cached_property
+from typing import Any, Unpack
 
 import grpc
 
@@ -28,26 +28,11 @@ from elman.decoding import (
     Usage,
     reports_of,
     set_decoding,
+    set_duration,
     usage_of,
 )
 from elman.errors import ElmanError, expressible, rpc_errors
-from elman.sessions import Input, Patience, SessionCalls, call_metadata, session_call, set_input
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-
-_CHANNEL_OPTIONS = (
-    # A tagger answers every step of a long input, which the default of 4 MiB would cut.
-    ("grpc.max_receive_message_length", -1),
-    # A server that was restarted is found at once: grpc's own pauses grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A machine that has gone without a word is noticed.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+from elman.sessions import Input, Patience, SessionCalls, session_call, set_input
 
 
 @dataclass(frozen=True)
@@ -242,53 +227,11 @@ class GenerationStream:
 
 
 class Client(SessionCalls, AnalysisCalls):
-    """Calls one server.
+    """Calls one server. What it takes is said at `elman.connection.Connection`."""
 
-    Args:
-        address: host and port.
-        timeout: seconds one call may take, as far as a call does not say otherwise; None: as long as it takes.
-        caller: says to the server whose sessions it makes; default, the address that the calls come from.
-
-    Raises:
-        ValueError: `caller` has other characters than printable ASCII.
-    """
-
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = None, caller: str = "") -> None:
-        if not (caller.isascii() and caller.isprintable()):
-            raise ValueError(f"caller is {caller!r}, but must be printable ASCII")
-        self.address = address
-        self._timeout = timeout
-        self._caller = caller
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = v1.InferenceServiceStub(self._channel)
-        self._sessions = v1.SessionServiceStub(self._channel)
-        self._analysis = v1.AnalysisServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End the connection; calls under way are cancelled."""
-        await self._channel.close()
-
-    def _seconds(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
-
-    async def _call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        timeout: float | None,
-        session: str = "",
-    ) -> _Response:
-        metadata = call_metadata(self._caller, session)
-        with rpc_errors(self.address):
-            return await method(request, timeout=self._seconds(timeout), metadata=metadata)
+    @cached_property
+    def _stub(self) -> v1.InferenceServiceAsyncStub:
+        return v1.InferenceServiceStub(self._channel)
 
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """All models of the server, by name."""
@@ -301,7 +244,9 @@ class Client(SessionCalls, AnalysisCalls):
         Raises:
             ModelNotFoundError: there is none of that name.
         """
-        return _model((await self._call(self._stub.GetModel, v1.GetModelRequest(name=name), timeout)).model)
+        with expressible():
+            request = v1.GetModelRequest(name=name)
+        return _model((await self._call(self._stub.GetModel, request, timeout)).model)
 
     def generate(
         self,
@@ -343,23 +288,22 @@ class Client(SessionCalls, AnalysisCalls):
             decoding: how tokens are chosen and when it ends; see `Decoding`.
         """
         with expressible():
+            request = _request(prompt, model, decoding, log_probabilities)
             call = session_call(session, position, request_id, patience)
-            request = v1.GenerateRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
+            if call is not None:
+                request.session.CopyFrom(call)
+            request.bypass_prefix_cache = bypass_prefix_cache
             request.received_token_count = received_token_count
-            set_input(request, prompt)
-            set_decoding(request, decoding)
-            if log_probabilities is not None:
-                request.log_probabilities.most_likely_count = log_probabilities
             if single_tokens:
                 request.single_tokens.SetInParent()
             if interval is not None:
                 if single_tokens:
                     raise ValueError("single_tokens and an interval exclude each other")
-                request.interval.FromNanoseconds(round(interval * 1e9))
+                set_duration(request.interval, interval, "interval")
         return self._generate(request, Patience(patience, self._seconds(timeout)))
 
     def _generate(self, request: v1.GenerateRequest, patience: Patience) -> GenerationStream:
-        metadata = call_metadata(self._caller, request.session.session_id)
+        metadata = self._metadata(request.session.session_id)
 
         def begin(received: int) -> grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]:
             request.received_token_count = received
@@ -393,13 +337,9 @@ class Client(SessionCalls, AnalysisCalls):
             timeout: seconds all of them together may take.
             decoding: how tokens are chosen and when they end; see `Decoding`.
         """
-        request = v1.GenerateRequest(model=model)
         with expressible():
-            set_input(request, prompt)
-            set_decoding(request, decoding)
+            request = _request(prompt, model, decoding, log_probabilities)
             request.sampling.sample_count = count
-            if log_probabilities is not None:
-                request.log_probabilities.most_likely_count = log_probabilities
         return await self._whole(request, timeout)
 
     async def search(
@@ -427,10 +367,8 @@ class Client(SessionCalls, AnalysisCalls):
             timeout: seconds it may take.
             decoding: see `Decoding`; nothing is drawn, so what says how to draw does not go with it.
         """
-        request = v1.GenerateRequest(model=model)
         with expressible():
-            set_input(request, prompt)
-            set_decoding(request, decoding)
+            request = _request(prompt, model, decoding)
             if request.HasField("sampling"):
                 raise ValueError("a beam search draws nothing: temperature, top_k, top_p and min_p do not go with it")
             request.beam.width, request.beam.result_count = width, count
@@ -440,9 +378,9 @@ class Client(SessionCalls, AnalysisCalls):
 
     async def _whole(self, request: v1.GenerateRequest, timeout: float | None) -> list[Continuation]:
         gathering = Gathering()
-        metadata = call_metadata(self._caller, "")
         with rpc_errors(self.address):
-            async for response in self._stub.Generate(request, timeout=self._seconds(timeout), metadata=metadata):
+            call = self._stub.Generate(request, timeout=self._seconds(timeout), metadata=self._metadata())
+            async for response in call:
                 gathering.take(response)
         return gathering.continuations()
 
@@ -506,8 +444,7 @@ class Client(SessionCalls, AnalysisCalls):
         """
         with expressible():
             config = v1.StreamConfig(model=model, session=session_call(session, position, "", 0))
-        metadata = call_metadata(self._caller, session)
-        call = self._stub.StreamClassify(timeout=self._seconds(timeout), metadata=metadata)
+        call = self._stub.StreamClassify(timeout=self._seconds(timeout), metadata=self._metadata(session))
 
         async def exchange(request: v1.StreamClassifyRequest) -> v1.StreamClassifyResponse:
             # grpc.aio will not write to a call that has ended meanwhile; reading then tells why it has.
@@ -529,6 +466,20 @@ class Client(SessionCalls, AnalysisCalls):
                 await call.done_writing()
         finally:
             call.cancel()
+
+
+def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: int | None = None) -> v1.GenerateRequest:
+    """What every call has that continues a prompt.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it cannot be said.
+    """
+    request = v1.GenerateRequest(model=model)
+    set_input(request, prompt)
+    set_decoding(request, decoding)
+    if log_probabilities is not None:
+        request.log_probabilities.most_likely_count = log_probabilities
+    return request
 
 
 async def _asynchronous(pieces: AsyncIterable[Input] | Iterable[Input]) -> AsyncIterator[Input]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypedDict
 
+from google.protobuf.duration_pb2 import Duration
+
 from elman import v1
 
 
@@ -132,13 +134,14 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _SHAPING = ("repetition_penalty", "frequency_penalty", "presence_penalty", "min_tokens")
 _IDS = {"forced_tokens": "forced_token_ids", "forbidden_tokens": "forbidden_token_ids"}
 _EXPRESSIONS = ("regex", "lark_grammar")
+_LONGEST_DURATION = 315_576_000_000  # seconds: 10,000 years
 
 
 def set_decoding(request: v1.GenerateRequest, decoding: Decoding) -> None:
     """Say in a request how to decode.
 
     Raises:
-        ValueError, TypeError: it cannot be said.
+        ValueError, TypeError, OverflowError: it cannot be said.
     """
     said: dict[str, Any] = {name: value for name, value in decoding.items() if value is not None}
     unknown = sorted(said.keys() - Decoding.__annotations__.keys())
@@ -170,7 +173,23 @@ def set_decoding(request: v1.GenerateRequest, decoding: Decoding) -> None:
     stop = said.get("stop", ())
     request.stop_sequences.extend([stop] if isinstance(stop, str) else stop)
     if "time_limit" in said:
-        request.time_limit.FromNanoseconds(round(said["time_limit"] * 1e9))
+        set_duration(request.time_limit, said["time_limit"], "time_limit")
+
+
+def set_duration(duration: Duration, seconds: float, name: str) -> None:
+    """Say a span of time.
+
+    Args:
+        duration: where to say it.
+        seconds: how long it is.
+        name: what it is called, for the message.
+
+    Raises:
+        ValueError: it is longer than can be said, or no number.
+    """
+    if not -_LONGEST_DURATION <= seconds <= _LONGEST_DURATION:
+        raise ValueError(f"{name} is {seconds}, but must be a number of seconds, at most {_LONGEST_DURATION}")
+    duration.FromNanoseconds(round(seconds * 1e9))
 
 
 def reports_of(chunk: v1.GenerateChunk) -> tuple[TokenReport, ...]:

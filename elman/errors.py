@@ -151,6 +151,6 @@ def expressible() -> Iterator[None]:
     """What the protocol cannot even express is refused like what the server refuses."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         message = f"the request cannot be expressed: {error}"
         raise InvalidRequestError(message, code=grpc.StatusCode.INVALID_ARGUMENT) from error

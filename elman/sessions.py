@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from functools import cached_property
 
 import grpc
 
 from elman import v1
+from elman.connection import Connection
 from elman.errors import DeadlineExceededError, ElmanError, UnavailableError, expressible
 
 Input = str | Sequence[int]
-Metadata = tuple[tuple[str, str], ...]
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds
 _FULL = "QUEUE_FULL"  # What a server says that all clients come back to at once.
 _SHORTEST_TIMEOUT = 0.001  # seconds; grpc reads 0 as no limit at all.
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True)
@@ -75,23 +70,16 @@ class SessionContent:
     text: str
 
 
-class SessionCalls:
-    """The calls of SessionService; the client inherits them and brings the connection.
+class SessionCalls(Connection):
+    """The calls of SessionService.
 
     Where an id is wanted for a new session and none is given, it is made here and not by the server: a load balancer
     chooses the server by the id, which therefore has to stand in the metadata of the call that makes the session.
     """
 
-    _sessions: v1.SessionServiceAsyncStub
-
-    async def _call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        timeout: float | None,
-        session: str = "",
-    ) -> _Response:
-        raise NotImplementedError
+    @cached_property
+    def _sessions(self) -> v1.SessionServiceAsyncStub:
+        return v1.SessionServiceStub(self._channel)
 
     async def create_session(
         self,
@@ -295,15 +283,6 @@ def session_call(session: str, position: int | None, request_id: str, patience: 
     if position is not None or request_id or patience > 0:
         raise ValueError("position, request_id and patience need a session")
     return None
-
-
-def call_metadata(caller: str, session: str) -> Metadata:
-    """The metadata of a call. An id that cannot be one stays out of it, as grpc might refuse to carry it; the server
-    says what is wrong with it."""
-    metadata = [("elman-caller", caller)] if caller else []
-    if _SESSION_ID.fullmatch(session):
-        metadata.append(("elman-session", session))
-    return tuple(metadata)
 
 
 def set_input(

@@ -268,6 +268,9 @@ def test_mistakes_with_a_server(served: Served) -> None:
         elman("classify", "--follow", "--model", "gru", *server, stdin="a"), "config.model: 'gru' has no labels"
     )
     check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
+    check_complaint(
+        elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of"
+    )
     check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: has 0 characters")
     for wrong in (
         ("--samples", 2, "--beams", 2),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -308,6 +309,34 @@ async def test_defect_is_opaque_to_the_client(
     check_error(caught.value, "INTERNAL", "INTERNAL", None)
     assert caught.value.details() == "internal error"
     assert "secret" in capsys.readouterr().out  # Loud in the log.
+
+
+async def test_what_the_protocol_cannot_say_is_refused_like_what_the_server_refuses(running: Running) -> None:
+    client = running.client
+    wrong: dict[str, Callable[[], Awaitable[object]]] = {
+        "time_limit is inf, but must be": lambda: client.generate("a", time_limit=math.inf).text(),
+        "time_limit is 1e\\+300": lambda: client.sample("a", count=2, time_limit=1e300),
+        "time_limit is nan": lambda: client.search("a", width=2, time_limit=math.nan),
+        "interval is inf, but must be": lambda: client.generate("a", interval=math.inf).text(),
+        "too large": lambda: client.generate("a", temperature=10**400).text(),
+        "timeout is nan, but must be": lambda: client.list_models(timeout=math.nan),
+        "surrogates": lambda: client.sample("a", count=2, model="\ud800"),
+        "surrogates ": lambda: client.search("a", width=2, model="\ud800"),
+        "surrogates  ": lambda: client.get_model("\ud800"),
+    }
+    for complaint, call in wrong.items():
+        with pytest.raises(InvalidRequestError, match=f"the request cannot be expressed: .*{complaint.rstrip()}"):
+            await call()
+
+
+async def test_a_timeout_that_is_no_limit_is_none(running: Running) -> None:
+    for timeout in (math.inf, 8e9, 1e300):
+        assert await running.client.generate("ab", max_tokens=3, timeout=timeout).text()
+        assert (await running.client.classify("ab", timeout=timeout)).steps
+        async with Client(running.address, timeout=timeout) as client:
+            assert await client.list_models()
+    with pytest.raises(ValueError, match="timeout is nan, but must be a number of seconds"):
+        Client(running.address, timeout=math.nan)
 
 
 async def test_client_raises_its_own_exceptions(running: Running) -> None:

@@ -15,10 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.text import Text
 
-from elman.client import DEFAULT_ADDRESS, Client, Label, Model, Prediction
+from elman.client import Client, Label, Model, Prediction
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import escaped, print_table
 from elman.command_line.reading import standard_input
+from elman.connection import DEFAULT_ADDRESS
 
 
 def models(server: Server = DEFAULT_ADDRESS) -> None:

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from elman.client import DEFAULT_ADDRESS, Client
+from elman.client import Client
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import json_line, note_unknown
 from elman.command_line.reading import read_text
+from elman.connection import DEFAULT_ADDRESS
 from elman.decoding import Continuation, TokenReport
 
 _CHOOSING, _SHAPING, _ENDING, _ANSWER = "How tokens are chosen", "What is changed before", "When it ends", "The answer"

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from elman.analysis import Unit
-from elman.client import DEFAULT_ADDRESS, Client
+from elman.client import Client
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import escaped, note_unknown, print_table
 from elman.command_line.reading import STANDARD_INPUT, read_text
+from elman.connection import DEFAULT_ADDRESS
 from elman.features import features
 
 if TYPE_CHECKING:

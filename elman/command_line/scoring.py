@@ -13,10 +13,11 @@ import grpc
 import typer
 
 from elman.analysis import Score
-from elman.client import DEFAULT_ADDRESS, Client
+from elman.client import Client
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import json_line, print_table, shown_name
 from elman.command_line.reading import STANDARD_INPUT, read_text, shown_input
+from elman.connection import DEFAULT_ADDRESS
 from elman.errors import ElmanError, InvalidRequestError
 
 _LONGEST_PIECE = 500_000  # characters, with which a piece fits into a message of the default limit

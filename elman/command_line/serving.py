@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elman.client import DEFAULT_ADDRESS
+from elman.connection import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
     from bundle import Bundle

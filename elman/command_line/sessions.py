@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from elman.client import DEFAULT_ADDRESS, Client
+from elman.client import Client
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import print_table
+from elman.connection import DEFAULT_ADDRESS
 from elman.sessions import Session, SessionContent
 
 app = typer.Typer(help="Keep what a model has read on the server, and go on from there.", no_args_is_help=True)
