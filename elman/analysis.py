@@ -54,23 +54,18 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How probable a text is.
+class Likelihood:
+    """How probable a model holds tokens.
 
     Attributes:
-        log_likelihood: the sum of the log-probabilities of its scored tokens, in nats.
-        perplexity: exp(-log_likelihood / token_count).
-        token_count: how many tokens were scored: all, but the first where nothing goes before it, neither a context
-            nor the model's begin token.
-        unknown_token_count: how many of its tokens stand for what the vocabulary does not have.
-        tokens: those scored; empty where only totals were asked for.
+        log_likelihood: the sum of the log-probabilities of those that were scored, in nats.
+        token_count: how many were scored.
+        unknown_token_count: how many tokens stand for what the vocabulary does not have.
     """
 
     log_likelihood: float
-    perplexity: float
     token_count: int
     unknown_token_count: int
-    tokens: tuple[TokenScore, ...]
 
     @property
     def nats_per_token(self) -> float:
@@ -81,6 +76,26 @@ class Score:
     def bits_per_token(self) -> float:
         """The same in bits."""
         return self.nats_per_token / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-log_likelihood / token_count); infinite where no number is large enough."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Score(Likelihood):
+    """How probable a text is. Scored are all of its tokens, but the first where nothing goes before it, neither a
+    context nor the model's begin token.
+
+    Attributes:
+        tokens: those scored; empty where only totals were asked for.
+    """
+
+    tokens: tuple[TokenScore, ...]
 
 
 class ScoreStream:
@@ -375,7 +390,6 @@ def _several(inputs: Iterable[Input]) -> Iterable[Input]:
 def _score(total: v1.TotalScore, tokens: list[TokenScore]) -> Score:
     return Score(
         log_likelihood=total.log_likelihood,
-        perplexity=total.perplexity,
         token_count=total.token_count,
         unknown_token_count=total.unknown_token_count,
         tokens=tuple(tokens),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from elman.analysis import Score
+from elman.analysis import Likelihood, Score
 from elman.client import Client
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import json_line, print_table, shown_name
@@ -25,19 +25,13 @@ _LONGEST_OVERLAP = 4096  # characters
 
 
 @dataclass(frozen=True)
-class FileScore:
+class FileScore(Likelihood):
     """How probable a file is, or several together.
 
     Attributes:
-        log_likelihood: the sum of the log-probabilities of its scored tokens, in nats.
-        token_count: how many tokens were scored.
-        unknown_token_count: how many tokens stand for what the vocabulary does not have.
         piece_count: in how many pieces it was scored.
     """
 
-    log_likelihood: float
-    token_count: int
-    unknown_token_count: int
     piece_count: int
 
     @classmethod
@@ -55,24 +49,6 @@ class FileScore:
             unknown_token_count=sum(score.unknown_token_count for score in found),
             piece_count=sum(score.piece_count for score in found),
         )
-
-    @property
-    def nats_per_token(self) -> float:
-        """The loss that training reports, in nats."""
-        return -self.log_likelihood / self.token_count
-
-    @property
-    def bits_per_token(self) -> float:
-        """The same in bits."""
-        return self.nats_per_token / math.log(2)
-
-    @property
-    def perplexity(self) -> float:
-        """Its exponential; infinite where no number is large enough."""
-        try:
-            return math.exp(self.nats_per_token)
-        except OverflowError:
-            return math.inf
 
 
 def score(
