@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 _LONGEST = 16  # bytes of a token that is trained here
 # From here on the package's thread, which leaves the interpreter free meanwhile, is worth being woken.
 _LONG_TEXT = 1000
+# What a vocabulary must give back: every byte that text can hold, and what pre-tokenizers like to treat apart.
+_PROBES = (
+    *map(chr, [*range(0x100), *range(0x100, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000)]),
+    *map(chr, [0x10000, 0x40000, 0x80000, 0xC0000, 0x100000]),
+    "  a b   c\n\n  d\t e \r\n",
+    "0123456789 12 345 6.7",
+)
 
 
 class SubwordVocabulary:
@@ -47,6 +54,19 @@ class SubwordVocabulary:
         if missing:
             raise ValueError(f"it has no token for the byte {min(missing)[0]}, so there is text that it cannot spell")
         self.characters_per_token = max(_characters_begun(spelled) for spelled in self._bytes if spelled)
+        self._check_round_trips()
+
+    def _check_round_trips(self) -> None:
+        """Try what the settings alone do not show, such as a special token that text is joined to as well.
+
+        Raises:
+            ValueError: decoding does not give back what was encoded.
+        """
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        for text in [*_PROBES, *added, *filter(None, map(_as_text, added))]:
+            found = self.decoder().decode(self.encode(text).tolist(), final=True)
+            if found != text:
+                raise ValueError(f"it changes text: of {text!r} it makes {found!r}")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], size: int) -> SubwordVocabulary:
@@ -170,6 +190,8 @@ def _complaint_of_parts(parts: list[Any]) -> str | None:
     kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
     if "ByteLevel" not in kinds:
         return "its pre_tokenizer has no part ByteLevel"
+    if kinds.count("ByteLevel") > 1:
+        return "its pre_tokenizer has the part ByteLevel more than once, which writes bytes of bytes"
     other = [kind for kind in kinds if kind not in ("ByteLevel", "Split", "Digits")]
     if other:
         return f"its pre_tokenizer has the part {other[0]}"
@@ -207,6 +229,14 @@ def _spellings(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[bytes | None
         else:
             spelled.append(written.encode())
     return spelled
+
+
+def _as_text(written: str) -> str | None:
+    """The text of a token as byte-level BPE writes it; None where it is written otherwise, or ends in a character."""
+    try:
+        return _bytes_of(written).decode()
+    except ValueError:
+        return None
 
 
 def _bytes_of(written: str) -> bytes:

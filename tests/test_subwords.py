@@ -172,6 +172,19 @@ _REFUSED: dict[str, tuple[Change, str]] = {
     "prefix": (lambda s: s["model"].update(continuing_subword_prefix="##"), "continuing_subword_prefix '##'"),
     "normalizer": (lambda s: s.update(normalizer={"type": "Lowercase"}), "it has a normalizer, which changes text"),
     "no bytes": (lambda s: s.update(pre_tokenizer=None), "its pre_tokenizer has no part ByteLevel"),
+    "bytes twice": (sequence(_BYTE_LEVEL, _BYTE_LEVEL), "has the part ByteLevel more than once"),
+    "special text": (
+        lambda s: add(s, content="the", id=s["model"]["vocab"]["the"], special=True),
+        "it changes text: of 'the' it makes ''",
+    ),
+    "special word": (
+        lambda s: add(s, content="\u0120quick", id=s["model"]["vocab"]["\u0120quick"], special=True),
+        "it changes text: of ' quick' it makes ''",
+    ),
+    "added word": (
+        lambda s: add(s, content="\u0120quick", id=s["model"]["vocab"]["\u0120quick"]),
+        "it changes text: of ' quick' it makes '\u0120quick'",
+    ),
     "a space": (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "which puts a space before text"),
     "the usual space": (lambda s: s["pre_tokenizer"].pop("add_prefix_space"), "which puts a space before text"),
     "removed": (sequence(_SPLIT, _BYTE_LEVEL), "has a Split that removes text"),
