@@ -311,6 +311,31 @@ def test_mistakes_of_training(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (
+            ("--vocabulary-size", 9),
+            "--vocabulary-size does nothing with --vocabulary characters, only words or subwords",
+        ),
+        (("--vocabulary", "bytes", "--vocabulary-size", 9), "with --vocabulary bytes"),
+        (("--vocabulary", "bytes", "--minimum-count", 9), "with --vocabulary bytes, only characters or words"),
+        (("--vocabulary", "subwords", "--minimum-count", 9), "--minimum-count does nothing with --vocabulary subwords"),
+        (
+            ("--task", "classify", "--corpus-limit", 9),
+            "--corpus-limit does nothing with --task classify, only lm or tag",
+        ),
+    ],
+)
+def test_options_of_training_that_would_do_nothing_are_refused(
+    tmp_path: Path, options: tuple[object, ...], complaint: str
+) -> None:
+    found = elman("train", *options, "--output", tmp_path / "run", "--stop-after", 1)
+    check_complaint(found, complaint)
+    assert found.returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_option_is_explained_with_its_default() -> None:
     from typer.main import get_command
 

@@ -170,3 +170,12 @@ def test_split_is_stratified_and_a_partition(sizes: list[int], seed: int) -> Non
     counts = Counter(example.label for example in held_out)
     assert all(counts[str(label)] == max(1, round(size * 0.1)) for label, size in enumerate(sizes))
     assert split_by_class(examples, 0.1, seed) == (training, held_out)
+
+
+def test_a_limit_ends_labelled_text_between_documents(tmp_path: Path) -> None:
+    path = tmp_path / "tags.tsv"
+    path.write_text("abc\tone\nde\ttwo\n\n" * 4)
+    for limit, documents in ((1, 1), (5, 1), (6, 2), (20, 4), (None, 4)):
+        labelled = read_labelled_text(str(path), limit)
+        assert labelled.text == "abcde" * documents
+        assert labelled.starts == [5 * place for place in range(documents)]

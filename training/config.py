@@ -50,7 +50,7 @@ class TrainingConfig(BaseModel):
     average_decay: Share = 0.0  # of the running mean of the weights that is validated and kept; 0: none
     precision: Literal["float32", "bfloat16"] = "float32"  # of the products while training; weights stay float32
     validate_every: Positive = 100
-    validation_limit: Positive = 200_000  # characters or examples of the held-out part that are used
+    validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("vocabulary")

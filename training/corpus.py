@@ -100,7 +100,7 @@ def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
 
     Args:
         corpus: where to read.
-        limit: stop after about this many characters.
+        limit: stop after about this many characters, behind a whole document or source.
 
     Raises:
         TrainingError: nothing can be read from there.
@@ -109,7 +109,7 @@ def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
         return _tag_sources((source for _, source in _stdlib_sources()), limit)
     path = _existing(corpus)
     if path.is_file():
-        return _labelled_text_of_tsv(path)
+        return _labelled_text_of_tsv(path, limit)
     tagged = _tag_sources((_read_utf8(file) for file in sorted(path.rglob("*.py"))), limit)
     if not tagged.text:
         raise TrainingError(f"{path}: holds no Python files to label; give a TSV file of piece TAB label instead")
@@ -178,10 +178,12 @@ def _examples_of_tsv(path: Path) -> Iterator[LabelledExample]:
             yield LabelledExample(text, label)
 
 
-def _labelled_text_of_tsv(path: Path) -> LabelledText:
+def _labelled_text_of_tsv(path: Path, limit: int | None) -> LabelledText:
     documents = _Documents()
     for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
         if not line:
+            if limit is not None and len(documents.labels) >= limit:
+                break
             documents.start()
             continue
         piece, tab, label = line.rpartition("\t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,12 @@ class Vocabulary(StrEnum):
 
 _DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
 _OF_PRESET = "of the preset"
+# Options that do something only where another value is one of these.
+_NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "vocabulary_size": ("vocabulary", ("words", "subwords")),
+    "minimum_count": ("vocabulary", ("characters", "words")),
+    "corpus_limit": ("task", ("lm", "tag")),
+}
 
 
 def train(
@@ -209,6 +216,14 @@ def train(
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
+        for name in _NEEDS.keys() & given.keys():
+            other, suitable = _NEEDS[name]
+            value = getattr(config, other)
+            if value not in suitable:
+                option = name.replace("_", "-")
+                raise typer.BadParameter(
+                    f"--{option} does nothing with --{other} {value}, only {' or '.join(suitable)}"
+                )
         folder = output or Path("runs") / (chosen if embedded or preset else Path(config.corpus).stem)
         result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
     # Exactly: in one piece and from one start, where the validations on the way cut the text into rows.
