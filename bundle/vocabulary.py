@@ -79,7 +79,8 @@ class CharacterVocabulary:
 
     Args:
         tokens: the characters in the order of their ids.
-        unknown_id: the id whose token stands for every character that is not listed; its own text is U+FFFD.
+        unknown_id: the id that stands for every character that is not listed. Its own character is what it is decoded
+            to, U+FFFD in vocabularies made by `from_text`, and is read as unknown itself.
     """
 
     def __init__(self, tokens: Sequence[str], unknown_id: int | None = None) -> None:

@@ -27,7 +27,8 @@ class WordVocabulary:
 
     Args:
         tokens: the pieces in the order of their ids.
-        unknown_id: the id whose token stands for every piece that is not listed; its own text is U+FFFD.
+        unknown_id: the id that stands for every piece that is not listed. Its own text is what it is decoded to, U+FFFD
+            in vocabularies made by `from_texts`; where that text is a piece itself, the piece is read as unknown.
         lower_case: whether text is put into lower case before it is looked up. What is generated is then in lower
             case too.
     """
@@ -40,9 +41,9 @@ class WordVocabulary:
         for token, piece in enumerate(tokens):
             if token != unknown_id and _PIECE.fullmatch(piece) is None:
                 raise ValueError(
-                    "a token of a word vocabulary is one word, one digit or a run of one other character, with one "
-                    f"space before it or none, or white space, and has at most {_LONGEST} characters, but there is "
-                    f"{piece!r}"
+                    f"a token of a word vocabulary is one word or a run of one other character, of {_LONGEST - 1} "
+                    "characters or fewer, or one digit, each with one space before it or none, or white space, of at "
+                    f"most {_LONGEST} characters, but there is {piece!r}"
                 )
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id

@@ -57,6 +57,18 @@ def test_the_commonest_words_are_known_and_the_others_are_unknown() -> None:
     assert vocabulary.token_text(0) == "�"
 
 
+def test_the_longest_words_there_are() -> None:
+    longest = ["a" * 31, " " + "b" * 31, " " * 32, " 1"]
+    assert WordVocabulary(longest).encode(longest[0] + longest[1]).tolist() == [0, 1]
+
+
+def test_the_text_of_the_unknown_token_is_its_own_and_unknown() -> None:
+    vocabulary = WordVocabulary(["b", "a"], unknown_id=0)
+    assert vocabulary.encode("b").tolist() == vocabulary.encode("c").tolist() == [0]
+    assert vocabulary.decoder().decode([0, 1]) == "ba"
+    assert vocabulary.token_bytes() == [None, b"a"]
+
+
 def test_rare_words_are_left_out() -> None:
     assert WordVocabulary.from_texts(["a a a b b c"], 10, minimum_count=2).tokens == ("�", " a", " b")
 
@@ -95,6 +107,7 @@ def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, p
         (["two words"], None, "'two words'"),
         ([""], None, "there is ''"),
         (["a" * 33], None, "at most 32 characters"),
+        (["a" * 32], None, "of 31 characters or fewer"),
         (["12"], None, "one digit"),
         (["()"], None, "a run of one other character"),
         (["a", "a"], None, "the word 'a' is listed twice"),
