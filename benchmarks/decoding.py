@@ -22,9 +22,9 @@ _RECORDS = r'(\{"name": "[a-z]{1,12}", "size": [0-9]{1,6}, "tags": \[("[a-z]+"(,
 HALF_CONSTRAINED = "regex on half of the streams"
 WAYS = (
     Way("greedy", {"greedy": {}}),
-    Way("top-k 40, top-p 0.95", {"sampling": {"temperature": 0.8, "topK": 40, "topP": 0.95}}),
+    Way("top-k 40, top-p 0.95", {"sampling": {"topK": 40, "topP": 0.95}}),
     Way("stop sequences", {"stopSequences": ["\u0001\u0002", "zqzqzq"]}),
-    Way("min-p 0.05", {"sampling": {"temperature": 0.8, "minP": 0.05}}),
+    Way("min-p 0.05", {"sampling": {"minP": 0.05}}),
     Way("repetition penalty", {"shaping": {"repetitionPenalty": 1.2}}),
     Way("the same on one stream of 64", {"shaping": {"repetitionPenalty": 1.2}}, every=64),
     Way("frequency and presence penalty", {"shaping": {"frequencyPenalty": 0.2, "presencePenalty": 0.2}}),
@@ -34,7 +34,7 @@ WAYS = (
     Way("regex of records", {"constraint": {"regex": _RECORDS}}),
     Way("log-probabilities", {"logProbabilities": {}}),
     Way("and the 5 most likely tokens", {"logProbabilities": {"mostLikelyCount": 5}}),
-    Way("4 samples of 16 prompts", {"sampling": {"temperature": 0.8, "sampleCount": 4}}, calls=16, sequences=4),
+    Way("4 samples of 16 prompts", {"sampling": {"sampleCount": 4}}, calls=16, sequences=4),
     Way("16 beam searches of width 4", {"beam": {"width": 4}}, calls=16, sequences=4),
 )
 

@@ -56,7 +56,7 @@ class DecodingOrder:
         max_tokens: of each sequence.
         temperature: of the sampling.
         rounds: of each way.
-        ways: as JSON.
+        ways: to measure, each against plain sampling.
     """
 
     address: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from bundle.subwords import SubwordVocabulary
 from bundle.vocabulary import (
     ByteVocabulary,
     CharacterVocabulary,
     LabelVocabulary,
-    Vocabulary,
     read_tokens,
     write_tokens,
 )
@@ -18,6 +18,7 @@ from elman import v1
 
 # What a model may read.
 InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary
+InputKind = Literal["characters", "bytes", "words", "subwords"]
 
 TOKENS = "vocabulary.json"
 TOKENIZER = "tokenizer.json"
@@ -43,7 +44,23 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary) -> v1.Vocabulary
     return spec
 
 
-def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> Vocabulary:
+def vocabulary_spec(kind: InputKind, *, lower_case: bool = False) -> v1.VocabularySpec:
+    """What `write_vocabulary` says of a vocabulary that was made from a corpus, but for its size.
+
+    Args:
+        kind: of its tokens.
+        lower_case: of words: whether text is put into lower case first.
+    """
+    if kind == "bytes":
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_BYTES)
+    if kind == "subwords":
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_SUBWORDS, file=TOKENIZER)
+    if kind == "words":
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_WORDS, file=TOKENS, unknown_token_id=0, lower_case=lower_case)
+    return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_CHARACTERS, file=TOKENS, unknown_token_id=0)
+
+
+def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | LabelVocabulary:
     """Read what a manifest says of a vocabulary.
 
     Raises:

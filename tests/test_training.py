@@ -126,6 +126,15 @@ def test_a_damaged_tokenizer_of_a_run_is_named(text: str, tmp_path: Path) -> Non
         load_best(tmp_path / "run")
 
 
+@pytest.mark.parametrize("vocabulary", ["characters", "words"])
+def test_a_damaged_vocabulary_of_a_run_is_named(text: str, tmp_path: Path, vocabulary: str) -> None:
+    train(config("lm", text, vocabulary=vocabulary, steps=1), tmp_path / "run", console=QUIET)
+    for damage, kind in (('{"tokens": ["a", "a"]}', TrainingError), ('{"tokens": 3}', BundleError)):
+        (tmp_path / "run" / "vocabulary.json").write_text(damage)
+        with pytest.raises(kind, match=r"run/vocabulary\.json: "):
+            load_best(tmp_path / "run")
+
+
 @pytest.mark.parametrize("vocabulary", ["words", "subwords"])
 def test_a_classifier_reads_words_and_subwords(names: str, tmp_path: Path, vocabulary: str) -> None:
     result = train(config("classify", names, vocabulary=vocabulary), tmp_path / "run", console=QUIET)

@@ -26,17 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bundle import (
-    ByteVocabulary,
-    CharacterVocabulary,
-    InputVocabulary,
-    SubwordVocabulary,
-    WordVocabulary,
-    read_tokens,
-    write_tokens,
-    write_vocabulary,
-)
-from bundle.kinds import TOKENIZER, TOKENS
+from bundle import InputVocabulary, LabelVocabulary, read_tokens, write_tokens, write_vocabulary
+from bundle.kinds import read_vocabulary, vocabulary_spec
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.network import RecurrentNetwork
@@ -112,15 +103,19 @@ def load_config(run: Path) -> TrainingConfig:
 
 
 def load_vocabulary(run: Path, config: TrainingConfig) -> InputVocabulary:
-    """The input vocabulary of a run."""
-    if config.vocabulary == "bytes":
-        return ByteVocabulary()
-    if config.vocabulary == "subwords":
-        return SubwordVocabulary.read(run / TOKENIZER)
-    tokens = read_tokens(run / TOKENS)
-    if config.vocabulary == "words":
-        return WordVocabulary(tokens, unknown_id=0, lower_case=config.lower_case)
-    return CharacterVocabulary(tokens, unknown_id=0)
+    """The input vocabulary of a run.
+
+    Raises:
+        BundleError: its file cannot be read.
+        TrainingError: its file holds no vocabulary of this kind.
+    """
+    spec = vocabulary_spec(config.vocabulary, lower_case=config.lower_case)
+    try:
+        vocabulary = read_vocabulary(run, spec)
+    except ValueError as error:
+        raise TrainingError(f"{run / spec.file}: {error}") from error
+    assert not isinstance(vocabulary, LabelVocabulary)
+    return vocabulary
 
 
 def load_labels(run: Path, config: TrainingConfig) -> tuple[str, ...] | None:
