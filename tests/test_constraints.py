@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bundle import ByteVocabulary, CharacterVocabulary
 from bundle.subwords import SubwordVocabulary
-from server.decoding import constraints
+from server.decoding import constraints, expressions
 from server.decoding.constraints import Constraint, ConstraintError, ConstraintKind, Grammars, Matcher, allowed_tokens
 from server.decoding.expressions import grammar_of
 
@@ -464,6 +464,7 @@ ERRORS: list[tuple[ConstraintKind, str, str, int | None]] = [
     (REGEX, "$a", "stand at the end only", 0),
     (REGEX, "^[$]a$b$", "stand at the end only", 5),
     (REGEX, "^a$|^b$c|$d", "stand at the end only", None),
+    (REGEX, "(?x)a^b # [", "stand at the beginning only", 5),
     (REGEX, "a\\", "a backslash that escapes nothing", 1),
     (REGEX, "(?P<x>a)(?P<x>b)", "duplicate capture group name", 12),
     (REGEX, "ab\ud800", "half of a surrogate pair", 2),
@@ -500,6 +501,9 @@ ERRORS: list[tuple[ConstraintKind, str, str, int | None]] = [
     (LARK, 'start: "é" )', "expecting rule, token or statement", 11),
     (LARK, 'start: "a"\n  | "b" (', "Expected token", 20),
     (LARK, 'start: "é" $', "nothing in Lark begins so", 11),
+    (LARK, 'start: "é" "a', "a string that does not end", 11),
+    (LARK, 'start: "a\nb"', "a string that does not end", 7),
+    (LARK, "start: A // /\nA: /b", "a regular expression that does not end", 17),
     (LARK, 'foo: "a"', "no start rule found", None),
     (LARK, "", "no start rule found", None),
     (LARK, "start: other", 'unknown name: "other"', 7),
@@ -549,6 +553,29 @@ def test_heavy_expressions_that_can_be_had(characters: Vocabulary, text: str) ->
             break
         assert allowed.any()
         matcher.accept(int(np.flatnonzero(allowed)[0]))
+
+
+LONG = [
+    (LARK, 'start: "', '\\"', "a string that does not end"),
+    (LARK, "start: /", "\\/", "a regular expression that does not end"),
+    (REGEX, "(?x)a^b#", "[", "stand at the beginning only"),
+    (REGEX, "(?x)a$b#", "[a", "stand at the end only"),
+    (JSON_SCHEMA, '{"anyOf":[' * 300 + "{}", ",{}", "nested too deeply"),
+    (JSON_SCHEMA, '{"format": "', "regex parse error:\\n", "Unknown format"),
+]
+ENDS = {'{"a': "]}" * 300, '{"f': '"}'}
+
+
+@pytest.mark.parametrize(("kind", "start", "repeated", "problem"), LONG)
+def test_the_longest_expressions_are_refused_in_no_time(
+    characters: Vocabulary, kind: ConstraintKind, start: str, repeated: str, problem: str
+) -> None:
+    end = ENDS.get(start[:3], "")
+    text = start + repeated * ((expressions.LONGEST - len(start) - len(end)) // len(repeated)) + end
+    begun = time.thread_time()  # The helper's is not counted.
+    with pytest.raises(ConstraintError, match=problem):
+        characters.start(kind, text)
+    assert time.thread_time() - begun < 0.1
 
 
 def chained(links: int) -> str:

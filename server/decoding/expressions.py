@@ -17,14 +17,15 @@ LONGEST = 100_000  # characters
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'  # The last line, so that positions stay what they are.
 
-# What is no part of a Lark grammar's own syntax: strings, expressions, comments.
+# What is no part of a Lark grammar's own syntax: strings, expressions, comments. From every quote and slash that closes
+# nothing a search would look through all the rest, so the first of them ends it.
 _LARK = re.compile(
     r'(?P<text>"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|(?:#|//)[^\n]*)'
     r"|(?P<json>%json\s*)"
     r"|(?P<refused>%llguidance|<[^<>\s]+>|\b(?:stop|temperature|max_tokens)\s*=)"
+    r"|(?P<open>[\"/])"
 )
 _LARK_PLACE = re.compile(r"(?:at )?(?P<line>\d+)\((?P<column>\d+)\): ")
-_REGEX_PROBLEM = re.compile(r"regex parse error:\n(?P<drawing>.*?)\nerror: (?P<problem>[^\n]*)", re.DOTALL)
 _DRAWN = re.compile(r"(?P<number>\s*\d+: |    )(?P<line>.*)")
 _ASSERTION = re.compile(r"lookarounds not supported yet; (?P<name>Start|End|Word)\w* in regex")
 _ASSERTIONS = {
@@ -32,7 +33,7 @@ _ASSERTIONS = {
     "End": (("$", r"\z"), r"$ and \z stand at the end only"),
     "Word": ((r"\b", r"\B"), r"\b and \B are not supported"),
 }
-_ATOM = re.compile(r"\\.|\[(?:\\.|[^]\\])+\]|.", re.DOTALL)
+_ATOM = re.compile(r"\\.|\[(?:\\.|[^]\\])+\]?|.", re.DOTALL)  # A class that does not end is one to the end.
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 _TOO_COMPLEX = re.compile(r"too (big|large|many|deeply)|fuel|determine|increase limits", re.IGNORECASE)
 _LONGEST_REASON = 200
@@ -143,6 +144,9 @@ def _check_lark(grammar: str) -> None:
         position = found.end()
         if found["refused"]:
             raise ConstraintError(f"{found['refused']!r} is not supported here", found.start())
+        if found["open"]:
+            kind = "a string" if found["open"] == '"' else "a regular expression"
+            raise ConstraintError(f"{kind} that does not end", found.start())
         if found["json"]:
             position = _check_inline_schema(grammar, position)
 
@@ -163,8 +167,8 @@ def _check_inline_schema(grammar: str, start: int) -> int:
 
 
 def _reason(complaint: str) -> str:
-    if problem := _REGEX_PROBLEM.search(complaint):
-        return problem["problem"]
+    if problem := _regex_problem(complaint):
+        return problem[1]
     if assertion := _ASSERTION.search(complaint):
         return _ASSERTIONS[assertion["name"]][1]
     reason = complaint.partition("\n")[0]
@@ -175,9 +179,15 @@ def _reason(complaint: str) -> str:
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
 
 
+def _regex_problem(complaint: str) -> tuple[str, str] | None:
+    """The drawing of a regular expression, and what is wrong with it."""
+    drawing, found, rest = complaint.partition("regex parse error:\n")[2].partition("\nerror: ")
+    return (drawing, rest.partition("\n")[0]) if found else None
+
+
 def _regex_position(expression: str, complaint: str) -> int | None:
-    if problem := _REGEX_PROBLEM.search(complaint):
-        position = _drawn_position(problem["drawing"])
+    if problem := _regex_problem(complaint):
+        position = _drawn_position(problem[0])
         for found in _SLASH.finditer(expression):
             if found[0] == "/" and position is not None and found.start() < position:
                 position -= 1  # There is a backslash before it that is not the caller's.

@@ -34,6 +34,8 @@ KEYWORDS = _IN_MAPS | _IN_LISTS | _ALONE | _PLAIN | _ANNOTATIONS
 _OPTIONS = "x-guidance"  # llguidance's own; at the top only
 _OPTION = "whitespace_flexible"
 
+_DEEPEST = 128  # members and items within each other; llguidance reads no more
+
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]')
 
 Pointer = tuple[str | int, ...]
@@ -83,10 +85,16 @@ def _parsed(text: str) -> Any:
 
 
 def _schemas(schema: Any) -> Iterator[tuple[Pointer, dict[str, Any]]]:
-    """Every schema in a schema, with the way to it."""
+    """Every schema in a schema, with the way to it.
+
+    Raises:
+        ConstraintError: they are nested too deeply.
+    """
     waiting: list[tuple[Pointer, Any]] = [((), schema)]
     while waiting:
         path, part = waiting.pop()
+        if len(path) > _DEEPEST:
+            raise ConstraintError("nested too deeply")
         if not isinstance(part, dict):
             continue
         yield path, part
@@ -160,7 +168,7 @@ def _position(text: str, wanted: Pointer) -> int | None:
                 path.pop()
             case ":" if before is not None:
                 path[-1] = json.loads(before[0])
-                if tuple(path) == wanted:
+                if len(path) == len(wanted) and tuple(path) == wanted:
                     return before.start()
             case "," if isinstance(path[-1], int):
                 path[-1] += 1
