@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,7 @@ _BAD: dict[str, tuple[v1.EmbedRequest | v1.InspectRequest, str, str, str | None]
     "unit of an unknown state": (inspection("a", units=units(0, state_name="sum")), *_WRONG, "units[0].state_name"),
     "unit outside": (inspection("a", units=units(0, 1)), *_WRONG, "units[0].indices[1]"),
     "negative unit": (inspection("a", units=units(-1)), *_WRONG, "units[0].indices[0]"),
+    "state inspected twice": (inspection("a", units=units(0) * 2), *_WRONG, "units[1].state_name"),
     "too many units": (
         inspection("a", units=units(*[0] * 6000)), "INVALID_ARGUMENT", "ANSWER_TOO_LARGE", "units",
     ),
@@ -246,6 +248,20 @@ async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tell
         assert 106_560 <= int(caught.value.metadata["size"]) <= 110_000
         assert len(await running.client.embed([text, "a" * 20])) == 2
         assert len(await collected(running.client.inspect(text * 20))) == 3200  # Streamed, however long.
+
+
+async def test_many_units_of_a_small_state_are_read_in_short_pieces(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.rpc.inspecting._PIECE_BYTES", 1_000_000)
+    tracemalloc.start()
+    try:
+        steps = 0
+        async for response in stub.Inspect(inspection("a" * 256, units=units(*[0] * 4900))):
+            steps += len(response.steps)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert steps == 256
+    assert peak < 5_000_000
 
 
 async def test_a_model_without_a_state_tells_its_outputs_only(monkeypatch: pytest.MonkeyPatch) -> None:

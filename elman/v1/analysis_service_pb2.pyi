@@ -493,7 +493,9 @@ class InspectRequest(_message.Message):
 
     @_builtins.property
     def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitSelection]:
-        """The units. Default: all units of all states. The values of one step may have as many bytes as a request."""
+        """The units; each state at most once. Default: all units of all states. The values of one step may have as many bytes
+        as a request.
+        """
 
     def __init__(
         self,

@@ -18,7 +18,8 @@ from server.rpc.subjects import Units, state_size
 from server.scheduling import Reading
 
 _PIECE_STEPS = 256
-_PIECE_BYTES = 16 * 1024 * 1024  # of states, at most, as far as one step has not more
+_PIECE_BYTES = 16 * 1024 * 1024  # of states and of what is told of them, at most, as far as one step has not more
+_VALUE_BYTES = 20  # of a unit's value: where it is picked out, in single precision, and in its message
 # To write down more takes milliseconds, which the other clients shall not wait for.
 _LONG = 2000  # tokens
 _MANY = 20_000  # values
@@ -34,7 +35,7 @@ async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGener
     """
     texts = model.token_texts(ids) if len(ids) < _LONG else await asyncio.to_thread(model.token_texts, ids)
     state: Arrays | None = None
-    length = _piece_length(model)
+    length = _piece_length(units, model)
     for start in range(0, len(ids), length):
         piece = slice(start, start + length)
         reading = Reading(
@@ -56,12 +57,13 @@ async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGener
             yield await asyncio.to_thread(_steps, ids[piece], texts[piece], values)
 
 
-def _piece_length(model: ServedModel) -> int:
-    return max(1, min(_PIECE_STEPS, _PIECE_BYTES // max(1, state_size(model))))
+def _piece_length(units: Units, model: ServedModel) -> int:
+    step_bytes = state_size(model) + _VALUE_BYTES * len(units)
+    return max(1, min(_PIECE_STEPS, _PIECE_BYTES // max(1, step_bytes)))
 
 
 def _steps(ids: TokenIds, texts: list[str], values: NDArray[np.float32]) -> list[v1.InspectedStep]:
     return [
-        v1.InspectedStep(token_id=token, text=text, values=row)
-        for token, text, row in zip(ids.tolist(), texts, values.tolist(), strict=True)
+        v1.InspectedStep(token_id=token, text=text, values=row.tolist())
+        for token, text, row in zip(ids.tolist(), texts, values, strict=True)
     ]

@@ -100,7 +100,7 @@ def inspected_units(request: v1.InspectRequest, model: ServedModel) -> Units:
     """The units that a request names.
 
     Raises:
-        FieldError: the model has no such state, or the state no such unit.
+        FieldError: the model has no such state, the state no such unit, or a state is named twice.
     """
     states = _states(model)
     if not states:
@@ -110,6 +110,8 @@ def inspected_units(request: v1.InspectRequest, model: ServedModel) -> Units:
     for number, selection in enumerate(selections or [v1.UnitSelection(state_name=name) for name in states]):
         field, name = f"units[{number}]", selection.state_name
         _check_state(name, f"{field}.state_name", states, model)
+        if any(name == other for other, _ in found):
+            raise FieldError(f"{field}.state_name", f"names {name!r} again: name all its units at once")
         count = _numbers(states[name])
         places = np.array(selection.indices or range(count), np.int64)
         wrong = np.flatnonzero((places < 0) | (places >= count))
