@@ -21,6 +21,7 @@ from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
 from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
 from server.rpc.analysis_servicer import AnalysisServicer
+from server.rpc.compiling import Compiling
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import Models, ServedModel
@@ -179,6 +180,7 @@ class Server:
         self.options = options
         self.models = Models(models)
         self._sessions = Sessions(open_store(options), options.sessions)
+        self._compiling = Compiling()
         self.port = 0
         self._calls = CallInterceptor()
         self._health = health.aio.HealthServicer()
@@ -201,7 +203,13 @@ class Server:
         limits = self.options.limits
         prefixes = PrefixCache(self.options.prefix_bytes, shared=self.options.share_prefixes)
         servicer = InferenceServicer(
-            self.models, self._sessions, prefixes, limits, self.options.write_timeout, self._calls.draining
+            self.models,
+            self._sessions,
+            prefixes,
+            self._compiling,
+            limits,
+            self.options.write_timeout,
+            self._calls.draining,
         )
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
         analysis = AnalysisServicer(self.models, prefixes, limits, self.options.write_timeout)
@@ -243,6 +251,7 @@ class Server:
         with contextlib.suppress(TimeoutError):  # Those cut off are being told so.
             await asyncio.wait_for(self._calls.wait_until_idle(), 1.0)
         await self._server.stop(0.5)
+        await asyncio.to_thread(self._compiling.close)
         await self._sessions.close()
 
 

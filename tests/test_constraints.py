@@ -23,6 +23,7 @@ from bundle.subwords import SubwordVocabulary
 from server.decoding import constraints, expressions
 from server.decoding.constraints import Constraint, ConstraintError, ConstraintKind, Grammars, Matcher, allowed_tokens
 from server.decoding.expressions import grammar_of
+from server.decoding.rehearsal import ENDED
 
 REGEX, JSON_SCHEMA, LARK = ConstraintKind.REGEX, ConstraintKind.JSON_SCHEMA, ConstraintKind.LARK
 
@@ -665,6 +666,29 @@ def test_grammars_are_kept_for_a_while() -> None:
     for number in range(constraints._KEPT):
         own.compile(Constraint(REGEX, f"b{{{number}}}"))
     assert own.compile(Constraint(REGEX, "a")) is not first
+
+
+def test_complaints_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Grammars([b"a", b"b"], None)
+    seen: list[str] = []
+    complaint = own._rehearsal.complaint
+    monkeypatch.setattr(own._rehearsal, "complaint", lambda grammar: seen.append(grammar) or complaint(grammar))
+
+    def refused(text: str) -> int | None:
+        with pytest.raises(ConstraintError, match="unclosed group") as caught:
+            own.compile(Constraint(REGEX, text))
+        return caught.value.position
+
+    assert [refused("a("), refused("a("), len(seen)] == [1, 1, 1]
+    for number in range(constraints._KEPT):
+        refused("b" * number + "(")
+    assert [len(own._refused), refused("a("), len(seen)] == [constraints._KEPT, 1, constraints._KEPT + 2]
+    # Somebody has ended the process: no fault of the expression.
+    monkeypatch.setattr(own._rehearsal, "complaint", lambda grammar: ENDED)
+    with pytest.raises(ConstraintError, match="was ended"):
+        own.compile(Constraint(REGEX, "a"))
+    monkeypatch.setattr(own._rehearsal, "complaint", complaint)
+    own.compile(Constraint(REGEX, "a"))
 
 
 def test_threads_compile_and_walk_at_once(characters: Vocabulary) -> None:

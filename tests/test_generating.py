@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from bundle import Bundle, ByteVocabulary, load_bundle
-from elman import Client, Continuation, FinishReason, InvalidRequestError, v1
+from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, v1
 from export import NextToken, Token, export_bundle
 from export.training_run import NetworkStep
 from server.decoding import UniformStream
+from server.decoding.rehearsal import Rehearsal
 from tests.conftest import CHARACTERS
 from tests.reference import choose_token
 from tests.serving import Running, serving
@@ -556,3 +558,49 @@ async def test_a_bad_expression_is_named_with_its_position(bundles: Bundles) -> 
             with pytest.raises(InvalidRequestError, match=complaint):
                 await client.generate(PROMPT, **options).text()
         assert len(await client.generate(PROMPT, max_tokens=5).text()) == 5
+
+
+async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_other(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, seen = threading.Event(), []
+    complaint = Rehearsal.complaint
+
+    def slow(rehearsal: Rehearsal, grammar: str) -> str:
+        seen.append(grammar)
+        assert gate.wait(30)
+        return complaint(rehearsal, grammar)
+
+    async with serving(bundles["lstm"]) as running:
+        client = running.client
+
+        async def generated(regex: str) -> str:
+            return await client.generate(PROMPT, regex=regex).text()
+
+        gate.set()
+        assert await generated("kept") == "kept"
+        gate.clear()
+        monkeypatch.setattr(Rehearsal, "complaint", slow)
+        monkeypatch.setattr("server.rpc.compiling._MOST_WAITING", 12)
+        try:
+            waiting = [asyncio.create_task(generated("ab" * number)) for number in range(1, 13)]
+            async with asyncio.timeout(10):
+                while len(running.server._compiling._waiting) < 12:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            with pytest.raises(OverloadedError, match="12 constraints wait to be compiled") as refused:
+                await generated("c")
+            assert refused.value.reason == "QUEUE_FULL"
+            again = asyncio.create_task(generated("ab" * 3))
+            async with asyncio.timeout(20):
+                assert await generated("kept") == "kept"
+                await client.generate("long " * 1000, max_tokens=1).text()
+            waiting.pop().cancel()
+        finally:
+            gate.set()
+        assert await asyncio.gather(*waiting) == ["ab" * number for number in range(1, 12)]
+        assert await again == "ababab"
+        for _ in range(2):
+            with pytest.raises(InvalidRequestError, match="unclosed group"):
+                await generated("(")
+        assert len(seen) == 12
+    assert not any(thread.name.startswith("constraints") for thread in threading.enumerate())

@@ -15,6 +15,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 
 from server.decoding.errors import ConstraintError
 from server.decoding.expressions import Constraint, ConstraintKind, explained, grammar_of
-from server.decoding.rehearsal import LIMITS, Rehearsal, tokenizer_of
+from server.decoding.rehearsal import ENDED, LIMITS, Rehearsal, tokenizer_of
 
 __all__ = ["Constraint", "ConstraintError", "ConstraintKind", "Grammar", "Grammars", "Matcher", "allowed_tokens"]
 
-_KEPT = 32  # grammars that are likely to be asked for again
+_KEPT = 32  # grammars that are likely to be asked for again, and as many complaints
 _LONGEST_TOKEN = 1024  # bytes; llguidance takes no longer ones
 _NO_TEXT = 0xFF  # in no UTF-8; to llguidance, the beginning of what is no text
 _THREADS = 1  # A mask takes a microsecond or a few; the other cores are the model's.
@@ -35,9 +36,12 @@ _WORN = "too many states"
 _STUCK = "NoExtensionBias"
 _LACKING = "the vocabulary lacks what has to follow"
 
+_Found = TypeVar("_Found")
+
 
 class Grammars:
-    """The grammars over one vocabulary: compiles them, and keeps those that were used last. Any thread may ask.
+    """The grammars over one vocabulary: compiles them, and keeps those that were used last and what was wrong with
+    others. Any thread may ask.
 
     Args:
         token_bytes: the UTF-8 of each of the V tokens, or a part of it; None for a token that is never text.
@@ -49,6 +53,7 @@ class Grammars:
         self._rehearsal = Rehearsal()
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()  # the least recently used first
+        self._refused: OrderedDict[Constraint, tuple[str, int | None]] = OrderedDict()  # likewise
 
     def compile(self, constraint: Constraint) -> Grammar:
         """The grammar of a constraint. Takes some milliseconds where it is not kept, and seconds at worst; other
@@ -57,20 +62,43 @@ class Grammars:
         Raises:
             ConstraintError: the expression is wrong or too complex, or no output of the model can match it.
         """
+        kept = self.kept(constraint)
+        if kept is not None:
+            return kept
+        text = grammar_of(constraint)
+        complaint = self._rehearsal.complaint(text)
+        if complaint == ENDED:
+            raise explained(constraint, complaint)
+        try:
+            if complaint:
+                raise explained(constraint, complaint)
+            grammar = Grammar(self._vocabulary, constraint, text)
+        except ConstraintError as error:
+            self._keep(self._refused, constraint, (error.problem, error.position))
+            raise
+        self._keep(self._kept, constraint, grammar)
+        return grammar
+
+    def kept(self, constraint: Constraint) -> Grammar | None:
+        """The grammar of a constraint, if it is kept; takes no time.
+
+        Raises:
+            ConstraintError: what is wrong with it is kept.
+        """
         with self._lock:
+            if constraint in self._refused:
+                self._refused.move_to_end(constraint)
+                raise ConstraintError(*self._refused[constraint])
             if constraint in self._kept:
                 self._kept.move_to_end(constraint)
                 return self._kept[constraint]
-        text = grammar_of(constraint)
-        complaint = self._rehearsal.complaint(text)
-        if complaint:
-            raise explained(constraint, complaint)
-        grammar = Grammar(self._vocabulary, constraint, text)
+            return None
+
+    def _keep(self, kept: OrderedDict[Constraint, _Found], constraint: Constraint, found: _Found) -> None:
         with self._lock:
-            self._kept[constraint] = grammar
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return grammar
+            kept[constraint] = found
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
 
 
 class Grammar:

@@ -29,6 +29,9 @@ SECONDS = 2.0  # of processor time, for one grammar
 MEBIBYTES = 384  # for one grammar, about
 SECONDS_A_STEP = 0.1  # of processor time, to find what may come first
 
+# Not the grammar's doing, perhaps: another time it may compile.
+ENDED = "too complex: the process that compiled it was ended"
+
 _ADDRESS_SPACE = (MEBIBYTES + 128) << 20  # Python and llguidance themselves take about 100 MiB of it.
 _STACK = 1 << 20  # Less than any thread of the server has.
 _CAUSES = {
@@ -91,7 +94,7 @@ class Rehearsal:
                 answer = helper.stdout.readline()
             if not answer.endswith(b"\n"):  # Somebody has ended it.
                 _dismiss(helper)
-                return "too complex: the process that compiled it was ended"
+                return ENDED
             return str(json.loads(answer))
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -155,7 +158,7 @@ def main() -> None:
         if status:
             signal_number = -os.waitstatus_to_exitcode(status)
             cause = next((cause for known, cause in _CAUSES.items() if known == signal_number), "more than there is")
-            _answer(f"too complex: compiling it takes {cause}")
+            _answer(ENDED if signal_number == signal.SIGKILL else f"too complex: compiling it takes {cause}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from elman import v1
-from server.decoding.constraints import ConstraintError
 from server.decoding.stopping import StopCheck
+from server.rpc.compiling import Compiling
 from server.rpc.decoding import Decoding, requested_decoding
 from server.rpc.errors import FieldError
 from server.rpc.generation import Telling, Write, write_beams, write_generation
@@ -41,13 +41,17 @@ class GenerateCalls:
         models: what there is.
         sessions: what calls may continue.
         prefixes: states behind prompts that have been read before.
+        compiling: what compiles constraints.
         limits: what one request may ask for.
     """
 
-    def __init__(self, models: Models, sessions: Sessions, prefixes: PrefixCache, limits: Limits) -> None:
+    def __init__(
+        self, models: Models, sessions: Sessions, prefixes: PrefixCache, compiling: Compiling, limits: Limits
+    ) -> None:
         self._models = models
         self._sessions = sessions
         self._prefixes = prefixes
+        self._compiling = compiling
         self._limits = limits
 
     async def answer(self, request: v1.GenerateRequest, caller: str, write: Write) -> None:
@@ -73,7 +77,7 @@ class GenerateCalls:
         decoding = requested_decoding(request, seed, model, self._limits)
         interval = delivery_interval(request)
         ids = await prompt_ids(request, model, self._limits)
-        decoding = await _compiled(decoding, model)
+        decoding = await self._compiled(decoding, model)
         prompt = Prefill.begin(model, ids, self._prefixes, caller, bypass=request.bypass_prefix_cache)
         started = v1.GenerateStarted(
             model=model.name,
@@ -177,7 +181,7 @@ class GenerateCalls:
         decoding = requested_decoding(request, 0, model, self._limits)
         interval = delivery_interval(request)
         ids = await continuation_ids(request, model, self._limits)
-        decoding = await _compiled(decoding, model)
+        decoding = await self._compiled(decoding, model)
         telling = Telling(
             model,
             write,
@@ -216,6 +220,20 @@ class GenerateCalls:
         finally:
             listening.leave()
 
+    async def _compiled(self, decoding: Decoding, model: ServedModel) -> Decoding:
+        """With the grammar of its constraint.
+
+        Raises:
+            FieldError: there is none such.
+            QueueFullRequestError: too many others are to be compiled.
+        """
+        if decoding.constraint is None:
+            return decoding
+        grammar = await self._compiling.compile(model, decoding.constraint)
+        if grammar.start().is_exhausted:
+            raise FieldError("constraint", "lets this model generate nothing: only the empty text matches")
+        return replace(decoding, params=replace(decoding.params, grammar=grammar))
+
 
 @contextmanager
 def _running(model: ServedModel, sequences: list[Sequence]) -> Iterator[None]:
@@ -249,21 +267,3 @@ def _stop_check(decoding: Decoding, model: ServedModel) -> Callable[[], StopChec
 
 def _deadline(decoding: Decoding, telling: Telling) -> float | None:
     return None if decoding.time_limit is None else telling.arrived + decoding.time_limit
-
-
-async def _compiled(decoding: Decoding, model: ServedModel) -> Decoding:
-    """With the grammar of its constraint.
-
-    Raises:
-        FieldError: there is none such.
-    """
-    constraint = decoding.constraint
-    if constraint is None:
-        return decoding
-    try:
-        grammar = await asyncio.to_thread(lambda: model.grammars.compile(constraint))
-    except ConstraintError as error:
-        raise FieldError("constraint", str(error)) from error
-    if grammar.start().is_exhausted:
-        raise FieldError("constraint", "lets this model generate nothing: only the empty text matches")
-    return replace(decoding, params=replace(decoding.params, grammar=grammar))

@@ -11,7 +11,6 @@ import numpy as np
 from bundle import Bundle, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
-from server.decoding.constraints import Grammars
 from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
 from server.scheduling import Scheduler
@@ -99,11 +98,6 @@ class ServedModel:
     def end_token(self) -> int | None:
         """What ends a generation, if anything does."""
         return self.text_spec.end_token_id if self.text_spec.HasField("end_token_id") else None
-
-    @cached_property
-    def grammars(self) -> Grammars:
-        """What compiles constraints. To be had on a thread: it looks at every token."""
-        return Grammars(self.vocabulary.token_bytes(), self.end_token)
 
     def to_proto(self) -> v1.Model:
         return v1.Model(

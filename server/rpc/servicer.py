@@ -17,6 +17,7 @@ from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays
 from server.rpc.callers import Context, caller_of
+from server.rpc.compiling import Compiling
 from server.rpc.errors import (
     FieldError,
     QueueFullRequestError,
@@ -55,6 +56,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         models: what there is.
         sessions: what calls may continue.
         prefixes: states behind prompts that have been read before.
+        compiling: what compiles constraints.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread before its stream is ended.
         draining: set when the server shuts down.
@@ -65,11 +67,12 @@ class InferenceServicer(v1.InferenceServiceServicer):
         models: Models,
         sessions: Sessions,
         prefixes: PrefixCache,
+        compiling: Compiling,
         limits: Limits,
         write_timeout: float,
         draining: asyncio.Event,
     ) -> None:
-        self._generate_calls = GenerateCalls(models, sessions, prefixes, limits)
+        self._generate_calls = GenerateCalls(models, sessions, prefixes, compiling, limits)
         self._models = models
         self._sessions = sessions
         self._prefixes = prefixes
