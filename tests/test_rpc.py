@@ -25,9 +25,10 @@ from elman import (
     UnavailableError,
     v1,
 )
+from server.rpc.generation import Telling, write_generation
 from server.rpc.mailbox import Mailbox, deliver_into
 from server.rpc.validation import Limits
-from server.scheduling import Event, Tokens
+from server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.serving import Running, serving_fake
 
@@ -295,6 +296,31 @@ async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             _ = [response async for response in call]
     check_error(caught.value, "RESOURCE_EXHAUSTED", "CLIENT_TOO_SLOW", None)
+
+
+@pytest.mark.parametrize("single", [False, True])
+async def test_reports_that_have_piled_up_come_in_messages_of_a_size(running: Running, single: bool) -> None:
+    (model,) = running.server.models
+    ids = continuation([1], 3000)
+    mailbox = Mailbox()
+    likely = tuple((token, -float(token)) for token in range(1, 11))
+    mailbox.receive(Tokens(tuple(ids), tuple(TokenReport(-0.5 - index, likely) for index in range(3000))))
+    mailbox.receive(Finished(FinishReason.MAX_TOKENS, 3000))
+    written: list[v1.GenerateResponse] = []
+
+    async def write(response: v1.GenerateResponse) -> None:
+        written.append(response)
+
+    await write_generation(mailbox, Telling(model, write, v1.GenerateStarted(model="fake"), 0.0, single=single))
+    chunks = [response.chunk for response in written]
+    assert [token for chunk in chunks for token in chunk.token_ids] == ids
+    assert "".join(chunk.text for chunk in chunks) == letters(ids)
+    assert [report.log_probability for chunk in chunks for report in chunk.reports] == [-0.5 - n for n in range(3000)]
+    assert all(len(chunk.reports) == len(chunk.token_ids) == len(chunk.text) for chunk in chunks)
+    assert [response.HasField("started") for response in written] == [True] + [False] * (len(written) - 1)
+    assert [response.HasField("finished") for response in written] == [False] * (len(written) - 1) + [True]
+    assert max(response.ByteSize() for response in written) < 70_000
+    assert len(written) == 3000 if single else len(written) < 20
 
 
 async def test_defect_is_opaque_to_the_client(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +13,7 @@ from server.decoding.stopping import StopScanner
 from server.rpc.errors import FieldError
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
+from server.rpc.writing import grouped
 from server.scheduling import (
     BeamsFinished,
     Event,
@@ -24,6 +25,7 @@ from server.scheduling import (
     Tokens,
 )
 
+_MESSAGE_BYTES = 64 * 1024  # of reports in one message, about; to write more down takes long
 Write = Callable[[v1.GenerateResponse], Awaitable[None]]
 
 _FINISH_REASONS = {
@@ -84,14 +86,13 @@ async def write_generation(mailbox: Mailbox, telling: Telling) -> None:
         known = max(telling.received - count, 0)
         text.take(new[:known])
         count += len(new)
-        new, reports = new[known:], reports[known:]
-        while new:
-            size = 1 if telling.single else len(new)
-            response.chunk.token_ids.extend(new[:size])
-            response.chunk.reports.extend(_report(report, telling.model) for report in reports[:size])
-            response.chunk.text = text.take(new[:size], final=bool(end) and len(new) == size)
-            new, reports = new[size:], reports[size:]
-            if new or not isinstance(end, Finished):
+        left = len(new) - known
+        for tokens, told in _portions(new[known:], reports[known:], telling):
+            left -= len(tokens)
+            response.chunk.token_ids.extend(tokens)
+            response.chunk.reports.extend(told)
+            response.chunk.text = text.take(tokens, final=bool(end) and not left)
+            if left or not isinstance(end, Finished):
                 await telling.write(response)
                 response = telling.response()
     if isinstance(end, Failed):
@@ -167,6 +168,22 @@ def _split(events: list[Event]) -> tuple[list[int], list[TokenReport], Event | N
         tokens.extend(event.ids)
         reports.extend(event.reports)
     return tokens, reports, None
+
+
+def _portions(
+    tokens: list[int], reports: list[TokenReport], telling: Telling
+) -> Iterator[tuple[list[int], list[v1.TokenReport]]]:
+    """New tokens as they go into one message each, with what is reported of them."""
+    if not reports:
+        size = 1 if telling.single else max(1, len(tokens))
+        for start in range(0, len(tokens), size):
+            yield tokens[start : start + size], []
+        return
+    start = 0
+    told = (_report(report, telling.model) for report in reports)
+    for some in grouped(told, 0 if telling.single else _MESSAGE_BYTES):
+        yield tokens[start : start + len(some)], some
+        start += len(some)
 
 
 def _report(report: TokenReport, model: ServedModel) -> v1.TokenReport:
