@@ -297,9 +297,13 @@ async def test_a_time_limit_ends_with_what_there_is(bundles: Bundles) -> None:
         stream = client.generate("long " * 3000, max_tokens=10, time_limit=0.0)
         assert await stream.text() == ""
         assert stream.finish_reason is FinishReason.TIME_LIMIT
-        found = await client.search(PROMPT, width=4, max_tokens=60_000, time_limit=0.3)
-        assert found[0].finish_reason is FinishReason.TIME_LIMIT
-        assert 0 < len(found[0].text) < 60_000
+        first, *_ = await client.search(PROMPT, width=4, max_tokens=60_000, time_limit=0.3)
+        assert first.finish_reason is FinishReason.TIME_LIMIT
+        assert 0 < len(first.text) < 60_000
+        for prompt in ("ab", "long " * 3000):
+            (found,) = await client.search(prompt, width=2, max_tokens=10, time_limit=0.0)
+            assert (found.text, found.token_ids, found.score) == ("", (), None)
+            assert found.finish_reason is FinishReason.TIME_LIMIT
         await running.until_idle()
 
 

@@ -116,7 +116,8 @@ async def write_generation(mailbox: Mailbox, telling: Telling) -> None:
 
 
 async def write_beams(mailbox: Mailbox, telling: Telling) -> None:
-    """Write what a search has found, each sequence in a message of its own, when it is over.
+    """Write what a search has found, each sequence in a message of its own, when it is over. One whose time was up
+    before it began has found one without tokens.
 
     Raises:
         SchedulingError: what ended it.
@@ -127,19 +128,23 @@ async def write_beams(mailbox: Mailbox, telling: Telling) -> None:
     if isinstance(end, Failed):
         raise end.error
     assert isinstance(end, BeamsFinished)
+    usage = _usage(telling, end.step_count, end.begun, time.perf_counter()) if end.begun else None
     if not end.hypotheses:
-        raise SequenceFailedError("everything that could follow is forbidden")
-    usage = _usage(telling, end.step_count, end.begun, time.perf_counter())
+        if not end.cut_short:
+            raise SequenceFailedError("everything that could follow is forbidden")
+        finished = v1.GenerateFinished(finish_reason=v1.FINISH_REASON_TIME_LIMIT, usage=usage)
+        await telling.write(v1.GenerateResponse(finished=finished))
+    cut = v1.FINISH_REASON_TIME_LIMIT if end.cut_short else v1.FINISH_REASON_MAX_TOKENS
     for index, found in enumerate(end.hypotheses):
         response = v1.GenerateResponse(sequence_index=index)
         response.chunk.token_ids.extend(found.tokens)
         response.chunk.text = telling.model.vocabulary.decoder().decode(found.tokens, final=True)
         finished = response.finished
-        cut = v1.FINISH_REASON_TIME_LIMIT if end.cut_short else v1.FINISH_REASON_MAX_TOKENS
         finished.finish_reason = v1.FINISH_REASON_END_TOKEN if found.ended else cut
         finished.generated_token_count = len(found.tokens)
         finished.score = found.score
-        finished.usage.CopyFrom(usage)
+        if usage is not None:
+            finished.usage.CopyFrom(usage)
         await telling.write(response)
 
 
