@@ -387,6 +387,42 @@ async def test_names_of_any_length_stay_within_a_status(stub: Any, running: Runn
     assert len(caught.value.details() or "") < 300
 
 
+LONG_TEXT = "\N{EVERGREEN TREE}" * 9000
+_CALL = v1.SessionCall(session_id="x" * 9000)
+LONG_REQUESTS: list[tuple[str, Any, str]] = [
+    ("Generate", v1.GenerateRequest(text="a", session=_CALL), "session.session_id"),
+    ("Classify", v1.ClassifyRequest(text="a", session=_CALL), "session.session_id"),
+    ("Generate", v1.GenerateRequest(text="a", constraint=v1.Constraint(regex=f"{LONG_TEXT}(")), "constraint"),
+    (
+        "Generate",
+        v1.GenerateRequest(text="a", constraint=v1.Constraint(json_schema=f'{{"{LONG_TEXT}": 1}}')),
+        "constraint",
+    ),
+    ("Generate", v1.GenerateRequest(text="a", constraint=v1.Constraint(lark_grammar=f"<{LONG_TEXT}>")), "constraint"),
+    ("GetSession", v1.GetSessionRequest(session_id="x" * 9000), "session_id"),
+    ("DeleteSession", v1.DeleteSessionRequest(session_id=LONG_TEXT), "session_id"),
+]
+
+
+@pytest.mark.parametrize(("call", "request_", "field"), LONG_REQUESTS)
+async def test_texts_of_any_length_stay_within_a_status(
+    engine: FakeEngine, call: str, request_: Any, field: str
+) -> None:
+    async def answer(stub: Any) -> None:
+        answered = getattr(stub, call)(request_)
+        _ = [response async for response in answered] if call == "Generate" else await answered
+
+    async with (
+        serving_fake(engine, limits=Limits()) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
+        stub = v1.SessionServiceStub(channel) if "Session" in call else v1.InferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await answer(stub)
+    check_error(caught.value, "INVALID_ARGUMENT", "INVALID_FIELD", field)
+    assert len((caught.value.details() or "").encode()) < 1050
+
+
 @pytest.mark.parametrize(
     "changes", [{"seed": 10**20}, {"max_tokens": 2**31}, {"prompt": [2**31]}, {"prompt": "caf\udce9"}]
 )

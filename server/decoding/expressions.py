@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from server.decoding.errors import ConstraintError
-from server.decoding.schemas import KEYWORDS, checked_schema, key_position
+from server.decoding.schemas import KEYWORDS, checked_schema, key_position, shortened
 
 LONGEST = 100_000  # characters
 
@@ -143,7 +143,7 @@ def _check_lark(grammar: str) -> None:
     while found := _LARK.search(grammar, position):
         position = found.end()
         if found["refused"]:
-            raise ConstraintError(f"{found['refused']!r} is not supported here", found.start())
+            raise ConstraintError(f"{shortened(found['refused'])!r} is not supported here", found.start())
         if found["open"]:
             kind = "a string" if found["open"] == '"' else "a regular expression"
             raise ConstraintError(f"{kind} that does not end", found.start())

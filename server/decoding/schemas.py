@@ -52,7 +52,7 @@ def checked_schema(text: str) -> Any:
     """
     schema = _parsed(text)
     if not isinstance(schema, dict | bool):
-        raise ConstraintError(f"a JSON schema is an object, true or false, and not {_shortened(schema)}", 0)
+        raise ConstraintError(f"a JSON schema is an object, true or false, and not {shortened(schema)}", 0)
     for path, part in _schemas(schema):
         _check(text, path, part)
     return schema
@@ -120,7 +120,7 @@ def _check(text: str, path: Pointer, schema: dict[str, Any]) -> None:
             if not isinstance(value, dict) or set(value) - {_OPTION}:
                 _refuse(text, here, f"only {_OPTION!r} can be chosen here")
         elif keyword not in KEYWORDS and not keyword.startswith("x-"):
-            _refuse(text, here, f"the keyword {keyword!r} is not supported")
+            _refuse(text, here, f"the keyword {shortened(keyword)!r} is not supported")
         elif keyword == _OPTIONS:
             _refuse(text, here, f"the keyword {keyword!r} belongs at the top")
     _check_count(text, path, schema)
@@ -151,7 +151,7 @@ def _check_bounds(text: str, path: Pointer, schema: dict[str, Any]) -> None:
 
 def _refuse(text: str, path: Pointer, reason: str) -> NoReturn:
     pointer = "".join(f"/{part}" for part in path)
-    raise ConstraintError(f"{reason}: {_shortened(pointer)}", _position(text, path))
+    raise ConstraintError(f"{reason}: {shortened(pointer)}", _position(text, path))
 
 
 def _position(text: str, wanted: Pointer) -> int | None:
@@ -176,6 +176,7 @@ def _position(text: str, wanted: Pointer) -> int | None:
     return None
 
 
-def _shortened(value: object, longest: int = 100) -> str:
+def shortened(value: object, longest: int = 100) -> str:
+    """What a caller has written, for a message: of a length that leaves room for the place."""
     written = value if isinstance(value, str) else json.dumps(value)
     return written if len(written) <= longest else f"{written[:longest]}..."

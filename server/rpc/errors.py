@@ -22,13 +22,16 @@ from server.sessions import errors as sessions
 
 DOMAIN = "elman.dev"
 _LISTED = 10
+# A status travels in headers of 8 KiB, where a message may take five times its bytes: what a caller has written is not
+# repeated at any length.
+_LONGEST = 1000  # bytes
 
 
 class RequestError(Exception):
     """A request that cannot be served as it is.
 
     Args:
-        message: what is wrong, where, and what would be right.
+        message: what is wrong, where, and what would be right; cut where it becomes too long for a header.
         metadata: facts for programs, such as the limit that was passed.
     """
 
@@ -36,7 +39,7 @@ class RequestError(Exception):
     reason: ClassVar[str]
 
     def __init__(self, message: str, **metadata: object) -> None:
-        super().__init__(message)
+        super().__init__(_cut(message))
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
     def details(self) -> list[Message]:
@@ -66,7 +69,7 @@ class FieldError(RequestError):
     def __init__(self, field: str, message: str, **metadata: object) -> None:
         super().__init__(f"{field}: {message}", **metadata)
         self.field = field
-        self.description = message
+        self.description = str(self).removeprefix(f"{field}: ")
 
     def details(self) -> list[Message]:
         violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.description)
@@ -238,6 +241,11 @@ _SEEN: dict[type[Exception], type[RequestError]] = {
     sessions.StoreFullError: StoreFullRequestError,
     sessions.StoreError: StoreUnavailableRequestError,
 }
+
+
+def _cut(message: str) -> str:
+    written = message.encode()
+    return message if len(written) <= _LONGEST else written[:_LONGEST].decode(errors="ignore") + "..."
 
 
 def grpc_status(error: RequestError) -> grpc.Status:

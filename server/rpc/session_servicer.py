@@ -10,7 +10,14 @@ from elman import v1
 from server.rpc.callers import Context, caller_of
 from server.rpc.errors import FieldError
 from server.rpc.models import Models, ServedModel
-from server.rpc.validation import Limits, check_size, new_session_id, requested_seed, session_prompt_ids
+from server.rpc.validation import (
+    Limits,
+    check_session_id,
+    check_size,
+    new_session_id,
+    requested_seed,
+    session_prompt_ids,
+)
 from server.sessions import TOKEN_TYPE, Session, Sessions, Summary, read_file
 
 _PAGE, _LARGEST_PAGE = 100, 1000
@@ -120,6 +127,7 @@ class SessionServicer(v1.SessionServiceServicer):
 def _needed(session_id: str) -> str:
     if not session_id:
         raise FieldError("session_id", "is needed")
+    check_session_id(session_id, "session_id")
     return session_id
 
 

@@ -108,11 +108,12 @@ def session_target(
     """What a call says about its session.
 
     Raises:
-        FieldError: the id is missing, the position negative, or the name too long.
+        FieldError: the id is missing or can be none, the position negative, or the name too long.
     """
     call = request.session
     if not call.session_id:
         raise FieldError(f"{field}.session_id", "is needed: it says which session the call continues")
+    check_session_id(call.session_id, f"{field}.session_id")
     if call.position < 0:
         raise FieldError(f"{field}.position", f"is {call.position}, but must not be negative")
     name = call.request_id
@@ -162,9 +163,19 @@ def new_session_id(session_id: str, field: str) -> str:
     Raises:
         FieldError: it is not one.
     """
-    if session_id and not _SESSION_ID.fullmatch(session_id):
-        raise FieldError(field, "must be 1 to 64 letters, digits, '.', '_' or '-'")
+    if session_id:
+        check_session_id(session_id, field)
     return session_id
+
+
+def check_session_id(session_id: str, field: str) -> None:
+    """Refuse what can be no session's id.
+
+    Raises:
+        FieldError: it cannot.
+    """
+    if not _SESSION_ID.fullmatch(session_id):
+        raise FieldError(field, "must be 1 to 64 letters, digits, '.', '_' or '-'")
 
 
 async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
