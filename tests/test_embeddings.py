@@ -299,6 +299,8 @@ async def test_an_input_on_which_the_model_fails_is_named_and_disturbs_nobody(ru
     beside = asyncio.create_task(running.client.embed(["abc"] * 30, every_step=True))
     with pytest.raises(ServerError, match=r"inputs\[2\]: "):
         await running.client.embed(["a", "b", f"a{LETTERS[POISON]}"], every_step=True)
+    with pytest.raises(ServerError, match=r"inputs\[1\]: "):
+        await running.client.embed(["ab", f"{LETTERS[POISON]}a"])
     with pytest.raises(ServerError):
         await collected(running.client.inspect(f"a{LETTERS[POISON]}"))
     assert {embedding.tensors["total"].values() for embedding in await beside} == {(1, 3, 6)}

@@ -358,6 +358,17 @@ async def test_a_candidate_on_which_the_model_fails_is_named_and_disturbs_nobody
     assert set(await beside) == {expected}
 
 
+@pytest.mark.parametrize("bad", [LETTERS[POISON], LETTERS[NAN]])
+async def test_what_is_ready_with_a_failure_is_given_before_it(bad: str) -> None:
+    engine = FakeEngine(capacity=16)
+    async with serving_fake(engine) as running:
+        found: list[Score] = []
+        with pytest.raises(ServerError, match=r"candidates\[3\]: "):
+            async for score in running.client.score_candidates(["ab", "ba", "bb", f"{bad}a", "aa"], context="c"):
+                found.append(score)  # noqa: PERF401
+        assert found == [await running.client.score(text, context="c") for text in ("ab", "ba", "bb")]
+
+
 async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     stream = running.client.score_candidates(["abc" * 300] * 10, context="a")

@@ -8,7 +8,7 @@ from itertools import islice
 
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
-from server.scheduling import Event, Failed, Reading, ReadingFinished
+from server.scheduling import Event, Failed, Reading, ReadingFinished, SchedulingError
 
 _SHARE = 2  # One call takes at most one slot of so many, so that others find some free.
 
@@ -61,10 +61,15 @@ async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> Async
                 return
             ended = [_end(await _mailbox_of(under_way[0]).gather())]
             under_way.popleft()
-            while under_way and _mailbox_of(under_way[0]).has_events:
-                ended.append(_end(await _mailbox_of(under_way[0]).gather()))
-                under_way.popleft()
+            failure: Exception | None = None
+            while failure is None and under_way and _mailbox_of(under_way[0]).has_events:
+                try:
+                    ended.append(_end(await _mailbox_of(under_way.popleft()).gather()))
+                except SchedulingError as error:
+                    failure = error  # Its turn comes when those before it have been given.
             yield ended
+            if failure is not None:
+                raise failure
     finally:
         for reading in under_way:
             model.scheduler.abort(reading)

@@ -55,10 +55,17 @@ class Scoring:
             try:
                 async for ended in endings:
                     parts: list[v1.CandidateScore] = []
+                    failure: ModelFailedError | None = None
                     for finished in ended:
-                        parts += await self._written(done, candidates[done], finished.log_probabilities)
+                        try:
+                            parts += await self._written(done, candidates[done], finished.log_probabilities)
+                        except ModelFailedError as error:
+                            failure = error
+                            break
                         done += 1
                     yield parts
+                    if failure is not None:
+                        raise failure
             except SequenceFailedError as error:
                 raise ModelFailedError(f"candidates[{done}]: {error}") from error
 
