@@ -35,7 +35,7 @@ class Decoding(TypedDict, total=False):
     """What may be said about how tokens are chosen and when a generation ends; all of it may be left out.
 
     Attributes:
-        max_tokens: the largest number of tokens to generate; default 256.
+        max_tokens: the largest number of tokens to generate; default 256, or the server's limit if that is less.
         temperature: below 1 sharper, above 1 flatter, 0 greedy; default 1.
         top_k: only so many of the most probable tokens are drawn from; default all.
         top_p: only the most probable tokens that together reach this probability are drawn from; default 1, all.

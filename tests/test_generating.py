@@ -307,6 +307,24 @@ async def test_a_time_limit_ends_with_what_there_is(bundles: Bundles) -> None:
         await running.until_idle()
 
 
+async def test_what_samples_share_is_in_the_first_one_s_usage(bundles: Bundles) -> None:
+    async with serving(bundles["lstm"]) as running:
+        ways = {"text": "a" * 30, "max_tokens": 4, "sampling": v1.SamplingDecoding(sample_count=2)}
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            call = v1.InferenceServiceStub(channel).Generate(v1.GenerateRequest(**ways))
+            usages = {
+                response.sequence_index: response.finished.usage
+                async for response in call
+                if response.HasField("finished")
+            }
+        assert [usages[0].step_count, usages[1].step_count] == [29 + 4, 4]
+        first, second = (usages[index].waiting_time.ToNanoseconds() for index in range(2))
+        assert 0 < first < second
+        one, *_ = await running.client.sample("a", count=2, max_tokens=4)
+        assert one.usage is not None
+        assert one.usage.step_count == 4
+
+
 async def test_usage_is_told(bundles: Bundles) -> None:
     async with serving(bundles["lstm"]) as running:
         stream = running.client.generate(PROMPT, max_tokens=50)

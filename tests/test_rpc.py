@@ -67,6 +67,13 @@ async def test_greedy_is_temperature_zero(stub: Any) -> None:
         assert "".join(texts) == letters(continuation([1, 2, 3], 256))
 
 
+async def test_without_max_tokens_a_low_limit_is_what_is_generated(engine: FakeEngine) -> None:
+    async with serving_fake(engine, limits=Limits(max_tokens=5)) as running:
+        assert await running.client.generate("abc", temperature=0).text() == letters(continuation([1, 2, 3], 5))
+        with pytest.raises(InvalidRequestError, match="max_tokens: is 6, but must be 1 to 5"):
+            await running.client.generate("abc", max_tokens=6).text()
+
+
 async def test_events_come_in_order(stub: Any) -> None:
     request = v1.GenerateRequest(text="a", max_tokens=50, seed=-5, interval=Duration(seconds=0))
     responses = [response async for response in stub.Generate(request)]

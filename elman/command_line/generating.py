@@ -139,8 +139,13 @@ def generate(
         ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(help="The largest number of tokens to generate.", rich_help_panel=_ENDING)
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="The largest number of tokens to generate.",
+            show_default="256, or the server's limit if that is less",
+            rich_help_panel=_ENDING,
+        ),
+    ] = None,
     min_tokens: Annotated[
         int | None,
         typer.Option(help="No end token before so many others.", show_default="0", rich_help_panel=_ENDING),

@@ -609,7 +609,9 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """Text. What the vocabulary does not have is read as its unknown token; a vocabulary without one refuses it."""
     max_tokens: _builtins.int
-    """The largest number of tokens to generate. Default 256, at least 1, at most the server's limit."""
+    """The largest number of tokens to generate. Default 256, or the server's limit where that is less; at least 1, at most
+    that limit.
+    """
     seed: _builtins.int
     """Seed of the random numbers. The number drawn depends on the seed and the token's position alone, so the same
     request gives the same text whoever shares the batch. Default: a random one, returned in Started.
@@ -956,10 +958,12 @@ class GenerationUsage(_message.Message):
     FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
     TOTAL_TIME_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
-    """The steps that this call has had the model take, forced and free; what was known from before is not among them."""
+    """The steps that this call has had the model take, forced and free; what was known from before is not among them. Of
+    several samples each has its own, and the first one those of the prompt as well, which is read once for all.
+    """
     @_builtins.property
     def waiting_time(self) -> _duration_pb2.Duration:
-        """When the first step was taken."""
+        """When the first of these steps was taken."""
 
     @_builtins.property
     def first_token_time(self) -> _duration_pb2.Duration:

@@ -64,7 +64,8 @@ def requested_decoding(request: v1.GenerateRequest, seed: int, model: ServedMode
     Raises:
         FieldError: something is outside its range, or does not go with something else.
     """
-    max_tokens = request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    default = min(DEFAULT_MAX_TOKENS, limits.max_tokens)
+    max_tokens = request.max_tokens if request.HasField("max_tokens") else default
     if not 1 <= max_tokens <= limits.max_tokens:
         raise FieldError(
             "max_tokens", f"is {max_tokens}, but must be 1 to {limits.max_tokens}", limit=limits.max_tokens

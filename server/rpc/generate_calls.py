@@ -136,19 +136,23 @@ class GenerateCalls:
             )
             for index, mailbox in enumerate(mailboxes)
         ]
-        writing = asyncio.Lock()
+        writing, write_one = asyncio.Lock(), telling.write
+        started = v1.GenerateResponse(started=telling.started)
 
         async def write(message: v1.GenerateResponse) -> None:
             async with writing:
-                await telling.write(message)
+                await write_one(message)
+
+        telling = replace(telling, write=write, started=None)
+        tellings = [replace(telling, index=index) for index in range(decoding.sample_count)]
+        # What they share has been used once.
+        tellings[0] = replace(telling, steps_before=prompt.step_count, begun_before=prompt.begun)
 
         with _running(prompt.model, generations):
-            await write(v1.GenerateResponse(started=telling.started))
+            await write(started)
             writers = [
-                asyncio.ensure_future(
-                    write_generation(mailbox, replace(telling, write=write, started=None, index=index))
-                )
-                for index, mailbox in enumerate(mailboxes)
+                asyncio.ensure_future(write_generation(mailbox, one))
+                for mailbox, one in zip(mailboxes, tellings, strict=True)
             ]
             try:
                 await asyncio.gather(*writers)

@@ -51,6 +51,8 @@ class Telling:
         received: how many tokens the client has already. They are not sent, but the text goes on behind theirs, in the
             middle of a character if need be.
         index: which of several it is.
+        steps_before: how many steps were taken for it before it began.
+        begun_before: when the first of them was, by `time.perf_counter`; 0 if there were none.
     """
 
     model: ServedModel
@@ -61,6 +63,8 @@ class Telling:
     single: bool = False
     received: int = 0
     index: int = 0
+    steps_before: int = 0
+    begun_before: float = 0.0
 
     def response(self) -> v1.GenerateResponse:
         """An empty one of this generation."""
@@ -207,8 +211,8 @@ def _usage(telling: Telling, step_count: int, begun: float, first_token_time: fl
         return duration
 
     return v1.GenerationUsage(
-        step_count=step_count,
-        waiting_time=since(begun),
+        step_count=telling.steps_before + step_count,
+        waiting_time=since(telling.begun_before or begun),
         first_token_time=since(first_token_time),
         total_time=since(time.perf_counter()),
     )

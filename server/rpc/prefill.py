@@ -29,6 +29,8 @@ class Prefill:
         prefix: as given.
         position: how many of its tokens have been read.
         state: the state after them; None where none have.
+        step_count: how many steps have been taken here, the cache's not among them.
+        begun: when the first of them was, by `time.perf_counter`; 0 if none were.
     """
 
     def __init__(self, model: ServedModel, ids: TokenIds, prefix: Prefix | None) -> None:
@@ -37,6 +39,8 @@ class Prefill:
         self._ids = ids
         self.position = prefix.position if prefix else 0
         self.state: Arrays | None = prefix.state if prefix else None
+        self.step_count = 0
+        self.begun = 0.0
 
     @classmethod
     def begin(
@@ -111,4 +115,6 @@ class Prefill:
             every_step=False,
             snapshot_steps=INTERVAL if self.prefix else None,
         )
-        return await run_reading(self.model, reading, mailbox)
+        finished = await run_reading(self.model, reading, mailbox)
+        self.step_count, self.begun = end - self.position, reading.begun
+        return finished
