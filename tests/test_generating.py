@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from bundle import Bundle, ByteVocabulary, load_bundle
-from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, v1
+from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, ServerError, v1
 from export import NextToken, Token, export_bundle
 from export.training_run import NetworkStep
 from server.decoding import UniformStream
@@ -374,6 +374,16 @@ async def test_what_does_not_go_together_is_refused(bundles: Bundles) -> None:
         for forced, forbidden in (([3], [4, 3]), ([UNKNOWN], [])):
             with pytest.raises(InvalidRequestError, match="which must never be generated"):
                 await client.generate("a", forced_tokens=forced, forbidden_tokens=forbidden).text()
+        a, b = CHARACTERS.encode("ab").tolist()
+        for forced in ([b], [a, a, b]):
+            with pytest.raises(InvalidRequestError, match=r"^shaping.forced_token_ids: .* not allowed after"):
+                await client.generate("x", regex="a+", forced_tokens=forced, max_tokens=5).text()
+        assert await client.generate("x", regex="a+b", forced_tokens=[a, a, b], max_tokens=5).text() == "aab"
+        assert await client.generate("x", regex="ab", forced_tokens=[a, b, b], max_tokens=5).text() == "ab"
+        everything = list(range(CHARACTERS.size))
+        for forbidden in (everything, everything[1:]):  # The unknown token is never generated anyway.
+            with pytest.raises(InvalidRequestError, match=r"^shaping.forbidden_token_ids: names every token"):
+                await client.generate("a", forbidden_tokens=forbidden).text()
         with pytest.raises(InvalidRequestError, match="temperature"):
             await client.search("a", width=2, temperature=0.5)
         with pytest.raises(InvalidRequestError, match="exclude each other"):
@@ -400,6 +410,8 @@ async def test_nothing_left_to_choose_ends_one_stream_only(bundles: Bundles) -> 
         client = running.client
         other = asyncio.create_task(client.generate(PROMPT, max_tokens=300, seed=1).text())
         everything = list(range(CHARACTERS.size))
+        with pytest.raises(ServerError, match="the constraint allows no token that the model knows"):
+            await client.generate(PROMPT, regex="a+", forbidden_tokens=CHARACTERS.encode("a").tolist()).text()
         with pytest.raises(Exception, match="no token is left to choose"):
             await client.generate(PROMPT, forbidden_tokens=everything).text()
         with pytest.raises(Exception, match="everything that could follow is forbidden"):

@@ -365,7 +365,7 @@ async def test_what_is_ready_with_a_failure_is_given_before_it(bad: str) -> None
         found: list[Score] = []
         with pytest.raises(ServerError, match=r"candidates\[3\]: "):
             async for score in running.client.score_candidates(["ab", "ba", "bb", f"{bad}a", "aa"], context="c"):
-                found.append(score)  # noqa: PERF401
+                found.append(score)
         assert found == [await running.client.score(text, context="c") for text in ("ab", "ba", "bb")]
 
 

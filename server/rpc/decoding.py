@@ -136,6 +136,9 @@ def _shaping(asked: v1.Shaping, model: ServedModel, max_tokens: int) -> Shaping:
     wrong = next((token for token in asked.forced_token_ids if token in excluded), None)
     if wrong is not None:
         raise FieldError("shaping.forced_token_ids", f"names the token {wrong}, which must never be generated")
+    if excluded.issuperset(range(model.vocabulary.size)):
+        message = "names every token: no token is left to choose, everything that could follow is forbidden"
+        raise FieldError("shaping.forbidden_token_ids", message)
     if len(asked.forced_token_ids) > max_tokens:
         message = f"has {len(asked.forced_token_ids)} tokens, more than max_tokens, {max_tokens}"
         raise FieldError("shaping.forced_token_ids", message)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from elman import v1
+from server.decoding.constraints import Grammar
 from server.decoding.stopping import StopCheck
 from server.rpc.compiling import Compiling
 from server.rpc.decoding import Decoding, requested_decoding
@@ -32,6 +33,8 @@ from server.rpc.validation import (
 from server.scheduling import Beams, Generation, SamplingParams, Sequence
 from server.sessions import TOKEN_TYPE, GenerationRequest, PrefixCache, Sessions
 from server.sessions.prefixes import INTERVAL
+
+_CHECKED = 256  # forced tokens; a mistake further on is found when the generation comes to it
 
 
 class GenerateCalls:
@@ -228,7 +231,7 @@ class GenerateCalls:
         """With the grammar of its constraint.
 
         Raises:
-            FieldError: there is none such.
+            FieldError: there is none such, or it does not allow what is forced.
             QueueFullRequestError: too many others are to be compiled.
         """
         if decoding.constraint is None:
@@ -236,6 +239,8 @@ class GenerateCalls:
         grammar = await self._compiling.compile(model, decoding.constraint)
         if grammar.start().is_exhausted:
             raise FieldError("constraint", "lets this model generate nothing: only the empty text matches")
+        if forced := decoding.params.shaping.forced_tokens if decoding.params.shaping else ():
+            await asyncio.to_thread(_check_forced, forced[:_CHECKED], grammar)
         return replace(decoding, params=replace(decoding.params, grammar=grammar))
 
 
@@ -249,6 +254,16 @@ def _running(model: ServedModel, sequences: list[Sequence]) -> Iterator[None]:
     finally:
         for sequence in sequences:
             model.scheduler.abort(sequence)
+
+
+def _check_forced(tokens: tuple[int, ...], grammar: Grammar) -> None:
+    matcher = grammar.start()
+    for token in tokens:
+        matcher.accept(token)
+        if matcher.is_exhausted:
+            return
+        if matcher.error is not None:
+            raise FieldError("shaping.forced_token_ids", f"does not go with the constraint: {matcher.error}")
 
 
 def _manner(decoding: Decoding, params: SamplingParams, telling: Telling) -> dict[str, Any]:
