@@ -368,7 +368,8 @@ Global___SamplingDecoding: _TypeAlias = SamplingDecoding  # noqa: Y015
 @_typing.final
 class BeamDecoding(_message.Message):
     """Keeps the most probable beginnings side by side and answers with the best whole sequences, best first. They are sent
-    when the search has ended. Needs a request without a session and without stop_sequences.
+    when the search has ended; where the time limit ends it before its first step, one without tokens is. Needs a request
+    without session, constraint, stop_sequences and log_probabilities.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -380,10 +381,10 @@ class BeamDecoding(_message.Message):
     width: _builtins.int
     """How many beginnings are kept; each is a sequence of the batch. At least 1, at most the model's slot_count."""
     result_count: _builtins.int
-    """How many sequences are sent. Default 1; at most width."""
+    """How many sequences are sent at most; there are fewer where fewer are possible. Default 1; at least 1, at most width."""
     length_penalty: _builtins.float
     """The exponent of a sequence's length, by which the sum of its log-probabilities is divided to compare it with
-    others: above 0 longer ones are favoured, below 0 shorter ones. Default 1.
+    others: above 0 longer ones are favoured, below 0 shorter ones. Default 1; -10 to 10.
     """
     early_stopping: Global___EarlyStopping.ValueType
     """When to end."""
@@ -447,25 +448,27 @@ class Shaping(_message.Message):
     FORBIDDEN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     repetition_penalty: _builtins.float
     """Divides the logits above 0, and multiplies those below, of every token of the prompt and of what was generated
-    (Keskar et al. 2019). Default 1, which changes nothing; must be above 0.
+    (Keskar et al. 2019). Default 1, which changes nothing; must be finite and above 0.
     """
     frequency_penalty: _builtins.float
-    """Taken from a token's logit as often as it has been generated. Default 0."""
+    """Taken from a token's logit as often as it has been generated. Default 0; -10000 to 10000."""
     presence_penalty: _builtins.float
-    """Taken from the logit of every token that has been generated. Default 0."""
+    """Taken from the logit of every token that has been generated. Default 0; -10000 to 10000."""
     min_tokens: _builtins.int
-    """The end token is not generated before so many others. Default 0."""
+    """The end token is not generated before so many others. Default 0; at most max_tokens."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of tokens, by id."""
+        """Added to the logits of tokens, by id: of at most 4096 tokens, -10000 to 10000 each."""
 
     @_builtins.property
     def forced_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """What the generation begins with; the model reads it as if it had chosen it."""
+        """What the generation begins with; the model reads it as if it had chosen it. At most max_tokens; none of them
+        forbidden, unknown, or excluded by the constraint.
+        """
 
     @_builtins.property
     def forbidden_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """What is never generated."""
+        """What is never generated; not every token."""
 
     def __init__(
         self,
@@ -504,7 +507,7 @@ Global___Shaping: _TypeAlias = Shaping  # noqa: Y015
 @_typing.final
 class Constraint(_message.Message):
     """What the whole of the generated text must match. What is cut off before its end is the beginning of a match. The
-    syntax is that of llguidance.
+    syntax is that of llguidance; an expression has at most 100,000 characters.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
