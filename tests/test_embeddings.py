@@ -14,10 +14,11 @@ import pytest
 
 from bundle import Bundle, ByteVocabulary, load_bundle
 from elman import InspectedStep, InspectionStream, InvalidRequestError, NextToken, ServerError, Token, Unit, v1
+from elman.command_line.inspecting import as_given
 from export import export_bundle
 from export.training_run import NetworkStep
 from server.rpc.validation import Limits
-from tests.conftest import CHARACTERS
+from tests.conftest import CHARACTERS, make_network
 from tests.fake_engine import LETTERS, POISON, FakeEngine, continuation, fake_bundle
 from tests.reference import read_alone
 from tests.serving import Running, serving, serving_fake
@@ -171,6 +172,26 @@ async def test_a_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> N
         stream = running.client.inspect("ab")
         assert [(step.token_id, step.values) for step in await collected(stream)] == [(4, (4,)), (1, (5,)), (2, (7,))]
         assert stream.step_count == 3
+
+
+async def test_a_begin_token_has_no_part_in_the_text(tmp_path: Path) -> None:
+    network = make_network("gru", CHARACTERS.size, layers=1, hidden=5)
+    begin = CHARACTERS.encode("\n")[0]
+    export_bundle(
+        NetworkStep(network),
+        tmp_path / "begun",
+        name="begun",
+        inputs={"token": Token(CHARACTERS, begin_id=int(begin))},
+        outputs={"logits": NextToken()},
+    )
+    async with serving(load_bundle(tmp_path / "begun")) as running:
+        for text in ("ab . c", "\na"):
+            steps = await collected(running.client.inspect(text))
+            assert [step.token_id for step in steps] == [begin, *CHARACTERS.encode(text)]
+            texts = [step.text for step in steps]
+            assert texts == ["", *text]
+            assert as_given(texts, text) == texts
+        assert as_given([step.text for step in await collected(running.client.inspect("a?"))], "a?") == ["", "a", "?"]
 
 
 def inputs(*given: str, **rest: Any) -> v1.EmbedRequest:

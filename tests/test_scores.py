@@ -363,9 +363,13 @@ async def test_what_is_ready_with_a_failure_is_given_before_it(bad: str) -> None
     engine = FakeEngine(capacity=16)
     async with serving_fake(engine) as running:
         found: list[Score] = []
-        with pytest.raises(ServerError, match=r"candidates\[3\]: "):
+
+        async def collect() -> None:
             async for score in running.client.score_candidates(["ab", "ba", "bb", f"{bad}a", "aa"], context="c"):
-                found.append(score)
+                found.append(score)  # noqa: PERF401
+
+        with pytest.raises(ServerError, match=r"candidates\[3\]: "):
+            await collect()
         assert found == [await running.client.score(text, context="c") for text in ("ab", "ba", "bb")]
 
 

@@ -219,7 +219,9 @@ class TokenScores(_message.Message):
 
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Their texts; whole characters only: those of a character stand with its last token. Joined they are the text."""
+        """Their texts; whole characters only: those of a character stand with its last token. Joined they are the text of the
+        scored tokens.
+        """
 
     def __init__(
         self,
@@ -594,7 +596,9 @@ class InspectedStep(_message.Message):
     token_id: _builtins.int
     """The token that was read."""
     text: _builtins.str
-    """Its text; whole characters only: that of a character stands with its last token. Joined they are the text."""
+    """Its text; whole characters only: that of a character stands with its last token. Empty for the begin token that the
+    input is read behind. Joined they are the text.
+    """
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The units' values after it."""

@@ -33,7 +33,10 @@ async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGener
         units: what is watched.
         model: what reads.
     """
-    texts = model.token_texts(ids) if len(ids) < _LONG else await asyncio.to_thread(model.token_texts, ids)
+    begun = len(model.with_begin_token(ids[:0]))
+    read = ids[begun:]
+    texts = [""] * begun  # Of a begin token: whatever it stands for, it is not in the text.
+    texts += model.token_texts(read) if len(read) < _LONG else await asyncio.to_thread(model.token_texts, read)
     state: Arrays | None = None
     length = _piece_length(units, model)
     for start in range(0, len(ids), length):
