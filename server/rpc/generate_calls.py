@@ -183,7 +183,7 @@ class GenerateCalls:
         """Have a session continued, or a call that was made on it repeated."""
         target = session_target(request)
         received = received_count(request)
-        name = request.model or (await self._sessions.get(target.session_id)).model
+        name = request.model or await self._sessions.model_of(target.session_id)
         model = self._models.that_generates(name)
         decoding = requested_decoding(request, 0, model, self._limits)
         interval = delivery_interval(request)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays, Wanted
+from server.rpc.lengthy import by_length
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
 from server.rpc.reading import run_reading
@@ -20,9 +21,7 @@ from server.scheduling import Reading
 _PIECE_STEPS = 256
 _PIECE_BYTES = 16 * 1024 * 1024  # of states and of what is told of them, at most, as far as one step has not more
 _VALUE_BYTES = 20  # of a unit's value: where it is picked out, in single precision, and in its message
-# To write down more takes milliseconds, which the other clients shall not wait for.
-_LONG = 2000  # tokens
-_MANY = 20_000  # values
+_MANY = 20_000  # values; to write down more takes milliseconds
 
 
 async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGenerator[list[v1.InspectedStep], None]:
@@ -36,7 +35,7 @@ async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGener
     begun = len(model.with_begin_token(ids[:0]))
     read = ids[begun:]
     texts = [""] * begun  # Of a begin token: whatever it stands for, it is not in the text.
-    texts += model.token_texts(read) if len(read) < _LONG else await asyncio.to_thread(model.token_texts, read)
+    texts += await by_length(len(read), lambda: model.token_texts(read))
     state: Arrays | None = None
     length = _piece_length(units, model)
     for start in range(0, len(ids), length):
@@ -54,10 +53,7 @@ async def inspect(ids: TokenIds, units: Units, model: ServedModel) -> AsyncGener
         finished = await run_reading(model, reading, always=start > 0)
         state = finished.state
         values = units.values(finished.states)
-        if values.size < _MANY:
-            yield _steps(ids[piece], texts[piece], values)
-        else:
-            yield await asyncio.to_thread(_steps, ids[piece], texts[piece], values)
+        yield await by_length(values.size, partial(_steps, ids[piece], texts[piece], values), _MANY)
 
 
 def _piece_length(units: Units, model: ServedModel) -> int:

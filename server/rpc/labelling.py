@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,8 @@ from numpy.typing import NDArray
 
 from elman import v1
 from server.rpc.errors import ModelFailedError
+from server.rpc.lengthy import by_length
 from server.rpc.models import Labelling
-
-# So many labels take milliseconds to write down, which the other clients shall not wait for.
-_LONG = 2000
 
 
 async def predict(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
@@ -22,9 +19,7 @@ async def predict(labelling: Labelling, outputs: NDArray[Any], step_count: int) 
     Raises:
         ModelFailedError: they are not finite.
     """
-    if len(outputs) < _LONG:
-        return _prediction(labelling, outputs, step_count)
-    return await asyncio.to_thread(_prediction, labelling, outputs, step_count)
+    return await by_length(len(outputs), lambda: _prediction(labelling, outputs, step_count))
 
 
 def _prediction(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
@@ -13,12 +12,11 @@ from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays, Wanted
 from server.rpc.errors import ModelFailedError
+from server.rpc.lengthy import by_length
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
 from server.rpc.reading import run_readings
 from server.scheduling import Reading, SequenceFailedError
-
-_LONG = 2000  # tokens; to write down more takes milliseconds, which the other clients shall not wait for
 
 
 class Scoring:
@@ -100,10 +98,7 @@ class Scoring:
         )
         if self._totals_only:
             return [v1.CandidateScore(candidate_index=index, total=total)]
-        if count < _LONG:
-            parts = self._parts(index, ids, log_probabilities)
-        else:
-            parts = await asyncio.to_thread(self._parts, index, ids, log_probabilities)
+        parts = await by_length(count, lambda: self._parts(index, ids, log_probabilities))
         parts[-1].total.CopyFrom(total)
         return parts
 

@@ -100,13 +100,10 @@ class InferenceServicer(v1.InferenceServiceServicer):
         check_size(request, self._limits)
         await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
 
-    async def _model_of(self, target: Target) -> str:
-        return (await self._sessions.get(target.session_id)).model
-
     async def Classify(self, request: v1.ClassifyRequest, context: Context) -> v1.ClassifyResponse:
         check_size(request, self._limits)
         target = session_target(request) if request.HasField("session") else None
-        name = request.model or (await self._model_of(target) if target else "")
+        name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
         ids = await input_ids(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
@@ -136,7 +133,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
             target = session_target(config, "config.session") if config.HasField("session") else None
             if target and target.request_id:
                 raise FieldError("config.session.request_id", "belongs to a piece: every piece is a call of its own")
-            name = config.model or (await self._model_of(target) if target else "")
+            name = config.model or (await self._sessions.model_of(target.session_id) if target else "")
             model, labelling = self._models.that_labels(name, "config.model")
             read = self._in_session(model, labelling, target) if target else _in_stream(model, labelling)
             with self._open_stream(model):

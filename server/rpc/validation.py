@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
@@ -11,17 +10,16 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from bundle import EncodingError, TextVocabulary
+from bundle import EncodingError
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
+from server.rpc.lengthy import by_length
 from server.rpc.models import ServedModel
 from server.sessions import Target
 
 LONGEST_INTERVAL = 60  # seconds
 LONGEST_REQUEST_ID = 64  # characters
-# So many characters may take milliseconds to encode, which the other clients shall not wait for.
-_LONG_TEXT = 2000
 # Fields that change how or when a call is answered, and nothing about the answer.
 _HOW_AND_NOT_WHAT = (
     "session",
@@ -262,17 +260,11 @@ async def _input_ids(
             )
     else:
         try:
-            ids = await _encode(model.vocabulary, message.text)
+            ids = await by_length(len(message.text), lambda: model.vocabulary.encode(message.text))
         except EncodingError as error:
             raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
     _check_length(len(ids), f"{prefix}{chosen}", limits)
     return ids
-
-
-async def _encode(vocabulary: TextVocabulary, text: str) -> TokenIds:
-    if len(text) < _LONG_TEXT:
-        return vocabulary.encode(text)
-    return await asyncio.to_thread(vocabulary.encode, text)
 
 
 def _check_length(tokens: int, field: str, limits: Limits) -> None:

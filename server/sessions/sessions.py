@@ -183,6 +183,14 @@ class Sessions:
         """
         return await self._residence.get(session_id)
 
+    async def model_of(self, session_id: str) -> str:
+        """The name of the model that a session is of.
+
+        Raises:
+            SessionNotFoundError: there is no such session.
+        """
+        return (await self.get(session_id)).model
+
     async def page(self, after: str, count: int) -> list[Summary]:
         """The first `count` sessions whose ids come after `after`."""
         return await self._residence.ask(self._store.page, after, count)
