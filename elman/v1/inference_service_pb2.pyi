@@ -379,7 +379,9 @@ class BeamDecoding(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     width: _builtins.int
-    """How many beginnings are kept; each is a sequence of the batch. At least 1, at most the model's slot_count."""
+    """How many beginnings are kept; each is a sequence of the batch. At least 1, at most the model's slot_count. It begins
+    when so many slots are free; whoever comes later waits behind it until then.
+    """
     result_count: _builtins.int
     """How many sequences are sent at most; there are fewer where fewer are possible. Default 1; at least 1, at most width."""
     length_penalty: _builtins.float
@@ -673,7 +675,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def time_limit(self) -> _duration_pb2.Duration:
-        """The generation ends after so long, with what there is. Default: it may take as long as the call."""
+        """The generation ends after so long, with what there is, which may be nothing where no slot was free; a prompt that
+        several samples share is read to its end first. Default: it may take as long as the call.
+        """
 
     @_builtins.property
     def log_probabilities(self) -> Global___LogProbabilityReport:

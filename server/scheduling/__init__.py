@@ -17,7 +17,6 @@ from server.scheduling.sequence import (
     SamplingParams,
     Sequence,
     Snapshot,
-    StopCheck,
     TokenReport,
     Tokens,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "Sequence",
     "SequenceFailedError",
     "Snapshot",
-    "StopCheck",
     "TokenReport",
     "Tokens",
 ]

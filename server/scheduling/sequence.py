@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from server.decoding.beams import BeamParams, BeamSearch, Hypothesis
 from server.decoding.constraints import Grammar
 from server.decoding.shaping import Shaping
+from server.decoding.stopping import StopCheck
 from server.engine import NOTHING, Arrays, Results, Wanted
 
 
@@ -172,15 +173,6 @@ class SamplingParams:
     def needs_logits(self) -> bool:
         """Whether a token cannot be chosen inside the graph."""
         return self.shaping is not None or self.grammar is not None
-
-
-class StopCheck(Protocol):
-    """Tells at which token a generation ends."""
-
-    def feed(self, tokens: list[int]) -> int | None:
-        """Take the next tokens; how many of them there are up to the last one, that one included; None if it is not
-        among them."""
-        ...
 
 
 @dataclass(eq=False)

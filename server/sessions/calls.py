@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, StopCheck, Tokens
+from server.decoding.stopping import StopCheck
+from server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, Tokens
 from server.sessions.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError, SessionBusyError
 from server.sessions.reading import SessionModel, beginning, read
 from server.sessions.residence import Residence, check_suits
