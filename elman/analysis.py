@@ -22,7 +22,7 @@ import grpc
 from elman import v1
 from elman.connection import Connection
 from elman.errors import expressible, rpc_errors
-from elman.sessions import Input, set_input
+from elman.inputs import Input, set_input
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import grpc
 
@@ -32,7 +32,11 @@ from elman.decoding import (
     usage_of,
 )
 from elman.errors import ElmanError, expressible, rpc_errors
-from elman.sessions import Input, Patience, SessionCalls, session_call, set_input
+from elman.inputs import Input, set_input, set_steps
+from elman.sessions import Patience, SessionCalls, session_call
+
+if TYPE_CHECKING:
+    from elman.inputs import Numbers
 
 
 @dataclass(frozen=True)
@@ -386,7 +390,7 @@ class Client(SessionCalls, AnalysisCalls):
 
     async def classify(
         self,
-        input: Input,
+        input: Input | Numbers,
         *,
         model: str = "",
         bypass_prefix_cache: bool = False,
@@ -399,7 +403,8 @@ class Client(SessionCalls, AnalysisCalls):
         """Label a whole input.
 
         Args:
-            input: text, or token ids; not empty.
+            input: text, or token ids; for a model that reads numbers those of every step, an array of numpy,
+                [steps, *shape], or a list of rows; not empty.
             model: its name; may be empty where the server holds one with labels.
             bypass_prefix_cache: read the whole input, though the state behind its beginning may be known.
             session: the id of the session that the input continues.
@@ -411,7 +416,7 @@ class Client(SessionCalls, AnalysisCalls):
         with expressible():
             call = session_call(session, position, request_id, patience)
             request = v1.ClassifyRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
-            set_input(request, input)
+            set_steps(request, input)
         trying = Patience(patience, self._seconds(timeout))
         while True:
             try:
@@ -423,7 +428,7 @@ class Client(SessionCalls, AnalysisCalls):
 
     async def stream_classify(
         self,
-        pieces: AsyncIterable[Input] | Iterable[Input],
+        pieces: AsyncIterable[Input | Numbers] | Iterable[Input | Numbers],
         *,
         model: str = "",
         session: str = "",
@@ -436,7 +441,7 @@ class Client(SessionCalls, AnalysisCalls):
         ended a stream if it is writing at that moment.
 
         Args:
-            pieces: text or token ids.
+            pieces: text or token ids, or the numbers of steps; see `classify`.
             model: its name; may be empty where the server holds one with labels.
             session: the id of the session that the pieces continue; it holds a piece when that is answered.
             position: where the session is expected to be before the first piece; see `generate`.
@@ -460,7 +465,7 @@ class Client(SessionCalls, AnalysisCalls):
                 async for piece in _asynchronous(pieces):
                     request = v1.StreamClassifyRequest(piece=v1.Piece())
                     with expressible():
-                        set_input(request.piece, piece)
+                        set_steps(request.piece, piece)
                     result = (await exchange(request)).result
                     yield _prediction(result.prediction, _position(result))
                 await call.done_writing()
@@ -482,7 +487,9 @@ def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: i
     return request
 
 
-async def _asynchronous(pieces: AsyncIterable[Input] | Iterable[Input]) -> AsyncIterator[Input]:
+async def _asynchronous(
+    pieces: AsyncIterable[Input | Numbers] | Iterable[Input | Numbers],
+) -> AsyncIterator[Input | Numbers]:
     if isinstance(pieces, AsyncIterable):
         async for piece in pieces:
             yield piece

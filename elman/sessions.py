@@ -12,7 +12,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,8 +22,7 @@ import grpc
 from elman import v1
 from elman.connection import Connection
 from elman.errors import DeadlineExceededError, ElmanError, UnavailableError, expressible
-
-Input = str | Sequence[int]
+from elman.inputs import Input, set_input
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds
 _FULL = "QUEUE_FULL"  # What a server says that all clients come back to at once.
@@ -283,17 +282,6 @@ def session_call(session: str, position: int | None, request_id: str, patience: 
     if position is not None or request_id or patience > 0:
         raise ValueError("position, request_id and patience need a session")
     return None
-
-
-def set_input(
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest | v1.AnalysisInput,
-    given: Input,
-) -> None:
-    """Put an input into a message: text as text, else token ids."""
-    if isinstance(given, str):
-        message.text = given
-    else:
-        message.tokens.ids.extend(given)
 
 
 def new_id() -> str:

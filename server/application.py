@@ -299,9 +299,15 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         ModelLoadError: it cannot be served here.
     """
     step = bundle.spec.step
-    if len(step.inputs) != 1 or not step.inputs[0].HasField("token") or step.constants:
+    if len(step.inputs) != 1 or step.constants:
+        raise ModelLoadError(f"{bundle.path / MANIFEST}: this server serves steps with one input and no constants")
+    names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
+    text = None
+    if step.inputs[0].HasField("token"):
+        text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
+    elif "label_logits" not in names or "next_token_logits" in names:
         raise ModelLoadError(
-            f"{bundle.path / MANIFEST}: this server serves steps with one input, a token, and no constants"
+            f"{bundle.path / MANIFEST}: a step that reads numbers is served if it has labels and generates nothing"
         )
     opener = Opener(options.provider, options.thread_count)
     engine = OnnxEngine(bundle, capacity=options.slots, opener=opener, chunk_seconds=options.chunk_seconds)
@@ -315,14 +321,12 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
         side_by_side=engine.divided_at,
     )
-    text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
-    names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     scheduler = Scheduler(
         bundle.name,
         engine,
         input_name=step.inputs[0].name,
-        vocabulary_size=text.size if "next_token_logits" in names else 0,
-        forbidden_token=text.unknown_token_id if text.HasField("unknown_token_id") else None,
+        vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
+        forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
         waiting_limit=options.waiting_limit,
         pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),

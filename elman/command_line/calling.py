@@ -67,10 +67,9 @@ def classify(
     """Label standard input, every line by itself.
 
     A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
-    prints one PIECE TAB LABEL for every run of equal labels (newline, carriage return, tab
-    and backslash escaped) and an empty line
-    after each line, the format that `elman train --task tag` reads. With --follow a classifier answers every piece
-    with LABEL TAB PROBABILITY of everything so far.
+    prints one PIECE TAB LABEL for every run of equal labels (newline, carriage return, tab and backslash escaped) and
+    an empty line after each line, the format that `elman train --task tag` reads. With --follow a classifier answers
+    every piece with LABEL TAB PROBABILITY of everything so far.
     """
     asyncio.run(_classify(follow, model, server, timeout))
 

@@ -11,3 +11,4 @@ from elman.v1.inference_service_pb2_grpc import *
 from elman.v1.model_pb2 import *
 from elman.v1.session_service_pb2 import *
 from elman.v1.session_service_pb2_grpc import *
+from elman.v1.tensor_pb2 import *

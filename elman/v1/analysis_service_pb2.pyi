@@ -5,7 +5,7 @@ The calls that look into models instead of having them speak. Errors are those o
 
 from collections import abc as _abc
 from elman.v1 import inference_service_pb2 as _inference_service_pb2
-from elman.v1 import model_pb2 as _model_pb2
+from elman.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -391,7 +391,7 @@ class Embedding(_message.Message):
     unknown_token_count: _builtins.int
     """How many of them stand for what the vocabulary does not have."""
     @_builtins.property
-    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """The states, in the order asked for, or that of the manifest; or the output."""
 
     @_builtins.property
@@ -401,7 +401,7 @@ class Embedding(_message.Message):
     def __init__(
         self,
         *,
-        tensors: _abc.Iterable[Global___Tensor] | None = ...,
+        tensors: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         step_count: _builtins.int = ...,
         unknown_token_count: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
@@ -413,42 +413,6 @@ class Embedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
-
-@_typing.final
-class Tensor(_message.Message):
-    """An array of numbers."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    DATA_TYPE_FIELD_NUMBER: _builtins.int
-    SHAPE_FIELD_NUMBER: _builtins.int
-    CONTENT_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """The state's input name, or the output's name."""
-    data_type: _model_pb2.DataType.ValueType
-    """The type of the numbers."""
-    content: _builtins.bytes
-    """The numbers, the last axis first, little-endian."""
-    @_builtins.property
-    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The shape the manifest says; for every step, the number of steps before it."""
-
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        data_type: _model_pb2.DataType.ValueType = ...,
-        shape: _abc.Iterable[_builtins.int] | None = ...,
-        content: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data_type", b"data_type", "name", b"name", "shape", b"shape"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class UnitSelection(_message.Message):

@@ -7,6 +7,7 @@ a stable reason in capitals) and, where a field is at fault, a BadRequest that n
 
 from collections import abc as _abc
 from elman.v1 import model_pb2 as _model_pb2
+from elman.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -1056,6 +1057,7 @@ class ClassifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
@@ -1069,8 +1071,14 @@ class ClassifyRequest(_message.Message):
         """Token ids."""
 
     @_builtins.property
+    def tensor(self) -> _tensor_pb2.Tensor:
+        """For a model that reads numbers: those of every step, [steps, *shape], in the input's data_type, all finite."""
+
+    @_builtins.property
     def session(self) -> Global___SessionCall:
-        """Continues a session: the input follows what it holds."""
+        """Continues a session: the input follows what it holds. Not for a model that reads numbers: a stream of pieces keeps
+        its state.
+        """
 
     def __init__(
         self,
@@ -1078,14 +1086,15 @@ class ClassifyRequest(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
+        tensor: _tensor_pb2.Tensor | None = ...,
         session: Global___SessionCall | None = ...,
         bypass_prefix_cache: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "input", b"input", "model", b"model", "session", b"session", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "input", b"input", "model", b"model", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens", "tensor"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -1263,6 +1272,7 @@ class Piece(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text."""
@@ -1272,18 +1282,23 @@ class Piece(_message.Message):
     def tokens(self) -> Global___TokenSequence:
         """Token ids."""
 
+    @_builtins.property
+    def tensor(self) -> _tensor_pb2.Tensor:
+        """For a model that reads numbers: those of its steps, as in ClassifyRequest; no steps or more."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
+        tensor: _tensor_pb2.Tensor | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request_id", b"request_id", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request_id", b"request_id", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens", "tensor"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 

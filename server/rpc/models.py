@@ -45,6 +45,11 @@ class ServedModel:
     def name(self) -> str:
         return self.bundle.name
 
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether its input is plain numbers and not tokens. Nothing below that is about text is for it."""
+        return not self.bundle.spec.step.inputs[0].HasField("token")
+
     @cached_property
     def text_spec(self) -> v1.VocabularySpec:
         """The vocabulary of the token input."""
@@ -79,7 +84,14 @@ class ServedModel:
 
     @cached_property
     def for_sessions(self) -> SessionModel:
-        """What sessions know of it."""
+        """What sessions know of it.
+
+        Raises:
+            ModelUnsuitableError: they can keep nothing of it.
+        """
+        if self.reads_numbers:
+            message = f"{self.name!r} reads numbers, and sessions keep tokens: a stream of pieces keeps its state"
+            raise ModelUnsuitableError("model", message)
         layout = StateLayout(state_arrays(self.bundle))
         return SessionModel(self.name, self.bundle.digest, self.scheduler, layout, self.vocabulary.size, self.generates)
 
@@ -137,11 +149,17 @@ class Models:
 
     def that_keeps_sessions(self, name: str) -> ServedModel:
         """The model of a new session; without a name the only one there is."""
-        return self._chosen(name, list(self._models.values()), "can keep a session")
+        return self._chosen(name, self._that_read_tokens(), "can keep a session")
 
     def that_reads(self, name: str) -> ServedModel:
         """The model an Embed or Inspect request means; without a name the only one there is."""
-        return self._chosen(name, list(self._models.values()), "can read an input")
+        model = self._chosen(name, self._that_read_tokens(), "can read text")
+        if model.reads_numbers:
+            raise ModelUnsuitableError("model", f"{model.name!r} reads numbers: use Classify or StreamClassify")
+        return model
+
+    def _that_read_tokens(self) -> list[ServedModel]:
+        return [model for model in self._models.values() if not model.reads_numbers]
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bundle.vocabulary import TokenIds
 from elman import v1
 from server.engine import Arrays
 from server.rpc.callers import Context, caller_of
@@ -34,8 +33,8 @@ from server.rpc.validation import (
     check_request_id,
     check_size,
     fingerprint,
-    input_ids,
-    piece_ids,
+    input_steps,
+    piece_steps,
     session_target,
 )
 from server.rpc.writing import write_message
@@ -43,7 +42,7 @@ from server.scheduling import Reading
 from server.sessions import TOKEN_TYPE, PrefixCache, Sessions, Target
 
 # What a piece shows: the outputs of its steps or of the last one, and the position of its session, if it has one.
-PieceReader = Callable[[v1.Piece, TokenIds], Awaitable[tuple[NDArray[Any], int | None]]]
+PieceReader = Callable[[v1.Piece, NDArray[Any]], Awaitable[tuple[NDArray[Any], int | None]]]
 
 
 class InferenceServicer(v1.InferenceServiceServicer):
@@ -105,15 +104,16 @@ class InferenceServicer(v1.InferenceServiceServicer):
         target = session_target(request) if request.HasField("session") else None
         name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
-        ids = await input_ids(request, model, self._limits)
+        kept = model.for_sessions if target else None
+        ids = await input_steps(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
-        if target:
+        every_step = labelling.every_step
+        if target and kept:
             tokens = array(TOKEN_TYPE, ids.tolist())
-            every_step = labelling.every_step
-            found = await self._sessions.calls.read(model.for_sessions, target, tokens, every_step=every_step)
+            found = await self._sessions.calls.read(kept, target, tokens, every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
-        elif labelling.every_step:
-            outputs = (await run_reading(model, Reading(ids, Mailbox(), every_step=True))).outputs
+        elif every_step or model.reads_numbers:
+            outputs = (await run_reading(model, Reading(ids, Mailbox(), every_step=every_step))).outputs
         else:
             bypass = request.bypass_prefix_cache
             prefill = Prefill.begin(model, ids, self._prefixes, caller_of(context), bypass=bypass, output_wanted=True)
@@ -154,7 +154,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async for message in messages:
             if not message.HasField("piece"):
                 raise FieldError("piece", "is missing: every message but the first is a piece")
-            ids = await piece_ids(message.piece, model, self._limits)
+            ids = await piece_steps(message.piece, model, self._limits)
             steps = latest.prediction.step_count + len(ids)
             if len(ids):
                 outputs, position = await read(message.piece, ids)
@@ -165,16 +165,14 @@ class InferenceServicer(v1.InferenceServiceServicer):
 
     def _in_session(self, model: ServedModel, labelling: Labelling, target: Target) -> PieceReader:
         """Reads pieces on a session, each behind the one before."""
-        expected = target.position
+        expected, kept = target.position, model.for_sessions
 
-        async def read(piece: v1.Piece, ids: TokenIds) -> tuple[NDArray[Any], int | None]:
+        async def read(piece: v1.Piece, ids: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
             nonlocal expected
             check_request_id(piece.request_id, "piece.request_id")
             this = replace(target, position=expected, request_id=piece.request_id, fingerprint=fingerprint(piece))
             tokens = array(TOKEN_TYPE, ids.tolist())
-            found = await self._sessions.calls.read(
-                model.for_sessions, this, tokens, every_step=labelling.every_step, always=True
-            )
+            found = await self._sessions.calls.read(kept, this, tokens, every_step=labelling.every_step, always=True)
             expected = found.end
             return found.outputs, found.end
 
@@ -222,7 +220,7 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
     """Reads the pieces of a stream that belongs to no session."""
     state: Arrays | None = None
 
-    async def read(piece: v1.Piece, ids: TokenIds) -> tuple[NDArray[Any], int | None]:
+    async def read(piece: v1.Piece, ids: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
         nonlocal state
         reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
         finished = await run_reading(model, reading, always=True)

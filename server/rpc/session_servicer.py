@@ -40,9 +40,10 @@ class SessionServicer(v1.SessionServiceServicer):
     async def CreateSession(self, request: v1.CreateSessionRequest, context: Context) -> v1.CreateSessionResponse:
         check_size(request, self._limits)
         model = self._models.that_keeps_sessions(request.model)
+        kept = model.for_sessions
         ids = await session_prompt_ids(request, model, self._limits)
         session = await self._sessions.create(
-            model.for_sessions,
+            kept,
             new_session_id(request.session_id, "session_id"),
             array(TOKEN_TYPE, ids.tolist()),
             seed=requested_seed(request),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from bundle import EncodingError
 from bundle.vocabulary import TokenIds
 from elman import v1
+from server.decoding.schemas import shortened
+from server.engine import DTYPES
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from server.rpc.lengthy import by_length
 from server.rpc.models import ServedModel
@@ -210,25 +215,41 @@ async def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Li
     return ids
 
 
-async def input_ids(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> TokenIds:
-    """The ids of an input to label.
+async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> NDArray[Any]:
+    """The ids, or the numbers [steps, *shape], of an input to label.
 
     Raises:
-        FieldError: it is empty or cannot be encoded.
+        FieldError: it is empty, cannot be encoded, or is not what the model reads.
     """
-    ids = await _input_ids(request.WhichOneof("input"), request, model, limits, "")
-    if not len(ids):
-        raise FieldError(request.WhichOneof("input") or "text", "is empty: there is nothing to label")
-    return ids
+    steps = await _input_steps(request, model, limits, "")
+    if not len(steps):
+        missing = "tensor" if model.reads_numbers else "text"
+        raise FieldError(request.WhichOneof("input") or missing, "is empty: there is nothing to label")
+    return steps
 
 
-async def piece_ids(piece: v1.Piece, model: ServedModel, limits: Limits) -> TokenIds:
-    """The ids of a piece; none if it is empty.
+async def piece_steps(piece: v1.Piece, model: ServedModel, limits: Limits) -> NDArray[Any]:
+    """The ids, or the numbers [steps, *shape], of a piece; none if it is empty.
 
     Raises:
-        FieldError: it cannot be encoded.
+        FieldError: it cannot be encoded, or is not what the model reads.
     """
-    return await _input_ids(piece.WhichOneof("input"), piece, model, limits, "piece.")
+    return await _input_steps(piece, model, limits, "piece.")
+
+
+async def _input_steps(
+    message: v1.ClassifyRequest | v1.Piece, model: ServedModel, limits: Limits, prefix: str
+) -> NDArray[Any]:
+    chosen = message.WhichOneof("input")
+    if model.reads_numbers:
+        spec = model.bundle.spec.step.inputs[0]
+        if chosen in ("text", "tokens"):
+            complaint = f"is given, but {model.name!r} reads numbers: give a tensor, {_said(spec)}"
+            raise FieldError(f"{prefix}{chosen}", complaint)
+        return _numbers(message.tensor, spec, f"{prefix}tensor", limits)
+    if chosen == "tensor":
+        raise FieldError(f"{prefix}tensor", f"is given, but {model.name!r} reads text: give text or tokens")
+    return await _input_ids(chosen, message, model, limits, prefix)
 
 
 async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
@@ -271,3 +292,36 @@ def _check_length(tokens: int, field: str, limits: Limits) -> None:
     if tokens > limits.input_tokens:
         message = f"has {tokens} tokens or more, the limit is {limits.input_tokens}"
         raise InputTooLongError(field, message, limit=limits.input_tokens)
+
+
+def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits) -> NDArray[Any]:
+    """The numbers of some steps, [steps, *shape]; of none where nothing is given."""
+    dtype = np.dtype(DTYPES[spec.data_type])
+    if not tensor.ByteSize():
+        return np.empty((0, *spec.shape), dtype)
+    if tensor.name not in ("", spec.name):
+        raise FieldError(f"{field}.name", f"is {shortened(tensor.name)!r}, but the input is {spec.name!r}")
+    if tensor.data_type != spec.data_type:
+        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec)}")
+    shape = list(tensor.shape)
+    if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
+        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec)}")
+    _check_length(shape[0], field, limits)
+    size = math.prod(shape) * dtype.itemsize
+    if len(tensor.content) != size:
+        raise FieldError(f"{field}.content", f"has {len(tensor.content)} bytes, but numbers of this shape have {size}")
+    values = np.frombuffer(tensor.content, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        place = wrong[0].tolist()
+        raise FieldError(f"{field}.content", f"is {values[tuple(place)]} at {place}, but every number must be finite")
+    return values
+
+
+def _said(spec: v1.InputSpec) -> str:
+    """What numbers an input takes, for people."""
+    return f"{_type_name(spec.data_type)} [{', '.join(['steps', *map(str, spec.shape)])}]"
+
+
+def _type_name(data_type: int) -> str:
+    return np.dtype(DTYPES[data_type]).name if data_type in DTYPES else f"type {data_type}"
