@@ -153,7 +153,7 @@ class Models:
 
     def that_reads(self, name: str) -> ServedModel:
         """The model an Embed or Inspect request means; without a name the only one there is."""
-        model = self._chosen(name, self._that_read_tokens(), "can read text")
+        model = self._chosen(name, self._that_read_tokens(), "can read an input")
         if model.reads_numbers:
             raise ModelUnsuitableError("model", f"{model.name!r} reads numbers: use Classify or StreamClassify")
         return model
