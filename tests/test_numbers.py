@@ -19,7 +19,6 @@ from bundle import Bundle, load_bundle
 from elman import InvalidRequestError, Prediction, v1
 from export import Labels, Values, export_bundle
 from export.contract import Tensors
-from server.engine import ModelLoadError
 from tests.serving import Running, serving
 from training.cells import LSTM
 
@@ -244,11 +243,3 @@ async def test_text_is_no_numbers(numeric: dict[str, Bundle], bundles: dict[str,
             [found async for found in client.stream_classify(["hot"], model="steps")]
         with pytest.raises(InvalidRequestError, match="model: 'steps' reads numbers, and sessions keep tokens"):
             [found async for found in client.stream_classify([[[1.0, 2.0, 3.0]]], model="steps", session="one")]
-
-
-async def test_a_step_that_reads_numbers_and_has_no_labels_is_not_served(numeric: dict[str, Bundle]) -> None:
-    bundle = load_bundle(numeric["whole"].path)
-    bundle.spec.step.outputs[0].ClearField("label_logits")
-    with pytest.raises(ModelLoadError, match="is served if it has labels and generates nothing"):
-        async with serving(bundle):
-            pass
