@@ -4,7 +4,11 @@ from bundle.errors import BundleError, EncodingError
 from bundle.kinds import InputVocabulary, read_vocabulary, write_vocabulary
 from bundle.storage import MANIFEST, Bundle, load_bundle, write_bundle
 from bundle.subwords import SubwordVocabulary
+from bundle.symbols import SymbolVocabulary
 from bundle.vocabulary import (
+    BEGIN,
+    END,
+    INNER,
     ByteVocabulary,
     CharacterVocabulary,
     LabelVocabulary,
@@ -17,6 +21,9 @@ from bundle.vocabulary import (
 from bundle.words import WordVocabulary
 
 __all__ = [
+    "BEGIN",
+    "END",
+    "INNER",
     "MANIFEST",
     "Bundle",
     "BundleError",
@@ -26,6 +33,7 @@ __all__ = [
     "InputVocabulary",
     "LabelVocabulary",
     "SubwordVocabulary",
+    "SymbolVocabulary",
     "TextDecoder",
     "TextVocabulary",
     "Vocabulary",

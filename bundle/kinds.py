@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from bundle.subwords import SubwordVocabulary
+from bundle.symbols import SymbolVocabulary
 from bundle.vocabulary import (
     ByteVocabulary,
     CharacterVocabulary,
@@ -17,15 +18,26 @@ from bundle.words import WordVocabulary
 from elman import v1
 
 # What a model may read.
-InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary
-InputKind = Literal["characters", "bytes", "words", "subwords"]
+InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary | SymbolVocabulary
+InputKind = Literal["characters", "bytes", "words", "subwords", "symbols"]
+
+_LISTED = {
+    "characters": v1.VOCABULARY_KIND_CHARACTERS,
+    "words": v1.VOCABULARY_KIND_WORDS,
+    "symbols": v1.VOCABULARY_KIND_SYMBOLS,
+}
 
 TOKENS = "vocabulary.json"
 TOKENIZER = "tokenizer.json"
 
 
-def write_vocabulary(folder: Path, vocabulary: InputVocabulary) -> v1.VocabularySpec:
+def write_vocabulary(folder: Path, vocabulary: InputVocabulary, prefix: str = "") -> v1.VocabularySpec:
     """Write the file of a vocabulary, if its kind has one.
+
+    Args:
+        folder: where to.
+        vocabulary: what to write.
+        prefix: what its file's name begins with, where a folder holds several.
 
     Returns:
         What the manifest says of it, but for its name.
@@ -34,30 +46,31 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary) -> v1.Vocabulary
     if isinstance(vocabulary, ByteVocabulary):
         spec.kind = v1.VOCABULARY_KIND_BYTES
     elif isinstance(vocabulary, SubwordVocabulary):
-        spec.kind, spec.file = v1.VOCABULARY_KIND_SUBWORDS, TOKENIZER
-        vocabulary.write(folder / TOKENIZER)
+        spec.kind, spec.file = v1.VOCABULARY_KIND_SUBWORDS, prefix + TOKENIZER
+        vocabulary.write(folder / spec.file)
     else:
-        spec.kind, spec.file = v1.VOCABULARY_KIND_CHARACTERS, TOKENS
+        spec.kind, spec.file = v1.VOCABULARY_KIND_CHARACTERS, prefix + TOKENS
         if isinstance(vocabulary, WordVocabulary):
             spec.kind, spec.lower_case = v1.VOCABULARY_KIND_WORDS, vocabulary.lower_case
-        write_tokens(folder / TOKENS, vocabulary.tokens)
+        elif isinstance(vocabulary, SymbolVocabulary):
+            spec.kind, spec.lower_case = v1.VOCABULARY_KIND_SYMBOLS, vocabulary.lower_case
+        write_tokens(folder / spec.file, vocabulary.tokens)
     return spec
 
 
-def vocabulary_spec(kind: InputKind, *, lower_case: bool = False) -> v1.VocabularySpec:
+def vocabulary_spec(kind: InputKind, *, lower_case: bool = False, prefix: str = "") -> v1.VocabularySpec:
     """What `write_vocabulary` says of a vocabulary that was made from a corpus, but for its size.
 
     Args:
         kind: of its tokens.
-        lower_case: of words: whether text is put into lower case first.
+        lower_case: of words and symbols: whether text is put into lower case first.
+        prefix: what its file's name begins with.
     """
     if kind == "bytes":
         return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_BYTES)
     if kind == "subwords":
-        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_SUBWORDS, file=TOKENIZER)
-    if kind == "words":
-        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_WORDS, file=TOKENS, unknown_token_id=0, lower_case=lower_case)
-    return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_CHARACTERS, file=TOKENS, unknown_token_id=0)
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_SUBWORDS, file=prefix + TOKENIZER)
+    return v1.VocabularySpec(kind=_LISTED[kind], file=prefix + TOKENS, unknown_token_id=0, lower_case=lower_case)
 
 
 def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | LabelVocabulary:
@@ -77,4 +90,6 @@ def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | 
     unknown_id = spec.unknown_token_id if spec.HasField("unknown_token_id") else None
     if spec.kind == v1.VOCABULARY_KIND_WORDS:
         return WordVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
+    if spec.kind == v1.VOCABULARY_KIND_SYMBOLS:
+        return SymbolVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
     return CharacterVocabulary(tokens, unknown_id)

@@ -47,6 +47,11 @@ class Bundle:
     def graph_path(self) -> Path:
         return self.path / self.spec.step.file
 
+    @property
+    def encoder_path(self) -> Path | None:
+        """The graph that reads sources, if the model has one."""
+        return self.path / self.spec.encoder.file if self.spec.HasField("encoder") else None
+
     def vocabulary_spec(self, name: str) -> v1.VocabularySpec:
         """What the manifest says of the vocabulary `name`."""
         return next(spec for spec in self.spec.vocabularies if spec.name == name)
@@ -114,6 +119,8 @@ def load_bundle(folder: Path) -> Bundle:
 def referenced_files(spec: v1.ModelSpec) -> set[str]:
     """The paths of all files that a manifest refers to."""
     files = {spec.step.file}
+    if spec.HasField("encoder"):
+        files.add(spec.encoder.file)
     files.update(vocabulary.file for vocabulary in spec.vocabularies if vocabulary.file)
     files.update(state.file for state in spec.step.states if state.HasField("file"))
     return files

@@ -32,8 +32,10 @@ def validate_spec(spec: v1.ModelSpec, manifest: Path) -> None:
     )
     check.that(spec.step.file != "", "step.file", "is missing: the path of the ONNX file")
     _check_vocabularies(spec, check)
-    _check_tensors(spec.step, check)
+    _check_tensors(spec, check)
+    _check_encoder(spec, check)
     _check_meanings(spec, check)
+    _check_tree(spec, check)
 
 
 class _Check:
@@ -54,7 +56,8 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
         needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
         check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
         of_words, of_subwords = v1.VOCABULARY_KIND_WORDS, v1.VOCABULARY_KIND_SUBWORDS
-        check.that(vocabulary.kind == of_words or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS only")
+        has_case = vocabulary.kind in (of_words, v1.VOCABULARY_KIND_SYMBOLS)
+        check.that(has_case or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS and SYMBOLS only")
         knows_all = vocabulary.kind == of_subwords and vocabulary.HasField("unknown_token_id")
         check.that(not knows_all, f"{field}.unknown_token_id", "is set, but to SUBWORDS nothing is unknown")
         for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
@@ -64,7 +67,8 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
                 check.that(inside, f"{field}.{special}", f"is {token}, outside 0 to {vocabulary.size - 1}")
 
 
-def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
+def _check_tensors(spec: v1.ModelSpec, check: _Check) -> None:
+    step = spec.step
     _check_unique(
         [
             *(tensor.name for tensor in step.inputs),
@@ -79,7 +83,8 @@ def _check_tensors(step: v1.StepSpec, check: _Check) -> None:
         "step: graph outputs",
         check,
     )
-    check.that(len(step.inputs) > 0, "step.inputs", "is empty: a step reads at least one input")
+    reads = len(step.inputs) > 0 or spec.HasField("encoder")
+    check.that(reads, "step.inputs", "is empty: a step without an encoder reads at least one input")
     check.that(len(step.outputs) > 0, "step.outputs", "is empty: a step computes at least one output")
     for tensor in step.inputs:
         _check_tensor(f"step.inputs[{tensor.name}]", tensor, check)
@@ -105,6 +110,56 @@ def _check_tensor(
     )
 
 
+def _check_encoder(spec: v1.ModelSpec, check: _Check) -> None:
+    encoded = [state.input_name for state in spec.step.states if state.HasField("encoded")]
+    if not spec.HasField("encoder"):
+        check.that(not encoded, f"step.states[{''.join(encoded[:1])}].encoded", "is set, but there is no encoder")
+        variable = [constant.name for constant in spec.step.constants if constant.variable_length]
+        field = f"step.constants[{''.join(variable[:1])}].variable_length"
+        check.that(not variable, field, "is set, but there is no encoder")
+        return
+    encoder, longest = spec.encoder, spec.encoder.longest_source
+    check.that(encoder.file != "", "encoder.file", "is missing: the path of the ONNX file")
+    check.that(encoder.input.name != "", "encoder.input.name", "is missing: the graph input that takes the source")
+    _check_tensor("encoder.input", encoder.input, check)
+    check.that(encoder.input.row_axis == 0, "encoder.input.row_axis", "must be 0")
+    check.that(encoder.length_name != "", "encoder.length_name", "is missing: the graph input that takes the lengths")
+    check.that(longest > 0, "encoder.longest_source", "must be at least 1")
+    for state in spec.step.states:
+        wrong = state.HasField("encoded") and not state.encoded
+        check.that(not wrong, f"step.states[{state.input_name}].encoded", "must be true where it is set")
+    given = [*encoded, *(constant.name for constant in spec.step.constants)]
+    check.that(len(given) > 0, "encoder", "gives nothing: there are no constants, and no states that are encoded")
+    for constant in spec.step.constants:
+        field = f"step.constants[{constant.name}]"
+        check.that(constant.row_axis == 0, f"{field}.row_axis", "must be 0")
+        positions = not constant.variable_length or list(constant.shape[:1]) == [longest]
+        check.that(positions, f"{field}.shape", f"must begin with the encoder's longest_source, {longest}")
+
+
+def _check_tree(spec: v1.ModelSpec, check: _Check) -> None:
+    if not spec.step.HasField("tree"):
+        return
+    step, tree = spec.step, spec.step.tree
+    check.that(not spec.HasField("encoder"), "encoder", "cannot stand beside step.tree")
+    tokens = [tensor.token.vocabulary for tensor in step.inputs if tensor.HasField("token")]
+    check.that(len(tokens) == len(step.inputs) == 1, "step.inputs", "of a tree are one token")
+    check.that(len(step.states) > 0, "step.states", "is empty: a node of a tree reads the states of its children")
+    check.that(tree.child_count >= 0, "step.tree.child_count", "must not be negative")
+    size = next(vocabulary.size for vocabulary in spec.vocabularies if vocabulary.name == tokens[0])
+    inside = 0 <= tree.inner_token_id < size
+    check.that(inside, "step.tree.inner_token_id", f"is {tree.inner_token_id}, outside 0 to {size - 1}")
+    for state in step.states:
+        field = f"step.states[{state.input_name}]"
+        check.that(
+            state.WhichOneof("initial_value") is None, field, "has an initial value, but a tree starts from zeros"
+        )
+        check.that(state.row_axis == 0, f"{field}.row_axis", "must be 0")
+    meanings = [output.WhichOneof("meaning") for output in step.outputs]
+    check.that("label_logits" in meanings, "step.outputs", "of a tree must have one with label_logits")
+    check.that("next_token_logits" not in meanings, "step.outputs", "of a tree cannot have next_token_logits")
+
+
 def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
     vocabularies = {vocabulary.name: vocabulary for vocabulary in spec.vocabularies}
     labels = v1.VOCABULARY_KIND_LABELS
@@ -115,9 +170,12 @@ def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
         check.that((vocabularies[name].kind == labels) == of_labels, f"{field}.vocabulary", f"{name!r} is not {wanted}")
         return vocabularies[name]
 
-    for tensor in spec.step.inputs:
+    inputs = {f"step.inputs[{tensor.name}]": tensor for tensor in spec.step.inputs}
+    if spec.HasField("encoder"):
+        inputs["encoder.input"] = spec.encoder.input
+    for place, tensor in inputs.items():
         if tensor.HasField("token"):
-            field = f"step.inputs[{tensor.name}].token"
+            field = f"{place}.token"
             vocabulary_of(field, tensor.token.vocabulary, of_labels=False)
             integer = tensor.data_type in (v1.DATA_TYPE_INT64, v1.DATA_TYPE_INT32)
             check.that(integer and not tensor.shape, field, "needs an integer data_type and no shape: one id a row")
@@ -128,8 +186,10 @@ def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
         if output.HasField("next_token_logits"):
             field = f"step.outputs[{output.name}].next_token_logits"
             vocabulary = vocabulary_of(field, output.next_token_logits.vocabulary, of_labels=False)
-            inputs = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
-            check.that(inputs == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back")
+            fed_back = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
+            check.that(
+                fed_back == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back"
+            )
         elif output.HasField("label_logits"):
             field = f"step.outputs[{output.name}].label_logits"
             vocabulary = vocabulary_of(field, output.label_logits.vocabulary, of_labels=True)

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from bundle.errors import BundleError, EncodingError
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+# What our own vocabularies use as tokens that no text has: ASCII's "start of text", "end of text" and, for nodes of
+# trees without a word of their own, "null".
+BEGIN, END, INNER = "\x02", "\x03", "\x00"
 
 TokenIds = NDArray[np.int64]
 

@@ -37,6 +37,25 @@ class StepModule(Protocol):
         ...
 
 
+@runtime_checkable
+class EncoderModule(Protocol):
+    """A step module that reads something as a whole first. What it gives for a row must depend neither on the rows
+    beside it nor on the padding behind the row's own source."""
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        """Read sources, once for each sequence.
+
+        Args:
+            source: [B, S] token ids or [B, S, *shape] numbers; zeros behind those that are shorter.
+            lengths: int64 [B], at least 1.
+
+        Returns:
+            the constants by name, all of them; [B, S, ...] where they are of variable length, zeros behind the end. And
+            the initial states that depend on the source, by name; the others are those of `initial_state`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Token:
     """An input that is one token id a row and step, int64 [B].
@@ -54,9 +73,42 @@ class Token:
 
 @dataclass(frozen=True)
 class Values:
-    """An input or a constant that is plain numbers, float32 [B, *shape]."""
+    """An input or a constant that is plain numbers, float32 [B, *shape].
+
+    Args:
+        shape: without the row axis, and without that of the position where there is one.
+        variable_length: of a constant: whether it has something for each position of the source, [B, S, *shape].
+    """
 
     shape: Sequence[int] = ()
+    variable_length: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `encode` reads.
+
+    Args:
+        kind: what stands at each position.
+        longest: the most positions that are taken.
+    """
+
+    kind: Token | Values
+    longest: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """That a row is a node of a tree: `step` is given the states of its children, [B, C, *shape] each, and returns its
+    own, [B, *shape]; `initial_state(rows)` has a node's shape. In the place of a missing child there are zeros.
+
+    Args:
+        children: how many children a node has that has any, C; 0 for any number.
+        inner_id: the token that nodes read which have no word of their own.
+    """
+
+    children: int
+    inner_id: int
 
 
 @dataclass(frozen=True)

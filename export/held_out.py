@@ -17,8 +17,8 @@ from export.contract import StepModule, Tensors
 from export.graph import as_arrays, run_graph, state_input_name, state_output_name
 from training.checkpoint import LAST, load_config, load_tensors
 from training.errors import TrainingError
+from training.families import make_task
 from training.network import at_last_step
-from training.tasks import make_task
 
 # A text is read in this many rows side by side, and of examples no more than these: a matter of seconds, and enough
 # to tell thousandths of a nat apart between two graphs that read the same.
@@ -57,7 +57,9 @@ class HeldOut:
             reader = _GraphReader(session, self._module, partial(progress.advance, shown))
             found = self._task.validate(reader, lanes=_LANES)
         measured = {"validation_nats": found.nats}
-        return measured if self._task.labels is None else {**measured, "validation_accuracy": found.accuracy}
+        if self._task.labels is None or found.accuracy is None:
+            return measured
+        return {**measured, "validation_accuracy": found.accuracy}
 
     def report(self, metrics: Mapping[str, float]) -> str:
         """One line for people about what `measure` found for both."""

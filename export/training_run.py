@@ -16,7 +16,7 @@ from bundle import load_bundle
 from export.contract import Labels, NextToken, Output, Tensors, Token
 from export.held_out import HeldOut
 from export.writer import export_bundle
-from training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabulary
+from training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from training.config import TrainingConfig
 from training.errors import TrainingError
 from training.network import RecurrentNetwork
@@ -82,21 +82,23 @@ def export_run(
         ExportError: the graph does not compute what torch does.
     """
     config = load_config(run)
-    module = NetworkStep(load_best(run))
+    network = load_best(run)
+    assert isinstance(network, RecurrentNetwork)
+    module = NetworkStep(network)
     console = console or Console(quiet=True)
     held_out = None if quantize is None else _held_out(run, module, console)
     digest = export_bundle(
         module,
         folder,
         name=name,
-        inputs={"token": Token(load_vocabulary(run, config))},
+        inputs={"token": Token(load_vocabularies(run, config)[""])},
         outputs={"logits": _meaning(run, config)},
         description=_DESCRIPTIONS[config.task],
         metrics=_metrics(run),
         provenance={
             "producer": f"elman {version('elman')}",
             "corpus": Path(config.corpus).name,
-            "network": f"{config.layers} x {config.cell}, {config.hidden} units",
+            "network": config.network_name,
         },
         overwrite=overwrite,
         quantize=quantize,
@@ -127,7 +129,7 @@ def _metrics(run: Path) -> dict[str, float]:
 
 
 def _meaning(run: Path, config: TrainingConfig) -> Output:
-    labels = load_labels(run, config)
+    labels = load_labels(run)
     if labels is None:
         return NextToken()
     return Labels(labels, "step" if config.task == "tag" else "sequence")

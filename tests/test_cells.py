@@ -8,7 +8,7 @@ import torch
 
 from training.cells import CELLS
 from training.network import RecurrentNetwork, at_last_step
-from training.tasks import pad
+from training.task import pad
 
 ALL = sorted(CELLS)
 

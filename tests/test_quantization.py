@@ -30,7 +30,7 @@ from export.rehearsal import Rehearsal, largest_difference, make_rehearsal, meas
 from export.training_run import NetworkStep
 from tests.conftest import CHARACTERS, make_network
 from tests.test_command_line import elman
-from training import TrainingConfig, TrainingError, train
+from training import TextConfig, TrainingError, train
 from training.cells import CELLS
 
 QUIET = Console(quiet=True)
@@ -356,7 +356,7 @@ def test_wrong_options(options: dict[str, Any], complaint: str, tmp_path: Path) 
 
 
 def make_run(task: str, corpus: Path, folder: Path) -> None:
-    config = TrainingConfig(
+    config = TextConfig(
         task=task, corpus=str(corpus), cell="lstm", layers=1, embedding=8, hidden=32, dropout=0.0, lanes=8, window=10,
         steps=60, learning_rate=1e-2, warmup_steps=5, validate_every=60,
     )  # fmt: skip

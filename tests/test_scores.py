@@ -33,7 +33,7 @@ from tests.reference import generate_alone, read_alone
 from tests.serving import Running, fake_bundle, serving, serving_fake
 from tests.test_rpc import check_error
 from tests.test_wanted import log_softmax
-from training import TrainingConfig, train
+from training import TextConfig, train
 
 Bundles = dict[str, Bundle]
 ALPHABET = CHARACTERS.tokens[1:]
@@ -127,7 +127,7 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
 async def test_a_score_is_the_validation_loss_that_training_reported(tmp_path: Path) -> None:
     corpus = tmp_path / "text.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 150)
-    config = TrainingConfig(
+    config = TextConfig(
         task="lm", corpus=str(corpus), cell="gru", layers=1, embedding=8, hidden=24, dropout=0.0, lanes=8,
         window=20, steps=80, learning_rate=2e-2, warmup_steps=5, validate_every=40, average_decay=0.9,
     )  # fmt: skip

@@ -35,7 +35,7 @@ from export.training_run import NetworkStep, export_run
 from server.rpc.validation import Limits
 from tests.reference import generate_alone
 from tests.serving import serving
-from training import TrainingConfig, train
+from training import TextConfig, train
 from training.network import RecurrentNetwork
 
 TEXT = "the 語 in the 🌲, said ß: été!\n" * 150
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     for kind in ("words", "subwords"):
-        config = TrainingConfig(
+        config = TextConfig(
             task="lm", corpus=str(folder / "text.txt"), vocabulary=kind, vocabulary_size=272, cell="gru", layers=1,
             embedding=16, hidden=72, dropout=0.0, lanes=4, window=20, steps=20, learning_rate=5e-3, warmup_steps=2,
             validate_every=20,
@@ -235,7 +235,7 @@ def test_a_tokenizer_that_is_none_is_named(copy: Path, trained: dict[str, Bundle
 
 _INCONSISTENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown": (lambda text: text.update(unknown_token_id=0), "unknown_token_id is set, but to SUBWORDS nothing is"),
-    "lower case": (lambda text: text.update(lower_case=True), "lower_case is for WORDS only"),
+    "lower case": (lambda text: text.update(lower_case=True), "lower_case is for WORDS and SYMBOLS only"),
     "no file": (lambda text: text.pop("file"), "file is needed for every kind but BYTES"),
     "size": (lambda text: text.update(size=271), r"shape is \[272\], but 'text' has 271 entries"),
 }

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bundle import BundleError
-from training import PRESETS, TrainingConfig, TrainingError, resume, train
+from training import PRESETS, TextConfig, TrainingError, resume, train
 from training.checkpoint import (
     BEST,
     CURVE,
@@ -24,7 +24,7 @@ from training.checkpoint import (
     load_best,
     load_config,
     load_tensors,
-    load_vocabulary,
+    load_vocabularies,
     save_tensors,
 )
 
@@ -56,12 +56,12 @@ def tags(tmp_path: Path) -> str:
     return str(path)
 
 
-def config(task: str, corpus: str, **changes: object) -> TrainingConfig:
+def config(task: str, corpus: str, **changes: object) -> TextConfig:
     values = {
         "cell": "gru", "layers": 1, "embedding": 8, "hidden": 16, "dropout": 0.1, "lanes": 8, "window": 10,
         "steps": 60, "learning_rate": 2e-2, "warmup_steps": 5, "validate_every": 20, "average_decay": 0.9,
     }  # fmt: skip
-    return TrainingConfig(task=task, corpus=corpus, **{**values, **changes})
+    return TextConfig(task=task, corpus=corpus, **{**values, **changes})
 
 
 def bytes_of(run: Path, name: str) -> bytes:
@@ -71,7 +71,10 @@ def bytes_of(run: Path, name: str) -> bytes:
 def untimed(run: Path) -> list[dict[str, object]]:
     """The log without what depends on the clock."""
     records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "tokens_per_second"} for record in records]
+    return [
+        {key: value for key, value in record.items() if key not in ("tokens_per_second", "seconds")}
+        for record in records
+    ]
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
@@ -100,7 +103,7 @@ def test_what_is_held_out_has_no_part_in_the_vocabulary(tmp_path: Path, vocabula
     path = tmp_path / "text.txt"
     path.write_text(SENTENCE * 200 + "ÄÖÜ " * 100)
     train(config("lm", str(path), vocabulary=vocabulary, steps=1), tmp_path / "run", console=QUIET)
-    read = load_vocabulary(tmp_path / "run", load_config(tmp_path / "run"))
+    read = load_vocabularies(tmp_path / "run", load_config(tmp_path / "run"))[""]
     assert not any("Ä" in read.token_text(token) for token in range(read.size))
 
 
@@ -109,13 +112,13 @@ def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
         config("tag", "stdlib", vocabulary="words")
     with pytest.raises(ValidationError, match="every byte is a subword, so there are 256 or more"):
         config("lm", "stdlib", vocabulary="subwords", vocabulary_size=255)
-    with pytest.raises(ValidationError, match="it belongs to the vocabulary words"):
+    with pytest.raises(ValidationError, match="it belongs to the vocabularies words and symbols"):
         config("lm", "stdlib", vocabulary="subwords", lower_case=True)
 
 
 def test_words_in_lower_case_are_read_back_so(text: str, tmp_path: Path) -> None:
     train(config("lm", text, vocabulary="words", lower_case=True, steps=1), tmp_path / "run", console=QUIET)
-    read = load_vocabulary(tmp_path / "run", load_config(tmp_path / "run"))
+    read = load_vocabularies(tmp_path / "run", load_config(tmp_path / "run"))[""]
     assert (read.encode("The QUICK") == read.encode("the quick")).all()
 
 
@@ -301,7 +304,7 @@ def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: P
     if not path.exists():
         pytest.skip(f"{path} is not there")
     small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500}
-    result = train(TrainingConfig(**small, corpus=str(path)), tmp_path / "run", console=QUIET, stop_after=2)
+    result = train(TextConfig(**small, corpus=str(path)), tmp_path / "run", console=QUIET, stop_after=2)
     assert result.step == 2
 
 
@@ -309,4 +312,4 @@ def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: P
 def test_presets_fit_the_embedded_corpus(preset: str, tmp_path: Path) -> None:
     limit = {"corpus_limit": 300_000} if preset != "python-packages" else {}
     small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500, **limit}
-    assert train(TrainingConfig(**small), tmp_path / "run", console=QUIET, stop_after=2).step == 2
+    assert train(TextConfig(**small), tmp_path / "run", console=QUIET, stop_after=2).step == 2

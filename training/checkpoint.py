@@ -1,8 +1,9 @@
 """A run's folder: what training writes and what resuming and exporting read.
 
     config.json         the configuration
-    vocabulary.json     the input tokens (absent for bytes; for subwords tokenizer.json)
-    labels.json         the classes (absent for language models)
+    vocabulary.json     the tokens (absent for bytes; for subwords tokenizer.json); what has a second vocabulary has
+                        another such file, whose name begins with "source-"
+    labels.json         the classes, if there are some
     last.safetensors    everything needed to go on: weights, optimiser, carried state, step
     best.safetensors    the weights that did best on the held-out part
     metrics.jsonl       the log, one JSON object a line
@@ -20,18 +21,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle import InputVocabulary, LabelVocabulary, read_tokens, write_tokens, write_vocabulary
-from bundle.kinds import read_vocabulary, vocabulary_spec
-from training.config import TrainingConfig
+from bundle.kinds import read_vocabulary
+from training.config import TrainingConfig, parse_config
 from training.errors import TrainingError
-from training.network import RecurrentNetwork
-from training.tasks import Task
+from training.families import make_network
+from training.task import Task
 
 CONFIG = "config.json"
 LABELS = "labels.json"
@@ -82,7 +81,8 @@ def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
             f"{run}: holds a run already; go on with it by --resume {run}, delete it, or choose another --output"
         )
     run.mkdir(parents=True, exist_ok=True)
-    write_vocabulary(run, task.vocabulary)
+    for prefix, vocabulary in task.vocabularies.items():
+        write_vocabulary(run, vocabulary, prefix)
     if task.labels is not None:
         write_tokens(run / LABELS, task.labels)
     replace_file(run / CONFIG, lambda part: part.write_text(config.model_dump_json(indent=2) + "\n"))
@@ -95,58 +95,46 @@ def load_config(run: Path) -> TrainingConfig:
         TrainingError: the folder holds no run, or one that this version cannot read.
     """
     try:
-        return TrainingConfig.model_validate_json((run / CONFIG).read_text(encoding="utf-8"))
+        return parse_config(json.loads((run / CONFIG).read_text(encoding="utf-8")))
     except OSError as error:
         raise TrainingError(f"{run}: holds no run: {CONFIG}: {error.strerror}") from error
-    except ValidationError as error:
+    except ValueError as error:
         raise TrainingError(f"{run / CONFIG}: {error}") from error
 
 
-def load_vocabulary(run: Path, config: TrainingConfig) -> InputVocabulary:
-    """The input vocabulary of a run.
+def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocabulary]:
+    """The vocabularies of a run, by what their files' names begin with.
 
     Raises:
-        BundleError: its file cannot be read.
-        TrainingError: its file holds no vocabulary of this kind.
+        BundleError: a file cannot be read.
+        TrainingError: a file holds no vocabulary of its kind.
     """
-    spec = vocabulary_spec(config.vocabulary, lower_case=config.lower_case)
-    try:
-        vocabulary = read_vocabulary(run, spec)
-    except ValueError as error:
-        raise TrainingError(f"{run / spec.file}: {error}") from error
-    assert not isinstance(vocabulary, LabelVocabulary)
-    return vocabulary
+    found: dict[str, InputVocabulary] = {}
+    for name, spec in config.vocabularies().items():
+        try:
+            vocabulary = read_vocabulary(run, spec)
+        except ValueError as error:
+            raise TrainingError(f"{run / spec.file}: {error}") from error
+        assert not isinstance(vocabulary, LabelVocabulary)
+        found[name] = vocabulary
+    return found
 
 
-def load_labels(run: Path, config: TrainingConfig) -> tuple[str, ...] | None:
-    """The classes of a run, or None for a language model."""
-    return None if config.task == "lm" else tuple(read_tokens(run / LABELS))
+def load_labels(run: Path) -> tuple[str, ...] | None:
+    """The classes of a run, or None where there are none."""
+    return tuple(read_tokens(run / LABELS)) if (run / LABELS).exists() else None
 
 
-def make_network(config: TrainingConfig, tokens: int, outputs: int) -> RecurrentNetwork:
-    """The untrained network of a configuration; its initial weights depend on the seed alone."""
-    torch.manual_seed(config.seed)
-    return RecurrentNetwork(
-        cell=config.cell,
-        tokens=tokens,
-        outputs=outputs,
-        layers=config.layers,
-        embedding=config.embedding,
-        hidden=config.hidden,
-        dropout=config.dropout,
-    )
-
-
-def load_best(run: Path) -> RecurrentNetwork:
+def load_best(run: Path) -> nn.Module:
     """The network that did best, ready for use (no dropout).
 
     Raises:
         TrainingError: the run has kept none yet.
     """
     config = load_config(run)
-    vocabulary = load_vocabulary(run, config)
-    labels = load_labels(run, config)
-    network = make_network(config, vocabulary.size, vocabulary.size if labels is None else len(labels))
+    sizes = {name: vocabulary.size for name, vocabulary in load_vocabularies(run, config).items()}
+    labels = load_labels(run)
+    network = make_network(config, sizes if labels is None else {**sizes, "labels": len(labels)})
     if not (run / BEST).exists():
         raise TrainingError(f"{run}: has kept no weights yet: train it first")
     tensors, _ = load_tensors(run / BEST)

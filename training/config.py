@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
+from bundle.kinds import InputKind, vocabulary_spec
+from elman import v1
 from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
@@ -18,29 +20,20 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 _BYTES = 256
 
 
-class TrainingConfig(BaseModel):
-    """One training run. `elman train --help` explains the values that people change."""
+class RunConfig(BaseModel):
+    """What every training run decides, whatever it learns. `elman train --help` explains the values that people change.
+
+    Attributes:
+        preset: the preset that the run was started with, if any.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["lm", "classify", "tag"]
-    corpus: str = STDLIB
-    corpus_limit: Positive | None = None  # characters; the rest of the corpus is left unread
-    vocabulary: Literal["characters", "bytes", "words", "subwords"] = "characters"
-    vocabulary_size: Positive = 4096  # the most tokens, of words and subwords
-    lower_case: bool = False  # of words
-    minimum_count: Positive = 2  # rarer characters and words are read as the unknown token
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-
-    cell: Literal["elman", "lstm", "gru"] = "lstm"
-    layers: Positive = 2
-    embedding: Positive = 128
-    hidden: Positive = 256
+    preset: str | None = None
+    task: str
+    corpus: str
     dropout: Share = 0.1
-
-    lanes: Positive = 64  # rows of a batch; for lm and tag contiguous stretches of the text
-    window: Positive = 128  # steps between detaching the state, for lm and tag
-    restart: Share = 0.05  # how often a lane starts anew at a window, for lm
+    lanes: Positive = 64  # rows of a batch
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -53,10 +46,42 @@ class TrainingConfig(BaseModel):
     validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+        """How the run's folder holds its vocabularies: by what their files' names begin with, what a manifest would say
+        of each but for its size."""
+        return {}
+
+    @property
+    def network_name(self) -> str:
+        """The network in a few words, for people."""
+        raise NotImplementedError
+
+
+class TextConfig(RunConfig):
+    """A network that reads text and says something at each token, or after the last one."""
+
+    task: Literal["lm", "classify", "tag"]
+    corpus: str = STDLIB
+    corpus_limit: Positive | None = None  # characters; the rest of the corpus is left unread
+    vocabulary: InputKind = "characters"
+    vocabulary_size: Positive = 4096  # the most tokens, of words, subwords and symbols
+    lower_case: bool = False  # of words and symbols
+    minimum_count: Positive = 2  # rarer characters and words are read as the unknown token
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    cell: Literal["elman", "lstm", "gru"] = "lstm"
+    layers: Positive = 2
+    embedding: Positive = 128
+    hidden: Positive = 256
+
+    # For lm and tag the lanes are contiguous stretches of the text.
+    window: Positive = 128  # steps between detaching the state, for lm and tag
+    restart: Share = 0.05  # how often a lane starts anew at a window, for lm
+
     @field_validator("vocabulary")
     @classmethod
     def _check_vocabulary(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("task") == "tag" and value in ("words", "subwords"):
+        if info.data.get("task") == "tag" and value not in ("characters", "bytes"):
             raise ValueError("a tagger labels every character, so it reads characters or bytes")
         return value
 
@@ -70,9 +95,30 @@ class TrainingConfig(BaseModel):
     @field_validator("lower_case")
     @classmethod
     def _check_lower_case(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("vocabulary") != "words":
-            raise ValueError("only words are put into lower case: it belongs to the vocabulary words")
+        if value and info.data.get("vocabulary") not in ("words", "symbols"):
+            raise ValueError("only words are put into lower case: it belongs to the vocabularies words and symbols")
         return value
+
+    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+        return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.layers} x {self.cell} of {self.hidden} units"
+
+
+# What a run may be, told apart by its task.
+TrainingConfig = TextConfig
+_ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
+
+
+def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration that some values are, of the kind that their task asks for.
+
+    Raises:
+        pydantic.ValidationError: they are none.
+    """
+    return _ADAPTER.validate_python(values)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

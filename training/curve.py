@@ -60,3 +60,9 @@ def _bits_of_nats(nats: Any) -> Any:
 
 def _nats_of_bits(bits: Any) -> Any:
     return bits * math.log(2)
+
+
+def seconds_of(metrics: Path) -> float:
+    """How long a run has been trained so far, its validations included; 0 where its log does not say."""
+    records = read_metrics(metrics) if metrics.exists() else []
+    return max((float(record.get("seconds", 0)) for record in records), default=0.0)

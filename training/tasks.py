@@ -1,16 +1,9 @@
-"""The three tasks: what a batch is, what the loss is, what validation measures.
-
-A task is a pure function of the step number: it keeps no position of its own, so that training can stop and resume.
-"""
+"""The three tasks on text: what a batch is, what the loss is, what validation measures."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,42 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle import ByteVocabulary, CharacterVocabulary, InputVocabulary, SubwordVocabulary, WordVocabulary
+from bundle import (
+    ByteVocabulary,
+    CharacterVocabulary,
+    InputVocabulary,
+    SubwordVocabulary,
+    SymbolVocabulary,
+    WordVocabulary,
+)
 from training.cells import State
-from training.config import TrainingConfig
-from training.corpus import LabelledExample, LabelledText, read_labelled_examples, read_labelled_text, read_text
+from training.config import TextConfig
+from training.corpus import LabelledExample, LabelledText
 from training.errors import TrainingError
 from training.lanes import IGNORED, Ids, Lanes, align_documents
 from training.network import RecurrentNetwork, detached
+from training.task import Tally, Task, Validation, pad
 
-_UNITS = {"characters": "character", "bytes": "byte", "words": "word", "subwords": "subword"}
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What the held-out part says.
-
-    Attributes:
-        nats: mean negative log-likelihood of what was to be predicted.
-        accuracy: the share predicted right.
-        majority: the share that always guessing the commonest class gets right.
-    """
-
-    nats: float
-    accuracy: float
-    majority: float
-
-    @property
-    def bits(self) -> float:
-        return self.nats / math.log(2)
-
-    def as_metrics(self) -> dict[str, float]:
-        return {
-            "validation_nats": self.nats,
-            "validation_bits": self.bits,
-            "validation_accuracy": self.accuracy,
-            "validation_majority": self.majority,
-        }
+_UNITS = {"characters": "character", "bytes": "byte", "words": "word", "subwords": "subword", "symbols": "symbol"}
 
 
 class Reader(Protocol):
@@ -72,71 +46,15 @@ class Reader(Protocol):
         ...
 
 
-class Task(ABC):
-    """What the trainer asks of a task.
-
-    Attributes:
-        vocabulary: of the inputs.
-        labels: the classes, or None where the outputs are the vocabulary itself.
-        unit: what `nats` is counted per, for people.
-    """
-
-    vocabulary: InputVocabulary
-    labels: tuple[str, ...] | None
-    unit: str
-
-    @property
-    def outputs(self) -> int:
-        """How many logits the network has."""
-        return self.vocabulary.size if self.labels is None else len(self.labels)
-
-    @abstractmethod
-    def data(self) -> Iterable[Ids]:
-        """What is trained on, to tell whether a corpus has changed."""
-
-    def fingerprint(self) -> str:
-        """A hash of the vocabulary, the labels and the training data."""
-        digest = hashlib.sha256(repr((self.vocabulary.tokens, self.labels)).encode())
-        for part in self.data():
-            digest.update(part.tobytes())
-        return digest.hexdigest()
-
-    @abstractmethod
-    def loss(self, network: RecurrentNetwork, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
-        """The loss of batch `step` in nats, the state to carry to the next one, and the number of steps it read."""
-
-    @abstractmethod
-    def validate(self, network: Reader, *, lanes: int) -> Validation:
-        """Measure the held-out part.
-
-        Args:
-            network: what to measure.
-            lanes: into how many rows a text is cut for it; 1 is exact and slow, more is faster and a little
-                pessimistic, because every row starts cold.
-        """
-
-
-def make_task(config: TrainingConfig) -> Task:
-    """The task that a configuration asks for, its corpus read.
-
-    Raises:
-        TrainingError: the corpus cannot be read or is too small.
-    """
-    if config.task == "classify":
-        return ClassificationTask(config, read_labelled_examples(config.corpus))
-    if config.task == "tag":
-        return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit))
-    return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
-
-
-def _make_vocabulary(config: TrainingConfig, texts: Sequence[str]) -> InputVocabulary:
+def _make_vocabulary(config: TextConfig, texts: Sequence[str]) -> InputVocabulary:
     """The vocabulary of what is trained on; what is held out has no part in it."""
     if config.vocabulary == "bytes":
         return ByteVocabulary()
     if config.vocabulary == "subwords":
         return SubwordVocabulary.from_texts(texts, config.vocabulary_size)
-    if config.vocabulary == "words":
-        return WordVocabulary.from_texts(
+    if config.vocabulary in ("words", "symbols"):
+        kind = WordVocabulary if config.vocabulary == "words" else SymbolVocabulary
+        return kind.from_texts(
             texts, config.vocabulary_size, minimum_count=config.minimum_count, lower_case=config.lower_case
         )
     return CharacterVocabulary.from_text("".join(texts), config.minimum_count)
@@ -146,8 +64,9 @@ class _LanesTask(Task):
     """One long text with a target at every step, learnt by truncated back-propagation through time over contiguous
     lanes, with teacher forcing: the input is always the true text."""
 
-    def __init__(self, config: TrainingConfig, vocabulary: InputVocabulary) -> None:
+    def __init__(self, config: TextConfig, vocabulary: InputVocabulary) -> None:
         self.vocabulary = vocabulary
+        self.vocabularies = {"": vocabulary}
         self.unit = _UNITS[config.vocabulary]
         self._config = config
 
@@ -179,7 +98,7 @@ class LanguageTask(_LanesTask):
 
     labels = None
 
-    def __init__(self, config: TrainingConfig, text: str) -> None:
+    def __init__(self, config: TextConfig, text: str) -> None:
         cut = int(len(text) * (1 - config.held_out))
         super().__init__(config, _make_vocabulary(config, [text[:cut]]))
         training = self.vocabulary.encode(text[:cut])
@@ -195,7 +114,7 @@ class LanguageTask(_LanesTask):
         rows = torch.from_numpy(inputs[: lanes * length].reshape(lanes, length))
         wanted = torch.from_numpy(targets[: lanes * length].reshape(lanes, length))
         state = network.initial_state(lanes)
-        tally = _Tally()
+        tally = Tally()
         for start in range(0, length, 1024):
             logits, state = network(rows[:, start : start + 1024], state)
             tally.add(logits.flatten(0, 1), wanted[:, start : start + 1024].flatten())
@@ -207,7 +126,7 @@ class TaggingTask(_LanesTask):
 
     labels: tuple[str, ...]
 
-    def __init__(self, config: TrainingConfig, labelled: LabelledText) -> None:
+    def __init__(self, config: TextConfig, labelled: LabelledText) -> None:
         starts = labelled.starts
         place = max(1, int(len(starts) * (1 - config.held_out)))
         if place == len(starts):
@@ -238,7 +157,7 @@ class TaggingTask(_LanesTask):
         return self.vocabulary.encode(text), np.repeat(targets, np.diff(_token_starts(self._config, text)))
 
     def validate(self, network: Reader, *, lanes: int) -> Validation:
-        tally = _Tally()
+        tally = Tally()
         for start in range(0, len(self._held_out), 32):
             batch = self._held_out[start : start + 32]
             tokens, _ = pad([inputs for inputs, _ in batch])
@@ -249,30 +168,11 @@ class TaggingTask(_LanesTask):
         return tally.validation()
 
 
-def _token_starts(config: TrainingConfig, text: str) -> Ids:
+def _token_starts(config: TextConfig, text: str) -> Ids:
     """Where each character starts in tokens, and where the last one ends."""
     if config.vocabulary == "characters":
         return np.arange(len(text) + 1)
     return np.cumsum([0, *(len(character.encode()) for character in text)])
-
-
-class _Tally:
-    """Sums up predictions over batches."""
-
-    def __init__(self) -> None:
-        self._nats = 0.0
-        self._right = 0
-        self._counts: Counter[int] = Counter()
-
-    def add(self, logits: Tensor, wanted: Tensor) -> None:
-        """Count predictions: [N, C] against [N]."""
-        self._nats += float(functional.cross_entropy(logits.float(), wanted, reduction="sum"))
-        self._right += int((logits.argmax(1) == wanted).sum())
-        self._counts.update(dict(enumerate(torch.bincount(wanted).tolist())))
-
-    def validation(self) -> Validation:
-        total = self._counts.total()
-        return Validation(self._nats / total, self._right / total, max(self._counts.values()) / total)
 
 
 class ClassificationTask(Task):
@@ -284,9 +184,10 @@ class ClassificationTask(Task):
 
     unit = "example"
 
-    def __init__(self, config: TrainingConfig, examples: Sequence[LabelledExample]) -> None:
+    def __init__(self, config: TextConfig, examples: Sequence[LabelledExample]) -> None:
         training, held_out = split_by_class(examples, config.held_out, config.seed)
         self.vocabulary = _make_vocabulary(config, [example.text for example in training])
+        self.vocabularies = {"": self.vocabulary}
         self.labels = tuple(sorted({example.label for example in examples}))
         self._training = self._encode(training)
         held_out = _shuffled(held_out, config.seed, "held out")[: config.validation_limit]
@@ -311,7 +212,7 @@ class ClassificationTask(Task):
         return functional.cross_entropy(logits.float(), labels), {}, sum(len(tokens) for tokens, _ in chosen)
 
     def validate(self, network: Reader, *, lanes: int) -> Validation:
-        tally = _Tally()
+        tally = Tally()
         for start in range(0, len(self._held_out), 256):
             tally.add(*self._logits(network, self._held_out[start : start + 256]))
         return tally.validation()
@@ -320,15 +221,6 @@ class ClassificationTask(Task):
     def _logits(network: Reader, examples: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
         tokens, lengths = pad([tokens for tokens, _ in examples])
         return network.last_logits(tokens, lengths), torch.tensor([label for _, label in examples])
-
-
-def pad(sequences: Sequence[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one [B, T] with `fill` behind the shorter ones, and their lengths [B]."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    padded = torch.full((len(sequences), int(lengths.max())), fill)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = torch.from_numpy(sequence)
-    return padded, lengths
 
 
 def split_by_class(

@@ -11,7 +11,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +31,16 @@ from training.checkpoint import (
     RESULT,
     load_config,
     load_tensors,
-    make_network,
     replace_file,
     save_tensors,
     start_folder,
 )
 from training.config import TrainingConfig
-from training.curve import draw_curve, read_metrics
+from training.curve import draw_curve, read_metrics, seconds_of
 from training.errors import TrainingError
+from training.families import make_network, make_task
 from training.network import detached, parameter_count
-from training.tasks import Task, Validation, make_task
+from training.task import Task, Validation
 
 _LOG_EVERY = 20
 _VALIDATION_LANES = 32
@@ -55,12 +55,14 @@ class Result:
         finished: whether these are all; otherwise the run can be resumed.
         stopped: whether Ctrl-C or SIGTERM has ended it.
         validation: of the kept weights, measured exactly.
+        measured: what the task's `test` found of them; nothing before all steps are done.
     """
 
     step: int
     finished: bool
     stopped: bool
     validation: Validation
+    measured: Mapping[str, float]
 
 
 def train(
@@ -94,6 +96,7 @@ def resume(run: Path, *, console: Console, stop_after: int | None = None, minute
     if (run / LAST).exists():
         trainer.load()
     _forget_after(run / METRICS, trainer.step)
+    trainer.seconds = seconds_of(run / METRICS)
     return trainer.run(stop_after, minutes)
 
 
@@ -103,15 +106,16 @@ class _Trainer:
         self.task = task
         self.folder = run
         self.console = console
-        self.network = make_network(config, task.vocabulary.size, task.outputs)
+        self.network = make_network(config, task.sizes)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.network, config.weight_decay), config.learning_rate, fused=True
         )
         # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
-        self.average = make_network(config, task.vocabulary.size, task.outputs).eval()
+        self.average = make_network(config, task.sizes).eval()
         self.fingerprint = task.fingerprint()
         self.carried: dict[str, Tensor] = {}
         self.step = 0
+        self.seconds = 0.0  # of training so far, over all of its sessions
         # What did best at the validations that an unbroken run has.
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
@@ -120,12 +124,16 @@ class _Trainer:
 
     def run(self, stop_after: int | None, minutes: float | None) -> Result:
         config = self.config
+        tokens = "".join(
+            f"{vocabulary.size} {prefix.replace('-', ' ')}tokens, "
+            for prefix, vocabulary in self.task.vocabularies.items()
+        )
         self.console.print(
-            f"{config.task} on {config.corpus}: {config.layers} x {config.cell} of {config.hidden} units, "
-            f"{parameter_count(self.network):,} parameters, {self.task.vocabulary.size} tokens, {config.steps} steps"
+            f"{config.task} on {config.corpus}: {config.network_name}, {parameter_count(self.network):,} parameters, "
+            f"{tokens}{config.steps} steps"
         )
         end = config.steps if stop_after is None else min(config.steps, stop_after)
-        started = time.monotonic()
+        started, before = time.monotonic(), self.seconds
         with _interruptions() as interrupted, (self.folder / METRICS).open("a") as log:
             with self._progress() as progress:
                 bar = progress.add_task("training", total=config.steps, completed=self.step, shown="")
@@ -141,9 +149,11 @@ class _Trainer:
                         tokens_read, since = 0, time.monotonic()
                         rate = self._learning_rate(self.step - 1)
                         _log(log, step=self.step, nats=loss, bits=loss / math.log(2), gradient_norm=norm,
-                             learning_rate=rate, tokens_per_second=round(speed))  # fmt: skip
+                             learning_rate=rate, tokens_per_second=round(speed),
+                             seconds=round(self.seconds, 1))  # fmt: skip
                         progress.update(bar, shown=f"{loss:.3f} nats  {speed:,.0f} tokens/s")
                     progress.update(bar, completed=self.step)
+                    self.seconds = before + time.monotonic() - started
                     if self.step % config.validate_every == 0 or self.step == config.steps:
                         self._validate(log)
                         self.save()
@@ -201,10 +211,10 @@ class _Trainer:
             save_tensors(self.folder / BEST, weights, {"step": self.step})
         if scheduled:
             self.validated_step = self.step
-            _log(log, step=self.step, **validation.as_metrics())
+            _log(log, step=self.step, seconds=round(self.seconds, 1), **validation.as_metrics())
             if better:
                 self.best, self.best_nats, self.best_step = weights, validation.nats, self.step
-        accuracy = "" if self.task.labels is None else f", {validation.accuracy:.1%} right"
+        accuracy = "" if validation.accuracy is None else f", {validation.accuracy:.1%} right"
         self.console.print(
             f"step {self.step}: held out {validation.nats:.4f} nats, {validation.bits:.4f} bits "
             f"per {self.task.unit}{accuracy}{' (kept)' if better else ''}"
@@ -215,13 +225,23 @@ class _Trainer:
         tensors, metadata = load_tensors(self.folder / BEST)
         self.average.load_state_dict(tensors)
         validation = self.task.validate(self.average, lanes=1)
-        result = Result(self.step, self.step >= self.config.steps, stopped, validation)
+        finished = self.step >= self.config.steps
+        measured: dict[str, float] = {}
+        if finished:
+            with self._progress() as progress:
+                bar = progress.add_task("testing", total=1000, shown="")
+                measured = self.task.test(
+                    self.average,
+                    lambda what, share: progress.update(bar, description=what, completed=int(1000 * share)),
+                )
+        result = Result(self.step, finished, stopped, validation, measured)
         summary = {
             "step": self.step,
             "kept_step": metadata["step"],
             "finished": result.finished,
             "parameters": parameter_count(self.network),
             **validation.as_metrics(),
+            **measured,
         }
         replace_file(self.folder / RESULT, lambda part: part.write_text(json.dumps(summary, indent=2) + "\n"))
         draw_curve(self.folder / METRICS, self.folder / CURVE, self.task.unit)

@@ -47,14 +47,15 @@ class Vocabulary(StrEnum):
     bytes = "bytes"
     words = "words"
     subwords = "subwords"
+    symbols = "symbols"
 
 
 _DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
 _OF_PRESET = "of the preset"
 # Options that do something only where another value is one of these.
 _NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "vocabulary_size": ("vocabulary", ("words", "subwords")),
-    "minimum_count": ("vocabulary", ("characters", "words")),
+    "vocabulary_size": ("vocabulary", ("words", "subwords", "symbols")),
+    "minimum_count": ("vocabulary", ("characters", "words", "symbols")),
     "corpus_limit": ("task", ("lm", "tag")),
 }
 
@@ -107,7 +108,7 @@ def train(
         typer.Option(
             help="What a token is. characters, bytes. words: each with the space before it; also one digit, or a run "
             "of one other character or of white space. subwords: bytes joined where they often stand together, learnt "
-            "from the corpus.",
+            "from the corpus. symbols: whatever stands between white space.",
             show_default="of the preset, mostly characters",
         ),
     ] = None,
@@ -209,12 +210,14 @@ def train(
                 values.pop(name, None)
         values |= given
         try:
-            config = training.TrainingConfig(
-                corpus=STDLIB if corpus is None or embedded else str(Path(corpus).resolve()), **values
+            config = training.parse_config(
+                {"preset": chosen.value, **values, "corpus": STDLIB if embedded else str(Path(str(corpus)).resolve())}
             )
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
+            if first["type"] == "extra_forbidden":
+                raise typer.BadParameter(f"--{name} does nothing with --task {values['task']}") from error
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
         for name in _NEEDS.keys() & given.keys():
             other, suitable = _NEEDS[name]
@@ -230,9 +233,11 @@ def train(
     console.print(
         f"kept, measured exactly: {result.validation.nats:.4f} nats, {result.validation.bits:.4f} bits, held out"
     )
-    if config_is_labelled(folder):
-        validation = result.validation
+    validation = result.validation
+    if validation.accuracy is not None and validation.majority is not None and config_is_labelled(folder):
         console.print(f"right: {validation.accuracy:.2%}; always the commonest class: {validation.majority:.2%}")
+    for figure, value in result.measured.items():
+        console.print(f"{figure.replace('_', ' ')}: {value:.4g}")
     console.print(f"curve: {folder / CURVE}")
     if not result.finished:
         console.print(f"go on with: elman train --resume {folder}")
@@ -243,9 +248,9 @@ def train(
 
 def config_is_labelled(run: Path) -> bool:
     """Whether a run's task has labels, and so an accuracy worth telling."""
-    from training.checkpoint import load_config
+    from training.checkpoint import load_labels
 
-    return load_config(run).task != "lm"
+    return load_labels(run) is not None
 
 
 def export(

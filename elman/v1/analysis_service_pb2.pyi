@@ -61,6 +61,7 @@ class ScoreRequest(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     TOTALS_ONLY_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     totals_only: _builtins.bool
@@ -81,6 +82,10 @@ class ScoreRequest(_message.Message):
         All tokens of the request together may be 16 times as many as one input's.
         """
 
+    @_builtins.property
+    def source(self) -> _inference_service_pb2.Source:
+        """What the encoder reads: needed where the model has one, and refused where it has none."""
+
     def __init__(
         self,
         *,
@@ -89,10 +94,11 @@ class ScoreRequest(_message.Message):
         candidates: _abc.Iterable[Global___AnalysisInput] | None = ...,
         totals_only: _builtins.bool = ...,
         bypass_prefix_cache: _builtins.bool = ...,
+        source: _inference_service_pb2.Source | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "candidates", b"candidates", "context", b"context", "model", b"model", "totals_only", b"totals_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "candidates", b"candidates", "context", b"context", "model", b"model", "source", b"source", "totals_only", b"totals_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

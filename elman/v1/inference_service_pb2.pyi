@@ -89,6 +89,158 @@ EARLY_STOPPING_CERTAIN: EarlyStopping.ValueType  # 3
 Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
+class ChooseRequest(_message.Message):
+    """Asks which of several continuations is the most probable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    OPEN_ENDED_FIELD_NUMBER: _builtins.int
+    BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name. May be empty where the server holds exactly one model that generates."""
+    text: _builtins.str
+    """Text."""
+    open_ended: _builtins.bool
+    """Leaves the end token out. Default: where the model has an end token, each choice is scored together with it, so that
+    one which is the beginning of another is not favoured.
+    """
+    bypass_prefix_cache: _builtins.bool
+    """Reads the whole prompt, though the state behind a part of it may be known from before. Default: no."""
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """What the encoder reads: needed where the model has one, and refused where it has none."""
+
+    @_builtins.property
+    def tokens(self) -> Global___TokenSequence:
+        """Token ids."""
+
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
+        """2 to 1024 of them, each of one token or more."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        source: Global___Source | None = ...,
+        text: _builtins.str = ...,
+        tokens: Global___TokenSequence | None = ...,
+        choices: _abc.Iterable[Global___Choice] | None = ...,
+        open_ended: _builtins.bool = ...,
+        bypass_prefix_cache: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "source", b"source", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "choices", b"choices", "model", b"model", "open_ended", b"open_ended", "prompt", b"prompt", "source", b"source", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___ChooseRequest: _TypeAlias = ChooseRequest  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """One continuation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text."""
+    @_builtins.property
+    def tokens(self) -> Global___TokenSequence:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        tokens: Global___TokenSequence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
+
+@_typing.final
+class ChooseResponse(_message.Message):
+    """Which of the choices it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CHOICE_INDEX_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The name of the model that answered."""
+    digest: _builtins.str
+    """The digest of its bundle."""
+    choice_index: _builtins.int
+    """The choice with the largest log-likelihood; of equals the first."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceScore]:
+        """In the order of the choices."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        choice_index: _builtins.int = ...,
+        scores: _abc.Iterable[Global___ChoiceScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "digest", b"digest", "model", b"model", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChooseResponse: _TypeAlias = ChooseResponse  # noqa: Y015
+
+@_typing.final
+class ChoiceScore(_message.Message):
+    """How probable one choice is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_LIKELIHOOD_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    log_likelihood: _builtins.float
+    """The sum of the log-probabilities of its tokens, in nats."""
+    token_count: _builtins.int
+    """How many tokens were scored, the end token among them."""
+    probability: _builtins.float
+    """Its share of the probability that all choices have together."""
+    def __init__(
+        self,
+        *,
+        log_likelihood: _builtins.float = ...,
+        token_count: _builtins.int = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_likelihood", b"log_likelihood", "probability", b"probability", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceScore: _TypeAlias = ChoiceScore  # noqa: Y015
+
+@_typing.final
 class ListModelsRequest(_message.Message):
     """Asks for all models."""
 
@@ -282,6 +434,44 @@ class TokenSequence(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenSequence: _TypeAlias = TokenSequence  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """What an encoder reads before the first step: a sentence to translate, a word to spell, a passage and a question."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TENSOR_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text."""
+    @_builtins.property
+    def tokens(self) -> Global___TokenSequence:
+        """Token ids of the encoder's vocabulary."""
+
+    @_builtins.property
+    def tensor(self) -> _tensor_pb2.Tensor:
+        """For an encoder that reads numbers: those of every position, [positions, *shape], in the input's data_type, all
+        finite.
+        """
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        tokens: Global___TokenSequence | None = ...,
+        tensor: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["text", "tokens", "tensor"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
 class GreedyDecoding(_message.Message):
@@ -610,6 +800,7 @@ class GenerateRequest(_message.Message):
     STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
     TIME_LIMIT_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model that generates."""
     text: _builtins.str
@@ -684,6 +875,12 @@ class GenerateRequest(_message.Message):
     def log_probabilities(self) -> Global___LogProbabilityReport:
         """Reports log-probabilities."""
 
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """What the encoder reads: needed where the model has one, and refused where it has none. It is read once, whatever the
+        number of samples or beams. Such a model keeps no sessions.
+        """
+
     def __init__(
         self,
         *,
@@ -705,10 +902,11 @@ class GenerateRequest(_message.Message):
         stop_sequences: _abc.Iterable[_builtins.str] | None = ...,
         time_limit: _duration_pb2.Duration | None = ...,
         log_probabilities: Global___LogProbabilityReport | None = ...,
+        source: Global___Source | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "source", b"source", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "bypass_prefix_cache", b"bypass_prefix_cache", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "stop_sequences", b"stop_sequences", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "beam", b"beam", "bypass_prefix_cache", b"bypass_prefix_cache", "constraint", b"constraint", "decoding", b"decoding", "delivery", b"delivery", "greedy", b"greedy", "interval", b"interval", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "received_token_count", b"received_token_count", "sampling", b"sampling", "seed", b"seed", "session", b"session", "shaping", b"shaping", "single_tokens", b"single_tokens", "source", b"source", "stop_sequences", b"stop_sequences", "text", b"text", "time_limit", b"time_limit", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -1058,12 +1256,16 @@ class ClassifyRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TENSOR_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
+    EVERY_NODE_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. May be empty where the server holds exactly one model with labels."""
     text: _builtins.str
     """Text."""
+    every_node: _builtins.bool
+    """Of a tree, labels every node and not only the root. Default: no."""
     bypass_prefix_cache: _builtins.bool
     """Reads the whole input, though the state behind a part of it may be known from before. Default: no."""
     @_builtins.property
@@ -1073,6 +1275,10 @@ class ClassifyRequest(_message.Message):
     @_builtins.property
     def tensor(self) -> _tensor_pb2.Tensor:
         """For a model that reads numbers: those of every step, [steps, *shape], in the input's data_type, all finite."""
+
+    @_builtins.property
+    def tree(self) -> Global___Tree:
+        """For a model of trees."""
 
     @_builtins.property
     def session(self) -> Global___SessionCall:
@@ -1087,18 +1293,112 @@ class ClassifyRequest(_message.Message):
         text: _builtins.str = ...,
         tokens: Global___TokenSequence | None = ...,
         tensor: _tensor_pb2.Tensor | None = ...,
+        tree: Global___Tree | None = ...,
+        every_node: _builtins.bool = ...,
         session: Global___SessionCall | None = ...,
         bypass_prefix_cache: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens", "tree", b"tree"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "input", b"input", "model", b"model", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "every_node", b"every_node", "input", b"input", "model", b"model", "session", b"session", "tensor", b"tensor", "text", b"text", "tokens", b"tokens", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens", "tensor"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "tokens", "tensor", "tree"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
+
+@_typing.final
+class Tree(_message.Message):
+    """A tree. It has one root, from which every node is reached in one way; a node has children, a word, or both, as in a
+    dependency tree. At most 10,000 nodes, 1,000 of them on one way from the root.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    S_EXPRESSION_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    s_expression: _builtins.str
+    """Every bracket begins with a label, which is not looked at: "(label word)" is a leaf, "(label child child)" a node,
+    as in treebanks: "(3 (2 Effective) (2 film))". A word with brackets in it is written with -LRB- and -RRB-.
+    """
+    @_builtins.property
+    def nodes(self) -> Global___TreeNodes:
+        """A list."""
+
+    def __init__(
+        self,
+        *,
+        s_expression: _builtins.str = ...,
+        nodes: Global___TreeNodes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "nodes", b"nodes", "s_expression", b"s_expression"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "nodes", b"nodes", "s_expression", b"s_expression"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["s_expression", "nodes"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___Tree: _TypeAlias = Tree  # noqa: Y015
+
+@_typing.final
+class TreeNodes(_message.Message):
+    """The nodes of a tree, in any order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeNode]:
+        """The nodes."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___TreeNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TreeNodes: _TypeAlias = TreeNodes  # noqa: Y015
+
+@_typing.final
+class TreeNode(_message.Message):
+    """A node of a tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
+    word: _builtins.str
+    """A word: one token of the vocabulary."""
+    token_id: _builtins.int
+    """A token's id."""
+    @_builtins.property
+    def children(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The places of its children in the list, from 0, the first child first."""
+
+    def __init__(
+        self,
+        *,
+        word: _builtins.str = ...,
+        token_id: _builtins.int = ...,
+        children: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "token_id", b"token_id", "word", b"word"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "content", b"content", "token_id", b"token_id", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["word", "token_id"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___TreeNode: _TypeAlias = TreeNode  # noqa: Y015
 
 @_typing.final
 class ClassifyResponse(_message.Message):
@@ -1152,14 +1452,16 @@ class Prediction(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
-    """The number of input steps read; in a stream, all pieces together."""
+    """The number of input steps read; in a stream, all pieces together. Of a tree: its nodes."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelProbability]:
         """A classifier: every label, the most probable first."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelProbability]:
-        """A tagger: one label for every input step, in order."""
+        """A tagger: one label for every input step, in order. Of a tree whose nodes were all asked for: one for every node, in
+        the order of the list, or of the opening brackets.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Runs recurrent models: generation, classification, tagging.
+    """Runs recurrent models: generation, choice, classification, tagging.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=elman_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=elman_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Choose = channel.unary_unary(
+                '/elman.v1.InferenceService/Choose',
+                request_serializer=elman_dot_v1_dot_inference__service__pb2.ChooseRequest.SerializeToString,
+                response_deserializer=elman_dot_v1_dot_inference__service__pb2.ChooseResponse.FromString,
+                _registered_method=True)
         self.Classify = channel.unary_unary(
                 '/elman.v1.InferenceService/Classify',
                 request_serializer=elman_dot_v1_dot_inference__service__pb2.ClassifyRequest.SerializeToString,
@@ -63,7 +68,7 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Runs recurrent models: generation, classification, tagging.
+    """Runs recurrent models: generation, choice, classification, tagging.
     """
 
     def ListModels(self, request, context):
@@ -88,8 +93,16 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Choose(self, request, context):
+        """Chooses the most probable of several continuations, such as the answers to a question.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Classify(self, request, context):
-        """Labels a whole input: a classifier answers once for all of it, a tagger for every step.
+        """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root or
+        for every node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +135,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=elman_dot_v1_dot_inference__service__pb2.GenerateRequest.FromString,
                     response_serializer=elman_dot_v1_dot_inference__service__pb2.GenerateResponse.SerializeToString,
             ),
+            'Choose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Choose,
+                    request_deserializer=elman_dot_v1_dot_inference__service__pb2.ChooseRequest.FromString,
+                    response_serializer=elman_dot_v1_dot_inference__service__pb2.ChooseResponse.SerializeToString,
+            ),
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
                     request_deserializer=elman_dot_v1_dot_inference__service__pb2.ClassifyRequest.FromString,
@@ -141,7 +159,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Runs recurrent models: generation, classification, tagging.
+    """Runs recurrent models: generation, choice, classification, tagging.
     """
 
     @staticmethod
@@ -215,6 +233,33 @@ class InferenceService:
             '/elman.v1.InferenceService/Generate',
             elman_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
             elman_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Choose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elman.v1.InferenceService/Choose',
+            elman_dot_v1_dot_inference__service__pb2.ChooseRequest.SerializeToString,
+            elman_dot_v1_dot_inference__service__pb2.ChooseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """Runs recurrent models: generation, classification, tagging."""
+    """Runs recurrent models: generation, choice, classification, tagging."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,8 +43,12 @@ class InferenceServiceStub:
     """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
     bring new tokens.
     """
+    Choose: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ChooseRequest, _inference_service_pb2.ChooseResponse]
+    """Chooses the most probable of several continuations, such as the answers to a question."""
     Classify: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ClassifyRequest, _inference_service_pb2.ClassifyResponse]
-    """Labels a whole input: a classifier answers once for all of it, a tagger for every step."""
+    """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root or
+    for every node.
+    """
     StreamClassify: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]
     """Labels an input that arrives in pieces. The client sends one StreamConfig, then pieces; the server answers the
     config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
@@ -53,7 +57,7 @@ class InferenceServiceStub:
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """Runs recurrent models: generation, classification, tagging."""
+    """Runs recurrent models: generation, choice, classification, tagging."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -64,8 +68,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
     bring new tokens.
     """
+    Choose: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ChooseRequest, _inference_service_pb2.ChooseResponse]  # type: ignore[assignment]
+    """Chooses the most probable of several continuations, such as the answers to a question."""
     Classify: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ClassifyRequest, _inference_service_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """Labels a whole input: a classifier answers once for all of it, a tagger for every step."""
+    """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root or
+    for every node.
+    """
     StreamClassify: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]  # type: ignore[assignment]
     """Labels an input that arrives in pieces. The client sends one StreamConfig, then pieces; the server answers the
     config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
@@ -73,7 +81,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs recurrent models: generation, classification, tagging."""
+    """Runs recurrent models: generation, choice, classification, tagging."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -102,12 +110,22 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Choose(
+        self,
+        request: _inference_service_pb2.ChooseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ChooseResponse, _abc.Awaitable[_inference_service_pb2.ChooseResponse]]:
+        """Chooses the most probable of several continuations, such as the answers to a question."""
+
+    @_abc_1.abstractmethod
     def Classify(
         self,
         request: _inference_service_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.ClassifyResponse, _abc.Awaitable[_inference_service_pb2.ClassifyResponse]]:
-        """Labels a whole input: a classifier answers once for all of it, a tagger for every step."""
+        """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root or
+        for every node.
+        """
 
     @_abc_1.abstractmethod
     def StreamClassify(

@@ -73,6 +73,10 @@ class _VocabularyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Vocabu
     """Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
     character.
     """
+    VOCABULARY_KIND_SYMBOLS: _VocabularyKind.ValueType  # 6
+    """One piece between white space a token: phonemes, or text whose words are parted already. Tokens are joined with single
+    spaces.
+    """
 
 class VocabularyKind(_VocabularyKind, metaclass=_VocabularyKindEnumTypeWrapper):
     """How text is cut into tokens, or that the entries are no text at all but labels. Every prompt, input and piece is cut by
@@ -94,6 +98,10 @@ if there is one, or a run of white space. Tokens that are joined are the text ag
 VOCABULARY_KIND_SUBWORDS: VocabularyKind.ValueType  # 5
 """Joined bytes of UTF-8 a token (byte-level byte-pair encoding): nothing is ever unknown, and a token may be a part of a
 character.
+"""
+VOCABULARY_KIND_SYMBOLS: VocabularyKind.ValueType  # 6
+"""One piece between white space a token: phonemes, or text whose words are parted already. Tokens are joined with single
+spaces.
 """
 Global___VocabularyKind: _TypeAlias = VocabularyKind  # noqa: Y015
 
@@ -123,8 +131,10 @@ Global___LabelScope: _TypeAlias = LabelScope  # noqa: Y015
 
 @_typing.final
 class ModelSpec(_message.Message):
-    """A model: one step graph with explicit state, and the vocabularies its inputs and outputs refer to.
-    step(inputs, constants, state) -> (outputs, state'); every tensor has a row axis, and a row is one sequence.
+    """A model: one step graph with explicit state, the vocabularies its inputs and outputs refer to, and, where its sequences
+    start from something that is read as a whole, the graph that reads it.
+    encoder(source) -> (constants, initial state); step(inputs, constants, state) -> (outputs, state'); every tensor has a
+    row axis, and a row is one sequence, or one node of a tree.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -177,6 +187,7 @@ class ModelSpec(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    ENCODER_FIELD_NUMBER: _builtins.int
     manifest_version: _builtins.int
     """The version of this format; 1 is the only one."""
     name: _builtins.str
@@ -203,6 +214,10 @@ class ModelSpec(_message.Message):
     def provenance(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Where the model comes from: the tool, the corpus, the cell. Free text by key; nothing depends on it."""
 
+    @_builtins.property
+    def encoder(self) -> Global___EncoderSpec:
+        """What reads a sequence's source. Unset: sequences have none."""
+
     def __init__(
         self,
         *,
@@ -214,14 +229,56 @@ class ModelSpec(_message.Message):
         files: _abc.Iterable[Global___FileSpec] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         provenance: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        encoder: Global___EncoderSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "files", b"files", "manifest_version", b"manifest_version", "metrics", b"metrics", "name", b"name", "provenance", b"provenance", "step", b"step", "vocabularies", b"vocabularies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "encoder", b"encoder", "files", b"files", "manifest_version", b"manifest_version", "metrics", b"metrics", "name", b"name", "provenance", b"provenance", "step", b"step", "vocabularies", b"vocabularies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
+
+@_typing.final
+class EncoderSpec(_message.Message):
+    """A graph that is run once for a sequence, before its first step. It reads the whole source and gives the step's
+    constants, all of them, and those initial states that say so: each is an output of the name that it has as an input of
+    the step. What it gives for a row must not depend on the padding behind the row's source.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    LENGTH_NAME_FIELD_NUMBER: _builtins.int
+    LONGEST_SOURCE_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """The ONNX file's path inside the bundle."""
+    length_name: _builtins.str
+    """The graph input that takes the number of positions of each row's source, int64 [rows]."""
+    longest_source: _builtins.int
+    """The most positions that a source may have; at least 1. A longer one is refused."""
+    @_builtins.property
+    def input(self) -> Global___InputSpec:
+        """What it reads at each position of the source. The graph input has the axes row, position, and then those of `shape`;
+        row_axis is 0. A row whose source is shorter than the longest is followed by zeros.
+        """
+
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        input: Global___InputSpec | None = ...,
+        length_name: _builtins.str = ...,
+        longest_source: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "input", b"input", "length_name", b"length_name", "longest_source", b"longest_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncoderSpec: _TypeAlias = EncoderSpec  # noqa: Y015
 
 @_typing.final
 class StepSpec(_message.Message):
@@ -234,11 +291,12 @@ class StepSpec(_message.Message):
     CONSTANTS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
     file: _builtins.str
     """The ONNX file's path inside the bundle."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputSpec]:
-        """Tensors that change at every step."""
+        """Tensors that change at every step. May be empty where there is an encoder: a sequence then has one step."""
 
     @_builtins.property
     def constants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConstantSpec]:
@@ -252,6 +310,10 @@ class StepSpec(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputSpec]:
         """What the step computes beside the next state."""
 
+    @_builtins.property
+    def tree(self) -> Global___TreeSpec:
+        """Set where a row is a node of a tree and the states that it reads are those of its children."""
+
     def __init__(
         self,
         *,
@@ -260,14 +322,47 @@ class StepSpec(_message.Message):
         constants: _abc.Iterable[Global___ConstantSpec] | None = ...,
         states: _abc.Iterable[Global___StateSpec] | None = ...,
         outputs: _abc.Iterable[Global___OutputSpec] | None = ...,
+        tree: Global___TreeSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tree", b"tree"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "file", b"file", "inputs", b"inputs", "outputs", b"outputs", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "file", b"file", "inputs", b"inputs", "outputs", b"outputs", "states", b"states", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepSpec: _TypeAlias = StepSpec  # noqa: Y015
+
+@_typing.final
+class TreeSpec(_message.Message):
+    """The step is taken at every node of a tree, the children before their parent. The graph input of every state has an axis
+    for the children behind the row axis, [rows, children, *shape]; the graph output is the node's own, [rows, *shape]. In
+    the place of a child that a node does not have there are zeros, which must change nothing. Such a model has one
+    input, a token, no constants, one label output, and no initial values of states.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHILD_COUNT_FIELD_NUMBER: _builtins.int
+    INNER_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    child_count: _builtins.int
+    """How many children a node has that has any: 2 in a binary tree. 0: any number, in which case the axis has the number of
+    the node with the most, or more.
+    """
+    inner_token_id: _builtins.int
+    """The token that a node reads which has no word of its own."""
+    def __init__(
+        self,
+        *,
+        child_count: _builtins.int = ...,
+        inner_token_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_count", b"child_count", "inner_token_id", b"inner_token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TreeSpec: _TypeAlias = TreeSpec  # noqa: Y015
 
 @_typing.final
 class InputSpec(_message.Message):
@@ -337,7 +432,7 @@ Global___TokenInput: _TypeAlias = TokenInput  # noqa: Y015
 
 @_typing.final
 class ConstantSpec(_message.Message):
-    """An input that is given once and stays for the whole sequence."""
+    """An input that stays for the whole sequence: where the model has an encoder, its output of the same name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -345,12 +440,18 @@ class ConstantSpec(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     ROW_AXIS_FIELD_NUMBER: _builtins.int
+    VARIABLE_LENGTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The graph input's name."""
     data_type: Global___DataType.ValueType
     """The element type."""
     row_axis: _builtins.int
     """The axis that counts the rows; default 0."""
+    variable_length: _builtins.bool
+    """Whether the first axis of `shape` is the position in the source, whose size differs from row to row (in `shape` it is
+    the encoder's longest_source). The graph input is as long as the longest row needs, or longer; behind the end of a
+    shorter one there are zeros, which must change nothing.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape without the row axis."""
@@ -362,10 +463,11 @@ class ConstantSpec(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         row_axis: _builtins.int = ...,
+        variable_length: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "name", b"name", "row_axis", b"row_axis", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "name", b"name", "row_axis", b"row_axis", "shape", b"shape", "variable_length", b"variable_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,8 +488,9 @@ class StateSpec(_message.Message):
     ROW_AXIS_FIELD_NUMBER: _builtins.int
     FILL_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    ENCODED_FIELD_NUMBER: _builtins.int
     input_name: _builtins.str
-    """The graph input that takes the state."""
+    """The graph input that takes the state; in a tree the states of the children."""
     output_name: _builtins.str
     """The graph output that gives the next state."""
     data_type: Global___DataType.ValueType
@@ -398,6 +501,8 @@ class StateSpec(_message.Message):
     """Every element has this value."""
     file: _builtins.str
     """A safetensors file of the bundle holding one tensor named as input_name, of the state's shape and type."""
+    encoded: _builtins.bool
+    """The encoder's output of the name input_name. Must be true where it is set."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape without the row axis."""
@@ -412,12 +517,13 @@ class StateSpec(_message.Message):
         row_axis: _builtins.int = ...,
         fill: _builtins.float = ...,
         file: _builtins.str = ...,
+        encoded: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "fill", b"fill", "initial_value", b"initial_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "file", b"file", "fill", b"fill", "initial_value", b"initial_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "file", b"file", "fill", b"fill", "initial_value", b"initial_value", "input_name", b"input_name", "output_name", b"output_name", "row_axis", b"row_axis", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "encoded", b"encoded", "file", b"file", "fill", b"fill", "initial_value", b"initial_value", "input_name", b"input_name", "output_name", b"output_name", "row_axis", b"row_axis", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_initial_value: _TypeAlias = _typing.Literal["fill", "file"]  # noqa: Y015
+    _WhichOneofReturnType_initial_value: _TypeAlias = _typing.Literal["fill", "file", "encoded"]  # noqa: Y015
     _WhichOneofArgType_initial_value: _TypeAlias = _typing.Literal["initial_value", b"initial_value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_initial_value) -> _WhichOneofReturnType_initial_value | None: ...
 
@@ -554,7 +660,7 @@ class VocabularySpec(_message.Message):
     end_token_id: _builtins.int
     """The id whose generation ends a sequence."""
     lower_case: _builtins.bool
-    """Whether text is put into lower case before it is looked up; only for WORDS. Default: it is taken as it is."""
+    """Whether text is put into lower case before it is looked up; only for WORDS and SYMBOLS. Default: it is taken as it is."""
     def __init__(
         self,
         *,
