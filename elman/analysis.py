@@ -22,7 +22,7 @@ import grpc
 from elman import v1
 from elman.connection import Connection
 from elman.errors import expressible, rpc_errors
-from elman.inputs import Input, set_input
+from elman.inputs import DATA_TYPES, Input, set_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 
 _Response = TypeVar("_Response")
 
-_DATA_TYPES = {
-    v1.DATA_TYPE_FLOAT32: ("float32", "f"),
-    v1.DATA_TYPE_FLOAT16: ("float16", "e"),
-    v1.DATA_TYPE_INT64: ("int64", "q"),
-    v1.DATA_TYPE_INT32: ("int32", "i"),
-}
+_DATA_TYPE_NAMES = {data_type: name for name, (data_type, _) in DATA_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ class Tensor:
 
     def values(self) -> tuple[float, ...]:
         """The numbers, the last axis first."""
-        letter = dict(_DATA_TYPES.values())[self.data_type]
+        _, letter = DATA_TYPES[self.data_type]
         return struct.unpack(f"<{math.prod(self.shape)}{letter}", self.content)
 
     def to_numpy(self) -> NDArray[Any]:
@@ -399,7 +394,7 @@ def _score(total: v1.TotalScore, tokens: list[TokenScore]) -> Score:
 def _embedding(embedding: v1.Embedding) -> Embedding:
     return Embedding(
         tensors={
-            tensor.name: Tensor(tensor.name, _DATA_TYPES[tensor.data_type][0], tuple(tensor.shape), tensor.content)
+            tensor.name: Tensor(tensor.name, _DATA_TYPE_NAMES[tensor.data_type], tuple(tensor.shape), tensor.content)
             for tensor in embedding.tensors
         },
         step_count=embedding.step_count,

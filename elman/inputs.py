@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 Input = str | Sequence[int]
 
-_DATA_TYPES = {
-    "float32": v1.DATA_TYPE_FLOAT32,
-    "float16": v1.DATA_TYPE_FLOAT16,
-    "int64": v1.DATA_TYPE_INT64,
-    "int32": v1.DATA_TYPE_INT32,
+# By their names: the types as requests have them, and as `struct` does.
+DATA_TYPES = {
+    "float32": (v1.DATA_TYPE_FLOAT32, "f"),
+    "float16": (v1.DATA_TYPE_FLOAT16, "e"),
+    "int64": (v1.DATA_TYPE_INT64, "q"),
+    "int32": (v1.DATA_TYPE_INT32, "i"),
 }
 
 
@@ -56,9 +57,9 @@ def set_steps(message: v1.ClassifyRequest | v1.Piece, given: Input | Numbers) ->
 def _set_array(tensor: v1.Tensor, values: NDArray[Any]) -> None:
     if values.dtype.name == "float64":
         values = values.astype("float32")
-    if values.dtype.name not in _DATA_TYPES:
-        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(_DATA_TYPES)} can")
-    tensor.data_type = _DATA_TYPES[values.dtype.name]
+    if values.dtype.name not in DATA_TYPES:
+        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(DATA_TYPES)} can")
+    tensor.data_type, _ = DATA_TYPES[values.dtype.name]
     tensor.shape.extend(values.shape)
     tensor.content = values.astype(values.dtype.newbyteorder("<")).tobytes()
 

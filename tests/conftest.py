@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from bundle import Bundle, CharacterVocabulary, load_bundle
+from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
 from export import Labels, NextToken, Token, export_bundle
 from export.contract import Output
 from export.training_run import NetworkStep
@@ -21,24 +21,47 @@ CLASSES = ("red", "green", "blue")
 _LABELLED: Mapping[str, Output] = {"tags": Labels(CLASSES, "step"), "classes": Labels(CLASSES, "sequence")}
 
 
-def make_network(cell: str, outputs: int, layers: int = 2, hidden: int = 37) -> RecurrentNetwork:
+def make_network(
+    cell: str, outputs: int, layers: int = 2, hidden: int = 37, *, tokens: int = CHARACTERS.size, embedding: int = 16
+) -> RecurrentNetwork:
     torch.manual_seed(0)
     return RecurrentNetwork(
-        cell=cell, tokens=CHARACTERS.size, outputs=outputs, layers=layers, embedding=16, hidden=hidden, dropout=0.0
+        cell=cell, tokens=tokens, outputs=outputs, layers=layers, embedding=embedding, hidden=hidden, dropout=0.0
     )
+
+
+def make_small_network(tokens: int, outputs: int | None = None) -> RecurrentNetwork:
+    """One small layer; without `outputs` it scores the next token."""
+    return make_network("gru", outputs or tokens, layers=1, hidden=16, tokens=tokens, embedding=8)
+
+
+def export_network(
+    network: RecurrentNetwork,
+    folder: Path,
+    name: str,
+    token: Token,
+    meaning: Output | None = None,
+    quantize: Literal["int8"] | None = None,
+) -> Bundle:
+    """The bundle of a network, in a folder of its name; without `meaning` its output scores the next token."""
+    export_bundle(
+        NetworkStep(network),
+        folder / name,
+        name=name,
+        inputs={"token": token},
+        outputs={"logits": meaning or NextToken()},
+        quantize=quantize,
+    )
+    return load_bundle(folder / name)
 
 
 def make_bundle(folder: Path, name: str, cell: str, meaning: Output, quantize: Literal["int8"] | None = None) -> Bundle:
     outputs = len(meaning.names) if isinstance(meaning, Labels) else CHARACTERS.size
-    export_bundle(
-        NetworkStep(make_network(cell, outputs)),
-        folder / name,
-        name=name,
-        inputs={"token": Token(CHARACTERS)},
-        outputs={"logits": meaning},
-        quantize=quantize,
-    )
-    return load_bundle(folder / name)
+    return export_network(make_network(cell, outputs), folder, name, Token(CHARACTERS), meaning, quantize)
+
+
+def make_byte_bundle(folder: Path) -> Bundle:
+    return export_network(make_small_network(256), folder, "bytes", Token(ByteVocabulary()))
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +71,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     made = {"lstm-int8": make_bundle(folder, "lstm-int8", "lstm", NextToken(), quantize="int8")}
     made |= {cell: make_bundle(folder, cell, cell, NextToken()) for cell in ("elman", "lstm", "gru")}
     return made | {name: make_bundle(folder, name, "gru", meaning) for name, meaning in _LABELLED.items()}
+
+
+@pytest.fixture(scope="session")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model whose sequences begin with a token of their own, and end with one sooner or later."""
+    token = Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)
+    return export_network(make_small_network(5), tmp_path_factory.mktemp("ends"), "ends", token)

@@ -32,6 +32,12 @@ class Running:
             while any(model.running_count or model.waiting_count for model in await self.client.list_models()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
+    async def until_free(self, session_id: str) -> None:
+        """Wait until no call runs on a session."""
+        async with asyncio.timeout(10):
+            while (await self.client.get_session(session_id)).running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
 
 def server_options(**changes: object) -> ServerOptions:
     return ServerOptions(**{"port": 0, "provider": ProviderChoice.CPU, "threads": 1, "drain_timeout": 5.0, **changes})  # type: ignore[arg-type]

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from bundle import CharacterVocabulary, load_bundle
+from bundle import CharacterVocabulary
 from elman import FinishReason
-from export import NextToken, Token, export_bundle
-from export.training_run import NetworkStep
+from export import Token
 from server.decoding.constraints import ConstraintKind
+from tests.conftest import export_network, make_network
 from tests.serving import serving
 from tests.test_constraints import CHARACTERS, EXPRESSIONS, Vocabulary, matches
-from training.network import RecurrentNetwork
 
 # Without dates: Python knows no year 0, which RFC 3339 does.
 CHOSEN = [(kind, text) for kind, text in EXPRESSIONS if '"format"' not in text]
@@ -31,29 +30,14 @@ _OPTIONS = {
 
 async def test_all_of_a_thousand_are_valid(tmp_path: Path) -> None:
     vocabulary = CharacterVocabulary(["\N{REPLACEMENT CHARACTER}", *CHARACTERS], unknown_id=0)
-    torch.manual_seed(0)
-    network = RecurrentNetwork(
-        cell="gru",
-        tokens=vocabulary.size,
-        outputs=vocabulary.size,
-        layers=1,
-        embedding=16,
-        hidden=64,
-        dropout=0.0,
-    )
+    network = make_network("gru", vocabulary.size, layers=1, hidden=64, tokens=vocabulary.size)
     with torch.no_grad():  # Else strings would hardly ever end.
         network.head.bias[vocabulary.encode('"}]),.0 ').tolist()] += 3
-    export_bundle(
-        NetworkStep(network),
-        tmp_path / "characters",
-        name="characters",
-        inputs={"token": Token(vocabulary)},
-        outputs={"logits": NextToken()},
-    )
+    bundle = export_network(network, tmp_path, "characters", Token(vocabulary))
     single = Vocabulary(vocabulary.token_bytes(), None)
     under_way = asyncio.Semaphore(AT_ONCE)
     ended = 0
-    async with serving(load_bundle(tmp_path / "characters")) as running:
+    async with serving(bundle) as running:
 
         async def check(kind: ConstraintKind, text: str, seed: int) -> None:
             nonlocal ended

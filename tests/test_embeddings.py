@@ -12,19 +12,16 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle import Bundle, ByteVocabulary, load_bundle
-from elman import InspectedStep, InspectionStream, InvalidRequestError, NextToken, ServerError, Token, Unit, v1
+from bundle import Bundle
+from elman import InspectedStep, InspectionStream, InvalidRequestError, ServerError, Token, Unit, v1
 from elman.command_line.inspecting import as_given
-from export import export_bundle
-from export.training_run import NetworkStep
 from server.rpc.validation import Limits
-from tests.conftest import CHARACTERS, make_network
+from tests.conftest import CHARACTERS, export_network, make_byte_bundle, make_small_network
 from tests.fake_engine import LETTERS, POISON, FakeEngine, continuation, fake_bundle
 from tests.reference import read_alone
 from tests.serving import Running, serving, serving_fake
 from tests.test_rpc import check_error
 from tests.test_scores import random_text, until
-from training.network import RecurrentNetwork
 
 Bundles = dict[str, Bundle]
 MODELS = ["elman", "lstm", "gru", "lstm-int8", "tags", "classes"]
@@ -111,16 +108,7 @@ async def test_units_that_are_watched_are_those_of_the_embedding(
 
 
 async def test_a_character_of_several_tokens_stands_with_its_last_one(tmp_path: Path) -> None:
-    network = RecurrentNetwork(cell="gru", tokens=256, outputs=256, layers=1, embedding=4, hidden=5, dropout=0.0)
-    vocabulary = ByteVocabulary()
-    export_bundle(
-        NetworkStep(network),
-        tmp_path / "bytes",
-        name="bytes",
-        inputs={"token": Token(vocabulary)},
-        outputs={"logits": NextToken()},
-    )
-    async with serving(load_bundle(tmp_path / "bytes")) as running:
+    async with serving(make_byte_bundle(tmp_path)) as running:
         steps = await collected(running.client.inspect("aé🌲", units={"state.layer0.hidden": [4]}))
         assert [step.text for step in steps] == ["a", "", "é", "", "", "", "🌲"]
         score = await running.client.score("é🌲")
@@ -175,16 +163,9 @@ async def test_a_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_begin_token_has_no_part_in_the_text(tmp_path: Path) -> None:
-    network = make_network("gru", CHARACTERS.size, layers=1, hidden=5)
-    begin = CHARACTERS.encode("\n")[0]
-    export_bundle(
-        NetworkStep(network),
-        tmp_path / "begun",
-        name="begun",
-        inputs={"token": Token(CHARACTERS, begin_id=int(begin))},
-        outputs={"logits": NextToken()},
-    )
-    async with serving(load_bundle(tmp_path / "begun")) as running:
+    begin = int(CHARACTERS.encode("\n")[0])
+    network = make_small_network(CHARACTERS.size)
+    async with serving(export_network(network, tmp_path, "begun", Token(CHARACTERS, begin_id=begin))) as running:
         for text in ("ab . c", "\na"):
             steps = await collected(running.client.inspect(text))
             assert [step.token_id for step in steps] == [begin, *CHARACTERS.encode(text)]

@@ -17,19 +17,15 @@ import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from bundle import Bundle, ByteVocabulary, load_bundle
+from bundle import Bundle
 from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, ServerError, v1
-from export import NextToken, Token, export_bundle
-from export.training_run import NetworkStep
 from server.decoding import UniformStream
 from server.decoding.rehearsal import Rehearsal
-from tests.conftest import CHARACTERS
+from tests.conftest import CHARACTERS, make_byte_bundle
 from tests.reference import choose_token
-from tests.serving import Running, serving
-from training.network import RecurrentNetwork
+from tests.serving import serving
 
 Bundles = dict[str, Bundle]
 PROMPT = "once upon a time"
@@ -451,7 +447,7 @@ async def test_in_a_session_shaping_looks_back_at_all_it_holds(bundles: Bundles)
                 received += chunk.token_ids
                 if len(received) % 3 == 0:
                     break
-            await _until_free(running, session)
+            await running.until_free(session)
         assert received == expected
         await client.generate(**call, received_token_count=len(received)).text()
         held = CHARACTERS.encode(PROMPT).tolist() + received
@@ -480,25 +476,6 @@ async def test_a_session_ends_where_its_stop_sequence_does(bundles: Bundles) -> 
         assert (await client.session_tokens(session)).text == PROMPT + whole[: end + 3]
         rest = await client.generate(session=session, max_tokens=20).text()
         assert rest == whole[end + 3 : end + 23]
-
-
-async def _until_free(running: Running, session: str) -> None:
-    async with asyncio.timeout(10):
-        while (await running.client.get_session(session)).running:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-def byte_bundle(folder: Path) -> Bundle:
-    torch.manual_seed(0)
-    network = RecurrentNetwork(cell="gru", tokens=256, outputs=256, layers=1, embedding=8, hidden=16, dropout=0.0)
-    export_bundle(
-        NetworkStep(network),
-        folder / "bytes",
-        name="bytes",
-        inputs={"token": Token(ByteVocabulary())},
-        outputs={"logits": NextToken()},
-    )
-    return load_bundle(folder / "bytes")
 
 
 NESTED = {
@@ -545,7 +522,7 @@ async def test_what_is_complete_ends_where_nothing_can_follow(
 
 
 async def test_a_json_schema_over_a_vocabulary_of_bytes(tmp_path: Path) -> None:
-    bundle = byte_bundle(tmp_path)
+    bundle = make_byte_bundle(tmp_path)
     async with serving(bundle) as running:
         streams = [running.client.generate("{", json_schema=NESTED, max_tokens=400, seed=seed) for seed in range(8)]
         finished = 0
@@ -572,7 +549,7 @@ async def test_a_constrained_call_on_a_session_goes_on_where_it_was(bundles: Bun
                 assert chunk.text == alone[received : received + len(chunk.text)]
                 received += len(chunk.token_ids)
                 break
-            await _until_free(running, session)
+            await running.until_free(session)
         stream = client.generate(**call)
         assert await stream.text() == alone
         assert stream.finish_reason is FinishReason.CONSTRAINT

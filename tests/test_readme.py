@@ -19,8 +19,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from bundle import Bundle, load_bundle
+from tests.conftest import make_byte_bundle
 from tests.serving import serving
-from tests.test_generating import byte_bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> N
 
 
 async def test_decoding_code_runs(tmp_path: Path) -> None:
-    async with serving(byte_bundle(tmp_path)) as running:
+    async with serving(make_byte_bundle(tmp_path)) as running:
         code = DECODING_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"bytes"')
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "FinishReason.CONSTRAINT Usage(step_count=" in shown

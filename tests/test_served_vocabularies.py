@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 from rich.console import Console
 
@@ -21,7 +20,6 @@ from bundle import (
     Bundle,
     BundleError,
     CharacterVocabulary,
-    InputVocabulary,
     SubwordVocabulary,
     WordVocabulary,
     load_bundle,
@@ -30,13 +28,13 @@ from bundle.storage import write_bundle
 from elman import InvalidRequestError, v1
 from elman.client import Label
 from elman.command_line.calling import _runs
-from export import Labels, NextToken, Token, export_bundle
-from export.training_run import NetworkStep, export_run
+from export import Labels, Token
+from export.training_run import export_run
 from server.rpc.validation import Limits
+from tests.conftest import export_network, make_small_network
 from tests.reference import generate_alone
 from tests.serving import serving
 from training import TextConfig, train
-from training.network import RecurrentNetwork
 
 TEXT = "the 語 in the 🌲, said ß: été!\n" * 150
 PROMPTS = ["the 語", "said", " ", "🌲🌲 of x9\n", "né"]
@@ -113,27 +111,12 @@ async def test_a_session_goes_on_in_tokens(trained: dict[str, Bundle], kind: str
         assert content.text == "the 語" + "".join(" in" + text for text in texts)
 
 
-def make_bundle(folder: Path, name: str, vocabulary: InputVocabulary, labels: Labels | None = None) -> Bundle:
-    torch.manual_seed(0)
-    outputs = vocabulary.size if labels is None else len(labels.names)
-    network = RecurrentNetwork(
-        cell="gru", tokens=vocabulary.size, outputs=outputs, layers=1, embedding=8, hidden=16, dropout=0.0
-    )
-    export_bundle(
-        NetworkStep(network),
-        folder / name,
-        name=name,
-        inputs={"token": Token(vocabulary)},
-        outputs={"logits": labels or NextToken()},
-        quantize="int8" if vocabulary.size > 1000 else None,
-    )
-    return load_bundle(folder / name)
-
-
 async def test_a_wide_vocabulary_in_int8(tmp_path: Path) -> None:
     letters = "abcdefghijklmnopq"
     words = [f" {first}{second}{third}" for first in letters for second in letters for third in letters]
-    bundle = make_bundle(tmp_path, "wide", WordVocabulary(["�", *words], unknown_id=0))
+    vocabulary = WordVocabulary(["�", *words], unknown_id=0)
+    network = make_small_network(vocabulary.size)
+    bundle = export_network(network, tmp_path, "wide", Token(vocabulary), quantize="int8")
     assert bundle.spec.vocabularies[0].size == 4914
     async with serving(bundle) as running:
         greedy = await running.client.generate(" abc aaa", max_tokens=20, temperature=0.0).text()
@@ -146,7 +129,8 @@ async def test_a_wide_vocabulary_in_int8(tmp_path: Path) -> None:
 async def test_subwords_are_labelled(trained: dict[str, Bundle], tmp_path: Path, scope: Any) -> None:
     vocabulary = trained["subwords"].text_vocabulary("text")
     assert isinstance(vocabulary, SubwordVocabulary)
-    bundle = make_bundle(tmp_path, "labels", vocabulary, Labels(("red", "green"), scope))
+    network = make_small_network(vocabulary.size, outputs=2)
+    bundle = export_network(network, tmp_path, "labels", Token(vocabulary), Labels(("red", "green"), scope))
     ids = vocabulary.encode(TEXT[:100]).tolist()
     async with serving(bundle) as running:
         by_text = await running.client.classify(TEXT[:100])

@@ -14,14 +14,12 @@ import grpc
 import pytest
 import torch
 
-from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
-from elman import Client, DeadlineExceededError, FinishReason, NextToken, Token, export_bundle
-from export.training_run import NetworkStep
+from bundle import Bundle, ByteVocabulary
+from elman import Client, DeadlineExceededError, FinishReason, Token
 from server.engine import Chunk, OnnxEngine, Results
-from tests.conftest import CHARACTERS, CLASSES
+from tests.conftest import CHARACTERS, CLASSES, export_network, make_small_network
 from tests.reference import generate_alone
 from tests.serving import serving
-from training.network import RecurrentNetwork
 
 Bundles = dict[str, Bundle]
 
@@ -282,17 +280,10 @@ async def test_stream_of_pieces_keeps_no_slot_while_it_is_silent(bundles: Bundle
 
 async def test_bytes_are_streamed_as_whole_characters(tmp_path: Path) -> None:
     """A model of bytes whose favourites are those of multi-byte characters."""
-    network = RecurrentNetwork(cell="gru", tokens=256, outputs=256, layers=1, embedding=8, hidden=16, dropout=0.0)
+    network = make_small_network(256)
     with torch.no_grad():
         network.head.bias[list("語🌲é".encode())] += 4
-    export_bundle(
-        NetworkStep(network),
-        tmp_path / "bytes",
-        name="bytes",
-        inputs={"token": Token(ByteVocabulary())},
-        outputs={"logits": NextToken()},
-    )
-    async with serving(load_bundle(tmp_path / "bytes")) as running:
+    async with serving(export_network(network, tmp_path, "bytes", Token(ByteVocabulary()))) as running:
         stream = running.client.generate("語🌲", max_tokens=3000, seed=1)
         chunks = [chunk async for chunk in stream]
     assert (stream.prompt_token_count, stream.unknown_token_count) == (7, 0)
@@ -301,17 +292,8 @@ async def test_bytes_are_streamed_as_whole_characters(tmp_path: Path) -> None:
     assert {"語", "é"} & set(ids.decode("utf-8", errors="replace"))
 
 
-async def test_a_begin_token_allows_an_empty_prompt_and_an_end_token_ends(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = RecurrentNetwork(cell="gru", tokens=5, outputs=5, layers=1, embedding=8, hidden=16, dropout=0.0)
-    export_bundle(
-        NetworkStep(network),
-        tmp_path / "ends",
-        name="ends",
-        inputs={"token": Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)},
-        outputs={"logits": NextToken()},
-    )
-    async with serving(load_bundle(tmp_path / "ends")) as running:
+async def test_a_begin_token_allows_an_empty_prompt_and_an_end_token_ends(ends: Bundle) -> None:
+    async with serving(ends) as running:
         stream = running.client.generate(max_tokens=1000, seed=3)
         text = await stream.text()
     assert stream.prompt_token_count == 1

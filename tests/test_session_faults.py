@@ -17,10 +17,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load, save
 
-from bundle import Bundle, CharacterVocabulary, load_bundle
+from bundle import Bundle
 from chaos.redis_server import redis_is_installed, redis_running
 from elman import (
     Client,
@@ -28,7 +27,6 @@ from elman import (
     FinishReason,
     GenerationStream,
     InvalidRequestError,
-    NextToken,
     OverloadedError,
     Prediction,
     ServerError,
@@ -36,13 +34,10 @@ from elman import (
     SessionConflictError,
     SessionExistsError,
     SessionNotFoundError,
-    Token,
     UnavailableError,
-    export_bundle,
     v1,
 )
 from elman.errors import rpc_errors
-from export.training_run import NetworkStep
 from server.rpc.validation import Limits
 from server.sessions import PrefixCache, SessionOptions
 from server.sessions.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
@@ -56,7 +51,6 @@ from tests.reference import generate_alone
 from tests.serving import Running, serving, serving_fake
 from tests.test_redis_store import created, stamped
 from tests.test_store import empty, is_earlier, long_session, same, tokens_of, told
-from training.network import RecurrentNetwork
 
 Bundles = dict[str, Bundle]
 
@@ -946,22 +940,6 @@ async def test_after_a_call_that_the_store_has_moved_on_from_the_next_one_succee
 
 
 # Begin and end tokens.
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model whose sequences begin with a token of their own, and end with one sooner or later."""
-    folder = tmp_path_factory.mktemp("ends") / "ends"
-    torch.manual_seed(0)
-    network = RecurrentNetwork(cell="gru", tokens=5, outputs=5, layers=1, embedding=8, hidden=16, dropout=0.0)
-    export_bundle(
-        NetworkStep(network),
-        folder,
-        name="ends",
-        inputs={"token": Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)},
-        outputs={"logits": NextToken()},
-    )
-    return load_bundle(folder)
 
 
 async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:

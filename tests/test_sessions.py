@@ -70,12 +70,6 @@ async def some(stream: GenerationStream, count: int) -> list[int]:
     return tokens
 
 
-async def until_free(client: Client, session_id: str) -> None:
-    async with asyncio.timeout(10):
-        while (await client.get_session(session_id)).running:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("name", ["lstm", "gru", "lstm-int8"])
 async def test_calls_on_a_session_go_on_where_the_last_one_ended(bundles: Bundles, name: str, store: str) -> None:
     async with serving(bundles[name], store=store, **kept()) as running:
@@ -192,7 +186,7 @@ async def test_a_broken_stream_goes_on_behind_what_was_received(bundles: Bundles
                     break
         assert text == expected
         assert breaks > 3
-        await until_free(client, session)
+        await running.until_free(session)
         assert (await client.get_session(session)).position == len(PROMPT) + 2001
 
 
@@ -214,7 +208,7 @@ async def test_what_was_broken_off_can_be_gone_on_from_by_others_but_not_by_both
         session = (await client.create_session(PROMPT, seed=SEED)).session_id
         call: dict[str, Any] = {"session": session, "max_tokens": 60_000, "interval": 0.0}
         seen = await some(client.generate(**call, request_id="broken"), 10)
-        await until_free(client, session)
+        await running.until_free(session)
         content = await client.session_tokens(session)
         assert content.token_ids[len(PROMPT) :][: len(seen)] == tuple(seen)
         found = await client.generate("q", session=session, max_tokens=20).text()

@@ -9,7 +9,7 @@ import typer
 
 
 def _number(value: float | None) -> float | None:
-    # A range lets through what compares with nothing.
+    # The ranges of older typers that we allow (0.20 is one) let through nan, which compares with nothing.
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is no number of seconds")
     return value

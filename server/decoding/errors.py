@@ -1,6 +1,8 @@
-"""What is wrong with what a caller wants the output to match."""
+"""What is wrong with what a caller wants the output to match; and how much of what a caller wrote a message repeats."""
 
 from __future__ import annotations
+
+import json
 
 
 class ConstraintError(ValueError):
@@ -15,3 +17,9 @@ class ConstraintError(ValueError):
         super().__init__(problem if position is None else f"{problem} (at character {position})")
         self.problem = problem
         self.position = position
+
+
+def shortened(value: object, longest: int = 100) -> str:
+    """What a caller has written, for a message: of a length that leaves room for the place."""
+    written = value if isinstance(value, str) else json.dumps(value)
+    return written if len(written) <= longest else f"{written[:longest]}..."

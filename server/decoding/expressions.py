@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from server.decoding.errors import ConstraintError
-from server.decoding.schemas import KEYWORDS, checked_schema, key_position, shortened
+from server.decoding.errors import ConstraintError, shortened
+from server.decoding.schemas import KEYWORDS, checked_schema, key_position
 
 LONGEST = 100_000  # characters
 
@@ -36,7 +36,6 @@ _ASSERTIONS = {
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^]\\])+\]?|.", re.DOTALL)  # A class that does not end is one to the end.
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 _TOO_COMPLEX = re.compile(r"too (big|large|many|deeply)|fuel|determine|increase limits", re.IGNORECASE)
-_LONGEST_REASON = 200
 _REASONS = [
     (re.compile(said), meant)
     for said, meant in (
@@ -176,7 +175,7 @@ def _reason(complaint: str) -> str:
         reason = said.sub(meant, reason)
     if _TOO_COMPLEX.search(reason) and not reason.startswith("too complex"):
         reason = f"too complex: {reason}"
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+    return shortened(reason, longest=200)
 
 
 def _regex_problem(complaint: str) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from server.decoding.errors import ConstraintError
+from server.decoding.errors import ConstraintError, shortened
 
 _IN_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _IN_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
@@ -174,9 +174,3 @@ def _position(text: str, wanted: Pointer) -> int | None:
                 path[-1] += 1
         before = token
     return None
-
-
-def shortened(value: object, longest: int = 100) -> str:
-    """What a caller has written, for a message: of a length that leaves room for the place."""
-    written = value if isinstance(value, str) else json.dumps(value)
-    return written if len(written) <= longest else f"{written[:longest]}..."

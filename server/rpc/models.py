@@ -11,12 +11,11 @@ import numpy as np
 from bundle import Bundle, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
+from server.decoding.errors import shortened
 from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
 from server.scheduling import Scheduler
 from server.sessions import SessionModel, StateLayout
-
-_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Models:
             raise FieldError(field, f"is needed; this server holds {self._known()}")
         if name not in self._models:
             # A status travels in headers, which have a limit: no name is repeated at any length.
-            shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
+            shown = shortened(name, longest=80)
             raise ModelNotFoundError(field, f"there is no model {shown!r}; this server holds {self._known()}")
         return self._models[name]
 

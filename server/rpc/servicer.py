@@ -104,22 +104,21 @@ class InferenceServicer(v1.InferenceServiceServicer):
         target = session_target(request) if request.HasField("session") else None
         name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
-        kept = model.for_sessions if target else None
-        ids = await input_steps(request, model, self._limits)
+        read_session = partial(self._sessions.calls.read, model.for_sessions, target) if target else None
+        steps = await input_steps(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
         every_step = labelling.every_step
-        if target and kept:
-            tokens = array(TOKEN_TYPE, ids.tolist())
-            found = await self._sessions.calls.read(kept, target, tokens, every_step=every_step)
+        if read_session:
+            found = await read_session(array(TOKEN_TYPE, steps.tolist()), every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
         elif every_step or model.reads_numbers:
-            outputs = (await run_reading(model, Reading(ids, Mailbox(), every_step=every_step))).outputs
+            outputs = (await run_reading(model, Reading(steps, Mailbox(), every_step=every_step))).outputs
         else:
             bypass = request.bypass_prefix_cache
-            prefill = Prefill.begin(model, ids, self._prefixes, caller_of(context), bypass=bypass, output_wanted=True)
+            prefill = Prefill.begin(model, steps, self._prefixes, caller_of(context), bypass=bypass, output_wanted=True)
             response.cached_token_count = prefill.position
             outputs = await prefill.last_output()
-        response.prediction.CopyFrom(await predict(labelling, outputs, len(ids)))
+        response.prediction.CopyFrom(await predict(labelling, outputs, len(steps)))
         return response
 
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
@@ -154,24 +153,24 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async for message in messages:
             if not message.HasField("piece"):
                 raise FieldError("piece", "is missing: every message but the first is a piece")
-            ids = await piece_steps(message.piece, model, self._limits)
-            steps = latest.prediction.step_count + len(ids)
-            if len(ids):
-                outputs, position = await read(message.piece, ids)
-                latest = v1.PieceResult(prediction=await predict(labelling, outputs, steps), session_position=position)
+            steps = await piece_steps(message.piece, model, self._limits)
+            count = latest.prediction.step_count + len(steps)
+            if len(steps):
+                outputs, position = await read(message.piece, steps)
+                latest = v1.PieceResult(prediction=await predict(labelling, outputs, count), session_position=position)
             elif labelling.every_step:
-                latest.prediction.CopyFrom(v1.Prediction(step_count=steps))
+                latest.prediction.CopyFrom(v1.Prediction(step_count=count))
             yield latest
 
     def _in_session(self, model: ServedModel, labelling: Labelling, target: Target) -> PieceReader:
         """Reads pieces on a session, each behind the one before."""
         expected, kept = target.position, model.for_sessions
 
-        async def read(piece: v1.Piece, ids: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
+        async def read(piece: v1.Piece, steps: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
             nonlocal expected
             check_request_id(piece.request_id, "piece.request_id")
             this = replace(target, position=expected, request_id=piece.request_id, fingerprint=fingerprint(piece))
-            tokens = array(TOKEN_TYPE, ids.tolist())
+            tokens = array(TOKEN_TYPE, steps.tolist())
             found = await self._sessions.calls.read(kept, this, tokens, every_step=labelling.every_step, always=True)
             expected = found.end
             return found.outputs, found.end
@@ -220,9 +219,9 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
     """Reads the pieces of a stream that belongs to no session."""
     state: Arrays | None = None
 
-    async def read(piece: v1.Piece, ids: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
+    async def read(piece: v1.Piece, steps: NDArray[Any]) -> tuple[NDArray[Any], int | None]:
         nonlocal state
-        reading = Reading(ids, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
+        reading = Reading(steps, Mailbox(), state, every_step=labelling.every_step, keep_state=True)
         finished = await run_reading(model, reading, always=True)
         state = finished.state
         return finished.outputs, None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bundle import EncodingError
 from bundle.vocabulary import TokenIds
 from elman import v1
-from server.decoding.schemas import shortened
+from server.decoding.errors import shortened
 from server.engine import DTYPES
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from server.rpc.lengthy import by_length

@@ -73,7 +73,7 @@ class HostChoice:
         self._places: dict[int, int] = {}
         self._matchers: dict[int, Matcher] = {}  # by row of the batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._begun: list[_Work] = []
+        self._begun: _Work | None = None
 
     def append(self, row: int, sequence: Sequence) -> None:
         """A row begins. Harmless for one that does not choose here."""
@@ -136,35 +136,32 @@ class HostChoice:
 
     def clear(self) -> None:
         """All rows end."""
-        self._begun.clear()
+        self._begun = None
         for row in list(self._places):
             self.remove(row)
 
     def prepare(self, rows: Several[int]) -> None:
-        """Begin to work out what the grammars of some rows, which choose next, allow, as far as that has not begun."""
-        begun = {matcher for work in self._begun for matcher in work.matchers}
-        self._begin([matcher for row in rows if (matcher := self._matchers.get(row)) and matcher not in begun])
-
-    def _begin(self, matchers: list[Matcher]) -> None:
+        """Begin to work out what the grammars of some rows, which choose next, allow. What has begun before and was
+        not taken, because a run has failed, is begun again."""
+        self._begun = None
+        matchers = [matcher for row in rows if (matcher := self._matchers.get(row))]
         if matchers:
             allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
-            self._begun.append(_Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed)))
+            self._begun = _Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed))
 
     def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
         """[R, V], what has been worked out; None if no grammar is among the rows."""
-        works, self._begun = self._begun, []
-        if not works:
+        work, self._begun = self._begun, None
+        if work is None:
             return None
-        places: dict[Matcher | None, int] = {}
-        for work in works:
-            work.end.result()
-            places.update(zip(work.matchers, range(len(places), len(places) + len(work.matchers)), strict=True))
-        free = len(places)
+        work.end.result()
+        free = len(work.matchers)
+        places: dict[Matcher | None, int] = dict(zip(work.matchers, range(free), strict=True))
         numbers = [places.get(self._matchers.get(row), free) for row in rows]
         if min(numbers, default=free) == free:
             return None
         anything = np.ones((1, self._vocabulary_size), np.bool_)
-        found: NDArray[np.bool_] = np.concatenate([*(work.allowed for work in works), anything])[numbers]
+        found: NDArray[np.bool_] = np.concatenate([work.allowed, anything])[numbers]
         return found
 
     def choose(self, rows: Several[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
