@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, TranslationConfig
 from training.corpus import read_labelled_examples, read_labelled_text, read_text
+from training.encoder_decoder import EncoderDecoder
 from training.network import RecurrentNetwork
+from training.pairs import read_pairs
 from training.task import Task
 from training.tasks import ClassificationTask, LanguageTask, TaggingTask
+from training.translation import TranslationTask
 
 
 def make_task(config: TrainingConfig) -> Task:
@@ -20,6 +23,8 @@ def make_task(config: TrainingConfig) -> Task:
     Raises:
         TrainingError: the corpus cannot be read or is too small.
     """
+    if isinstance(config, TranslationConfig):
+        return TranslationTask(config, read_pairs(config.corpus, config.held_out, config.seed))
     if config.task == "classify":
         return ClassificationTask(config, read_labelled_examples(config.corpus))
     if config.task == "tag":
@@ -35,6 +40,19 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
+    if isinstance(config, TranslationConfig):
+        return EncoderDecoder(
+            cell=config.cell,
+            source_tokens=sizes["source-"],
+            tokens=sizes[""],
+            layers=config.layers,
+            embedding=config.embedding,
+            hidden=config.hidden,
+            attention=config.attention,
+            bidirectional=config.bidirectional,
+            one_hot=config.one_hot,
+            dropout=config.dropout,
+        )
     return RecurrentNetwork(
         cell=config.cell,
         tokens=sizes[""],

@@ -35,6 +35,7 @@ app.add_typer(sessions.app, name="session")
 
 _EXTRAS = {
     "torch": "training",
+    "sacrebleu": "training",
     "onnx": "training",
     "onnxruntime": "server",
     "structlog": "server",

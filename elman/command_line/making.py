@@ -15,6 +15,7 @@ class Task(StrEnum):
     lm = "lm"
     classify = "classify"
     tag = "tag"
+    translation = "translate"  # "translate" is a method of str
 
 
 class Preset(StrEnum):
@@ -25,6 +26,9 @@ class Preset(StrEnum):
     python_packages = "python-packages"
     shakespeare = "shakespeare"
     names = "names"
+    phonemes = "phonemes"
+    german_english = "german-english"
+    stories = "stories"
 
 
 class Cell(StrEnum):
@@ -50,13 +54,20 @@ class Vocabulary(StrEnum):
     symbols = "symbols"
 
 
-_DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
+_DEFAULT_PRESETS = {
+    Task.lm: Preset.python,
+    Task.classify: Preset.python_packages,
+    Task.tag: Preset.python_tags,
+    Task.translation: Preset.german_english,
+}
 _OF_PRESET = "of the preset"
-# Options that do something only where another value is one of these.
-_NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "vocabulary_size": ("vocabulary", ("words", "subwords", "symbols")),
-    "minimum_count": ("vocabulary", ("characters", "words", "symbols")),
-    "corpus_limit": ("task", ("lm", "tag")),
+# Options that do something only where one of some other values is one of these.
+_LEARNT = ("words", "subwords", "symbols")
+_NEEDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "vocabulary_size": (("vocabulary",), _LEARNT),
+    "source_vocabulary_size": (("source_vocabulary",), _LEARNT),
+    "minimum_count": (("vocabulary", "source_vocabulary"), ("characters", "words", "symbols")),
+    "corpus_limit": (("task",), ("lm", "tag")),
 }
 
 
@@ -64,7 +75,8 @@ def train(
     task: Annotated[
         Task | None,
         typer.Option(
-            help="lm: a language model. classify: a class for a whole text. tag: a label for every character.",
+            help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
+            "translate: a text for a text, by an encoder and a decoder.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -74,8 +86,10 @@ def train(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
             "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
-            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents.",
-            show_default="stdlib",
+            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. translate: "
+            "'stories', made questions with answers; a folder of cmudict or of multi30k; or a TSV file of source TAB "
+            "target.",
+            show_default="stdlib, for the preset stories stories",
         ),
     ] = None,
     preset: Annotated[
@@ -84,7 +98,7 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class.",
+            "short texts by class. phonemes, german-english, stories: encoder-decoders, up to an hour.",
             show_default="by task",
         ),
     ] = None,
@@ -108,12 +122,18 @@ def train(
         typer.Option(
             help="What a token is. characters, bytes. words: each with the space before it; also one digit, or a run "
             "of one other character or of white space. subwords: bytes joined where they often stand together, learnt "
-            "from the corpus. symbols: whatever stands between white space.",
+            "from the corpus. symbols: whatever stands between white space. For translate: of the target.",
             show_default="of the preset, mostly characters",
         ),
     ] = None,
+    source_vocabulary: Annotated[
+        Vocabulary | None, typer.Option(help="The same of the source (translate).", show_default=_OF_PRESET)
+    ] = None,
     vocabulary_size: Annotated[
         int | None, typer.Option(help="The most tokens, of words and subwords.", show_default="of the preset: 4096")
+    ] = None,
+    source_vocabulary_size: Annotated[
+        int | None, typer.Option(help="The same of the source (translate).", show_default=_OF_PRESET)
     ] = None,
     lower_case: Annotated[
         bool, typer.Option("--lower-case", help="Put text into lower case first, only for words.")
@@ -121,6 +141,44 @@ def train(
     minimum_count: Annotated[
         int | None,
         typer.Option(help="Rarer characters and words are read as the unknown token.", show_default=_OF_PRESET),
+    ] = None,
+    longest_source: Annotated[
+        int | None,
+        typer.Option(help="The most tokens of a source that is learnt from or taken (translate).", show_default="100"),
+    ] = None,
+    longest_target: Annotated[
+        int | None,
+        typer.Option(help="The most tokens of a target learnt from or written (translate).", show_default="100"),
+    ] = None,
+    attention: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether the decoder looks at every position of the source, or all it knows is one vector "
+            "(translate).",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
+    bidirectional: Annotated[
+        bool | None,
+        typer.Option(help="Whether half of the encoder reads backwards (translate).", show_default=_OF_PRESET),
+    ] = None,
+    one_hot: Annotated[
+        bool,
+        typer.Option("--one-hot", help="One-hot features of tokens instead of learnt ones, to compare (translate)."),
+    ] = False,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of what is wanted that is spread over all tokens (translate).", show_default=_OF_PRESET
+        ),
+    ] = None,
+    scheduled_sampling: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of the decoder's inputs that is drawn from what it makes itself, reached in the end "
+            "(translate).",
+            show_default="0",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", show_default=_OF_PRESET)] = None,
     lanes: Annotated[int | None, typer.Option(help="Rows of a batch.", show_default=_OF_PRESET)] = None,
@@ -134,7 +192,8 @@ def train(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="The share kept for validation: the end of a text, a part of every class.", show_default="0.1"
+            help="The share kept for validation: the end of a text, a part of every class, some of the pairs.",
+            show_default="0.1, for translate 0.05",
         ),
     ] = None,
     validate_every: Annotated[
@@ -177,6 +236,7 @@ def train(
     import training
     from training.checkpoint import CURVE
     from training.corpus import STDLIB
+    from training.pairs import STORIES
 
     console = Console(stderr=True, highlight=False, markup=False)
     given = {
@@ -185,7 +245,10 @@ def train(
         "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
         "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
         "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
-        "average_decay": average_decay, "restart": restart, "seed": seed,
+        "average_decay": average_decay, "restart": restart, "seed": seed, "source_vocabulary": source_vocabulary,
+        "source_vocabulary_size": source_vocabulary_size, "longest_source": longest_source,
+        "longest_target": longest_target, "attention": attention, "bidirectional": bidirectional,
+        "one_hot": one_hot or None, "label_smoothing": label_smoothing, "scheduled_sampling": scheduled_sampling,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
@@ -201,9 +264,11 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        embedded = corpus in (None, STDLIB)
-        if embedded and not chosen.startswith("python"):
-            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
+        needs_no_file = STORIES if chosen == Preset.stories else STDLIB if chosen.startswith("python") else None
+        embedded = corpus in (None, STDLIB, STORIES)
+        if embedded and (needs_no_file is None or corpus not in (None, needs_no_file)):
+            instead = f"--corpus {needs_no_file} or one of yours" if needs_no_file else "--corpus"
+            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
             for name in ("minimum_count", "corpus_limit"):
@@ -211,22 +276,25 @@ def train(
         values |= given
         try:
             config = training.parse_config(
-                {"preset": chosen.value, **values, "corpus": STDLIB if embedded else str(Path(str(corpus)).resolve())}
+                {
+                    "preset": chosen.value,
+                    **values,
+                    "corpus": needs_no_file if embedded else str(Path(str(corpus)).resolve()),
+                }
             )
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).replace("_", "-")
+            name = str(first["loc"][-1]).replace("_", "-")  # Before it stands the task.
             if first["type"] == "extra_forbidden":
                 raise typer.BadParameter(f"--{name} does nothing with --task {values['task']}") from error
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
         for name in _NEEDS.keys() & given.keys():
-            other, suitable = _NEEDS[name]
-            value = getattr(config, other)
-            if value not in suitable:
+            deciding, suitable = _NEEDS[name]
+            chosen_values = {other: getattr(config, other) for other in deciding if hasattr(config, other)}
+            if not set(suitable) & set(chosen_values.values()):
                 option = name.replace("_", "-")
-                raise typer.BadParameter(
-                    f"--{option} does nothing with --{other} {value}, only {' or '.join(suitable)}"
-                )
+                by = " and ".join(f"--{other.replace('_', '-')} {value}" for other, value in chosen_values.items())
+                raise typer.BadParameter(f"--{option} does nothing with {by}, only {' or '.join(suitable)}")
         folder = output or Path("runs") / (chosen if embedded or preset else Path(config.corpus).stem)
         result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
     # Exactly: in one piece and from one start, where the validations on the way cut the text into rows.
