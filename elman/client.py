@@ -32,7 +32,7 @@ from elman.decoding import (
     usage_of,
 )
 from elman.errors import ElmanError, expressible, rpc_errors
-from elman.inputs import Input, set_input, set_steps
+from elman.inputs import Input, set_input, set_source, set_steps
 from elman.sessions import Patience, SessionCalls, session_call
 
 if TYPE_CHECKING:
@@ -108,6 +108,34 @@ class Prediction:
     steps: tuple[Label, ...]
     step_count: int
     session_position: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """How probable one of several continuations is.
+
+    Attributes:
+        log_likelihood: the sum of the log-probabilities of its tokens, in nats.
+        token_count: how many tokens were scored, the end token among them.
+        probability: its share of the probability that all choices have together.
+    """
+
+    log_likelihood: float
+    token_count: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several continuations is the most probable.
+
+    Attributes:
+        index: its place among them.
+        scores: of all of them, in their order.
+    """
+
+    index: int
+    scores: tuple[ChoiceScore, ...]
 
 
 class GenerationStream:
@@ -256,6 +284,7 @@ class Client(SessionCalls, AnalysisCalls):
         self,
         prompt: Input = "",
         *,
+        source: Input | Numbers | None = None,
         model: str = "",
         interval: float | None = None,
         single_tokens: bool = False,
@@ -273,6 +302,8 @@ class Client(SessionCalls, AnalysisCalls):
 
         Args:
             prompt: text, or token ids.
+            source: what the model's encoder reads, where it has one: text, token ids, or the numbers of every position;
+                such as a sentence to translate.
             model: its name; may be empty where the server holds one that generates.
             interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
                 are there; default as the server sees fit, which depends on its load.
@@ -292,7 +323,7 @@ class Client(SessionCalls, AnalysisCalls):
             decoding: how tokens are chosen and when it ends; see `Decoding`.
         """
         with expressible():
-            request = _request(prompt, model, decoding, log_probabilities)
+            request = _request(prompt, source, model, decoding, log_probabilities)
             call = session_call(session, position, request_id, patience)
             if call is not None:
                 request.session.CopyFrom(call)
@@ -326,6 +357,7 @@ class Client(SessionCalls, AnalysisCalls):
         prompt: Input = "",
         *,
         count: int,
+        source: Input | Numbers | None = None,
         model: str = "",
         log_probabilities: int | None = None,
         timeout: float | None = None,
@@ -336,13 +368,14 @@ class Client(SessionCalls, AnalysisCalls):
         Args:
             prompt: text, or token ids.
             count: how many; the number i, from 0, is what the seed plus i brings alone.
+            source: what the model's encoder reads, where it has one; it is read once.
             model: its name; may be empty where the server holds one that generates.
             log_probabilities: see `generate`.
             timeout: seconds all of them together may take.
             decoding: how tokens are chosen and when they end; see `Decoding`.
         """
         with expressible():
-            request = _request(prompt, model, decoding, log_probabilities)
+            request = _request(prompt, source, model, decoding, log_probabilities)
             request.sampling.sample_count = count
         return await self._whole(request, timeout)
 
@@ -354,6 +387,7 @@ class Client(SessionCalls, AnalysisCalls):
         count: int = 1,
         length_penalty: float = 1.0,
         early_stopping: EarlyStopping = EarlyStopping.LIKELY,
+        source: Input | Numbers | None = None,
         model: str = "",
         timeout: float | None = None,
         **decoding: Unpack[Decoding],
@@ -367,12 +401,13 @@ class Client(SessionCalls, AnalysisCalls):
             length_penalty: the exponent of the length that divides the sum of the log-probabilities; above 0 longer
                 ones are favoured.
             early_stopping: when to end before max_tokens.
+            source: what the model's encoder reads, where it has one; it is read once.
             model: its name; may be empty where the server holds one that generates.
             timeout: seconds it may take.
             decoding: see `Decoding`; nothing is drawn, so what says how to draw does not go with it.
         """
         with expressible():
-            request = _request(prompt, model, decoding)
+            request = _request(prompt, source, model, decoding)
             if request.HasField("sampling"):
                 raise ValueError("a beam search draws nothing: temperature, top_k, top_p and min_p do not go with it")
             request.beam.width, request.beam.result_count = width, count
@@ -387,6 +422,40 @@ class Client(SessionCalls, AnalysisCalls):
             async for response in call:
                 gathering.take(response)
         return gathering.continuations()
+
+    async def choose(
+        self,
+        choices: Iterable[Input],
+        *,
+        prompt: Input = "",
+        source: Input | Numbers | None = None,
+        model: str = "",
+        open_ended: bool = False,
+        bypass_prefix_cache: bool = False,
+        timeout: float | None = None,
+    ) -> Choice:
+        """Which of several continuations is the most probable, such as the answers to a question.
+
+        Args:
+            choices: texts or token ids, 2 to 1024, of one token or more each.
+            prompt: what goes before every choice, text or token ids; it is read once.
+            source: what the model's encoder reads, where it has one; it is read once.
+            model: its name; may be empty where the server holds one that generates.
+            open_ended: leave out the end token, with which choices are scored where the model has one.
+            bypass_prefix_cache: read the whole prompt, though the state behind its beginning may be known.
+            timeout: seconds the call may take.
+        """
+        with expressible():
+            request = v1.ChooseRequest(model=model, open_ended=open_ended, bypass_prefix_cache=bypass_prefix_cache)
+            set_input(request, prompt)
+            set_source(request, source)
+            for choice in choices:
+                set_input(request.choices.add(), choice)
+        response = await self._call(self._stub.Choose, request, timeout)
+        scores = tuple(
+            ChoiceScore(score.log_likelihood, score.token_count, score.probability) for score in response.scores
+        )
+        return Choice(response.choice_index, scores)
 
     async def classify(
         self,
@@ -473,7 +542,13 @@ class Client(SessionCalls, AnalysisCalls):
             call.cancel()
 
 
-def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: int | None = None) -> v1.GenerateRequest:
+def _request(
+    prompt: Input,
+    source: Input | Numbers | None,
+    model: str,
+    decoding: Decoding,
+    log_probabilities: int | None = None,
+) -> v1.GenerateRequest:
     """What every call has that continues a prompt.
 
     Raises:
@@ -481,6 +556,7 @@ def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: i
     """
     request = v1.GenerateRequest(model=model)
     set_input(request, prompt)
+    set_source(request, source)
     set_decoding(request, decoding)
     if log_probabilities is not None:
         request.log_probabilities.most_likely_count = log_probabilities
