@@ -147,6 +147,7 @@ class GenerationStream:
         seed: in use; with it the same request gives the same text again.
         prompt_token_count: the number of prompt tokens.
         unknown_token_count: how many of them the vocabulary does not have.
+        source_unknown_count: how many positions of the source the encoder's vocabulary does not have.
         cached_token_count: how many of them had not to be read, because the state behind them was known.
         finish_reason: why it ended; None before it has.
         stop_sequence: the stop sequence that ended it, or "".
@@ -185,6 +186,7 @@ class GenerationStream:
         self.seed = 0
         self.prompt_token_count = 0
         self.unknown_token_count = 0
+        self.source_unknown_count = 0
         self.cached_token_count = 0
         self.finish_reason: FinishReason | None = None
         self.stop_sequence = ""
@@ -235,6 +237,7 @@ class GenerationStream:
             self.model, self.digest, self.seed = started.model, started.digest, started.seed
             self.prompt_token_count = started.prompt_token_count
             self.unknown_token_count = started.unknown_token_count
+            self.source_unknown_count = started.source_unknown_count
             self.cached_token_count = started.cached_token_count
             self.session_position_before = _position(started)
         if response.HasField("finished"):
