@@ -21,22 +21,32 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from export.contract import Input, StepModule, Tensors, Token, Values
+from export.contract import Input, StepModule, Tensors, Token, Tree, Values
 from export.errors import ExportError
+from export.sums import CHILDREN, order_sums
 
 OPSET = 20
 _FOLDED_SIZE = 2**28
+_TRACED_CHILDREN = 4  # not 1, which torch takes for a fixed size, and not the number of rows
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tensors of the right shapes and types, to trace and to test with."""
+    """Tensors of the right shapes and types, to trace and to test with.
+
+    Attributes:
+        inputs: by name, [B, *shape].
+        constants: by name, [B, *shape].
+        state: by name, [B, *shape]; in a tree those of the children, [B, C, *shape].
+        tree: what the step says of trees, if its rows are nodes.
+    """
 
     inputs: dict[str, Tensor]
     constants: dict[str, Tensor]
     state: dict[str, Tensor]
+    tree: Tree | None = None
 
     def graph_inputs(self) -> dict[str, Tensor]:
         """By the names they have in the graph."""
@@ -59,9 +69,25 @@ def state_output_name(name: str) -> str:
 
 
 def make_example(
-    module: StepModule, inputs: Mapping[str, Input], constants: Mapping[str, Values], rows: int, seed: int
+    module: StepModule,
+    inputs: Mapping[str, Input],
+    constants: Mapping[str, Values],
+    rows: int,
+    seed: int,
+    tree: Tree | None = None,
+    children: int = _TRACED_CHILDREN,
 ) -> Example:
-    """Random inputs, and a random state that is none a sequence starts from."""
+    """Random inputs, and a random state that is none a sequence starts from.
+
+    Args:
+        module: whose step it is for.
+        inputs: what each input is.
+        constants: what each constant is.
+        rows: B.
+        seed: of the random numbers.
+        tree: what the step says of trees, if its rows are nodes; each then has children.
+        children: how many, where it may have any number.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def values(kind: Input) -> Tensor:
@@ -73,12 +99,15 @@ def make_example(
     for name, value in module.initial_state(rows).items():
         if value.shape[:1] != (rows,):
             raise ExportError(f"initial_state({rows}): {name} has shape {tuple(value.shape)}; axis 0 must be the row")
+        if tree is not None:
+            value = torch.stack([value] * (tree.children or children), dim=1)
         noise = torch.rand(value.shape, generator=generator) - 0.5
         state[name] = (value + noise).to(value.dtype) if value.dtype.is_floating_point else value
     return Example(
         {name: values(kind) for name, kind in inputs.items()},
         {name: values(kind) for name, kind in constants.items()},
         state,
+        tree,
     )
 
 
@@ -116,23 +145,28 @@ def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
     if set(after) != set(example.state):
         raise ExportError(f"step() returns the states {sorted(after)}, but initial_state() has {sorted(example.state)}")
     for name, before in example.state.items():
-        if after[name].shape != before.shape or after[name].dtype != before.dtype:
+        own = before if example.tree is None else before[:, 0]
+        if after[name].shape != own.shape or after[name].dtype != own.dtype:
+            came = "it came as" if example.tree is None else "a node's is"
             raise ExportError(
                 f"step() returns the state {name} as {after[name].dtype} {tuple(after[name].shape)}, "
-                f"but it came as {before.dtype} {tuple(before.shape)}"
+                f"but {came} {own.dtype} {tuple(own.shape)}"
             )
     return outputs, after
 
 
 def write_graph(module: nn.Module, example: Example, outputs: tuple[str, ...], path: Path) -> None:
-    """Export one step to `path`, with the number of rows left open.
+    """Export one step to `path`, the number of rows left open, and that of the children where it may be any.
 
     Raises:
         ExportError: torch cannot express the step in ONNX.
     """
     traced = _Traced(module, example, outputs).eval()
     named = example.graph_inputs()
-    rows = torch.export.Dim("rows")
+    rows, children = torch.export.Dim("rows"), torch.export.Dim(CHILDREN)
+    any_children = example.tree is not None and not example.tree.children
+    of_states = {0: rows, 1: children} if any_children else {0: rows}
+    other = len(named) - len(example.state)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -140,7 +174,7 @@ def write_graph(module: nn.Module, example: Example, outputs: tuple[str, ...], p
                 tuple(named.values()),
                 input_names=list(named),
                 output_names=[*outputs, *map(state_output_name, example.state)],
-                dynamic_shapes=(tuple({0: rows} for _ in named),),
+                dynamic_shapes=((*({0: rows} for _ in range(other)), *(of_states for _ in example.state)),),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -149,6 +183,7 @@ def write_graph(module: nn.Module, example: Example, outputs: tuple[str, ...], p
             # Once more without the usual limits: what a step computes from its weights alone, however large, is
             # computed here and not at every step.
             optimizer.optimize(program.model, input_size_limit=_FOLDED_SIZE, output_size_limit=_FOLDED_SIZE)
+            order_sums(program.model)
             program.save(path, external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

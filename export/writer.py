@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bundle import MANIFEST, write_bundle, write_tokens, write_vocabulary
 from elman import v1
-from export.contract import Input, Labels, NextToken, Output, StepModule, Tensors, Token, Values
+from export.contract import Input, Labels, NextToken, Output, StepModule, Tensors, Token, Tree, Values
 from export.errors import ExportError
 from export.graph import (
     constant_name,
@@ -27,6 +27,7 @@ from export.graph import (
 )
 from export.parity import check_independence, check_parity
 from export.precision import Evaluate, precision_of, quantize_graph
+from export.trees import check_tree, check_tree_independence, check_tree_parity
 
 _GRAPH = "step.onnx"
 _LABELS = "labels.json"
@@ -48,6 +49,7 @@ def export_bundle(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values] | None = None,
+    tree: Tree | None = None,
     description: str = "",
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, str] | None = None,
@@ -73,6 +75,8 @@ def export_bundle(
         inputs: what each of the step's inputs is.
         outputs: what each of the step's outputs means; outputs that are not listed are left out of the graph.
         constants: what stays for the whole sequence.
+        tree: that a row is a node of a tree, and how many children it has. Then trees of random shapes are compared,
+            nodes of all numbers of children side by side.
         description: what the model does, for people.
         metrics: figures to keep with the model.
         provenance: where it comes from.
@@ -102,11 +106,13 @@ def export_bundle(
         raise ExportError(
             f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"
         )
+    if tree is not None:
+        check_tree(module, tree, inputs, outputs, constants or {}, quantize)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         draft = Path(temporary) / "bundle"
         draft.mkdir()
-        spec = _write_files(module, draft, inputs, outputs, constants or {})
+        spec = _write_files(module, draft, inputs, outputs, constants or {}, tree)
         if quantize is not None:
             spec.metrics.update(
                 quantize_graph(module, draft / _GRAPH, inputs, outputs, constants or {}, calibration, evaluate)
@@ -128,25 +134,32 @@ def _write_files(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values],
+    tree: Tree | None,
 ) -> v1.ModelSpec:
     assert isinstance(module, StepModule)
     was_training = module.training
     module.eval()
     try:
-        example = make_example(module, inputs, constants, rows=3, seed=0)
+        example = make_example(module, inputs, constants, rows=3, seed=0, tree=tree)
         values, _ = run_step(module, example)
         missing = outputs.keys() - values.keys()
         if missing:
             raise ExportError(f"step() returns the outputs {sorted(values)}; {sorted(missing)[0]!r} is not among them")
         write_graph(module, example, tuple(outputs), folder / _GRAPH)
         session = open_session(folder / _GRAPH)
-        difference = check_parity(session, module, inputs, constants)
-        check_independence(session, module, inputs, constants)
+        if tree is None:
+            difference = check_parity(session, module, inputs, constants)
+            check_independence(session, module, inputs, constants)
+        else:
+            difference = check_tree_parity(session, module, inputs, tree)
+            check_tree_independence(session, module, inputs, tree)
     finally:
         module.train(was_training)
 
     spec = v1.ModelSpec(manifest_version=1, step=v1.StepSpec(file=_GRAPH))
     spec.metrics["parity_largest_difference"] = difference
+    if tree is not None:
+        spec.step.tree.child_count, spec.step.tree.inner_token_id = tree.children, tree.inner_id
     for input_name, kind in inputs.items():
         tensor = example.inputs[input_name]
         added = spec.step.inputs.add(name=input_name, data_type=_data_type(tensor), shape=tensor.shape[1:])
