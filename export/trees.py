@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from export.contract import Input, Labels, NextToken, Output, StepModule, Tensors, Token, Tree, Values
+from export.contract import Input, Labels, NextToken, Output, Source, StepModule, Tensors, Token, Tree, Values
 from export.errors import ExportError
 from export.graph import (
     Arrays,
@@ -35,6 +35,7 @@ def check_tree(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values],
+    source: Source | None,
     quantize: str | None,
 ) -> None:
     """Check what a step says of itself.
@@ -43,6 +44,8 @@ def check_tree(
         ExportError: trees have no such steps.
     """
     assert isinstance(module, StepModule)
+    if source is not None:
+        raise ExportError("a tree has no source: a node reads one token and the states of its children")
     kinds = list(inputs.values())
     if len(kinds) != 1 or not isinstance(kinds[0], Token) or constants:
         raise ExportError("a node of a tree reads one token and no constants: give one input, a Token")

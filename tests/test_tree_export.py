@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bundle import Bundle
 from elman import ExportError, Labels, NextToken, Token, Tree, Values, export_bundle, v1
+from export import Source
 from tests.trees import INNER, SENTIMENTS, WORDS, RandomTree, TreeLstm, export_trees, make_tree_bundles, random_tree
 
 CELLS = {"binary": 2, "child-sum": 0}
@@ -159,6 +160,7 @@ def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: st
     [
         ({"inputs": {"token": Values([3])}}, "give one input, a Token"),
         ({"constants": {"image": Values([3])}}, "one token and no constants"),
+        ({"source": Source(Token(WORDS), 9)}, "a tree has no source"),
         ({"outputs": {}}, "give an output that is Labels"),
         ({"outputs": {"scores": Labels(SENTIMENTS), "next": NextToken()}}, "no output can be NextToken"),
         ({"tree": Tree(children=-1, inner_id=0)}, "children is -1, but must be 0, for any number, or more"),
