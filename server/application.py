@@ -28,7 +28,7 @@ from server.rpc.models import Models, ServedModel
 from server.rpc.servicer import InferenceServicer
 from server.rpc.session_servicer import SessionServicer
 from server.rpc.validation import Limits
-from server.scheduling import Pace, Scheduler
+from server.scheduling import Pace, Rows, Scheduler
 from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
 from server.sessions.errors import StoreOpenError
 from server.sessions.redis import RedisStore, public_name
@@ -315,17 +315,16 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
         side_by_side=engine.divided_at,
     )
-    scheduler = Scheduler(
+    rows = Rows(
         bundle.name,
         engine,
         input_name=step.inputs[0].name if step.inputs else None,
         vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
         forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
-        waiting_limit=options.waiting_limit,
         pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
-        deliver=deliver_into(loop),
     )
+    scheduler = Scheduler(bundle.name, rows, waiting_limit=options.waiting_limit, deliver=deliver_into(loop))
     return ServedModel(bundle, scheduler, engine.provider)
 
 

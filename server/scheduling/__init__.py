@@ -2,6 +2,7 @@
 
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
 from server.scheduling.pace import Pace
+from server.scheduling.rows import Rows
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
     Beams,
@@ -35,6 +36,7 @@ __all__ = [
     "Reading",
     "ReadingFinished",
     "Receiver",
+    "Rows",
     "SamplingParams",
     "Scheduler",
     "SchedulerStoppedError",
