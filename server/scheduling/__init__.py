@@ -1,8 +1,10 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
+from server.scheduling.forest import Forest
 from server.scheduling.pace import Pace
 from server.scheduling.rows import Rows
+from server.scheduling.running import Running
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
     Beams,
@@ -22,6 +24,7 @@ from server.scheduling.sequence import (
     TokenReport,
     Tokens,
 )
+from server.scheduling.tree import Tree
 
 __all__ = [
     "Beams",
@@ -30,6 +33,7 @@ __all__ = [
     "Failed",
     "FinishReason",
     "Finished",
+    "Forest",
     "Generation",
     "Pace",
     "QueueFullError",
@@ -37,6 +41,7 @@ __all__ = [
     "ReadingFinished",
     "Receiver",
     "Rows",
+    "Running",
     "SamplingParams",
     "Scheduler",
     "SchedulerStoppedError",
@@ -47,4 +52,5 @@ __all__ = [
     "Source",
     "TokenReport",
     "Tokens",
+    "Tree",
 ]
