@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle import Bundle, EncodingError, TextVocabulary
 from bundle.vocabulary import TokenIds
@@ -102,6 +104,12 @@ class ServedModel:
         """How many of the ids stand for something the vocabulary does not have."""
         unknown = self.vocabulary.unknown_id
         return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
+
+    def count_unknown_source(self, values: NDArray[Any]) -> int:
+        """How many of a source's positions stand for something that the encoder's vocabulary does not have."""
+        if not self.bundle.spec.encoder.input.HasField("token") or self.source_vocabulary.unknown_id is None:
+            return 0
+        return int(np.count_nonzero(values == self.source_vocabulary.unknown_id))
 
     def token_texts(self, ids: TokenIds) -> list[str]:
         """The text of each of a sequence's tokens: whole characters only, so that of a character stands with its last
