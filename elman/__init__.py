@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from elman.sessions import Session, SessionContent
-    from export import ExportError, Labels, NextToken, StepModule, Token, Values, export_bundle
+    from export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
 _HOMES = {
@@ -66,7 +66,7 @@ _HOMES = {
     ),
     "elman.sessions": ("Session", "SessionContent"),
     "bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
-    "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Values", "export_bundle"),
+    "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -109,6 +109,7 @@ __all__ = [
     "Token",
     "TokenReport",
     "TokenScore",
+    "Tree",
     "UnavailableError",
     "Unit",
     "Usage",

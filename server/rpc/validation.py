@@ -274,6 +274,11 @@ async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: L
     Raises:
         FieldError: it is empty, cannot be encoded, or is not what the model reads.
     """
+    if request.HasField("tree"):
+        wanted = f"a tensor, {_said(model.input_spec)}" if model.reads_numbers else "text or tokens"
+        raise FieldError("tree", f"is given, but {model.name!r} does not read trees: give {wanted}")
+    if request.every_node:
+        raise FieldError("every_node", f"is set, but {model.name!r} does not read trees: leave it out")
     steps = await _input_steps(request, model, limits, "")
     if not len(steps):
         missing = "tensor" if model.reads_numbers else "text"

@@ -1,0 +1,119 @@
+"""Cells over trees with random weights, their bundles, and trees of random shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bundle import Bundle, SymbolVocabulary, load_bundle
+from export import Labels, Token, Tree, export_bundle
+
+SENTIMENTS = ("0", "1", "2", "3", "4")
+INNER = 1
+WORDS = SymbolVocabulary(["�", "<inner>", *(f"w{index}" for index in range(38))], unknown_id=0)
+_ANY = 0
+
+
+class TreeLstm(nn.Module):
+    """The Tree-LSTM of Tai et al. 2015, child-sum or binary, with a forget gate for every child.
+
+    Args:
+        children: 2, or 0 for any number.
+        hidden: the number of units.
+        tokens: the size of the vocabulary.
+    """
+
+    def __init__(self, children: int, hidden: int = 12, tokens: int = WORDS.size) -> None:
+        super().__init__()
+        torch.manual_seed(5 + children)
+        self.child_count, self.hidden = children, hidden
+        self.embedding = nn.Embedding(tokens, hidden)
+        self.input = nn.Linear(hidden, 4 * hidden)
+        self.gates = nn.Linear((children or 1) * hidden, 3 * hidden, bias=False)
+        self.forget = nn.Linear((children or 1) * hidden, (children or 1) * hidden, bias=False)
+        self.head = nn.Linear(hidden, len(SENTIMENTS))
+
+    def initial_state(self, rows: int) -> dict[str, Tensor]:
+        return {"hidden": torch.zeros(rows, self.hidden), "cell": torch.zeros(rows, self.hidden)}
+
+    def step(
+        self, inputs: dict[str, Tensor], constants: dict[str, Tensor], state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        hidden, cell = state["hidden"], state["cell"]  # [B, C, H]
+        entered, shown, candidate, kept = self.input(self.embedding(inputs["token"])).chunk(4, dim=1)
+        if self.child_count:
+            joined = hidden.flatten(1)  # [B, C*H]
+            keeping = self.forget(joined).unflatten(1, (self.child_count, self.hidden))
+        else:
+            joined = hidden.sum(dim=1)
+            keeping = self.forget(hidden)
+        below = self.gates(joined).chunk(3, dim=1)
+        carried = (torch.sigmoid(kept[:, None] + keeping) * cell).sum(dim=1)
+        cell = torch.sigmoid(entered + below[0]) * torch.tanh(candidate + below[1]) + carried
+        hidden = torch.sigmoid(shown + below[2]) * torch.tanh(cell)
+        return {"scores": self.head(hidden)}, {"hidden": hidden, "cell": cell}
+
+
+def export_trees(module: nn.Module, folder: Path, name: str, children: int, *, token: Token | None = None) -> Bundle:
+    """The bundle of a step over trees, in a folder of its name."""
+    export_bundle(
+        module,
+        folder / name,
+        name=name,
+        inputs={"token": token or Token(WORDS)},
+        outputs={"scores": Labels(SENTIMENTS)},
+        tree=Tree(children=children, inner_id=INNER),
+    )
+    return load_bundle(folder / name)
+
+
+def make_tree_bundles(folder: Path) -> dict[str, Bundle]:
+    """By name: a binary Tree-LSTM and a child-sum one."""
+    return {
+        name: export_trees(TreeLstm(children), folder, name, children)
+        for name, children in (("binary", 2), ("child-sum", _ANY))
+    }
+
+
+@dataclass(frozen=True)
+class RandomTree:
+    """A tree.
+
+    Attributes:
+        tokens: what every node reads.
+        children: the places of every node's children.
+        root: the place of the root.
+    """
+
+    tokens: list[int]
+    children: list[list[int]]
+    root: int
+
+
+def random_tree(seed: int, children: int, size: int) -> RandomTree:
+    """A tree of a random shape, its nodes in a random order.
+
+    Args:
+        seed: of the random numbers.
+        children: 2: a binary tree with words at its leaves alone; 0: any number of children, and words everywhere.
+        size: about how many nodes it has.
+    """
+    random = np.random.default_rng(seed)
+    below: list[list[int]] = [[]]
+    while len(below) < size:
+        open_nodes = [node for node, own in enumerate(below) if not own or not children]
+        parent = int(random.choice(open_nodes))
+        for _ in range(children or int(random.integers(1, 4))):
+            below[parent].append(len(below))
+            below.append([])
+    places = random.permutation(len(below)).tolist()
+    tokens, ordered = [INNER] * len(below), [[] for _ in below]
+    for node, own in enumerate(below):
+        ordered[places[node]] = [places[child] for child in own]
+        if not own or (not children and random.random() < 0.7):
+            tokens[places[node]] = int(random.integers(2, WORDS.size))
+    return RandomTree(tokens, ordered, places[0])
