@@ -122,7 +122,6 @@ class TreeConfig(RunConfig):
     embedding: Positive = 64
     hidden: Positive = 128
     lanes: Positive = 32  # trees of a batch
-    root_weight: Annotated[float, Field(gt=0)] = 1.0  # how many nodes a root counts for in the loss
 
     def vocabularies(self) -> dict[str, v1.VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}

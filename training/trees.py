@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -83,11 +82,8 @@ class TreeTask(Task):
 
     def loss(self, network: Labeller, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         batch = make_batch([self._training[index] for index in self._chosen(step)], self._child_count)
-        losses = functional.cross_entropy(network(batch).float(), batch.labels, reduction="none")
-        # The mean over all nodes, where a root counts as many.
-        weights = torch.ones_like(losses)
-        weights[batch.roots] = self._config.root_weight
-        return (losses * weights).sum() / weights.sum(), {}, len(batch.tokens)
+        # Every node counts the same: roots that count for more are not labelled better.
+        return functional.cross_entropy(network(batch).float(), batch.labels), {}, len(batch.tokens)
 
     def _chosen(self, step: int) -> NDArray[np.int64]:
         """The trees of a batch: each occurs once an epoch."""
