@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, generating, inspecting, making, scoring, serving, sessions
+from elman.command_line import calling, embeddings, generating, inspecting, making, scoring, serving, sessions
 from elman.command_line.printing import shown_name
 from elman.errors import ElmanError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(making.train)
 app.command()(making.export)
+app.command()(embeddings.embeddings)
 app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
