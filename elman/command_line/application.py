@@ -35,6 +35,8 @@ app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
 _EXTRAS = {
+    "matplotlib": "training",
+    "pydantic": "training",
     "torch": "training",
     "onnx": "training",
     "onnxruntime": "server",
