@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TokenScore,
         Unit,
     )
-    from elman.client import Chunk, Client, GenerationStream, Label, Model, Prediction
+    from elman.client import Choice, ChoiceScore, Chunk, Client, GenerationStream, Label, Model, Prediction
     from elman.decoding import Continuation, EarlyStopping, FinishReason, TokenReport, Usage
     from elman.errors import (
         DeadlineExceededError,
@@ -50,7 +50,7 @@ _HOMES = {
         "TokenScore",
         "Unit",
     ),
-    "elman.client": ("Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.client": ("Choice", "ChoiceScore", "Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
     "elman.decoding": ("Continuation", "EarlyStopping", "FinishReason", "TokenReport", "Usage"),
     "elman.errors": (
         "DeadlineExceededError",
@@ -73,6 +73,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "ByteVocabulary",
     "CharacterVocabulary",
+    "Choice",
+    "ChoiceScore",
     "Chunk",
     "Client",
     "Continuation",

@@ -11,7 +11,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, embeddings, generating, inspecting, making, scoring, serving, sessions
+from elman.command_line import (
+    answering,
+    calling,
+    embeddings,
+    generating,
+    inspecting,
+    making,
+    scoring,
+    serving,
+    sessions,
+)
 from elman.command_line.printing import shown_name
 from elman.errors import ElmanError
 
@@ -28,6 +38,8 @@ app.command()(embeddings.embeddings)
 app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
+app.command()(answering.translate)
+app.command()(answering.ask)
 app.command()(calling.classify)
 app.command()(scoring.score)
 app.command()(inspecting.inspect)
