@@ -196,7 +196,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
     },
     "sentiment-recursive": {
-        "task": "tree", "cell": "recursive", "hidden": 64, "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "task": "tree", "cell": "recursive", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
     },
 }  # fmt: skip
