@@ -7,12 +7,23 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from export.contract import Input, StepModule, Tensors, Values
+from export.contract import Input, Source, StepModule, Tensors, Values
+from export.encoder import PADDING_TOLERANCE
 from export.errors import ExportError
-from export.graph import Example, as_arrays, make_example, run_graph, run_step, state_input_name, state_output_name
+from export.graph import (
+    Example,
+    as_arrays,
+    constant_name,
+    make_example,
+    run_graph,
+    run_step,
+    state_input_name,
+    state_output_name,
+)
 
 _CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
 _CHECKED_STEPS = 12
+_PADDING = 37  # positions; no multiple of what a processor takes at once
 # float32 sums in another order: far above rounding, far below a wrong gate.
 _TOLERANCE = 2e-4
 
@@ -22,6 +33,7 @@ def check_parity(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None = None,
 ) -> float:
     """Run torch and onnxruntime side by side from a non-zero state, over several steps, at batch sizes not traced.
 
@@ -31,7 +43,7 @@ def check_parity(
     Raises:
         ExportError: they differ.
     """
-    return max(_check_rows(session, module, inputs, constants, rows) for rows in _CHECKED_ROWS)
+    return max(_check_rows(session, module, inputs, constants, source, rows) for rows in _CHECKED_ROWS)
 
 
 def check_independence(
@@ -39,6 +51,7 @@ def check_independence(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None = None,
 ) -> None:
     """Check the promise that a row's bytes do not depend on the rows beside it.
 
@@ -46,7 +59,7 @@ def check_independence(
         ExportError: they do.
     """
     largest = max(_CHECKED_ROWS)
-    everything = as_arrays(make_example(module, inputs, constants, largest, seed=7).graph_inputs())
+    everything = as_arrays(make_example(module, inputs, constants, largest, 7, source).graph_inputs())
     together = run_graph(session, everything)
     for rows in _CHECKED_ROWS:
         for start in range(0, largest - rows + 1, rows):
@@ -64,14 +77,15 @@ def _check_rows(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None,
     rows: int,
 ) -> float:
-    example = make_example(module, inputs, constants, rows, seed=rows)
+    example = make_example(module, inputs, constants, rows, rows, source)
     ours = as_arrays({state_input_name(name): value for name, value in example.state.items()})
     state: Tensors = example.state
     worst = 0.0
     for step in range(_CHECKED_STEPS):
-        fresh = make_example(module, inputs, constants, rows, seed=1000 * rows + step)
+        fresh = make_example(module, inputs, constants, rows, 1000 * rows + step, source)
         outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
         given = Example(fresh.inputs, example.constants, {}).graph_inputs()
         found = run_graph(session, {**as_arrays(given), **ours})
@@ -92,4 +106,39 @@ def _check_rows(
                 )
             worst = max(worst, float(difference.max(initial=0.0)))
         ours = {state_input_name(name): found[state_output_name(name)] for name in state}
+    return worst
+
+
+def check_padding(
+    session: onnxruntime.InferenceSession,
+    module: StepModule,
+    inputs: Mapping[str, Input],
+    constants: Mapping[str, Values],
+    source: Source,
+) -> float:
+    """Check that zeros behind the end of what an encoder gives change nothing.
+
+    Returns:
+        The largest difference that they make, 0 where they make none.
+
+    Raises:
+        ExportError: they do.
+    """
+    variable = {constant_name(name) for name, kind in constants.items() if kind.variable_length}
+    worst = 0.0
+    for rows in _CHECKED_ROWS:
+        feeds = as_arrays(make_example(module, inputs, constants, rows, rows, source).graph_inputs())
+        plain = run_graph(session, feeds)
+        longer = {
+            name: np.pad(value, [(0, 0), (0, _PADDING), *[(0, 0)] * (value.ndim - 2)]) if name in variable else value
+            for name, value in feeds.items()
+        }
+        for name, value in run_graph(session, longer).items():
+            if value.tobytes() != plain[name].tobytes():
+                worst = max(worst, float(np.abs(value.astype(np.float64) - plain[name].astype(np.float64)).max()))
+    if worst > PADDING_TOLERANCE:
+        raise ExportError(
+            f"step(): zeros behind the end of a source change a result by {worst:.3g}; constants of variable length "
+            "must be masked, by a constant that is zero there"
+        )
     return worst
