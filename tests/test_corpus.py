@@ -18,8 +18,8 @@ from training.corpus import (
     token_classes,
 )
 from training.errors import TrainingError
+from training.examples import split_by_class
 from training.lanes import IGNORED, Lanes, align_documents
-from training.tasks import split_by_class
 
 
 def test_embedded_text_is_python_and_always_the_same() -> None:

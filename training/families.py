@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from training.bidirectional import BidirectionalClassifier
+from training.classification import ClassificationTask
 from training.config import TrainingConfig
-from training.corpus import read_labelled_examples, read_labelled_text, read_text
+from training.corpus import read_labelled_text, read_text
+from training.examples import read_example_parts
 from training.network import RecurrentNetwork
 from training.task import Task
-from training.tasks import ClassificationTask, LanguageTask, TaggingTask
+from training.tasks import LanguageTask, TaggingTask
 
 
 def make_task(config: TrainingConfig) -> Task:
@@ -21,7 +24,7 @@ def make_task(config: TrainingConfig) -> Task:
         TrainingError: the corpus cannot be read or is too small.
     """
     if config.task == "classify":
-        return ClassificationTask(config, read_labelled_examples(config.corpus))
+        return ClassificationTask(config, read_example_parts(config))
     if config.task == "tag":
         return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit))
     return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
@@ -35,7 +38,8 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
-    return RecurrentNetwork(
+    kind = BidirectionalClassifier if config.bidirectional else RecurrentNetwork
+    return kind(
         cell=config.cell,
         tokens=sizes[""],
         outputs=sizes.get("labels", sizes[""]),

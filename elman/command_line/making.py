@@ -25,6 +25,8 @@ class Preset(StrEnum):
     python_packages = "python-packages"
     shakespeare = "shakespeare"
     names = "names"
+    sentiment = "sentiment"
+    sentiment_bidirectional = "sentiment-bidirectional"
 
 
 class Cell(StrEnum):
