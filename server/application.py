@@ -299,16 +299,10 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         ModelLoadError: it cannot be served here.
     """
     step = bundle.spec.step
-    if len(step.inputs) != 1 or step.constants:
-        raise ModelLoadError(f"{bundle.path / MANIFEST}: this server serves steps with one input and no constants")
+    _check_servable(bundle)
+    reads_tokens = bool(step.inputs) and step.inputs[0].HasField("token")
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
-    text = None
-    if step.inputs[0].HasField("token"):
-        text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary)
-    elif "label_logits" not in names or "next_token_logits" in names:
-        raise ModelLoadError(
-            f"{bundle.path / MANIFEST}: a step that reads numbers is served if it has labels and generates nothing"
-        )
+    text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary) if reads_tokens else None
     opener = Opener(options.provider, options.thread_count)
     engine = OnnxEngine(bundle, capacity=options.slots, opener=opener, chunk_seconds=options.chunk_seconds)
     try:
@@ -324,7 +318,7 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
     scheduler = Scheduler(
         bundle.name,
         engine,
-        input_name=step.inputs[0].name,
+        input_name=step.inputs[0].name if step.inputs else None,
         vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
         forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
@@ -333,3 +327,30 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
         deliver=deliver_into(loop),
     )
     return ServedModel(bundle, scheduler, engine.provider)
+
+
+def _check_servable(bundle: Bundle) -> None:
+    """Refuse what no call of this server could use.
+
+    Raises:
+        ModelLoadError: says what it is.
+    """
+    manifest, step = bundle.path / MANIFEST, bundle.spec.step
+    has_encoder = bundle.spec.HasField("encoder")
+    if len(step.inputs) > 1:
+        raise ModelLoadError(f"{manifest}: this server serves steps with one input, or none where there is an encoder")
+    if step.constants and not has_encoder:
+        raise ModelLoadError(f"{manifest}: this server serves constants that an encoder gives, and there is none")
+    meanings = {output.WhichOneof("meaning") for output in step.outputs}
+    generates, labels = "next_token_logits" in meanings, "label_logits" in meanings
+    reads_tokens = bool(step.inputs) and step.inputs[0].HasField("token")
+    if not reads_tokens and (generates or not labels):
+        what = "numbers" if step.inputs else "nothing"
+        raise ModelLoadError(f"{manifest}: a step that reads {what} is served if it has labels and generates nothing")
+    scopes = {output.label_logits.scope for output in step.outputs if output.HasField("label_logits")}
+    if not step.inputs and scopes != {v1.LABEL_SCOPE_SEQUENCE}:
+        raise ModelLoadError(f"{manifest}: a step that reads nothing has labels for the whole sequence only")
+    if has_encoder and step.inputs and not generates:
+        raise ModelLoadError(
+            f"{manifest}: a step behind an encoder is served if it generates tokens, or if it has labels and no inputs"
+        )

@@ -1,7 +1,7 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
 from server.engine.errors import EngineError, ModelLoadError
-from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Engine, Results, Wanted, is_filtered
+from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Engine, Results, Wanted, is_filtered
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
 from server.engine.unrolling import DTYPES
@@ -12,6 +12,7 @@ __all__ = [
     "NOTHING",
     "Arrays",
     "Chunk",
+    "Encoded",
     "Engine",
     "EngineError",
     "ModelLoadError",

@@ -119,6 +119,19 @@ class Results:
     states: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder has made of a source.
+
+    Attributes:
+        constants: by constant name, without the row axis; of variable length: with the source's own length.
+        state: those initial values that depend on the source, by state input name, without the row axis.
+    """
+
+    constants: dict[str, NDArray[Any]]
+    state: dict[str, NDArray[Any]]
+
+
 class Engine(Protocol):
     """One model and the recurrent state of the sequences that run on it.
 
@@ -145,13 +158,21 @@ class Engine(Protocol):
         """
         ...
 
-    def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
-        """Give `row` to a new sequence: write its state, the model's initial one unless `state` is given.
+    def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        """Read the sources of some sequences, [positions, *shape] each; only where the model has an encoder.
+
+        Raises:
+            EngineError: it failed.
+        """
+        ...
+
+    def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
+        """Give `row` to a new sequence: write its state, the initial one unless `state` is given, and its constants.
 
         Args:
-            row: the place.
+            row: the place; all in use are before it.
             state: values by state input name, without the row axis, as `extract` returned them.
-            constants: values by constant name, without the row axis; all of them or none where the model has none.
+            encoded: what `encode` has made of its source, where the model has an encoder.
         """
         ...
 

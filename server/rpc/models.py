@@ -45,14 +45,35 @@ class ServedModel:
         return self.bundle.name
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether its sequences start from a source."""
+        return self.bundle.spec.HasField("encoder")
+
+    @property
+    def reads_source_only(self) -> bool:
+        """Whether its step reads nothing: what it labels is what its encoder reads."""
+        return not self.bundle.spec.step.inputs
+
+    @property
+    def input_spec(self) -> v1.InputSpec:
+        """What it reads at each step; if it reads nothing there, at each position of its source."""
+        step = self.bundle.spec.step
+        return step.inputs[0] if step.inputs else self.bundle.spec.encoder.input
+
+    @property
     def reads_numbers(self) -> bool:
         """Whether its input is plain numbers and not tokens. Nothing below that is about text is for it."""
-        return not self.bundle.spec.step.inputs[0].HasField("token")
+        return not self.input_spec.HasField("token")
 
     @cached_property
     def text_spec(self) -> v1.VocabularySpec:
         """The vocabulary of the token input."""
-        return self.bundle.vocabulary_spec(self.bundle.spec.step.inputs[0].token.vocabulary)
+        return self.bundle.vocabulary_spec(self.input_spec.token.vocabulary)
+
+    @cached_property
+    def source_vocabulary(self) -> TextVocabulary:
+        """The vocabulary of what its encoder reads, where that is tokens."""
+        return self.bundle.text_vocabulary(self.bundle.spec.encoder.input.token.vocabulary)
 
     @cached_property
     def vocabulary(self) -> TextVocabulary:
@@ -88,6 +109,9 @@ class ServedModel:
         Raises:
             ModelUnsuitableError: they can keep nothing of it.
         """
+        if self.has_encoder:
+            message = f"{self.name!r} starts from a source, and sessions keep only tokens: each call brings its own"
+            raise ModelUnsuitableError("model", message)
         if self.reads_numbers:
             message = f"{self.name!r} reads numbers, and sessions keep tokens: a stream of pieces keeps its state"
             raise ModelUnsuitableError("model", message)
@@ -153,12 +177,15 @@ class Models:
     def that_reads(self, name: str) -> ServedModel:
         """The model an Embed or Inspect request means; without a name the only one there is."""
         model = self._chosen(name, self._that_read_tokens(), "can read an input")
+        if model.has_encoder:
+            message = f"{model.name!r} starts from a source, which this call does not have: use Generate, Choose, "
+            raise ModelUnsuitableError("model", f"{message}Score or Classify")
         if model.reads_numbers:
             raise ModelUnsuitableError("model", f"{model.name!r} reads numbers: use Classify or StreamClassify")
         return model
 
     def _that_read_tokens(self) -> list[ServedModel]:
-        return [model for model in self._models.values() if not model.reads_numbers]
+        return [model for model in self._models.values() if not model.reads_numbers and not model.has_encoder]
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""

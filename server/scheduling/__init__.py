@@ -17,6 +17,7 @@ from server.scheduling.sequence import (
     SamplingParams,
     Sequence,
     Snapshot,
+    Source,
     TokenReport,
     Tokens,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Sequence",
     "SequenceFailedError",
     "Snapshot",
+    "Source",
     "TokenReport",
     "Tokens",
 ]

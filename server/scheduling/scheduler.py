@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from server.engine import NOTHING, Arrays, Chunk, Engine, EngineError, Results
+from server.engine import NOTHING, Arrays, Chunk, Encoded, Engine, EngineError, Results
 from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
 from server.scheduling.host_choice import Choices, log_softmax, reports_of
@@ -39,6 +39,7 @@ from server.scheduling.sequence import (
     Receiver,
     Sequence,
     Snapshot,
+    Source,
     Tokens,
 )
 
@@ -46,9 +47,11 @@ Emission = tuple[Receiver, Event]
 Deliver = Callable[[list[Emission]], None]
 
 _PATIENCE = 0.01  # seconds for which those who run wait for those who keep coming
+_ENCODED_POSITIONS = 512  # of sources, about, that are read between two chunks of those who run
 
 _log = structlog.get_logger(__name__)
 _MODEL_FAILED = SequenceFailedError("the model failed on this input")
+_INTERNAL = SequenceFailedError("internal error")
 _NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
 
 
@@ -98,7 +101,7 @@ class Scheduler:
     Args:
         name: the model's, for the log.
         engine: runs the steps; from `start` on only this scheduler's thread touches it.
-        input_name: the step's input that sequences force or feed back.
+        input_name: the step's input that sequences force or feed back; None if the step has no inputs.
         vocabulary_size: of the tokens that are generated; 0 if the model does not generate.
         forbidden_token: a token that is never generated.
         label_output: the output that readings are shown; None if the model has none.
@@ -113,7 +116,7 @@ class Scheduler:
         name: str,
         engine: Engine,
         *,
-        input_name: str,
+        input_name: str | None,
         vocabulary_size: int,
         forbidden_token: int | None = None,
         label_output: str | None,
@@ -204,7 +207,7 @@ class Scheduler:
             except Exception:
                 # A defect of ours: those who were running are told, and the server goes on.
                 _log.exception("scheduling failed", model=self._name, running=len(self._batch))
-                self._fail_running(SequenceFailedError("internal error"))
+                self._fail_running(_INTERNAL)
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -265,23 +268,69 @@ class Scheduler:
             self._deliver([])
 
     def _give_rows(self) -> int:
-        """How many have been given one."""
-        given = 0
+        """How many have been given one, if there may be more."""
+        newcomers, more = self._newcomers()
+        try:
+            able = self._encode(newcomers)
+        except Exception:  # A defect of ours; they are in no row yet, where they would be told.
+            self._tell([(sequence.receiver, Failed(_INTERNAL)) for sequence in newcomers])
+            raise
+        for sequence in able:
+            self._batch.append(sequence)
+        for row, sequence in enumerate(able, len(self._batch) - len(able)):
+            # Always written: a row still holds what its last sequence left there.
+            self._engine.insert(row, sequence.state, sequence.source.encoded if sequence.source else None)
+        return len(newcomers) if more else 0
+
+    def _newcomers(self) -> tuple[list[Sequence], bool]:
+        """Those who get a row now, and whether there are any left for whoever comes now."""
+        newcomers: list[Sequence] = []
         free = self._engine.capacity - len(self._batch) - self._batch.reserved
-        while free > 0:
+        # Those who run wait while sources are read.
+        positions = _ENCODED_POSITIONS if self._batch.sequences else np.inf
+        while free > 0 and positions > 0:
             with self._changed:
                 if not self._waiting:
-                    return given
+                    return newcomers, True
                 free -= self._waiting[0].row_count
                 if free < 0:
                     break
                 sequence = self._waiting.popleft()
             sequence.begun = time.perf_counter()
-            row = self._batch.append(sequence)
-            # Always written: a row still holds what its last sequence left there.
-            self._engine.insert(row, sequence.state)
-            given += 1
-        return 0  # There is none for whoever comes now.
+            if sequence.source is not None and sequence.source.encoded is None:
+                positions -= len(sequence.source.values)
+            newcomers.append(sequence)
+        return newcomers, False
+
+    def _encode(self, newcomers: list[Sequence]) -> list[Sequence]:
+        """Have the encoder read the sources of those who have one. Those whose source it fails on are told.
+
+        Returns:
+            the others.
+        """
+        unread = {id(source): source for one in newcomers if (source := one.source) and source.encoded is None}
+        if not unread:
+            return newcomers
+        sources = list(unread.values())
+        try:
+            encoded: list[Encoded | None] = [*self._engine.encode([source.values for source in sources])]
+        except EngineError as error:
+            # Find out whose fault it is, so that the others go on.
+            encoded = [self._encode_alone(source) for source in sources] if len(sources) > 1 else [None]
+            _log.warning("the encoder failed", model=self._name, error=str(error), failed=encoded.count(None))
+        for source, made in zip(sources, encoded, strict=True):
+            source.encoded = made
+        failed = [one for one in newcomers if one.source is not None and one.source.encoded is None]
+        for sequence in failed:
+            sequence.ended = True
+        self._tell([(sequence.receiver, Failed(_MODEL_FAILED)) for sequence in failed])
+        return [one for one in newcomers if not one.ended]
+
+    def _encode_alone(self, source: Source) -> Encoded | None:
+        try:
+            return self._engine.encode([source.values])[0]
+        except EngineError:
+            return None
 
     def _step_count(self) -> int:
         """How many steps to run at once."""
