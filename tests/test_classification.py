@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
+from bundle import load_bundle
+from export import ExportError, export_run
+from tests.serving import serving
 from training import PRESETS, TextConfig, TrainingError, resume, train
 from training.bidirectional import BidirectionalClassifier
 from training.buckets import make_buckets
 from training.cells import Cell
-from training.checkpoint import BEST, LAST, RESULT, load_best
+from training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_labels, load_vocabularies
 from training.corpus import LabelledExample
 from training.examples import read_example_parts
 
@@ -33,7 +37,9 @@ def treebank(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "train.txt").write_text(f"{GOOD}\n{BAD}\n{HELD_OUT}\n{GOOD.replace('old', 'new')}\n" * 8)
     (folder / "dev.txt").write_text(f"{GOOD.replace('a', 'the', 1)}\n{HELD_OUT}\n")
-    (folder / "test.txt").write_text(f"{GOOD.replace('film', 'play')}\n{BAD.replace('film', 'play')}\n{BAD.replace('a', 'no', 1)}\n")
+    (folder / "test.txt").write_text(
+        f"{GOOD.replace('film', 'play')}\n{BAD.replace('film', 'play')}\n{BAD.replace('a', 'no', 1)}\n"
+    )
     return folder
 
 
@@ -194,3 +200,38 @@ def test_presets_fit_the_treebank_they_are_for(preset: str, tmp_path: Path) -> N
     assert result.step == 2
     parts = read_example_parts(TextConfig(**small, corpus=str(path)))
     assert (len(parts.held_out), len(parts.test)) == (872, 1821)  # As everybody counts them.
+
+
+def probabilities(run: Path, text: str) -> dict[str, float]:
+    """Of each class, by torch."""
+    model = load_best(run)
+    tokens = torch.from_numpy(load_vocabularies(run, load_config(run))[""].encode(text))
+    with torch.no_grad():
+        found = model.last_logits(tokens[None], torch.tensor([len(tokens)]))[0].double().softmax(0)  # type: ignore[operator]
+    return dict(zip(load_labels(run) or (), found.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+async def test_it_is_served_as_it_was_trained(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
+    run = tmp_path / "run"
+    chosen = config(treebank, polarity=True, phrases=True, bidirectional=bidirectional, steps=10, lower_case=True)
+    train(chosen, run, console=QUIET)
+    export_run(run, tmp_path / "bundle", name="judge")
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.spec.HasField("encoder") == bidirectional
+    assert bundle.spec.metrics["test_accuracy"] >= 0
+    texts = ["A good film .", "bad", "a a a a the film bad , good unknown", "the new film . " * 40]
+    async with serving(bundle) as running:
+        lone = [await running.client.classify(text) for text in texts]
+        together = await asyncio.gather(*(running.client.classify(text) for text in texts * 8))
+    assert together == lone * 8  # To the bit, whatever is beside it.
+    for text, prediction in zip(texts, lone, strict=True):
+        expected = probabilities(run, text)
+        assert {label.name: label.probability for label in prediction.labels} == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_reads_both_ways_does_not_become_int8(treebank: Path, tmp_path: Path) -> None:
+    train(config(treebank, bidirectional=True, steps=1, phrases=True), tmp_path / "run", console=QUIET)
+    with pytest.raises(ExportError, match="run: only networks that read step by step become int8, not 1 x bidir"):
+        export_run(tmp_path / "run", tmp_path / "bundle", name="judge", quantize="int8")
+    assert not (tmp_path / "bundle").exists()

@@ -1,7 +1,17 @@
 """Training in torch: corpora, cells, the loop, checkpoints."""
 
-from training.config import PRESETS, TextConfig, TrainingConfig, parse_config
+from training.config import PRESETS, FeaturesConfig, TextConfig, TrainingConfig, parse_config
 from training.errors import TrainingError
 from training.trainer import Result, resume, train
 
-__all__ = ["PRESETS", "Result", "TextConfig", "TrainingConfig", "TrainingError", "parse_config", "resume", "train"]
+__all__ = [
+    "PRESETS",
+    "FeaturesConfig",
+    "Result",
+    "TextConfig",
+    "TrainingConfig",
+    "TrainingError",
+    "parse_config",
+    "resume",
+    "train",
+]

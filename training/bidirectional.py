@@ -68,7 +68,8 @@ class BidirectionalClassifier(nn.Module):
 
 
 def _read(layer: Cell, inputs: Tensor) -> Tensor:
-    outputs, _ = layer(inputs, layer.initial_state(len(inputs)))
+    # Not len(), which would fix the number of rows in an exported graph.
+    outputs, _ = layer(inputs, layer.initial_state(inputs.shape[0]))
     return cast(Tensor, outputs)
 
 

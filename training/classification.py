@@ -15,8 +15,9 @@ from training.buckets import make_buckets
 from training.cells import State
 from training.config import TextConfig
 from training.corpus import LabelledExample
-from training.examples import ExampleParts, shuffled
+from training.examples import ExampleParts
 from training.lanes import Ids
+from training.splits import shuffled
 from training.task import Tally, Task, Validation, pad
 from training.tasks import make_vocabulary
 
@@ -77,10 +78,7 @@ class ClassificationTask(Task):
         if not self._test:
             return {}
         progress("testing", 0.0)
-        found = _measure(network, self._test)
-        assert found.accuracy is not None
-        assert found.majority is not None
-        return {"test_nats": found.nats, "test_accuracy": found.accuracy, "test_majority": found.majority}
+        return _measure(network, self._test).as_metrics("test")
 
 
 def _measure(network: Classifier, examples: Sequence[tuple[Ids, int]]) -> Validation:

@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _BYTES = 256
+DIGITS = "digits"  # the embedded pictures
 
 
 class RunConfig(BaseModel):
@@ -119,8 +120,24 @@ class TextConfig(RunConfig):
         return f"{self.layers} x {both}{self.cell} of {self.hidden} units"
 
 
+class FeaturesConfig(RunConfig):
+    """A feed-forward network that reads numbers and says what they are."""
+
+    task: Literal["features"]
+    corpus: str = DIGITS
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, before anything is held out
+
+    layers: Positive = 2  # hidden ones
+    hidden: Positive = 128
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.layers} hidden layers of {self.hidden} units"
+
+
 # What a run may be, told apart by its task.
-TrainingConfig = TextConfig
+TrainingConfig = Annotated[TextConfig | FeaturesConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
@@ -176,14 +193,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "sentiment": {
         "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
         "phrases": True, "polarity": True, "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 192,
-        "dropout": 0.5, "lanes": 64, "steps": 6000, "learning_rate": 2e-3, "average_decay": 0.995,
-        "validate_every": 300, "weight_decay": 0.05,
+        "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
     },
     # The same, read in both directions before anything is said.
     "sentiment-bidirectional": {
         "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
         "phrases": True, "polarity": True, "bidirectional": True, "cell": "lstm", "layers": 1, "embedding": 128,
-        "hidden": 128, "dropout": 0.5, "lanes": 64, "steps": 6000, "learning_rate": 2e-3, "average_decay": 0.995,
-        "validate_every": 300, "weight_decay": 0.05,
+        "hidden": 128, "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
+    },
+    # Pictures of handwritten digits, 8 by 8.
+    "digits": {
+        "task": "features", "layers": 2, "hidden": 128, "dropout": 0.2, "lanes": 64, "steps": 1500,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
     },
 }  # fmt: skip

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from training.config import TextConfig
 from training.corpus import LabelledExample, read_labelled_examples
 from training.errors import TrainingError
+from training.splits import split_by_class
 from training.tree_corpus import LabelledTree, read_treebank
 
 _PARTS = ("train.txt", "dev.txt", "test.txt")
@@ -47,7 +45,7 @@ def read_example_parts(config: TextConfig) -> ExampleParts:
             if getattr(config, name):
                 raise TrainingError(f"{config.corpus}: {name} needs a treebank: a folder with {', '.join(_PARTS)}")
         examples = read_labelled_examples(config.corpus)
-        return ExampleParts(*split_by_class(examples, config.held_out, config.seed), [])
+        return ExampleParts(*split_by_class(examples, _label_of, config.held_out, config.seed), [])
     treebank = read_treebank(config.corpus)
     parts = ExampleParts(
         _distinct(_examples(treebank.training, config, phrases=config.phrases)),
@@ -56,6 +54,10 @@ def read_example_parts(config: TextConfig) -> ExampleParts:
     )
     _check_labels(config.corpus, parts)
     return parts
+
+
+def _label_of(example: LabelledExample) -> str:
+    return example.label
 
 
 def _is_treebank(corpus: str) -> bool:
@@ -96,29 +98,3 @@ def _check_labels(corpus: str, parts: ExampleParts) -> None:
         unknown = {example.label for example in examples} - known
         if unknown:
             raise TrainingError(f"{Path(corpus) / part}: the label {min(unknown)!r} does not occur in train.txt")
-
-
-def split_by_class(
-    examples: Sequence[LabelledExample], held_out: float, seed: int
-) -> tuple[list[LabelledExample], list[LabelledExample]]:
-    """Part examples into training and held-out, the same share of every class (stratified); each class that has two
-    examples or more is in both."""
-    by_class: dict[str, list[LabelledExample]] = defaultdict(list)
-    for example in examples:
-        by_class[example.label].append(example)
-    training: list[LabelledExample] = []
-    validation: list[LabelledExample] = []
-    for label, members in sorted(by_class.items()):
-        order = shuffled(members, seed, label)
-        count = min(len(members) - 1, max(1, round(len(members) * held_out)))
-        validation.extend(order[:count])
-        training.extend(order[count:])
-    if not validation:
-        raise TrainingError("every class has only one example: nothing can be held out for validation")
-    return training, validation
-
-
-def shuffled(members: Sequence[LabelledExample], seed: int, name: str) -> list[LabelledExample]:
-    """In an order that depends on the seed and the name."""
-    order = np.random.default_rng([seed, *name.encode()]).permutation(len(members))
-    return [members[index] for index in order]

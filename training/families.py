@@ -9,10 +9,12 @@ from torch import nn
 
 from training.bidirectional import BidirectionalClassifier
 from training.classification import ClassificationTask
-from training.config import TrainingConfig
+from training.config import FeaturesConfig, TrainingConfig
 from training.corpus import read_labelled_text, read_text
 from training.examples import read_example_parts
+from training.features import FeaturesTask, FeedForwardNetwork
 from training.network import RecurrentNetwork
+from training.tables import read_table
 from training.task import Task
 from training.tasks import LanguageTask, TaggingTask
 
@@ -23,6 +25,8 @@ def make_task(config: TrainingConfig) -> Task:
     Raises:
         TrainingError: the corpus cannot be read or is too small.
     """
+    if isinstance(config, FeaturesConfig):
+        return FeaturesTask(config, read_table(config.corpus))
     if config.task == "classify":
         return ClassificationTask(config, read_example_parts(config))
     if config.task == "tag":
@@ -38,6 +42,14 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
+    if isinstance(config, FeaturesConfig):
+        return FeedForwardNetwork(
+            features=sizes["features"],
+            outputs=sizes["labels"],
+            layers=config.layers,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
     kind = BidirectionalClassifier if config.bidirectional else RecurrentNetwork
     return kind(
         cell=config.cell,

@@ -36,6 +36,7 @@ app.add_typer(sessions.app, name="session")
 _EXTRAS = {
     "torch": "training",
     "onnx": "training",
+    "sklearn": "training",
     "onnxruntime": "server",
     "structlog": "server",
     "numpy": "server",

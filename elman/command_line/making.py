@@ -15,6 +15,7 @@ class Task(StrEnum):
     lm = "lm"
     classify = "classify"
     tag = "tag"
+    features = "features"
 
 
 class Preset(StrEnum):
@@ -27,6 +28,7 @@ class Preset(StrEnum):
     names = "names"
     sentiment = "sentiment"
     sentiment_bidirectional = "sentiment-bidirectional"
+    digits = "digits"
 
 
 class Cell(StrEnum):
@@ -52,7 +54,12 @@ class Vocabulary(StrEnum):
     symbols = "symbols"
 
 
-_DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
+_DEFAULT_PRESETS = {
+    Task.lm: Preset.python,
+    Task.classify: Preset.python_packages,
+    Task.tag: Preset.python_tags,
+    Task.features: Preset.digits,
+}
 _OF_PRESET = "of the preset"
 # Options that do something only where another value is one of these.
 _NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -66,7 +73,8 @@ def train(
     task: Annotated[
         Task | None,
         typer.Option(
-            help="lm: a language model. classify: a class for a whole text. tag: a label for every character.",
+            help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
+            "features: a class for a row of numbers, by a feed-forward network.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -74,10 +82,13 @@ def train(
         str | None,
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
-            "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
+            "classify: a folder with one CLASS.txt a class, one example a line; a TSV file of text TAB label; or a "
+            "folder with train.txt, dev.txt and test.txt of labelled trees, one s-expression a line. "
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
-            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents.",
-            show_default="stdlib",
+            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. "
+            "features: 'digits', pictures of handwritten digits; a .csv or .tsv file of numbers and in the last column "
+            "a label; or a .npz file with the arrays values and labels.",
+            show_default="stdlib, for features digits",
         ),
     ] = None,
     preset: Annotated[
@@ -86,7 +97,8 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class.",
+            "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. digits: "
+            "seconds.",
             show_default="by task",
         ),
     ] = None,
@@ -136,7 +148,9 @@ def train(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="The share kept for validation: the end of a text, a part of every class.", show_default="0.1"
+            help="The share kept for validation: the end of a text, a part of every class. Not of a treebank, which "
+            "has its own.",
+            show_default="0.1",
         ),
     ] = None,
     validate_every: Annotated[
@@ -178,6 +192,7 @@ def train(
 
     import training
     from training.checkpoint import CURVE
+    from training.config import DIGITS
     from training.corpus import STDLIB
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -203,9 +218,11 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        embedded = corpus in (None, STDLIB)
-        if embedded and not chosen.startswith("python"):
-            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
+        own = DIGITS if chosen == Preset.digits else STDLIB if chosen.startswith("python") else None
+        embedded = corpus in (None, STDLIB, DIGITS)
+        if embedded and (own is None or corpus not in (None, own)):
+            instead = f"--corpus {own} or one of yours" if own else "--corpus"
+            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
             for name in ("minimum_count", "corpus_limit"):
@@ -213,11 +230,11 @@ def train(
         values |= given
         try:
             config = training.parse_config(
-                {"preset": chosen.value, **values, "corpus": STDLIB if embedded else str(Path(str(corpus)).resolve())}
+                {"preset": chosen.value, **values, "corpus": own if embedded else str(Path(str(corpus)).resolve())}
             )
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).replace("_", "-")
+            name = str(first["loc"][-1]).replace("_", "-")  # Before it stands the task.
             if first["type"] == "extra_forbidden":
                 raise typer.BadParameter(f"--{name} does nothing with --task {values['task']}") from error
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
