@@ -1,6 +1,6 @@
 """Training in torch: corpora, cells, the loop, checkpoints."""
 
-from training.config import PRESETS, FeaturesConfig, TextConfig, TrainingConfig, parse_config
+from training.config import PRESETS, FeaturesConfig, TextConfig, TrainingConfig, TreeConfig, parse_config
 from training.errors import TrainingError
 from training.trainer import Result, resume, train
 
@@ -11,6 +11,7 @@ __all__ = [
     "TextConfig",
     "TrainingConfig",
     "TrainingError",
+    "TreeConfig",
     "parse_config",
     "resume",
     "train",

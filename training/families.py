@@ -9,7 +9,7 @@ from torch import nn
 
 from training.bidirectional import BidirectionalClassifier
 from training.classification import ClassificationTask
-from training.config import FeaturesConfig, TrainingConfig
+from training.config import FeaturesConfig, TrainingConfig, TreeConfig
 from training.corpus import read_labelled_text, read_text
 from training.examples import read_example_parts
 from training.features import FeaturesTask, FeedForwardNetwork
@@ -17,6 +17,9 @@ from training.network import RecurrentNetwork
 from training.tables import read_table
 from training.task import Task
 from training.tasks import LanguageTask, TaggingTask
+from training.tree_corpus import read_treebank
+from training.tree_networks import TreeNetwork
+from training.trees import TreeTask
 
 
 def make_task(config: TrainingConfig) -> Task:
@@ -27,6 +30,8 @@ def make_task(config: TrainingConfig) -> Task:
     """
     if isinstance(config, FeaturesConfig):
         return FeaturesTask(config, read_table(config.corpus))
+    if isinstance(config, TreeConfig):
+        return TreeTask(config, read_treebank(config.corpus))
     if config.task == "classify":
         return ClassificationTask(config, read_example_parts(config))
     if config.task == "tag":
@@ -47,6 +52,15 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
             features=sizes["features"],
             outputs=sizes["labels"],
             layers=config.layers,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
+    if isinstance(config, TreeConfig):
+        return TreeNetwork(
+            cell=config.cell,
+            tokens=sizes[""],
+            outputs=sizes["labels"],
+            embedding=config.embedding,
             hidden=config.hidden,
             dropout=config.dropout,
         )

@@ -16,6 +16,7 @@ class Task(StrEnum):
     classify = "classify"
     tag = "tag"
     features = "features"
+    tree = "tree"
 
 
 class Preset(StrEnum):
@@ -29,12 +30,18 @@ class Preset(StrEnum):
     sentiment = "sentiment"
     sentiment_bidirectional = "sentiment-bidirectional"
     digits = "digits"
+    sentiment_tree = "sentiment-tree"
+    sentiment_binary_tree = "sentiment-binary-tree"
+    sentiment_recursive = "sentiment-recursive"
 
 
 class Cell(StrEnum):
     elman = "elman"
     lstm = "lstm"
     gru = "gru"
+    child_sum = "child-sum"
+    binary = "binary"
+    recursive = "recursive"
 
 
 class Precision(StrEnum):
@@ -59,6 +66,7 @@ _DEFAULT_PRESETS = {
     Task.classify: Preset.python_packages,
     Task.tag: Preset.python_tags,
     Task.features: Preset.digits,
+    Task.tree: Preset.sentiment_tree,
 }
 _OF_PRESET = "of the preset"
 # Options that do something only where another value is one of these.
@@ -74,7 +82,8 @@ def train(
         Task | None,
         typer.Option(
             help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
-            "features: a class for a row of numbers, by a feed-forward network.",
+            "features: a class for a row of numbers, by a feed-forward network. tree: a label for every node of a "
+            "tree.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -87,7 +96,9 @@ def train(
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
             "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. "
             "features: 'digits', pictures of handwritten digits; a .csv or .tsv file of numbers and in the last column "
-            "a label; or a .npz file with the arrays values and labels.",
+            "a label; or a .npz file with the arrays values and labels. "
+            "tree: a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
+            "child child).",
             show_default="stdlib, for features digits",
         ),
     ] = None,
@@ -97,8 +108,9 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. digits: "
-            "seconds.",
+            "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. "
+            "sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and of all their parts. "
+            "digits: seconds.",
             show_default="by task",
         ),
     ] = None,
@@ -110,7 +122,13 @@ def train(
         Path | None,
         typer.Option(help="Go on with this stopped run, whose own values then count.", show_default=False),
     ] = None,
-    cell: Annotated[Cell | None, typer.Option(help="The recurrent cell.", show_default=_OF_PRESET)] = None,
+    cell: Annotated[
+        Cell | None,
+        typer.Option(
+            help="The recurrent cell; of a tree child-sum, binary (both Tree-LSTMs) or recursive.",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Recurrent layers.", show_default=_OF_PRESET)] = None,
     hidden: Annotated[int | None, typer.Option(help="Units a layer.", show_default=_OF_PRESET)] = None,
     embedding: Annotated[int | None, typer.Option(help="Features a token.", show_default=_OF_PRESET)] = None,
