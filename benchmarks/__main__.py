@@ -19,7 +19,7 @@ from benchmarks import sessions as keeping
 from benchmarks.charts import draw_growth, draw_serving
 from benchmarks.decoding import DecodingOptions
 from benchmarks.machine import RESULTS, ROOT, TRIALS
-from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress
+from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress, rounded
 from benchmarks.session_options import SessionOptions
 from benchmarks.subprocesses import MeasurementError
 from benchmarks.tables import (
@@ -43,6 +43,8 @@ from benchmarks.tables import (
     serving_promises,
     session_promises,
 )
+from benchmarks.task_chart import draw_tasks
+from benchmarks.tasks import TASK_COLUMNS, TASK_LEGEND, gather_tasks
 
 
 class Precision(StrEnum):
@@ -241,6 +243,21 @@ def sessions(
     print_promises(session_promises(), rows)
     print_disturbance(rows)
     _say_where(folder / "sessions.json")
+
+
+@app.command()
+def tasks(
+    run: Annotated[list[Path], typer.Argument(help="The folders of finished training runs, one of a preset.")],
+    output: Output = None,
+) -> None:
+    """What trained models reach, each beside its floor. Not a part of `make bench`: it measures nothing itself, but
+    gathers what `elman train --preset NAME` has measured in the end; figures of presets that are not given stay.
+    """
+    rows = gather_tasks(run)
+    folder = output or RESULTS
+    draw_tasks(merge(folder / "tasks.json", rows, ("preset", "metric")), folder / "tasks.png")
+    print_table("What trained models reach", TASK_COLUMNS, rounded(rows), TASK_LEGEND)
+    _say_where(folder / "tasks.json", folder / "tasks.png")
 
 
 def _folder(output: Path | None, worth_keeping: bool) -> Path:

@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _BYTES = 256
+DIGITS = "digits"  # the embedded pictures
 
 
 class RunConfig(BaseModel):
@@ -73,6 +74,10 @@ class TextConfig(RunConfig):
     layers: Positive = 2
     embedding: Positive = 128
     hidden: Positive = 256
+    bidirectional: bool = False  # reads whole texts, in both directions (classify)
+
+    phrases: bool = False  # of a treebank (classify): whether every phrase in it is an example, or sentences alone
+    polarity: bool = False  # of a treebank with labels 0 to 4: two classes, what is neutral left out
 
     # For lm and tag the lanes are contiguous stretches of the text.
     window: Positive = 128  # steps between detaching the state, for lm and tag
@@ -99,12 +104,36 @@ class TextConfig(RunConfig):
             raise ValueError("only words are put into lower case: it belongs to the vocabularies words and symbols")
         return value
 
+    @field_validator("bidirectional", "phrases", "polarity")
+    @classmethod
+    def _check_of_classification(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("task") != "classify":
+            raise ValueError("only what classifies whole texts can be so")
+        return value
+
     def vocabularies(self) -> dict[str, v1.VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
     def network_name(self) -> str:
-        return f"{self.layers} x {self.cell} of {self.hidden} units"
+        both = "bidirectional " if self.bidirectional else ""
+        return f"{self.layers} x {both}{self.cell} of {self.hidden} units"
+
+
+class FeaturesConfig(RunConfig):
+    """A feed-forward network that reads numbers and says what they are."""
+
+    task: Literal["features"]
+    corpus: str = DIGITS
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, before anything is held out
+
+    layers: Positive = 2  # hidden ones
+    hidden: Positive = 128
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.layers} hidden layers of {self.hidden} units"
 
 
 class TreeConfig(RunConfig):
@@ -132,7 +161,7 @@ class TreeConfig(RunConfig):
 
 
 # What a run may be, told apart by its task.
-TrainingConfig = Annotated[TextConfig | TreeConfig, Field(discriminator="task")]
+TrainingConfig = Annotated[TextConfig | FeaturesConfig | TreeConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
@@ -186,6 +215,25 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "task": "classify", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "dropout": 0.4, "lanes": 64,
         "minimum_count": 1, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 200,
         "weight_decay": 0.05,
+    },
+    # Whether a sentence speaks well of something: read left to right, so that the answer can change with every word.
+    "sentiment": {
+        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
+        "phrases": True, "polarity": True, "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 192,
+        "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
+    },
+    # The same, read in both directions before anything is said.
+    "sentiment-bidirectional": {
+        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
+        "phrases": True, "polarity": True, "bidirectional": True, "cell": "lstm", "layers": 1, "embedding": 128,
+        "hidden": 128, "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
+    },
+    # Pictures of handwritten digits, 8 by 8.
+    "digits": {
+        "task": "features", "layers": 2, "hidden": 128, "dropout": 0.2, "lanes": 64, "steps": 1500,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
     },
     "sentiment-tree": {
         "task": "tree", "cell": "child-sum", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,

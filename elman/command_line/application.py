@@ -51,6 +51,7 @@ _EXTRAS = {
     "pydantic": "training",
     "torch": "training",
     "onnx": "training",
+    "sklearn": "training",
     "onnxruntime": "server",
     "structlog": "server",
     "numpy": "server",

@@ -15,6 +15,7 @@ class Task(StrEnum):
     lm = "lm"
     classify = "classify"
     tag = "tag"
+    features = "features"
     tree = "tree"
 
 
@@ -26,6 +27,9 @@ class Preset(StrEnum):
     python_packages = "python-packages"
     shakespeare = "shakespeare"
     names = "names"
+    sentiment = "sentiment"
+    sentiment_bidirectional = "sentiment-bidirectional"
+    digits = "digits"
     sentiment_tree = "sentiment-tree"
     sentiment_binary_tree = "sentiment-binary-tree"
     sentiment_recursive = "sentiment-recursive"
@@ -61,6 +65,7 @@ _DEFAULT_PRESETS = {
     Task.lm: Preset.python,
     Task.classify: Preset.python_packages,
     Task.tag: Preset.python_tags,
+    Task.features: Preset.digits,
     Task.tree: Preset.sentiment_tree,
 }
 _OF_PRESET = "of the preset"
@@ -77,7 +82,8 @@ def train(
         Task | None,
         typer.Option(
             help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
-            "tree: a label for every node of a tree.",
+            "features: a class for a row of numbers, by a feed-forward network. tree: a label for every node of a "
+            "tree.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -85,12 +91,15 @@ def train(
         str | None,
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
-            "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
+            "classify: a folder with one CLASS.txt a class, one example a line; a TSV file of text TAB label; or a "
+            "folder with train.txt, dev.txt and test.txt of labelled trees, one s-expression a line. "
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
             "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. "
+            "features: 'digits', pictures of handwritten digits; a .csv or .tsv file of numbers and in the last column "
+            "a label; or a .npz file with the arrays values and labels. "
             "tree: a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
             "child child).",
-            show_default="stdlib",
+            show_default="stdlib, for features digits",
         ),
     ] = None,
     preset: Annotated[
@@ -99,8 +108,9 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class. sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and "
-            "of all their parts.",
+            "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. "
+            "sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and of all their parts. "
+            "digits: seconds.",
             show_default="by task",
         ),
     ] = None,
@@ -156,7 +166,9 @@ def train(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="The share kept for validation: the end of a text, a part of every class.", show_default="0.1"
+            help="The share kept for validation: the end of a text, a part of every class. Not of a treebank, which "
+            "has its own.",
+            show_default="0.1",
         ),
     ] = None,
     validate_every: Annotated[
@@ -198,6 +210,7 @@ def train(
 
     import training
     from training.checkpoint import CURVE
+    from training.config import DIGITS
     from training.corpus import STDLIB
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -223,9 +236,11 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        embedded = corpus in (None, STDLIB)
-        if embedded and not chosen.startswith("python"):
-            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give --corpus")
+        own = DIGITS if chosen == Preset.digits else STDLIB if chosen.startswith("python") else None
+        embedded = corpus in (None, STDLIB, DIGITS)
+        if embedded and (own is None or corpus not in (None, own)):
+            instead = f"--corpus {own} or one of yours" if own else "--corpus"
+            raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
             for name in ("minimum_count", "corpus_limit"):
@@ -233,7 +248,7 @@ def train(
         values |= given
         try:
             config = training.parse_config(
-                {"preset": chosen.value, **values, "corpus": STDLIB if embedded else str(Path(str(corpus)).resolve())}
+                {"preset": chosen.value, **values, "corpus": own if embedded else str(Path(str(corpus)).resolve())}
             )
         except ValidationError as error:
             first = error.errors()[0]
