@@ -10,8 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
-from bundle.kinds import InputKind, vocabulary_spec
-from elman import v1
+from bundle.kinds import InputKind, VocabularySpec, vocabulary_spec
 from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
@@ -47,7 +46,7 @@ class RunConfig(BaseModel):
     validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         """How the run's folder holds its vocabularies: by what their files' names begin with, what a manifest would say
         of each but for its size."""
         return {}
@@ -111,7 +110,7 @@ class TextConfig(RunConfig):
             raise ValueError("only what classifies whole texts can be so")
         return value
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
@@ -152,7 +151,7 @@ class TreeConfig(RunConfig):
     hidden: Positive = 128
     lanes: Positive = 32  # trees of a batch
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
