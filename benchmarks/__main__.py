@@ -265,6 +265,7 @@ def tasks(
     _say_where(folder / "tasks.json", folder / "tasks.png")
 
 
+@app.command()
 def translations(
     precision: Precisions = _BOTH,
     repeats: Repeats = _TRANSLATIONS.repeats,
