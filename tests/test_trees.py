@@ -87,7 +87,9 @@ def expected_steps(bundle: Bundle, tree: RandomTree) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("name", CHILDREN)
-async def test_many_at_once_are_what_each_is_alone_to_the_bit(bundles: dict[str, Bundle], stub: Any, name: str) -> None:
+async def test_many_at_once_are_what_each_is_alone_to_the_bit(
+    tree_bundles: dict[str, Bundle], stub: Any, name: str
+) -> None:
     """They come at different times, more nodes than fit into a run, some of many nodes and most of few."""
     random = np.random.default_rng(3)
     trees = [random_tree(seed, CHILDREN[name], int(random.choice([1, 5, 40, 150]))) for seed in range(60)]
