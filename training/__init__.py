@@ -1,7 +1,19 @@
 """Training in torch: corpora, cells, the loop, checkpoints."""
 
-from training.config import PRESETS, TextConfig, TrainingConfig, parse_config
+import torch  # noqa: F401 - first of all, so that where the extra is missing it is torch that is named
+
+from training.config import PRESETS, TextConfig, TrainingConfig, TreeConfig, parse_config
 from training.errors import TrainingError
 from training.trainer import Result, resume, train
 
-__all__ = ["PRESETS", "Result", "TextConfig", "TrainingConfig", "TrainingError", "parse_config", "resume", "train"]
+__all__ = [
+    "PRESETS",
+    "Result",
+    "TextConfig",
+    "TrainingConfig",
+    "TrainingError",
+    "TreeConfig",
+    "parse_config",
+    "resume",
+    "train",
+]

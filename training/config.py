@@ -6,7 +6,7 @@ A run is a function of its configuration and its corpus: the same two give the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
@@ -107,8 +107,32 @@ class TextConfig(RunConfig):
         return f"{self.layers} x {self.cell} of {self.hidden} units"
 
 
+class TreeConfig(RunConfig):
+    """A network that reads trees whose leaves are words, and labels every node."""
+
+    vocabulary: ClassVar[InputKind] = "symbols"
+
+    task: Literal["tree"]
+    vocabulary_size: Positive = 20_000  # the most words
+    lower_case: bool = True
+    minimum_count: Positive = 2  # rarer words are read as the unknown token
+    label_names: tuple[str, ...] = ()  # what the corpus's labels, in alphabetical order, are called; none: as they are
+
+    cell: Literal["child-sum", "binary", "recursive"] = "child-sum"
+    embedding: Positive = 64
+    hidden: Positive = 128
+    lanes: Positive = 32  # trees of a batch
+
+    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+        return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.cell} tree of {self.hidden} units"
+
+
 # What a run may be, told apart by its task.
-TrainingConfig = TextConfig
+TrainingConfig = Annotated[TextConfig | TreeConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
@@ -120,6 +144,9 @@ def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
     """
     return _ADAPTER.validate_python(values)
 
+
+# The Stanford Sentiment Treebank's labels, 0 to 4.
+_GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # `make run`: under two minutes on two cores.
@@ -159,5 +186,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "task": "classify", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "dropout": 0.4, "lanes": 64,
         "minimum_count": 1, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 200,
         "weight_decay": 0.05,
+    },
+    "sentiment-tree": {
+        "task": "tree", "cell": "child-sum", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
+    },
+    "sentiment-binary-tree": {
+        "task": "tree", "cell": "binary", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
+    },
+    "sentiment-recursive": {
+        "task": "tree", "cell": "recursive", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
     },
 }  # fmt: skip

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, TreeConfig
 from training.corpus import read_labelled_examples, read_labelled_text, read_text
 from training.network import RecurrentNetwork
 from training.task import Task
 from training.tasks import ClassificationTask, LanguageTask, TaggingTask
+from training.tree_corpus import read_treebank
+from training.tree_networks import TreeNetwork
+from training.trees import TreeTask
 
 
 def make_task(config: TrainingConfig) -> Task:
@@ -20,6 +23,8 @@ def make_task(config: TrainingConfig) -> Task:
     Raises:
         TrainingError: the corpus cannot be read or is too small.
     """
+    if isinstance(config, TreeConfig):
+        return TreeTask(config, read_treebank(config.corpus))
     if config.task == "classify":
         return ClassificationTask(config, read_labelled_examples(config.corpus))
     if config.task == "tag":
@@ -35,6 +40,15 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
+    if isinstance(config, TreeConfig):
+        return TreeNetwork(
+            cell=config.cell,
+            tokens=sizes[""],
+            outputs=sizes["labels"],
+            embedding=config.embedding,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
     return RecurrentNetwork(
         cell=config.cell,
         tokens=sizes[""],

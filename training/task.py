@@ -28,11 +28,13 @@ class Validation:
         nats: mean negative log-likelihood of what was to be predicted.
         accuracy: the share predicted right; None where what is predicted is no class.
         majority: the share that always guessing the commonest class gets right; likewise.
+        criterion: what tells which weights are kept, the less the better; None: the nats.
     """
 
     nats: float
     accuracy: float | None = None
     majority: float | None = None
+    criterion: float | None = None
 
     @property
     def bits(self) -> float:

@@ -11,7 +11,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import answering, calling, generating, inspecting, making, scoring, serving, sessions
+from elman.command_line import (
+    answering,
+    calling,
+    embeddings,
+    generating,
+    inspecting,
+    making,
+    scoring,
+    serving,
+    sessions,
+)
 from elman.command_line.printing import shown_name
 from elman.errors import ElmanError
 
@@ -24,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(making.train)
 app.command()(making.export)
+app.command()(embeddings.embeddings)
 app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
@@ -36,6 +47,8 @@ app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
 _EXTRAS = {
+    "matplotlib": "training",
+    "pydantic": "training",
     "torch": "training",
     "onnx": "training",
     "onnxruntime": "server",

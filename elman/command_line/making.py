@@ -15,6 +15,7 @@ class Task(StrEnum):
     lm = "lm"
     classify = "classify"
     tag = "tag"
+    tree = "tree"
 
 
 class Preset(StrEnum):
@@ -25,12 +26,18 @@ class Preset(StrEnum):
     python_packages = "python-packages"
     shakespeare = "shakespeare"
     names = "names"
+    sentiment_tree = "sentiment-tree"
+    sentiment_binary_tree = "sentiment-binary-tree"
+    sentiment_recursive = "sentiment-recursive"
 
 
 class Cell(StrEnum):
     elman = "elman"
     lstm = "lstm"
     gru = "gru"
+    child_sum = "child-sum"
+    binary = "binary"
+    recursive = "recursive"
 
 
 class Precision(StrEnum):
@@ -50,7 +57,12 @@ class Vocabulary(StrEnum):
     symbols = "symbols"
 
 
-_DEFAULT_PRESETS = {Task.lm: Preset.python, Task.classify: Preset.python_packages, Task.tag: Preset.python_tags}
+_DEFAULT_PRESETS = {
+    Task.lm: Preset.python,
+    Task.classify: Preset.python_packages,
+    Task.tag: Preset.python_tags,
+    Task.tree: Preset.sentiment_tree,
+}
 _OF_PRESET = "of the preset"
 # Options that do something only where another value is one of these.
 _NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -64,7 +76,8 @@ def train(
     task: Annotated[
         Task | None,
         typer.Option(
-            help="lm: a language model. classify: a class for a whole text. tag: a label for every character.",
+            help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
+            "tree: a label for every node of a tree.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -74,7 +87,9 @@ def train(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
             "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
-            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents.",
+            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. "
+            "tree: a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
+            "child child).",
             show_default="stdlib",
         ),
     ] = None,
@@ -84,7 +99,8 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class.",
+            "short texts by class. sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and "
+            "of all their parts.",
             show_default="by task",
         ),
     ] = None,
@@ -96,7 +112,13 @@ def train(
         Path | None,
         typer.Option(help="Go on with this stopped run, whose own values then count.", show_default=False),
     ] = None,
-    cell: Annotated[Cell | None, typer.Option(help="The recurrent cell.", show_default=_OF_PRESET)] = None,
+    cell: Annotated[
+        Cell | None,
+        typer.Option(
+            help="The recurrent cell; of a tree child-sum, binary (both Tree-LSTMs) or recursive.",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Recurrent layers.", show_default=_OF_PRESET)] = None,
     hidden: Annotated[int | None, typer.Option(help="Units a layer.", show_default=_OF_PRESET)] = None,
     embedding: Annotated[int | None, typer.Option(help="Features a token.", show_default=_OF_PRESET)] = None,
@@ -215,7 +237,7 @@ def train(
             )
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).replace("_", "-")
+            name = str(first["loc"][-1]).replace("_", "-")  # Before it stands the task.
             if first["type"] == "extra_forbidden":
                 raise typer.BadParameter(f"--{name} does nothing with --task {values['task']}") from error
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
