@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from elman.sessions import Session, SessionContent
+    from elman.trees import TreeNode
     from export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
@@ -65,6 +66,7 @@ _HOMES = {
         "UnavailableError",
     ),
     "elman.sessions": ("Session", "SessionContent"),
+    "elman.trees": ("TreeNode",),
     "bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
     "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
 }
@@ -110,6 +112,7 @@ __all__ = [
     "TokenReport",
     "TokenScore",
     "Tree",
+    "TreeNode",
     "UnavailableError",
     "Unit",
     "Usage",

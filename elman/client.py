@@ -34,6 +34,7 @@ from elman.decoding import (
 from elman.errors import ElmanError, expressible, rpc_errors
 from elman.inputs import Input, set_input, set_source, set_steps
 from elman.sessions import Patience, SessionCalls, session_call
+from elman.trees import TreeNode, set_tree
 
 if TYPE_CHECKING:
     from elman.inputs import Numbers
@@ -98,9 +99,10 @@ class Prediction:
     """The labels of an input.
 
     Attributes:
-        labels: a classifier's, all of them, the most probable first; empty for a tagger.
-        steps: a tagger's, one for every step; empty for a classifier.
-        step_count: the number of steps read; in a stream, all pieces together.
+        labels: a classifier's, all of them, the most probable first; empty for a tagger. Of a tree its root's.
+        steps: a tagger's, one for every step; empty for a classifier. Of a tree whose nodes were all asked for: one for
+            every node.
+        step_count: the number of steps read; in a stream, all pieces together. Of a tree: its nodes.
         session_position: the session's after this call, or after this piece; None without a session.
     """
 
@@ -462,8 +464,10 @@ class Client(SessionCalls, AnalysisCalls):
 
     async def classify(
         self,
-        input: Input | Numbers,
+        input: Input | Numbers | None = None,
         *,
+        tree: str | TreeNode | None = None,
+        every_node: bool = False,
         model: str = "",
         bypass_prefix_cache: bool = False,
         session: str = "",
@@ -472,11 +476,15 @@ class Client(SessionCalls, AnalysisCalls):
         patience: float = 0.0,
         timeout: float | None = None,
     ) -> Prediction:
-        """Label a whole input.
+        """Label a whole input, or a tree.
 
         Args:
             input: text, or token ids; for a model that reads numbers those of every step, an array of numpy,
                 [steps, *shape], or a list of rows; not empty.
+            tree: in the place of an input, for a model of trees: an s-expression such as "(2 (2 It) (2 works))", where
+                every bracket begins with a label that is not looked at, or its root.
+            every_node: label every node of the tree, in the order of the opening brackets, a node before its children;
+                they are the prediction's `steps`. Default: its root only.
             model: its name; may be empty where the server holds one with labels.
             bypass_prefix_cache: read the whole input, though the state behind its beginning may be known.
             session: the id of the session that the input continues.
@@ -488,7 +496,13 @@ class Client(SessionCalls, AnalysisCalls):
         with expressible():
             call = session_call(session, position, request_id, patience)
             request = v1.ClassifyRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
-            set_steps(request, input)
+            request.every_node = every_node
+            if (input is None) == (tree is None):
+                raise ValueError("classify takes an input or a tree, one of the two")
+            if tree is not None:
+                set_tree(request.tree, tree)
+            elif input is not None:
+                set_steps(request, input)
         trying = Patience(patience, self._seconds(timeout))
         while True:
             try:

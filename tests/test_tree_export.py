@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,18 @@ from torch import Tensor, nn
 from bundle import Bundle
 from elman import ExportError, Labels, NextToken, Token, Tree, Values, export_bundle, v1
 from export import Source
-from tests.trees import INNER, SENTIMENTS, WORDS, RandomTree, TreeLstm, export_trees, make_tree_bundles, random_tree
+from tests.trees import (
+    INNER,
+    SENTIMENTS,
+    WORDS,
+    RandomTree,
+    TreeLstm,
+    export_trees,
+    graph_scores,
+    random_tree,
+)
 
 CELLS = {"binary": 2, "child-sum": 0}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    return make_tree_bundles(tmp_path_factory.mktemp("trees"))
 
 
 def torch_scores(module: TreeLstm, tree: RandomTree) -> np.ndarray:
@@ -43,52 +46,26 @@ def torch_scores(module: TreeLstm, tree: RandomTree) -> np.ndarray:
     return np.stack([scores[node].numpy() for node in range(len(tree.tokens))])
 
 
-def graph_scores(bundle: Bundle, tree: RandomTree) -> np.ndarray:
-    """The same by onnxruntime."""
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
-    spec = bundle.spec.step
-    scores: dict[int, np.ndarray] = {}
-
-    def state_of(node: int) -> list[np.ndarray]:
-        below = [state_of(child) for child in tree.children[node]]
-        places = spec.tree.child_count or max(1, len(below))
-        feeds = {}
-        for index, state in enumerate(spec.states):
-            value = np.zeros((1, places, *state.shape), np.float32)
-            for place, one in enumerate(below):
-                value[0, place] = one[index][0]
-            feeds[state.input_name] = value
-        found, *after = session.run(
-            ["scores", *(state.output_name for state in spec.states)],
-            {"token": np.array([tree.tokens[node]]), **feeds},
-        )
-        scores[node] = found[0]
-        return after
-
-    state_of(tree.root)
-    return np.stack([scores[node] for node in range(len(tree.tokens))])
-
-
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("size", [1, 9, 60])
-def test_torch_equals_onnxruntime_at_every_node(bundles: dict[str, Bundle], name: str, size: int) -> None:
+def test_torch_equals_onnxruntime_at_every_node(tree_bundles: dict[str, Bundle], name: str, size: int) -> None:
     tree = random_tree(size, CELLS[name], size)
     expected = torch_scores(TreeLstm(CELLS[name]).eval(), tree)
-    np.testing.assert_allclose(graph_scores(bundles[name], tree), expected, atol=2e-6, rtol=1e-4)
+    np.testing.assert_allclose(graph_scores(tree_bundles[name], tree), expected, atol=2e-6, rtol=1e-4)
 
 
-def test_the_manifest_says_what_a_row_is(bundles: dict[str, Bundle]) -> None:
+def test_the_manifest_says_what_a_row_is(tree_bundles: dict[str, Bundle]) -> None:
     for name, children in CELLS.items():
-        step = bundles[name].spec.step
+        step = tree_bundles[name].spec.step
         assert step.tree == v1.TreeSpec(child_count=children, inner_token_id=INNER)
         assert [list(state.shape) for state in step.states] == [[12], [12]]
         assert not any(state.WhichOneof("initial_value") for state in step.states)
 
 
-def test_sums_over_children_are_made_in_one_order(bundles: dict[str, Bundle]) -> None:
+def test_sums_over_children_are_made_in_one_order(tree_bundles: dict[str, Bundle]) -> None:
     """Running sums only where onnxruntime would otherwise choose the order by the number of children."""
     for name, operators in (("child-sum", {"CumSum": 2}), ("binary", {"ReduceSum": 1})):
-        found = Counter(node.op_type for node in onnx.load(bundles[name].graph_path).graph.node)
+        found = Counter(node.op_type for node in onnx.load(tree_bundles[name].graph_path).graph.node)
         assert {operator: found[operator] for operator in ("CumSum", "ReduceSum") if found[operator]} == operators
 
 

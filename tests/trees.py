@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from bundle import Bundle, SymbolVocabulary, load_bundle
+from elman import v1
 from export import Labels, Token, Tree, export_bundle
 
 SENTIMENTS = ("0", "1", "2", "3", "4")
@@ -117,3 +119,65 @@ def random_tree(seed: int, children: int, size: int) -> RandomTree:
         if not own or (not children and random.random() < 0.7):
             tokens[places[node]] = int(random.integers(2, WORDS.size))
     return RandomTree(tokens, ordered, places[0])
+
+
+def graph_scores(bundle: Bundle, tree: RandomTree) -> np.ndarray:
+    """What onnxruntime shows at every node, one at a time, with as many places as it has children, one at least."""
+    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    spec = bundle.spec.step
+    scores: dict[int, np.ndarray] = {}
+
+    def state_of(node: int) -> list[np.ndarray]:
+        below = [state_of(child) for child in tree.children[node]]
+        places = spec.tree.child_count or max(1, len(below))
+        feeds = {}
+        for index, state in enumerate(spec.states):
+            value = np.zeros((1, places, *state.shape), np.float32)
+            for place, one in enumerate(below):
+                value[0, place] = one[index][0]
+            feeds[state.input_name] = value
+        found, *after = session.run(
+            ["scores", *(state.output_name for state in spec.states)],
+            {"token": np.array([tree.tokens[node]]), **feeds},
+        )
+        scores[node] = found[0]
+        return after
+
+    state_of(tree.root)
+    return np.stack([scores[node] for node in range(len(tree.tokens))])
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """As the server tells them."""
+    weights = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def as_nodes(tree: RandomTree) -> v1.Tree:
+    """A tree as a request has it: with words in every other node, else with ids."""
+    message = v1.Tree()
+    for node, (token, children) in enumerate(zip(tree.tokens, tree.children, strict=True)):
+        added = message.nodes.nodes.add(children=children)
+        if token != INNER and node % 2:
+            added.word = WORDS.tokens[token]
+        elif token != INNER:
+            added.token_id = token
+    return message
+
+
+def as_expression(tree: RandomTree) -> tuple[str, list[int]]:
+    """A tree as an s-expression, and the places of its nodes in the order of the brackets."""
+    order: list[int] = []
+    pieces: list[str] = []
+    left: list[int | str] = [tree.root]
+    while left:
+        node = left.pop()
+        if isinstance(node, str):
+            pieces.append(node)
+            continue
+        order.append(node)
+        word = "" if tree.tokens[node] == INNER else f" {WORDS.tokens[tree.tokens[node]]}"
+        pieces.append(f"(x{word}")
+        left.append(")")
+        left += reversed(tree.children[node])
+    return " ".join(pieces), order

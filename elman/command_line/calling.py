@@ -20,6 +20,7 @@ from elman.command_line.in_order import answer_in_order
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import escaped, print_table
 from elman.command_line.reading import standard_input, written_lines
+from elman.command_line.trees import classify_trees
 from elman.connection import DEFAULT_ADDRESS
 
 
@@ -64,17 +65,35 @@ def classify(
             "every line by itself.",
         ),
     ] = False,
+    tree: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A tree to label in the place of standard input, such as '(2 (2 It) (2 works))'; may be repeated. "
+            "With - every line of standard input is one."
+        ),
+    ] = None,
+    every_node: Annotated[
+        bool, typer.Option("--every-node", help="Label every node of each tree, and draw it.")
+    ] = False,
     model: Annotated[str, model_option("the only one with labels")] = "",
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
-    """Label standard input, every line by itself.
+    """Label standard input, every line by itself, or trees.
 
     A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
     prints one PIECE TAB LABEL for every run of equal labels (newline, carriage return, tab and backslash escaped) and
     an empty line after each line, the format that `elman train --task tag` reads. With --follow a classifier answers
-    every piece with LABEL TAB PROBABILITY of everything so far.
+    every piece with LABEL TAB PROBABILITY of everything so far. A tree is answered with LABEL TAB PROBABILITY TAB TREE,
+    the label of its root; every bracket of it begins with a label that is not looked at.
     """
+    if every_node and not tree:
+        raise typer.BadParameter("needs --tree", param_hint="--every-node")
+    if tree:
+        if follow:
+            raise typer.BadParameter("does not go with --tree: a tree is read as a whole", param_hint="--follow")
+        asyncio.run(classify_trees(tree, model, server, timeout, every_node=every_node))
+        return
     asyncio.run(_classify(follow, model, server, timeout))
 
 
