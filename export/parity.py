@@ -7,12 +7,24 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from export.contract import Input, StepModule, Tensors, Values
+from export.contract import Input, Source, StepModule, Tensors, Values
+from export.encoder import PADDING_TOLERANCE
 from export.errors import ExportError
-from export.graph import Example, as_arrays, make_example, run_graph, run_step, state_input_name, state_output_name
+from export.graph import (
+    Arrays,
+    Example,
+    as_arrays,
+    constant_name,
+    make_example,
+    run_graph,
+    run_step,
+    state_input_name,
+    state_output_name,
+)
 
-_CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
-_CHECKED_STEPS = 12
+CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
+CHECKED_STEPS = 12
+_PADDING = 37  # positions; no multiple of what a processor takes at once
 # float32 sums in another order: far above rounding, far below a wrong gate.
 _TOLERANCE = 2e-4
 
@@ -22,6 +34,7 @@ def check_parity(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None = None,
 ) -> float:
     """Run torch and onnxruntime side by side from a non-zero state, over several steps, at batch sizes not traced.
 
@@ -31,7 +44,7 @@ def check_parity(
     Raises:
         ExportError: they differ.
     """
-    return max(_check_rows(session, module, inputs, constants, rows) for rows in _CHECKED_ROWS)
+    return max(_check_rows(session, module, inputs, constants, source, rows) for rows in CHECKED_ROWS)
 
 
 def check_independence(
@@ -39,16 +52,26 @@ def check_independence(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None = None,
 ) -> None:
     """Check the promise that a row's bytes do not depend on the rows beside it.
 
     Raises:
         ExportError: they do.
     """
-    largest = max(_CHECKED_ROWS)
-    everything = as_arrays(make_example(module, inputs, constants, largest, seed=7).graph_inputs())
+    largest = max(CHECKED_ROWS)
+    check_parts(session, as_arrays(make_example(module, inputs, constants, largest, 7, source).graph_inputs()))
+
+
+def check_parts(session: onnxruntime.InferenceSession, everything: Arrays) -> None:
+    """Check that all rows together bring what some of them bring alone, to the bit.
+
+    Raises:
+        ExportError: they do not.
+    """
     together = run_graph(session, everything)
-    for rows in _CHECKED_ROWS:
+    largest = len(next(iter(everything.values())))
+    for rows in CHECKED_ROWS:
         for start in range(0, largest - rows + 1, rows):
             part = {name: value[start : start + rows] for name, value in everything.items()}
             for name, value in run_graph(session, part).items():
@@ -64,32 +87,83 @@ def _check_rows(
     module: StepModule,
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
+    source: Source | None,
     rows: int,
 ) -> float:
-    example = make_example(module, inputs, constants, rows, seed=rows)
+    example = make_example(module, inputs, constants, rows, rows, source)
     ours = as_arrays({state_input_name(name): value for name, value in example.state.items()})
     state: Tensors = example.state
     worst = 0.0
-    for step in range(_CHECKED_STEPS):
-        fresh = make_example(module, inputs, constants, rows, seed=1000 * rows + step)
+    for step in range(CHECKED_STEPS):
+        fresh = make_example(module, inputs, constants, rows, 1000 * rows + step, source)
         outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
         given = Example(fresh.inputs, example.constants, {}).graph_inputs()
         found = run_graph(session, {**as_arrays(given), **ours})
         expected = {**outputs, **{state_output_name(name): value for name, value in state.items()}}
-        for name, value in as_arrays(expected).items():
-            if name not in found:
-                continue  # An output that the manifest does not list.
-            if found[name].shape != value.shape:
-                raise ExportError(
-                    f"{name}: with {rows} rows the graph gives shape {found[name].shape}, torch {value.shape}: "
-                    "is the number of rows fixed somewhere in step()?"
-                )
-            difference = np.abs(found[name].astype(np.float64) - value.astype(np.float64))
-            allowed = _TOLERANCE * np.maximum(1.0, np.abs(value.astype(np.float64)))
-            if not bool((difference <= allowed).all()):
-                raise ExportError(
-                    f"{name}: torch and onnxruntime differ by {difference.max():.3g} with {rows} rows at step {step}"
-                )
-            worst = max(worst, float(difference.max(initial=0.0)))
+        worst = max(worst, compare(as_arrays(expected), found, f"with {rows} rows", f"at step {step}"))
         ours = {state_input_name(name): found[state_output_name(name)] for name in state}
+    return worst
+
+
+def compare(expected: Arrays, found: Arrays, batch: str, when: str) -> float:
+    """Hold what a graph gives against what torch does; the largest difference.
+
+    Args:
+        expected: torch's values; those that the graph does not have are outputs that the manifest does not list.
+        found: the graph's.
+        batch: how many rows there are, for the message.
+        when: at which step it is, likewise.
+
+    Raises:
+        ExportError: they differ.
+    """
+    worst = 0.0
+    for name, value in expected.items():
+        if name not in found:
+            continue
+        if found[name].shape != value.shape:
+            raise ExportError(
+                f"{name}: {batch} the graph gives shape {found[name].shape}, torch {value.shape}: "
+                "is the number of rows fixed somewhere in step()?"
+            )
+        difference = np.abs(found[name].astype(np.float64) - value.astype(np.float64))
+        allowed = _TOLERANCE * np.maximum(1.0, np.abs(value.astype(np.float64)))
+        if not bool((difference <= allowed).all()):
+            raise ExportError(f"{name}: torch and onnxruntime differ by {difference.max():.3g} {batch} {when}")
+        worst = max(worst, float(difference.max(initial=0.0)))
+    return worst
+
+
+def check_padding(
+    session: onnxruntime.InferenceSession,
+    module: StepModule,
+    inputs: Mapping[str, Input],
+    constants: Mapping[str, Values],
+    source: Source,
+) -> float:
+    """Check that zeros behind the end of what an encoder gives change nothing.
+
+    Returns:
+        The largest difference that they make, 0 where they make none.
+
+    Raises:
+        ExportError: they do.
+    """
+    variable = {constant_name(name) for name, kind in constants.items() if kind.variable_length}
+    worst = 0.0
+    for rows in CHECKED_ROWS:
+        feeds = as_arrays(make_example(module, inputs, constants, rows, rows, source).graph_inputs())
+        plain = run_graph(session, feeds)
+        longer = {
+            name: np.pad(value, [(0, 0), (0, _PADDING), *[(0, 0)] * (value.ndim - 2)]) if name in variable else value
+            for name, value in feeds.items()
+        }
+        for name, value in run_graph(session, longer).items():
+            if value.tobytes() != plain[name].tobytes():
+                worst = max(worst, float(np.abs(value.astype(np.float64) - plain[name].astype(np.float64)).max()))
+    if worst > PADDING_TOLERANCE:
+        raise ExportError(
+            f"step(): zeros behind the end of a source change a result by {worst:.3g}; constants of variable length "
+            "must be masked, by a constant that is zero there"
+        )
     return worst

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from export.bounds import declared_bounds, find_bounds
-from export.contract import Input, Output, StepModule, Tensors, Values
+from export.contract import Input, Output, Source, StepModule, Tensors, Values
 from export.graph import open_session
 from export.parity import check_independence
 from export.quantization import find_products, quantize
@@ -35,6 +35,7 @@ def quantize_graph(
     constants: Mapping[str, Values],
     calibration: Tensors | None,
     evaluate: Evaluate | None,
+    source: Source | None = None,
 ) -> dict[str, float]:
     """Put the int8 form of the graph at `path` in its place.
 
@@ -47,7 +48,7 @@ def quantize_graph(
     """
     plain, plain_session = onnx.load(path), open_session(path)
     products = find_products(plain)
-    rehearsal = make_rehearsal(module, inputs, constants, calibration)
+    rehearsal = make_rehearsal(module, inputs, constants, calibration, source)
     declared = declared_bounds(module)
     check_bounds(plain_session, declared, rehearsal)
     bounds = find_bounds(plain, declared)
@@ -56,7 +57,7 @@ def quantize_graph(
         bounds |= measure_bounds(plain, unknown, rehearsal)
     path.write_bytes(quantize(plain, products, bounds).SerializeToString())
     session = open_session(path)
-    check_independence(session, module, inputs, constants)
+    check_independence(session, module, inputs, constants, source)
     metrics = {"quantization_largest_difference": largest_difference(plain_session, session, tuple(outputs), rehearsal)}
     if evaluate is not None:
         for precision, measured in (("fp32", plain_session), ("int8", session)):

@@ -14,14 +14,16 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from export.contract import Input, StepModule, Values
+from export.contract import EncoderModule, Input, Source, StepModule, Values
 from export.errors import ExportError
 from export.graph import (
     Arrays,
     as_arrays,
     constant_name,
     make_example,
+    make_sources,
     open_session,
+    run_encoder,
     run_graph,
     state_input_name,
     state_output_name,
@@ -62,6 +64,7 @@ def make_rehearsal(
     inputs: Mapping[str, Input],
     constants: Mapping[str, Values],
     calibration: Mapping[str, Tensor] | None,
+    source: Source | None = None,
 ) -> Rehearsal:
     """Sequences of the caller's, or random ones.
 
@@ -70,6 +73,7 @@ def make_rehearsal(
         inputs: what its inputs are.
         constants: what its constants are.
         calibration: every input as [B, T, *shape] and every constant as [B, *shape], by name.
+        source: what its encoder reads, if it has one; random sources are read then.
 
     Raises:
         ExportError: the calibration does not have the inputs' names, types and shapes.
@@ -81,10 +85,14 @@ def make_rehearsal(
     else:
         given = dict(calibration)
         _check_calibration(given, module, inputs, constants)
-    rows, length = next((len(given[name]), given[name].shape[1]) for name in inputs)
+    # What reads no inputs has one step.
+    rows, length = next(((len(given[name]), given[name].shape[1]) for name in inputs), (_RANDOM_ROWS, 1))
     state = module.initial_state(rows)
     start = {constant_name(name): given[name] for name in constants}
     start |= {state_input_name(name): value for name, value in state.items()}
+    if source is not None:
+        assert isinstance(module, EncoderModule)
+        start |= run_encoder(module, make_sources(source, rows, seed=0, longest=source.longest))
     steps = [as_arrays({name: given[name][:, step].contiguous() for name in inputs}) for step in range(length)]
     return Rehearsal(steps, as_arrays(start), tuple(state))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,21 +14,38 @@ from torch import Tensor, nn
 
 from bundle import MANIFEST, write_bundle, write_tokens, write_vocabulary
 from elman import v1
-from export.contract import Input, Labels, NextToken, Output, StepModule, Tensors, Token, Values
+from export.contract import (
+    EncoderModule,
+    Input,
+    Labels,
+    NextToken,
+    Output,
+    Source,
+    StepModule,
+    Tensors,
+    Token,
+    Tree,
+    Values,
+)
+from export.encoder import LENGTHS, SOURCE, check_encoder, write_encoder
 from export.errors import ExportError
 from export.graph import (
     constant_name,
     make_example,
+    make_sources,
     open_session,
+    run_encoder,
     run_step,
     state_input_name,
     state_output_name,
     write_graph,
 )
-from export.parity import check_independence, check_parity
+from export.parity import check_independence, check_padding, check_parity
 from export.precision import Evaluate, precision_of, quantize_graph
+from export.trees import check_tree, check_tree_independence, check_tree_parity
 
 _GRAPH = "step.onnx"
+_ENCODER = "encoder.onnx"
 _LABELS = "labels.json"
 _INITIAL_STATE = "initial_state.safetensors"
 _DATA_TYPES = {
@@ -48,6 +65,8 @@ def export_bundle(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values] | None = None,
+    source: Source | None = None,
+    tree: Tree | None = None,
     description: str = "",
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, str] | None = None,
@@ -73,6 +92,10 @@ def export_bundle(
         inputs: what each of the step's inputs is.
         outputs: what each of the step's outputs means; outputs that are not listed are left out of the graph.
         constants: what stays for the whole sequence.
+        source: what the module's `encode` reads; see EncoderModule. It then gives the constants, and a step may have no
+            inputs: its sequences have one step.
+        tree: that a row is a node of a tree, and how many children it has. Then trees of random shapes are compared,
+            nodes of all numbers of children side by side.
         description: what the model does, for people.
         metrics: figures to keep with the model.
         provenance: where it comes from.
@@ -102,14 +125,22 @@ def export_bundle(
         raise ExportError(
             f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"
         )
+    if tree is not None:
+        check_tree(module, tree, inputs, outputs, constants or {}, source, quantize)
+    if source is not None and not isinstance(module, EncoderModule):
+        raise ExportError(
+            f"{type(module).__name__} needs the method encode(source, lengths), because there is a source"
+        )
+    if source is not None and calibration is not None:
+        raise ExportError("calibration is for steps without an encoder; with one random sources are read")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         draft = Path(temporary) / "bundle"
         draft.mkdir()
-        spec = _write_files(module, draft, inputs, outputs, constants or {})
+        spec = _write_files(module, draft, inputs, outputs, constants or {}, source, tree)
         if quantize is not None:
             spec.metrics.update(
-                quantize_graph(module, draft / _GRAPH, inputs, outputs, constants or {}, calibration, evaluate)
+                quantize_graph(module, draft / _GRAPH, inputs, outputs, constants or {}, calibration, evaluate, source)
             )
         spec.name, spec.description = name, description
         spec.provenance["precision"] = quantize or precision_of(module)
@@ -128,49 +159,87 @@ def _write_files(
     inputs: Mapping[str, Input],
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values],
+    source: Source | None,
+    tree: Tree | None,
 ) -> v1.ModelSpec:
     assert isinstance(module, StepModule)
     was_training = module.training
     module.eval()
     try:
-        example = make_example(module, inputs, constants, rows=3, seed=0)
+        variable = frozenset(constant_name(name) for name, kind in constants.items() if kind.variable_length)
+        example = make_example(module, inputs, constants, 3, 0, source, tree)
         values, _ = run_step(module, example)
+        encoded: Collection[str] = ()
+        if source is not None:
+            assert isinstance(module, EncoderModule)
+            encoded = run_encoder(module, make_sources(source, rows=1, seed=0))
         missing = outputs.keys() - values.keys()
         if missing:
             raise ExportError(f"step() returns the outputs {sorted(values)}; {sorted(missing)[0]!r} is not among them")
-        write_graph(module, example, tuple(outputs), folder / _GRAPH)
+        write_graph(module, example, tuple(outputs), folder / _GRAPH, variable)
         session = open_session(folder / _GRAPH)
-        difference = check_parity(session, module, inputs, constants)
-        check_independence(session, module, inputs, constants)
+        if tree is None:
+            difference = check_parity(session, module, inputs, constants, source)
+            check_independence(session, module, inputs, constants, source)
+        else:
+            difference = check_tree_parity(session, module, inputs, tree)
+            check_tree_independence(session, module, inputs, tree)
+        padding = 0.0
+        if source is not None:
+            assert isinstance(module, EncoderModule)
+            write_encoder(module, source, folder / _ENCODER)
+            unlike, padding = check_encoder(open_session(folder / _ENCODER), module, source)
+            difference = max(difference, unlike)
+            padding = max(padding, check_padding(session, module, inputs, constants, source))
     finally:
         module.train(was_training)
 
     spec = v1.ModelSpec(manifest_version=1, step=v1.StepSpec(file=_GRAPH))
     spec.metrics["parity_largest_difference"] = difference
+    if source is not None:
+        spec.metrics["padding_largest_difference"] = padding
+        _add_encoder(spec, source, folder)
+    if tree is not None:
+        spec.step.tree.child_count, spec.step.tree.inner_token_id = tree.children, tree.inner_id
     for input_name, kind in inputs.items():
         tensor = example.inputs[input_name]
         added = spec.step.inputs.add(name=input_name, data_type=_data_type(tensor), shape=tensor.shape[1:])
         if isinstance(kind, Token):
             added.token.vocabulary = "text"
-            _add_vocabulary(spec, kind, folder)
+            _add_vocabulary(spec, "text", kind, folder)
     for constant, tensor in example.constants.items():
-        spec.step.constants.add(name=constant_name(constant), data_type=_data_type(tensor), shape=tensor.shape[1:])
-    _add_states(spec, module, folder)
+        described = spec.step.constants.add(
+            name=constant_name(constant), data_type=_data_type(tensor), shape=tensor.shape[1:]
+        )
+        if source is not None and constants[constant].variable_length:
+            described.variable_length = True
+            described.shape[0] = source.longest
+    _add_states(spec, module, folder, encoded)
     for output_name, meaning in outputs.items():
         _add_output(spec, output_name, meaning, values[output_name], folder)
     return spec
 
 
-def _add_vocabulary(spec: v1.ModelSpec, token: Token, folder: Path) -> None:
+def _add_encoder(spec: v1.ModelSpec, source: Source, folder: Path) -> None:
+    spec.encoder.file, spec.encoder.length_name, spec.encoder.longest_source = _ENCODER, LENGTHS, source.longest
+    one = make_sources(source, rows=1, seed=0).values
+    spec.encoder.input.name, spec.encoder.input.data_type = SOURCE, _data_type(one)
+    spec.encoder.input.shape.extend(one.shape[2:])
+    if isinstance(source.kind, Token):
+        spec.encoder.input.token.vocabulary = "source"
+        _add_vocabulary(spec, "source", source.kind, folder)
+
+
+def _add_vocabulary(spec: v1.ModelSpec, name: str, token: Token, folder: Path) -> None:
     added = spec.vocabularies.add()
-    added.CopyFrom(write_vocabulary(folder, token.vocabulary))
-    added.name = "text"
+    added.CopyFrom(write_vocabulary(folder, token.vocabulary, "" if name == "text" else f"{name}-"))
+    added.name = name
     for field, value in (("begin_token_id", token.begin_id), ("end_token_id", token.end_id)):
         if value is not None:
             setattr(added, field, value)
 
 
-def _add_states(spec: v1.ModelSpec, module: StepModule, folder: Path) -> None:
+def _add_states(spec: v1.ModelSpec, module: StepModule, folder: Path, encoded: Collection[str]) -> None:
     files: dict[str, Tensor] = {}
     for name, rows in module.initial_state(2).items():
         value = rows[0].detach()
@@ -182,7 +251,9 @@ def _add_states(spec: v1.ModelSpec, module: StepModule, folder: Path) -> None:
             data_type=_data_type(value),
             shape=value.shape,
         )
-        if bool((value == value.flatten()[0]).all()):
+        if state.input_name in encoded:
+            state.encoded = True
+        elif bool((value == value.flatten()[0]).all()):
             if value.flatten()[0] != 0:
                 state.fill = float(value.flatten()[0])
         else:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bundle import Bundle, CharacterVocabulary, LabelVocabulary
 from elman import v1
-from server.engine import FREE, Arrays, Chunk, EngineError, Results, Wanted
+from server.engine import FREE, Arrays, Chunk, Encoded, EngineError, Results, Wanted
 
 LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)
@@ -65,14 +65,23 @@ class FakeEngine:
         self.gate.set()
         self.runs: list[tuple[int, int]] = []
         self.replays: list[int] = []
+        self.encoded: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
 
     def step_counts_for(self, filtered: bool, wanted: Wanted) -> tuple[int, ...]:
         return self.step_counts
 
-    def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
-        self._front[row] = 0 if state is None else state["total"]
+    def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        """The sum of a source is where its sequence's total begins."""
+        self.encoded.append(len(sources))
+        if any((source == POISON).any() for source in sources):
+            raise EngineError("poison")
+        return [Encoded({}, {"total": np.int64(source.sum())}) for source in sources]
+
+    def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
+        initial = 0 if encoded is None else encoded.state["total"]
+        self._front[row] = initial if state is None else state["total"]
 
     def move(self, source: int, destination: int) -> None:
         self._front[destination] = self._front[source]

@@ -18,6 +18,7 @@ from bundle import Bundle
 from tests.conftest import CHARACTERS, make_network
 from tests.reference import read_alone
 from training.cells import Cell, Elman
+from training.tree_networks import TREE_CELLS, BinaryTreeLSTM, ChildSumTreeLSTM, RecursiveCell
 
 Array = NDArray[np.float64]
 State = Mapping[str, Array]
@@ -108,6 +109,71 @@ def test_torch_and_the_exported_graph_do_what_the_equations_say(bundles: dict[st
     assert after.keys() == states.keys()
     for name, values in states.items():
         np.testing.assert_allclose(after[name], values, atol=1e-5, rtol=1e-4)
+
+
+def by_gate(stacked: torch.Tensor, gates: str) -> dict[str, Array]:
+    """Weights [G*H, X] or biases [G*H] of gates, each named by a letter, in double precision."""
+    return dict(zip(gates, np.split(stacked.detach().numpy().astype(np.float64), len(gates)), strict=True))
+
+
+def child_sum_node(cell: ChildSumTreeLSTM, word: Array, hidden: Array, memory: Array) -> State:
+    """Tai, Socher and Manning 2015, equations 2 to 8: of a word [X] and what the children have, [C, H] both.
+
+    i = sigmoid(W_i x + U_i s + b_i), and o and u (tanh) likewise, where s is the sum of all h_k;
+    f_k = sigmoid(W_f x + U_f h_k + b_f); c = i u + sum of all f_k c_k; h = o tanh(c).
+    """
+    inputs, bias = by_gate(cell.input.weight, "iouf"), by_gate(cell.input.bias, "iouf")
+    recurrent = by_gate(cell.summed.weight, "iou")
+    total = sum(hidden, np.zeros(hidden.shape[1]))
+    gates = {gate: inputs[gate] @ word + recurrent[gate] @ total + bias[gate] for gate in "iou"}
+    of_forget = cell.forget.weight.detach().numpy().astype(np.float64)
+    state = sigmoid(gates["i"]) * np.tanh(gates["u"])
+    for child_hidden, child_memory in zip(hidden, memory, strict=True):
+        state = state + sigmoid(inputs["f"] @ word + of_forget @ child_hidden + bias["f"]) * child_memory
+    return {"hidden": sigmoid(gates["o"]) * np.tanh(state), "cell": state}
+
+
+def binary_node(cell: BinaryTreeLSTM, word: Array, hidden: Array, memory: Array) -> State:
+    """Tai, Socher and Manning 2015, equations 9 to 14 for N = 2: every gate has a U for each child.
+
+    The gates l and r are those of the left and of the right child's memory: c = i u + l c_left + r c_right.
+    """
+    inputs, bias = by_gate(cell.input.weight, "ilrou"), by_gate(cell.input.bias, "ilrou")
+    recurrent = by_gate(cell.pair.weight, "ilrou")
+    gates = {}
+    for gate in "ilrou":
+        of_left, of_right = np.split(recurrent[gate], 2, axis=1)
+        gates[gate] = inputs[gate] @ word + of_left @ hidden[0] + of_right @ hidden[1] + bias[gate]
+    state = (
+        sigmoid(gates["i"]) * np.tanh(gates["u"]) + sigmoid(gates["l"]) * memory[0] + sigmoid(gates["r"]) * memory[1]
+    )
+    return {"hidden": sigmoid(gates["o"]) * np.tanh(state), "cell": state}
+
+
+def recursive_node(cell: RecursiveCell, word: Array, hidden: Array, memory: Array) -> State:
+    """Socher et al. 2013: h = tanh(W [h_left; h_right] + b), where b comes from what the node reads."""
+    bias = by_gate(cell.input.weight, "h")["h"] @ word + by_gate(cell.input.bias, "h")["h"]
+    return {"hidden": np.tanh(by_gate(cell.pair.weight, "h")["h"] @ np.concatenate(hidden) + bias)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_hand", "child_counts"),
+    [("child-sum", child_sum_node, (0, 1, 2, 5)), ("binary", binary_node, (2,)), ("recursive", recursive_node, (2,))],
+)
+def test_torch_does_at_a_node_what_the_equations_say(
+    kind: str, by_hand: Callable[..., State], child_counts: tuple[int, ...]
+) -> None:
+    torch.manual_seed(5)
+    cell = TREE_CELLS[kind](5, 7)
+    torch.nn.init.normal_(cell.input.bias)
+    for count in child_counts:
+        words, hidden, memory = torch.randn(3, 5), torch.rand(3, count, 7) - 0.5, torch.randn(3, count, 7)
+        with torch.no_grad():
+            found = cell.advance(cell.project(words), {"hidden": hidden, "cell": memory})
+        for row in range(3):
+            given = [tensor[row].numpy().astype(np.float64) for tensor in (words, hidden, memory)]
+            for name, value in by_hand(cell, *given).items():
+                np.testing.assert_allclose(found[name][row].numpy(), value, atol=1e-6, rtol=1e-5)
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,19 @@ A run is a function of its configuration and its corpus: the same two give the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
-from bundle.kinds import InputKind, vocabulary_spec
-from elman import v1
+from bundle.kinds import InputKind, VocabularySpec, vocabulary_spec
 from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _BYTES = 256
+DIGITS = "digits"  # the embedded pictures
+STORIES = "stories"  # made, not read
 
 
 class RunConfig(BaseModel):
@@ -46,7 +47,7 @@ class RunConfig(BaseModel):
     validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         """How the run's folder holds its vocabularies: by what their files' names begin with, what a manifest would say
         of each but for its size."""
         return {}
@@ -73,6 +74,10 @@ class TextConfig(RunConfig):
     layers: Positive = 2
     embedding: Positive = 128
     hidden: Positive = 256
+    bidirectional: bool = False  # reads whole texts, in both directions (classify)
+
+    phrases: bool = False  # of a treebank (classify): whether every phrase in it is an example, or sentences alone
+    polarity: bool = False  # of a treebank with labels 0 to 4: two classes, what is neutral left out
 
     # For lm and tag the lanes are contiguous stretches of the text.
     window: Positive = 128  # steps between detaching the state, for lm and tag
@@ -97,12 +102,60 @@ class TextConfig(RunConfig):
             raise ValueError("only words are put into lower case: it belongs to the vocabularies words and symbols")
         return value
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    @field_validator("bidirectional", "phrases", "polarity")
+    @classmethod
+    def _check_of_classification(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("task") != "classify":
+            raise ValueError("only what classifies whole texts can be so")
+        return value
+
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
     def network_name(self) -> str:
-        return f"{self.layers} x {self.cell} of {self.hidden} units"
+        both = "bidirectional " if self.bidirectional else ""
+        return f"{self.layers} x {both}{self.cell} of {self.hidden} units"
+
+
+class FeaturesConfig(RunConfig):
+    """A feed-forward network that reads numbers and says what they are."""
+
+    task: Literal["features"]
+    corpus: str = DIGITS
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, before anything is held out
+
+    layers: Positive = 2  # hidden ones
+    hidden: Positive = 128
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.layers} hidden layers of {self.hidden} units"
+
+
+class TreeConfig(RunConfig):
+    """A network that reads trees whose leaves are words, and labels every node."""
+
+    vocabulary: ClassVar[InputKind] = "symbols"
+
+    task: Literal["tree"]
+    vocabulary_size: Positive = 20_000  # the most words
+    lower_case: bool = True
+    minimum_count: Positive = 2  # rarer words are read as the unknown token
+    label_names: tuple[str, ...] = ()  # what the corpus's labels, in alphabetical order, are called; none: as they are
+
+    cell: Literal["child-sum", "binary", "recursive"] = "child-sum"
+    embedding: Positive = 64
+    hidden: Positive = 128
+    lanes: Positive = 32  # trees of a batch
+
+    def vocabularies(self) -> dict[str, VocabularySpec]:
+        return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
+
+    @property
+    def network_name(self) -> str:
+        return f"{self.cell} tree of {self.hidden} units"
 
 
 class TranslationConfig(RunConfig):
@@ -147,7 +200,7 @@ class TranslationConfig(RunConfig):
             raise ValueError("each direction of a bidirectional encoder has half of the units, so they are even")
         return value
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {
             "source-": vocabulary_spec(self.source_vocabulary, prefix="source-"),
             "": vocabulary_spec(self.vocabulary),
@@ -167,7 +220,7 @@ def _checked_size(value: int, kind: str | None) -> int:
 
 
 # What a run may be, told apart by its task.
-TrainingConfig = Annotated[TextConfig | TranslationConfig, Field(discriminator="task")]
+TrainingConfig = Annotated[TextConfig | FeaturesConfig | TreeConfig | TranslationConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
@@ -179,6 +232,9 @@ def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
     """
     return _ADAPTER.validate_python(values)
 
+
+# The Stanford Sentiment Treebank's labels, 0 to 4.
+_GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # `make run`: under two minutes on two cores.
@@ -218,6 +274,37 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "task": "classify", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "dropout": 0.4, "lanes": 64,
         "minimum_count": 1, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 200,
         "weight_decay": 0.05,
+    },
+    # Whether a sentence speaks well of something: read left to right, so that the answer can change with every word.
+    "sentiment": {
+        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
+        "phrases": True, "polarity": True, "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 192,
+        "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
+    },
+    # The same, read in both directions before anything is said.
+    "sentiment-bidirectional": {
+        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
+        "phrases": True, "polarity": True, "bidirectional": True, "cell": "lstm", "layers": 1, "embedding": 128,
+        "hidden": 128, "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
+        "validate_every": 200, "weight_decay": 0.05,
+    },
+    # Pictures of handwritten digits, 8 by 8.
+    "digits": {
+        "task": "features", "layers": 2, "hidden": 128, "dropout": 0.2, "lanes": 64, "steps": 1500,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
+    },
+    "sentiment-tree": {
+        "task": "tree", "cell": "child-sum", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
+    },
+    "sentiment-binary-tree": {
+        "task": "tree", "cell": "binary", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
+    },
+    "sentiment-recursive": {
+        "task": "tree", "cell": "recursive", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
     },
     # How English words are pronounced: sequence to sequence by way of one vector.
     "phonemes": {

@@ -53,6 +53,11 @@ class RecurrentNetwork(nn.Module):
             for name, bound in layer.state_bounds.items()
         }
 
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The vectors of the tokens, [V, E], by the name of their vocabulary."""
+        return {"": self.embedding.weight}
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
         return {

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from training.config import STORIES
 from training.corpus import existing, read_utf8
 from training.errors import TrainingError
 from training.stories import make_stories
 
-STORIES = "stories"
 TEST_SHARE = 0.1  # of a corpus that names no test part
 
 Form = Literal["pronunciations", "sentences", "stories", "pairs"]

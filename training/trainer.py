@@ -112,6 +112,8 @@ class _Trainer:
         )
         # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
         self.average = make_network(config, task.sizes).eval()
+        for network in (self.network, self.average):
+            task.prepare(network)
         self.fingerprint = task.fingerprint()
         self.carried: dict[str, Tensor] = {}
         self.step = 0
@@ -119,7 +121,7 @@ class _Trainer:
         # What did best at the validations that an unbroken run has.
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
-        self.best_nats = math.inf
+        self.best_criterion = math.inf
         self.validated_step = -1
 
     def run(self, stop_after: int | None, minutes: float | None) -> Result:
@@ -205,7 +207,8 @@ class _Trainer:
     @torch.no_grad()
     def _validate(self, log: Any, *, scheduled: bool = True) -> None:
         validation = self.task.validate(self.average, lanes=_VALIDATION_LANES)
-        better = validation.nats < self.best_nats
+        criterion = validation.nats if validation.criterion is None else validation.criterion
+        better = criterion < self.best_criterion
         if better:
             weights = {name: value.clone() for name, value in self.average.state_dict().items()}
             save_tensors(self.folder / BEST, weights, {"step": self.step})
@@ -213,7 +216,7 @@ class _Trainer:
             self.validated_step = self.step
             _log(log, step=self.step, seconds=round(self.seconds, 1), **validation.as_metrics())
             if better:
-                self.best, self.best_nats, self.best_step = weights, validation.nats, self.step
+                self.best, self.best_criterion, self.best_step = weights, criterion, self.step
         accuracy = "" if validation.accuracy is None else f", {validation.accuracy:.1%} right"
         self.console.print(
             f"step {self.step}: held out {validation.nats:.4f} nats, {validation.bits:.4f} bits "
@@ -258,21 +261,21 @@ class _Trainer:
             "step": self.step,
             "validated_step": self.validated_step,
             "best_step": self.best_step,
-            "best_nats": self.best_nats,
+            "best_criterion": self.best_criterion,
             "fingerprint": self.fingerprint,
         }
         save_tensors(self.folder / LAST, tensors, metadata)
 
     def load(self) -> None:
         tensors, metadata = load_tensors(self.folder / LAST)
-        if "fingerprint" not in metadata:
+        if not {"fingerprint", "best_criterion"} <= metadata.keys():
             raise TrainingError(f"{self.folder}: an older elman has written it; start a new run with another --output")
         if metadata["fingerprint"] != self.fingerprint:
             raise TrainingError(
                 f"{self.config.corpus}: is not what {self.folder} was trained on; start a new run with another --output"
             )
         self.step, self.validated_step = metadata["step"], metadata["validated_step"]
-        self.best_step, self.best_nats = metadata["best_step"], metadata["best_nats"]
+        self.best_step, self.best_criterion = metadata["best_step"], metadata["best_criterion"]
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         self.average.load_state_dict(_with_prefix(tensors, "average."))
         self.carried = _with_prefix(tensors, "carried.")

@@ -27,6 +27,7 @@ from bundle import (
 )
 from bundle.kinds import InputKind
 from training.beam import beam_search
+from training.buckets import make_buckets
 from training.cells import State
 from training.config import TranslationConfig
 from training.encoder_decoder import EncoderDecoder
@@ -37,7 +38,6 @@ from training.pairs import Pair, PairCorpus
 from training.task import Tally, Task, Validation, pad
 
 BEAMS = 5
-_POOL = 50  # batches whose pairs are sorted by length together
 _TEST_ROWS = 64
 
 
@@ -124,18 +124,9 @@ class TranslationTask(Task):
         return Batch(source, lengths, inputs, wanted)
 
     def _make_epoch(self, epoch: int) -> list[Ids]:
-        """The pairs of each batch: mixed, then sorted by length a pool at a time, then the batches mixed."""
         random = np.random.default_rng([self._config.seed, epoch])
         lengths = [_lengths(pair) for pair in self._training]
-        order = random.permutation(len(lengths))
-        size = min(self._config.lanes, len(order))
-        batches: list[Ids] = []
-        for start in range(0, len(order), size * _POOL):
-            pool = sorted(
-                order[start : start + size * _POOL].tolist(), key=lambda index: _lengths(self._training[index])
-            )
-            batches += [np.array(pool[first : first + size]) for first in range(0, len(pool), size)]
-        return [batches[place] for place in random.permutation(len(batches))]
+        return make_buckets(lengths, min(self._config.lanes, len(lengths)), random)
 
     def loss(self, network: EncoderDecoder, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         config = self._config

@@ -15,6 +15,8 @@ class Task(StrEnum):
     lm = "lm"
     classify = "classify"
     tag = "tag"
+    features = "features"
+    tree = "tree"
     translation = "translate"  # "translate" is a method of str
 
 
@@ -26,6 +28,12 @@ class Preset(StrEnum):
     python_packages = "python-packages"
     shakespeare = "shakespeare"
     names = "names"
+    sentiment = "sentiment"
+    sentiment_bidirectional = "sentiment-bidirectional"
+    digits = "digits"
+    sentiment_tree = "sentiment-tree"
+    sentiment_binary_tree = "sentiment-binary-tree"
+    sentiment_recursive = "sentiment-recursive"
     phonemes = "phonemes"
     german_english = "german-english"
     stories = "stories"
@@ -35,6 +43,9 @@ class Cell(StrEnum):
     elman = "elman"
     lstm = "lstm"
     gru = "gru"
+    child_sum = "child-sum"
+    binary = "binary"
+    recursive = "recursive"
 
 
 class Precision(StrEnum):
@@ -58,6 +69,8 @@ _DEFAULT_PRESETS = {
     Task.lm: Preset.python,
     Task.classify: Preset.python_packages,
     Task.tag: Preset.python_tags,
+    Task.features: Preset.digits,
+    Task.tree: Preset.sentiment_tree,
     Task.translation: Preset.german_english,
 }
 _OF_PRESET = "of the preset"
@@ -76,7 +89,8 @@ def train(
         Task | None,
         typer.Option(
             help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
-            "translate: a text for a text, by an encoder and a decoder.",
+            "features: a class for a row of numbers, by a feed-forward network. tree: a label for every node of a "
+            "tree. translate: a text for a text, by an encoder and a decoder.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -84,12 +98,17 @@ def train(
         str | None,
         typer.Option(
             help="'stdlib': the source of Python's own standard library. lm: a UTF-8 file or a folder of such. "
-            "classify: a folder with one CLASS.txt a class, one example a line, or a TSV file of text TAB label. "
+            "classify: a folder with one CLASS.txt a class, one example a line; a TSV file of text TAB label; or a "
+            "folder with train.txt, dev.txt and test.txt of labelled trees, one s-expression a line. "
             "tag: a folder of Python files, or a TSV file of piece TAB label, newline, carriage return, "
-            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. translate: "
-            "'stories', made questions with answers; a folder of cmudict or of multi30k; or a TSV file of source TAB "
-            "target.",
-            show_default="stdlib, for the preset stories stories",
+            "tab and backslash in a piece written \\n, \\r, \\t and \\\\, an empty line between documents. "
+            "features: 'digits', pictures of handwritten digits; a .csv or .tsv file of numbers and in the last column "
+            "a label; or a .npz file with the arrays values and labels. "
+            "tree: a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
+            "child child). "
+            "translate: 'stories', made questions with answers; a folder of cmudict or of multi30k; or a TSV file of "
+            "source TAB target.",
+            show_default="stdlib, for features digits, for the preset stories stories",
         ),
     ] = None,
     preset: Annotated[
@@ -98,7 +117,9 @@ def train(
             help="A set of values that the options below replace one by one; they end up in the run's config.json. "
             "python, python-words, python-subwords, python-tags, python-packages: up to three minutes on the embedded "
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
-            "short texts by class. phonemes, german-english, stories: encoder-decoders, up to an hour.",
+            "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. "
+            "sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and of all their parts. "
+            "digits: seconds. phonemes, german-english, stories: encoder-decoders, up to an hour.",
             show_default="by task",
         ),
     ] = None,
@@ -110,7 +131,13 @@ def train(
         Path | None,
         typer.Option(help="Go on with this stopped run, whose own values then count.", show_default=False),
     ] = None,
-    cell: Annotated[Cell | None, typer.Option(help="The recurrent cell.", show_default=_OF_PRESET)] = None,
+    cell: Annotated[
+        Cell | None,
+        typer.Option(
+            help="The recurrent cell; of a tree child-sum, binary (both Tree-LSTMs) or recursive.",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Recurrent layers.", show_default=_OF_PRESET)] = None,
     hidden: Annotated[int | None, typer.Option(help="Units a layer.", show_default=_OF_PRESET)] = None,
     embedding: Annotated[int | None, typer.Option(help="Features a token.", show_default=_OF_PRESET)] = None,
@@ -192,7 +219,8 @@ def train(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="The share kept for validation: the end of a text, a part of every class, some of the pairs.",
+            help="The share kept for validation: the end of a text, a part of every class, some of the pairs. Not of "
+            "what comes in parts, such as a treebank.",
             show_default="0.1, for translate 0.05",
         ),
     ] = None,
@@ -235,8 +263,8 @@ def train(
 
     import training
     from training.checkpoint import CURVE
+    from training.config import DIGITS, STORIES
     from training.corpus import STDLIB
-    from training.pairs import STORIES
 
     console = Console(stderr=True, highlight=False, markup=False)
     given = {
@@ -264,10 +292,12 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        needs_no_file = STORIES if chosen == Preset.stories else STDLIB if chosen.startswith("python") else None
-        embedded = corpus in (None, STDLIB, STORIES)
-        if embedded and (needs_no_file is None or corpus not in (None, needs_no_file)):
-            instead = f"--corpus {needs_no_file} or one of yours" if needs_no_file else "--corpus"
+        own = {Preset.digits: DIGITS, Preset.stories: STORIES}.get(chosen)
+        if chosen.startswith("python"):
+            own = STDLIB
+        embedded = corpus in (None, STDLIB, DIGITS, STORIES)
+        if embedded and (own is None or corpus not in (None, own)):
+            instead = f"--corpus {own} or one of yours" if own else "--corpus"
             raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
         if not embedded and chosen.startswith("python"):
             # Made for millions of characters of source; a text of yours is read whole.
@@ -276,11 +306,7 @@ def train(
         values |= given
         try:
             config = training.parse_config(
-                {
-                    "preset": chosen.value,
-                    **values,
-                    "corpus": needs_no_file if embedded else str(Path(str(corpus)).resolve()),
-                }
+                {"preset": chosen.value, **values, "corpus": own if embedded else str(Path(str(corpus)).resolve())}
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -291,7 +317,7 @@ def train(
         for name in _NEEDS.keys() & given.keys():
             deciding, suitable = _NEEDS[name]
             chosen_values = {other: getattr(config, other) for other in deciding if hasattr(config, other)}
-            if not set(suitable) & set(chosen_values.values()):
+            if chosen_values and not set(suitable) & set(chosen_values.values()):
                 option = name.replace("_", "-")
                 by = " and ".join(f"--{other.replace('_', '-')} {value}" for other, value in chosen_values.items())
                 raise typer.BadParameter(f"--{option} does nothing with {by}, only {' or '.join(suitable)}")

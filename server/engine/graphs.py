@@ -21,11 +21,13 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from elman import v1
+from server.engine.constants import Constants
 from server.engine.errors import EngineError, ModelLoadError
 from server.engine.interface import Arrays
 from server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from server.engine.providers import OpenedSession, Opener, Provider
-from server.engine.unrolling import FILTERS
+from server.engine.unrolling import DTYPES, FILTERS
 from server.engine.weights import Weights
 
 
@@ -44,13 +46,22 @@ class Storage:
     Args:
         provider: where the model runs.
         capacity: the number of rows.
+        spec: the model.
+
+    Attributes:
+        constants: what each row's sequence keeps.
+        states: what it carries.
     """
 
-    def __init__(self, provider: Provider, capacity: int) -> None:
+    def __init__(self, provider: Provider, capacity: int, spec: v1.ModelSpec) -> None:
         self.capacity = capacity
         self._buffer: type[HostBuffer] | type[CudaBuffer] = CudaBuffer if provider is Provider.CUDA else HostBuffer
-        self.constants: dict[str, Buffer] = {}
+        self.constants = Constants(spec.step.constants, capacity, spec.encoder.longest_source, self.allocate)
         self.states: list[State] = []
+        for state in spec.step.states:
+            shape, dtype = state.shape, DTYPES[state.data_type]
+            buffers = (self.allocate(shape, dtype), self.allocate(shape, dtype))
+            self.states.append(State(state.input_name, state.output_name, buffers))
 
     def allocate(self, shape: Iterable[int], dtype: Any) -> Buffer:
         """A buffer of `capacity` rows of a shape."""
@@ -58,7 +69,8 @@ class Storage:
 
     def allocate_like(self, values: Iterable[onnx.ValueInfoProto]) -> dict[str, Buffer]:
         """Buffers for those of a graph's inputs or outputs that are neither constants nor states."""
-        own = {name for state in self.states for name in (state.input_name, state.output_name)} | self.constants.keys()
+        own = {name for state in self.states for name in (state.input_name, state.output_name)}
+        own |= self.constants.buffers.keys()
         buffers: dict[str, Buffer] = {}
         for value in values:
             if value.name not in own:
@@ -110,6 +122,7 @@ class Graph:
         self._inputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.input)
         self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
         self._bindings: dict[tuple[bool, int, int, int], _Bound] = {}
+        self._version = storage.constants.version
 
     # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
     @cached_property
@@ -154,6 +167,9 @@ class Graph:
         if opened.captures and rows.start == 0:
             # A captured graph is of one size; the rows beyond those in use hold what does no harm.
             rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
+        if self._version != self._storage.constants.version:  # What was bound is not there any more.
+            self._bindings.clear()
+            self._version = self._storage.constants.version
         key = (together, rows.start, rows.stop, phase)
         if key not in self._bindings:
             options = None
@@ -168,7 +184,7 @@ class Graph:
         def place(buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
             return buffer.device, 0, buffer.dtype, (len(rows), *buffer.shape[1:]), buffer.address(rows.start)
 
-        for name, buffer in (*self._inputs.items(), *self._storage.constants.items()):
+        for name, buffer in (*self._inputs.items(), *self._storage.constants.buffers.items()):
             if name == FILTERS.candidates:  # Has no rows.
                 binding.bind_input(name, buffer.device, 0, buffer.dtype, buffer.shape, buffer.address(0))
             else:

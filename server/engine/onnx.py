@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 from bundle import Bundle
 from elman import v1
 from server.engine.checking import check_graph
-from server.engine.errors import EngineError, ModelLoadError
-from server.engine.graphs import Graph, State, Storage
-from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Results, Wanted, is_filtered
+from server.engine.encoder import Encoder
+from server.engine.errors import ModelLoadError
+from server.engine.graphs import Graph, Storage
+from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted, is_filtered
 from server.engine.providers import Opener, Provider
 from server.engine.unrolling import (
     CHECKS,
@@ -81,13 +82,8 @@ class OnnxEngine:
         outputs = bundle.spec.step.outputs
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
-        self._storage = storage = Storage(opened.provider, capacity)
-        for constant in bundle.spec.step.constants:
-            storage.constants[constant.name] = storage.allocate(constant.shape, DTYPES[constant.data_type])
-        for state in bundle.spec.step.states:
-            shape, dtype = state.shape, DTYPES[state.data_type]
-            buffers = (storage.allocate(shape, dtype), storage.allocate(shape, dtype))
-            storage.states.append(State(state.input_name, state.output_name, buffers))
+        self._storage = Storage(opened.provider, capacity, bundle.spec)
+        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
         # Which of the two buffers holds the rows' state now; a run writes into the other, `commit` exchanges them.
         self._phase = 0
         self._initial = _initial_values(bundle)
@@ -133,27 +129,30 @@ class OnnxEngine:
             ranges.append((first, last))
         return ", ".join(f"{first} to {last} rows" for first, last in ranges) or "never"
 
-    def insert(self, row: int, state: Arrays | None = None, constants: Arrays | None = None) -> None:
-        values = self._initial if state is None else state
+    def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        assert self._encoder is not None
+        return self._encoder.encode(sources)
+
+    def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
+        values: Arrays = self._initial
+        if state is not None:
+            values = state
+        elif encoded is not None:
+            values = {**self._initial, **encoded.state}
         for kept in self._storage.states:
             kept.buffers[self._phase].write(row, np.asarray(values[kept.input_name])[None])
-        for name, buffer in self._storage.constants.items():
-            if constants is None or name not in constants:
-                raise EngineError(f"the constant {name} is missing")
-            buffer.write(row, np.asarray(constants[name])[None])
+        if encoded is not None:
+            self._storage.constants.write(row, encoded.constants)
 
     def move(self, source: int, destination: int) -> None:
         for kept in self._storage.states:
             kept.buffers[self._phase].copy_row(source, destination)
-        for buffer in self._storage.constants.values():
-            buffer.copy_row(source, destination)
+        self._storage.constants.move(source, destination)
 
     def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
-        for buffer in (
-            *(kept.buffers[self._phase] for kept in self._storage.states),
-            *self._storage.constants.values(),
-        ):
-            buffer.copy_rows(sources, rows)
+        for kept in self._storage.states:
+            kept.buffers[self._phase].copy_rows(sources, rows)
+        self._storage.constants.rearrange(rows, sources)
 
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {kept.input_name: kept.buffers[self._phase].read(row, 1)[0].copy() for kept in self._storage.states}
@@ -241,6 +240,10 @@ class OnnxEngine:
     def warm_up(self) -> None:
         """Run every batch size that is likely, so that no caller pays for first-time work, and find out how to divide
         rows among threads and how many steps one run may take."""
+        if self._encoder is not None:
+            encoded = self.encode([self._encoder.example()])[0]
+            for row in range(self.capacity):
+                self.insert(row, encoded=encoded)
         seconds = min(self._time(1, 1) for _ in range(_TRIALS))
         if self._threads > 1:
             self._divide()
@@ -313,8 +316,9 @@ class OnnxEngine:
         key = (count, filtered, wanted)
         if key not in self._graphs:
             model = unroll(self._step, count, filtered=filtered, wanted=wanted)
-            # How many candidates there are is read on the host, which a captured graph would never do again.
-            captures = not filtered
+            # How many candidates there are is read on the host, which a captured graph would never do again; and it
+            # would not see that constants of variable length have moved.
+            captures = not filtered and not any(constant.variable_length for constant in self._step.spec.constants)
             self._graphs[key] = Graph(
                 model,
                 self._step.weights,

@@ -266,8 +266,10 @@ class _Unrolled:
         step, spec = self._step.model, self._step.spec
         steps: list[str | int] = ["rows", self._count]
         inputs = [_value(given.name, given.data_type, [*steps, *given.shape]) for given in spec.inputs]
-        inputs += [_value(kept.name, kept.data_type, ["rows", *kept.shape]) for kept in spec.constants]
-        inputs += [_value(kept.input_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        for kept in spec.constants:
+            shape: list[str | int] = ["positions", *kept.shape[1:]] if kept.variable_length else [*kept.shape]
+            inputs.append(_value(kept.name, kept.data_type, ["rows", *shape]))
+        inputs += [_value(state.input_name, state.data_type, ["rows", *state.shape]) for state in spec.states]
         outputs = [_value(kept.output_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
         outputs += [_value(steps_name(shown.name), shown.data_type, [*steps, *shown.shape]) for shown in self._shown]
         outputs += [

@@ -15,7 +15,7 @@ from server.rpc.prefill import Prefill
 from server.rpc.reading import run_readings
 from server.rpc.scoring import Scoring
 from server.rpc.subjects import Subject, Units, embedded_subject, inspected_units
-from server.rpc.validation import Limits, check_size
+from server.rpc.validation import Limits, check_size, requested_source
 from server.rpc.writing import grouped, write_message
 from server.scheduling import Reading, SequenceFailedError
 from server.sessions import PrefixCache
@@ -52,9 +52,11 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
     ) -> None:
         check_size(request, self._limits)
         model = self._models.that_generates(request.model)
+        source = await requested_source(request, model, self._limits)
         before = await context_ids(request, model, self._limits)
         candidates = await candidate_ids(request, len(before), model, self._limits)
-        prefill = Prefill.begin(model, before, self._prefixes, caller_of(context), bypass=request.bypass_prefix_cache)
+        bypass = request.bypass_prefix_cache
+        prefill = Prefill.begin(model, before, self._prefixes, caller_of(context), bypass=bypass, source=source)
         started = v1.ScoreStarted(
             model=model.name,
             digest=model.bundle.digest,
@@ -66,6 +68,7 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
             model,
             before,
             prefill.state,
+            source,
             totals_only=request.totals_only,
             longest=max(1, self._message_bytes // _TOKEN_BYTES),
         )

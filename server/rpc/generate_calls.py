@@ -28,6 +28,7 @@ from server.rpc.validation import (
     prompt_ids,
     received_count,
     requested_seed,
+    requested_source,
     session_target,
 )
 from server.scheduling import Beams, Generation, SamplingParams, Sequence
@@ -79,9 +80,10 @@ class GenerateCalls:
         seed = secrets.randbits(63) if given is None else given
         decoding = requested_decoding(request, seed, model, self._limits)
         interval = delivery_interval(request)
+        source = await requested_source(request, model, self._limits)
         ids = await prompt_ids(request, model, self._limits)
         decoding = await self._compiled(decoding, model)
-        prompt = Prefill.begin(model, ids, self._prefixes, caller, bypass=request.bypass_prefix_cache)
+        prompt = Prefill.begin(model, ids, self._prefixes, caller, bypass=request.bypass_prefix_cache, source=source)
         started = v1.GenerateStarted(
             model=model.name,
             digest=model.bundle.digest,
@@ -90,6 +92,9 @@ class GenerateCalls:
             unknown_token_count=model.count_unknown(ids),
             cached_token_count=prompt.position,
         )
+        if source is not None:
+            started.source_position_count = len(source.values)
+            started.source_unknown_count = model.count_unknown_source(source.values)
         telling = Telling(
             model,
             write,
@@ -111,6 +116,7 @@ class GenerateCalls:
             prompt.unread,
             prefix.receiver(mailbox) if prefix else mailbox,
             prompt.state,
+            source=prompt.source,
             position=prompt.position,
             snapshot_steps=INTERVAL if prefix else None,
             snapshots_prompt=True,
@@ -132,6 +138,7 @@ class GenerateCalls:
                 prompt.unread,
                 mailbox,
                 prompt.state,
+                source=prompt.source,
                 position=prompt.position,
                 interval=interval,
                 history=prompt.read,
@@ -170,6 +177,7 @@ class GenerateCalls:
             prompt.unread,
             mailbox,
             prompt.state,
+            source=prompt.source,
             position=prompt.position,
             params=decoding.beams,
             shaping=decoding.params.shaping,

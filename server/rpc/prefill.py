@@ -11,7 +11,7 @@ from server.engine import Arrays
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
 from server.rpc.reading import run_reading
-from server.scheduling import Reading, ReadingFinished, Snapshot
+from server.scheduling import Reading, ReadingFinished, Snapshot, Source
 from server.sessions import Prefix, PrefixCache
 from server.sessions.prefixes import INTERVAL, SHORTEST
 
@@ -23,9 +23,11 @@ class Prefill:
         model: what reads it.
         ids: the input.
         prefix: what the cache knows of it, and is to learn; None if it is not to be asked.
+        source: what the encoder reads before it, where the model has one.
 
     Attributes:
         model: what reads it.
+        source: as given.
         prefix: as given.
         position: how many of its tokens have been read.
         state: the state after them; None where none have.
@@ -33,8 +35,9 @@ class Prefill:
         begun: when the first of them was, by `time.perf_counter`; 0 if none were.
     """
 
-    def __init__(self, model: ServedModel, ids: TokenIds, prefix: Prefix | None) -> None:
+    def __init__(self, model: ServedModel, ids: TokenIds, prefix: Prefix | None, source: Source | None = None) -> None:
         self.model = model
+        self.source = source
         self.prefix = prefix
         self._ids = ids
         self.position = prefix.position if prefix else 0
@@ -52,6 +55,7 @@ class Prefill:
         *,
         bypass: bool,
         output_wanted: bool = False,
+        source: Source | None = None,
     ) -> Prefill:
         """An input as far as the cache knows it.
 
@@ -62,11 +66,13 @@ class Prefill:
             caller: who asks.
             bypass: whether the caller wants the cache left alone.
             output_wanted: see `PrefixCache.look_up`.
+            source: what the encoder reads before it. What the cache knows is known of the prompt alone, so that it is
+                not asked then.
         """
         prefix = None
-        if len(ids) >= SHORTEST and not bypass:
+        if len(ids) >= SHORTEST and not bypass and source is None:
             prefix = prefixes.look_up(model.for_sessions, caller, ids, output_wanted=output_wanted)
-        return cls(model, ids, prefix)
+        return cls(model, ids, prefix, source)
 
     @property
     def read(self) -> TokenIds:
@@ -110,6 +116,7 @@ class Prefill:
             self._ids[self.position : end],
             self.prefix.receiver(mailbox) if self.prefix else mailbox,
             self.state,
+            source=self.source,
             position=self.position,
             keep_state=keep_state,
             every_step=False,

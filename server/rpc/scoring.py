@@ -16,7 +16,7 @@ from server.rpc.lengthy import by_length
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
 from server.rpc.reading import run_readings
-from server.scheduling import Reading, SequenceFailedError
+from server.scheduling import Reading, SequenceFailedError, Source
 
 
 class Scoring:
@@ -27,16 +27,28 @@ class Scoring:
         context: what goes before each of them.
         state: the state before the context's last token, which every candidate reads for itself: what the model
             shows after it is the candidate's first score. None for the initial state.
+        source: what the encoder reads before all of it, where the model has one.
         totals_only: leave out single tokens.
         longest: how many of these one part of a score may have.
+        field: the request's, for complaints.
     """
 
     def __init__(
-        self, model: ServedModel, context: TokenIds, state: Arrays | None, *, totals_only: bool, longest: int
+        self,
+        model: ServedModel,
+        context: TokenIds,
+        state: Arrays | None,
+        source: Source | None = None,
+        *,
+        totals_only: bool,
+        longest: int,
+        field: str = "candidates",
     ) -> None:
         self._model = model
         self._context = context
         self._state = state
+        self._source = source
+        self._field = field
         self._totals_only = totals_only
         self._longest = longest
 
@@ -65,7 +77,7 @@ class Scoring:
                     if failure is not None:
                         raise failure
             except SequenceFailedError as error:
-                raise ModelFailedError(f"candidates[{done}]: {error}") from error
+                raise ModelFailedError(f"{self._field}[{done}]: {error}") from error
 
     def _reading(self, ids: TokenIds) -> Reading:
         """What finds the log-probabilities of a candidate's tokens, without its first if nothing goes before it."""
@@ -74,6 +86,7 @@ class Scoring:
             read[:-1],
             Mailbox(),
             self._state,
+            source=self._source,
             position=max(len(self._context) - 1, 0),
             every_step=False,
             wanted=Wanted(log_probabilities=True),
@@ -85,7 +98,7 @@ class Scoring:
     ) -> list[v1.CandidateScore]:
         """A candidate's score, from the log-probabilities of all its tokens or of all but the first."""
         if np.isnan(log_probabilities).any():
-            raise ModelFailedError(f"candidates[{index}]: the model's output is not finite, so it has no score")
+            raise ModelFailedError(f"{self._field}[{index}]: the model's output is not finite, so it has no score")
         count = len(log_probabilities)
         likelihood = float(log_probabilities.sum(dtype=np.float64))
         with np.errstate(over="ignore"):  # A perplexity beyond all numbers is infinite.

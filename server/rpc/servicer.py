@@ -11,14 +11,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from elman import v1
 from server.engine import Arrays
 from server.rpc.callers import Context, caller_of
+from server.rpc.choosing import choose, requested_choices
 from server.rpc.compiling import Compiling
 from server.rpc.errors import (
     FieldError,
+    ModelUnsuitableError,
     QueueFullRequestError,
     ServerDrainingError,
 )
@@ -28,13 +31,17 @@ from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
+from server.rpc.trees import requested_tree
 from server.rpc.validation import (
     Limits,
     check_request_id,
     check_size,
+    checked_source,
     fingerprint,
     input_steps,
     piece_steps,
+    prompt_ids,
+    requested_source,
     session_target,
 )
 from server.rpc.writing import write_message
@@ -99,18 +106,35 @@ class InferenceServicer(v1.InferenceServiceServicer):
         check_size(request, self._limits)
         await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
 
+    async def Choose(self, request: v1.ChooseRequest, context: Context) -> v1.ChooseResponse:
+        check_size(request, self._limits)
+        model = self._models.that_generates(request.model)
+        source = await requested_source(request, model, self._limits)
+        ids = await prompt_ids(request, model, self._limits)
+        choices = await requested_choices(request, model, self._limits)
+        bypass = request.bypass_prefix_cache
+        prompt = Prefill.begin(model, ids, self._prefixes, caller_of(context), bypass=bypass, source=source)
+        await prompt.read_all_but_one()
+        return await choose(prompt, ids, choices)
+
     async def Classify(self, request: v1.ClassifyRequest, context: Context) -> v1.ClassifyResponse:
         check_size(request, self._limits)
         target = session_target(request) if request.HasField("session") else None
         name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
         read_session = partial(self._sessions.calls.read, model.for_sessions, target) if target else None
+        if model.reads_trees:
+            return await self._classify_tree(request, model, labelling)
         steps = await input_steps(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
         every_step = labelling.every_step
         if read_session:
             found = await read_session(array(TOKEN_TYPE, steps.tolist()), every_step=every_step)
             outputs, response.session_position = found.outputs, found.end
+        elif model.reads_source_only:
+            source = checked_source(steps, request.WhichOneof("input") or "text", model)
+            reading = Reading(np.zeros(1, np.int64), Mailbox(), source=source, every_step=False)
+            outputs = (await run_reading(model, reading)).outputs
         elif every_step or model.reads_numbers:
             outputs = (await run_reading(model, Reading(steps, Mailbox(), every_step=every_step))).outputs
         else:
@@ -120,6 +144,15 @@ class InferenceServicer(v1.InferenceServiceServicer):
             outputs = await prefill.last_output()
         response.prediction.CopyFrom(await predict(labelling, outputs, len(steps)))
         return response
+
+    async def _classify_tree(
+        self, request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling
+    ) -> v1.ClassifyResponse:
+        tree = await requested_tree(request, model)
+        outputs = (await run_reading(model, tree)).outputs
+        labelling = replace(labelling, every_step=request.every_node)
+        prediction = await predict(labelling, outputs, len(tree.forced))
+        return v1.ClassifyResponse(model=model.name, digest=model.bundle.digest, prediction=prediction)
 
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context
@@ -134,6 +167,11 @@ class InferenceServicer(v1.InferenceServiceServicer):
                 raise FieldError("config.session.request_id", "belongs to a piece: every piece is a call of its own")
             name = config.model or (await self._sessions.model_of(target.session_id) if target else "")
             model, labelling = self._models.that_labels(name, "config.model")
+            if model.reads_trees:
+                raise ModelUnsuitableError("config.model", f"{model.name!r} reads whole trees: use Classify")
+            if model.reads_source_only:
+                message = f"{model.name!r} reads its whole input at once, from both ends it may be: use Classify"
+                raise ModelUnsuitableError("config.model", message)
             read = self._in_session(model, labelling, target) if target else _in_stream(model, labelling)
             with self._open_stream(model):
                 started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from bundle import EncodingError
+from bundle import EncodingError, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.decoding.errors import shortened
@@ -21,6 +21,7 @@ from server.engine import DTYPES
 from server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from server.rpc.lengthy import by_length
 from server.rpc.models import ServedModel
+from server.scheduling import Source
 from server.sessions import Target
 
 LONGEST_INTERVAL = 60  # seconds
@@ -33,6 +34,16 @@ _HOW_AND_NOT_WHAT = (
     "single_tokens",
     "request_id",
     "bypass_prefix_cache",
+)
+_Text = (
+    v1.GenerateRequest
+    | v1.ChooseRequest
+    | v1.ClassifyRequest
+    | v1.Piece
+    | v1.CreateSessionRequest
+    | v1.AnalysisInput
+    | v1.Source
+    | v1.Choice
 )
 _SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -187,7 +198,7 @@ async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedMode
     Raises:
         FieldError: it cannot be encoded.
     """
-    ids = await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    ids = await _prompt_ids(request, model, limits)
     return model.with_begin_token(ids) if len(ids) else ids
 
 
@@ -197,16 +208,16 @@ async def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limi
     Raises:
         FieldError: it cannot be encoded.
     """
-    return await _input_ids(request.WhichOneof("prompt"), request, model, limits, "")
+    return await _prompt_ids(request, model, limits)
 
 
-async def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+async def prompt_ids(request: v1.GenerateRequest | v1.ChooseRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """The prompt's ids, the begin token first where the model has one.
 
     Raises:
         FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
     """
-    ids = model.with_begin_token(await _input_ids(request.WhichOneof("prompt"), request, model, limits, ""))
+    ids = model.with_begin_token(await _prompt_ids(request, model, limits))
     if not len(ids):
         raise FieldError(
             request.WhichOneof("prompt") or "text",
@@ -215,12 +226,59 @@ async def prompt_ids(request: v1.GenerateRequest, model: ServedModel, limits: Li
     return ids
 
 
+async def requested_source(
+    request: v1.GenerateRequest | v1.ChooseRequest | v1.ScoreRequest, model: ServedModel, limits: Limits
+) -> Source | None:
+    """What the encoder is to read, if the model has one.
+
+    Raises:
+        FieldError: it is missing, or given where none belongs, or it is empty, too long, or not what the model reads.
+    """
+    if not model.has_encoder:
+        if request.HasField("source"):
+            raise FieldError("source", f"is given, but {model.name!r} has no encoder: leave it out")
+        return None
+    source, spec = request.source, model.bundle.spec.encoder.input
+    chosen = source.WhichOneof("form")
+    numbers = not spec.HasField("token")
+    wanted = f"a tensor, {_said(spec, 'positions')}" if numbers else "text or tokens"
+    if chosen is None:
+        raise FieldError("source", f"is needed: {model.name!r} starts from one; give {wanted}")
+    if numbers != (chosen == "tensor"):
+        raise FieldError(f"source.{chosen}", f"is given, but the encoder of {model.name!r} takes {wanted}")
+    if numbers:
+        values = _numbers(source.tensor, spec, "source.tensor", limits, "positions")
+    else:
+        values = await _input_ids(chosen, source, model.source_vocabulary, model.name, limits, "source.")
+    return checked_source(values, f"source.{chosen}", model)
+
+
+def checked_source(values: NDArray[Any], field: str, model: ServedModel) -> Source:
+    """A source of a length that the model takes.
+
+    Raises:
+        FieldError: it is empty or too long.
+    """
+    longest = model.bundle.spec.encoder.longest_source
+    if not len(values):
+        raise FieldError(field, "is empty: a source has one position or more")
+    if len(values) > longest:
+        message = f"has {len(values)} positions, but {model.name!r} reads sources of up to {longest}"
+        raise InputTooLongError(field, message, limit=longest)
+    return Source(values)
+
+
 async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> NDArray[Any]:
     """The ids, or the numbers [steps, *shape], of an input to label.
 
     Raises:
         FieldError: it is empty, cannot be encoded, or is not what the model reads.
     """
+    if request.HasField("tree"):
+        wanted = f"a tensor, {_said(model.input_spec)}" if model.reads_numbers else "text or tokens"
+        raise FieldError("tree", f"is given, but {model.name!r} does not read trees: give {wanted}")
+    if request.every_node:
+        raise FieldError("every_node", f"is set, but {model.name!r} does not read trees: leave it out")
     steps = await _input_steps(request, model, limits, "")
     if not len(steps):
         missing = "tensor" if model.reads_numbers else "text"
@@ -242,14 +300,15 @@ async def _input_steps(
 ) -> NDArray[Any]:
     chosen = message.WhichOneof("input")
     if model.reads_numbers:
-        spec = model.bundle.spec.step.inputs[0]
+        spec = model.input_spec
         if chosen in ("text", "tokens"):
             complaint = f"is given, but {model.name!r} reads numbers: give a tensor, {_said(spec)}"
             raise FieldError(f"{prefix}{chosen}", complaint)
-        return _numbers(message.tensor, spec, f"{prefix}tensor", limits)
+        axis = "positions" if model.reads_source_only else "steps"
+        return _numbers(message.tensor, spec, f"{prefix}tensor", limits, axis)
     if chosen == "tensor":
         raise FieldError(f"{prefix}tensor", f"is given, but {model.name!r} reads text: give text or tokens")
-    return await _input_ids(chosen, message, model, limits, prefix)
+    return await _input_ids(chosen, message, model.vocabulary, model.name, limits, prefix)
 
 
 async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
@@ -258,30 +317,49 @@ async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, 
     Raises:
         FieldError: it cannot be encoded.
     """
-    return await _input_ids(given.WhichOneof("input"), given, model, limits, f"{field}.")
+    return await _input_ids(given.WhichOneof("input"), given, model.vocabulary, model.name, limits, f"{field}.")
+
+
+async def choice_ids(given: v1.Choice, field: str, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of one choice, without the end token.
+
+    Raises:
+        FieldError: it is empty or cannot be encoded.
+    """
+    ids = await _input_ids(given.WhichOneof("form"), given, model.vocabulary, model.name, limits, f"{field}.")
+    if not len(ids):
+        raise FieldError(f"{field}.{given.WhichOneof('form') or 'text'}", "is empty: a choice has one token or more")
+    return ids
+
+
+async def _prompt_ids(
+    request: v1.GenerateRequest | v1.ChooseRequest | v1.CreateSessionRequest, model: ServedModel, limits: Limits
+) -> TokenIds:
+    return await _input_ids(request.WhichOneof("prompt"), request, model.vocabulary, model.name, limits, "")
 
 
 async def _input_ids(
     chosen: str | None,
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest | v1.AnalysisInput,
-    model: ServedModel,
+    message: _Text,
+    vocabulary: TextVocabulary,
+    name: str,
     limits: Limits,
     prefix: str,
 ) -> TokenIds:
     # Looked at before any work is done, by what a text must have at least.
-    least = -(-len(message.text) // model.vocabulary.characters_per_token)
+    least = -(-len(message.text) // vocabulary.characters_per_token)
     _check_length(max(least, len(message.tokens.ids)), f"{prefix}{chosen}", limits)
     if chosen == "tokens":
         ids = np.array(message.tokens.ids, dtype=np.int64)
-        wrong = np.flatnonzero((ids < 0) | (ids >= model.vocabulary.size))
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))
         if wrong.size:
             raise FieldError(
                 f"{prefix}tokens.ids[{wrong[0]}]",
-                f"is {ids[wrong[0]]}, but the ids of {model.name!r} are 0 to {model.vocabulary.size - 1}",
+                f"is {ids[wrong[0]]}, but the ids of {name!r} are 0 to {vocabulary.size - 1}",
             )
     else:
         try:
-            ids = await by_length(len(message.text), lambda: model.vocabulary.encode(message.text))
+            ids = await by_length(len(message.text), lambda: vocabulary.encode(message.text))
         except EncodingError as error:
             raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
     _check_length(len(ids), f"{prefix}{chosen}", limits)
@@ -294,18 +372,18 @@ def _check_length(tokens: int, field: str, limits: Limits) -> None:
         raise InputTooLongError(field, message, limit=limits.input_tokens)
 
 
-def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits) -> NDArray[Any]:
-    """The numbers of some steps, [steps, *shape]; of none where nothing is given."""
+def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, axis: str = "steps") -> NDArray[Any]:
+    """The numbers of some steps, [steps, *shape], or of what else the axis is; of none where nothing is given."""
     dtype = np.dtype(DTYPES[spec.data_type])
     if not tensor.ByteSize():
         return np.empty((0, *spec.shape), dtype)
     if tensor.name not in ("", spec.name):
         raise FieldError(f"{field}.name", f"is {shortened(tensor.name)!r}, but the input is {spec.name!r}")
     if tensor.data_type != spec.data_type:
-        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec)}")
+        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec, axis)}")
     shape = list(tensor.shape)
     if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
-        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec)}")
+        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec, axis)}")
     _check_length(shape[0], field, limits)
     size = math.prod(shape) * dtype.itemsize
     if len(tensor.content) != size:
@@ -318,9 +396,9 @@ def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits) 
     return values
 
 
-def _said(spec: v1.InputSpec) -> str:
+def _said(spec: v1.InputSpec, axis: str = "steps") -> str:
     """What numbers an input takes, for people."""
-    return f"{_type_name(spec.data_type)} [{', '.join(['steps', *map(str, spec.shape)])}]"
+    return f"{_type_name(spec.data_type)} [{', '.join([axis, *map(str, spec.shape)])}]"
 
 
 def _type_name(data_type: int) -> str:

@@ -1,7 +1,10 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
+from server.scheduling.forest import Forest
 from server.scheduling.pace import Pace
+from server.scheduling.rows import Rows
+from server.scheduling.running import Running
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
     Beams,
@@ -17,9 +20,11 @@ from server.scheduling.sequence import (
     SamplingParams,
     Sequence,
     Snapshot,
+    Source,
     TokenReport,
     Tokens,
 )
+from server.scheduling.tree import Tree
 
 __all__ = [
     "Beams",
@@ -28,12 +33,15 @@ __all__ = [
     "Failed",
     "FinishReason",
     "Finished",
+    "Forest",
     "Generation",
     "Pace",
     "QueueFullError",
     "Reading",
     "ReadingFinished",
     "Receiver",
+    "Rows",
+    "Running",
     "SamplingParams",
     "Scheduler",
     "SchedulerStoppedError",
@@ -41,6 +49,8 @@ __all__ = [
     "Sequence",
     "SequenceFailedError",
     "Snapshot",
+    "Source",
     "TokenReport",
     "Tokens",
+    "Tree",
 ]

@@ -78,7 +78,7 @@ class Batch:
 
     Args:
         capacity: the number of rows.
-        input_name: the step's input.
+        input_name: the step's input; None if it has none.
         vocabulary_size: of the tokens that are generated; 0 if none are.
         forbidden_token: a token that is never generated.
 
@@ -88,7 +88,7 @@ class Batch:
     """
 
     def __init__(
-        self, capacity: int, input_name: str, vocabulary_size: int, forbidden_token: int | None = None
+        self, capacity: int, input_name: str | None, vocabulary_size: int, forbidden_token: int | None = None
     ) -> None:
         self.sequences: list[Sequence] = []
         self.host = HostChoice(vocabulary_size, forbidden_token)
@@ -289,7 +289,7 @@ class Batch:
             if targets is not None and sequence.targets is not None:
                 targets[row, : len(part)] = sequence.targets[start : start + count]
         return Chunk(
-            {self._input_name: inputs},
+            {} if self._input_name is None else {self._input_name: inputs},
             self._uniforms(count),
             rows["temperature"],
             rows["top_k"],
@@ -377,6 +377,8 @@ class Batch:
 
     def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:
         """What a row has read in the first `count` steps of a chunk, as forced inputs, to replay them."""
+        if self._input_name is None:
+            return {}
         inputs = np.array(chunk.inputs[self._input_name][row, :count])
         if self._vocabulary_size:
             free = np.flatnonzero(inputs == FREE)

@@ -18,7 +18,7 @@ from server.decoding.beams import BeamParams, BeamSearch, Hypothesis
 from server.decoding.constraints import Grammar
 from server.decoding.shaping import Shaping
 from server.decoding.stopping import StopCheck
-from server.engine import NOTHING, Arrays, Results, Wanted
+from server.engine import NOTHING, Arrays, Encoded, Results, Wanted
 
 
 class FinishReason(Enum):
@@ -176,6 +176,19 @@ class SamplingParams:
 
 
 @dataclass(eq=False)
+class Source:
+    """What an encoder reads before the first step. Sequences that share one have it read once.
+
+    Attributes:
+        values: [positions, *shape], at least one position.
+        encoded: what the encoder has made of it, as soon as one of them has been given a row.
+    """
+
+    values: NDArray[Any]
+    encoded: Encoded | None = field(default=None, init=False)
+
+
+@dataclass(eq=False)
 class Sequence:
     """What one caller wants.
 
@@ -183,6 +196,7 @@ class Sequence:
         forced: the inputs the caller gives, [steps, *shape], at least one step.
         receiver: where its events go.
         state: what it starts from; None: the model's initial state.
+        source: what its encoder reads, where the model has one.
         position: the number of steps that led to that state. Random numbers depend on it.
         keep_state: whether the state is wanted at the end, to go on from.
         snapshot_steps: after so many steps, about, the state is told on the way; None: never.
@@ -198,6 +212,7 @@ class Sequence:
     forced: NDArray[Any]
     receiver: Receiver
     state: Arrays | None = None
+    source: Source | None = field(default=None, kw_only=True)
     position: int = field(default=0, kw_only=True)
     keep_state: bool = field(default=False, kw_only=True)
     snapshot_steps: int | None = field(default=None, kw_only=True)

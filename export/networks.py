@@ -1,0 +1,110 @@
+"""The networks of our own training behind the same contract as anybody's module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bundle import InputVocabulary
+from export.contract import Input, Source, Tensors, Token, Values
+from training.bidirectional import BidirectionalClassifier
+from training.features import FeedForwardNetwork
+from training.network import RecurrentNetwork
+
+_LONGEST_SOURCE = 1024
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """A network and what its inputs are; its one output is named "logits".
+
+    Attributes:
+        module: keeps the contract of StepModule.
+        inputs: see `export_bundle`.
+        constants: see `export_bundle`.
+        source: see `export_bundle`.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Input]
+    constants: Mapping[str, Values] = field(default_factory=dict)
+    source: Source | None = None
+
+
+def as_module(network: nn.Module, vocabularies: Mapping[str, InputVocabulary]) -> ExportedNetwork:
+    """Put a trained network behind the contract.
+
+    Args:
+        network: what `training.checkpoint.load_best` gives.
+        vocabularies: of the run.
+    """
+    if isinstance(network, FeedForwardNetwork):
+        return ExportedNetwork(FeaturesStep(network), {"features": Values(network.mean.shape)})
+    if isinstance(network, BidirectionalClassifier):
+        return ExportedNetwork(
+            BidirectionalStep(network),
+            inputs={},
+            constants={"features": Values((network.head.in_features,))},
+            source=Source(Token(vocabularies[""]), _LONGEST_SOURCE),
+        )
+    assert isinstance(network, RecurrentNetwork)
+    return ExportedNetwork(NetworkStep(network), {"token": Token(vocabularies[""])})
+
+
+class NetworkStep(nn.Module):
+    """A RecurrentNetwork's step with the embedding folded into the first layer's input gates.
+
+    What the first layer computes from a token before it meets the state depends on the token alone, so it is looked
+    up: one row of a [V, gates * H] table instead of an embedding and a matrix product.
+    """
+
+    table: Tensor
+
+    def __init__(self, network: RecurrentNetwork) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            self.register_buffer("table", network.cells[0].project(network.embedding.weight))
+        self.state_bounds = network.state_bounds
+
+    def initial_state(self, rows: int) -> Tensors:
+        return self.network.initial_state(rows)
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        logits, after = self.network.step_from_projected(functional.embedding(inputs["token"], self.table), state)
+        return {"logits": logits}, after
+
+
+class BidirectionalStep(nn.Module):
+    """A BidirectionalClassifier: the encoder reads all of the text, and the one step says what it is."""
+
+    def __init__(self, network: BidirectionalClassifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {}
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        return {"features": self.network.features(source, lengths)}, {}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return {"logits": self.network.logits(constants["features"])}, {}
+
+
+class FeaturesStep(nn.Module):
+    """A FeedForwardNetwork: one step, no state."""
+
+    def __init__(self, network: FeedForwardNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return {"logits": self.network(inputs["features"])}, {}
