@@ -24,6 +24,7 @@ _DESCRIPTIONS = {
     "classify": "Classifies a whole text.",
     "tag": "Labels every step of a text.",
     "features": "Classifies numbers.",
+    "translate": "Reads a text and writes another one.",
 }
 
 
@@ -57,7 +58,7 @@ def export_run(
         ExportError: the graph does not compute what torch does, or the network is none that can be quantized.
     """
     config = load_config(run)
-    exported = as_module(load_best(run), load_vocabularies(run, config))
+    exported = as_module(load_best(run), load_vocabularies(run, config), config)
     console = console or Console(quiet=True)
     held_out = None
     if quantize is not None:

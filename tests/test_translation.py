@@ -13,6 +13,8 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
+from bundle import load_bundle
+from export import export_run
 from export.contract import EncoderModule, StepModule
 from training import TrainingError, TranslationConfig, parse_config, resume, train
 from training.beam import beam_search
@@ -382,3 +384,18 @@ def test_the_figures_of_each_form() -> None:
     # By hand: the clipped matches of 1- to 4-grams and the brevity penalty.
     precisions = [12 / 12, 9 / 10, 6 / 8, 4 / 6]
     assert found["test_bleu"] == pytest.approx(100 * math.exp(1 - 13 / 12) * math.prod(precisions) ** 0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"cell": "lstm"}, {"attention": False, "bidirectional": False, "layers": 2}])
+def test_a_run_is_exported_as_encoder_and_step(reversals: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    config = small(reversals, steps=2, longest_source=9, **changes)
+    train(config, tmp_path / "run", console=QUIET)
+    export_run(tmp_path / "run", tmp_path / "bundle", name="reversals")
+    spec = load_bundle(tmp_path / "bundle").spec
+    task = make_task(config)
+    assert isinstance(task, TranslationTask)
+    (token,) = spec.inputs
+    assert (token.token.begin_token_id, token.token.end_token_id) == (task.begin, task.end)
+    assert spec.encoder.longest_source == 9
+    assert {constant.name for constant in spec.constants} == ({"memory", "keys", "mask"} if config.attention else set())
+    assert spec.metrics["test_exact"] == pytest.approx(0.0, abs=1.0)
