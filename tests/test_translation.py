@@ -394,8 +394,10 @@ def test_a_run_is_exported_as_encoder_and_step(reversals: Path, tmp_path: Path, 
     spec = load_bundle(tmp_path / "bundle").spec
     task = make_task(config)
     assert isinstance(task, TranslationTask)
-    (token,) = spec.inputs
-    assert (token.token.begin_token_id, token.token.end_token_id) == (task.begin, task.end)
+    target = next(vocabulary for vocabulary in spec.vocabularies if vocabulary.name != "source")
+    assert (target.begin_token_id, target.end_token_id) == (task.begin, task.end)
     assert spec.encoder.longest_source == 9
-    assert {constant.name for constant in spec.constants} == ({"memory", "keys", "mask"} if config.attention else set())
+    assert {constant.name for constant in spec.step.constants} == (
+        {"constant.memory", "constant.keys", "constant.mask"} if config.attention else set()
+    )
     assert spec.metrics["test_exact"] == pytest.approx(0.0, abs=1.0)

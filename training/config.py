@@ -323,9 +323,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Questions about a story, answered in words; made, not read.
     "stories": {
-        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "attention": True,
+        "task": "translate", "cell": "lstm", "layers": 2, "embedding": 64, "hidden": 256, "attention": True,
         "source_vocabulary": "symbols", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 150,
-        "longest_target": 8, "dropout": 0.1, "lanes": 64, "steps": 9000, "learning_rate": 2e-3, "warmup_steps": 200,
+        "longest_target": 8, "dropout": 0.1, "lanes": 64, "steps": 7000, "learning_rate": 2e-3, "warmup_steps": 200,
         "average_decay": 0.998, "precision": "bfloat16", "validate_every": 500,
     },
 }  # fmt: skip

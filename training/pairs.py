@@ -161,7 +161,7 @@ def _unpack(path: Path) -> list[str]:
 
 
 FACTS = (1, 2, 3)
-_STORIES = {"training": 20_000, "validation": 300, "test": 1000}  # of each number of facts
+_STORIES = {"training": 30_000, "validation": 300, "test": 1000}  # of each number of facts
 
 
 def _make_stories(seed: int) -> PairCorpus:
