@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from training.encoder_decoder import EncoderDecoder
 
 from benchmarks.machine import SCRATCH, Occupation, core_count, describe
 from benchmarks.model import PRECISIONS
@@ -20,6 +19,7 @@ from benchmarks.translation_clients import Translated, TranslationOrder, measure
 from benchmarks.translation_reference import measure_translation_reference
 from bundle import CharacterVocabulary
 from export import NextToken, Source, Token, Values, export_bundle
+from training.encoder_decoder import EncoderDecoder
 
 Rows = list[dict[str, Any]]
 
