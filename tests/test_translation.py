@@ -12,10 +12,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from rich.console import Console
+from typer.testing import CliRunner
 
 from bundle import load_bundle
+from elman.command_line.application import app
 from export import export_run
 from export.contract import EncoderModule, StepModule
+from tests.serving import serving
 from training import TrainingError, TranslationConfig, parse_config, resume, train
 from training.beam import beam_search
 from training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_vocabularies
@@ -24,7 +27,7 @@ from training.families import make_task
 from training.figures import edit_distance, figures_of
 from training.lanes import IGNORED
 from training.pairs import Pair, read_pairs
-from training.translation import TranslationTask, sample_inputs
+from training.translation import BEAMS, TranslationTask, sample_inputs
 
 QUIET = Console(quiet=True)
 EVERY_SHAPE = [
@@ -387,17 +390,76 @@ def test_the_figures_of_each_form() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"cell": "lstm"}, {"attention": False, "bidirectional": False, "layers": 2}])
-def test_a_run_is_exported_as_encoder_and_step(reversals: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    config = small(reversals, steps=2, longest_source=9, **changes)
+async def test_a_run_is_exported_and_served_as_it_was_tested(
+    reversals: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    config = small(reversals, steps=30, longest_source=9, **changes)
     train(config, tmp_path / "run", console=QUIET)
     export_run(tmp_path / "run", tmp_path / "bundle", name="reversals")
-    spec = load_bundle(tmp_path / "bundle").spec
-    task = make_task(config)
+    bundle = load_bundle(tmp_path / "bundle")
+    task, kept = make_task(config), load_best(tmp_path / "run")
     assert isinstance(task, TranslationTask)
-    target = next(vocabulary for vocabulary in spec.vocabularies if vocabulary.name != "source")
+    assert isinstance(kept, EncoderDecoder)
+    target = next(vocabulary for vocabulary in bundle.spec.vocabularies if vocabulary.name != "source")
     assert (target.begin_token_id, target.end_token_id) == (task.begin, task.end)
-    assert spec.encoder.longest_source == 9
-    assert {constant.name for constant in spec.step.constants} == (
-        {"constant.memory", "constant.keys", "constant.mask"} if config.attention else set()
+    assert bundle.spec.encoder.longest_source == 9
+    assert len(bundle.spec.step.constants) == (3 if config.attention else 0)
+    sources = [pair.source for pair in task._corpus.test[:10]]
+    choices = ["A", "A B", "C B A"]
+    async with serving(bundle) as running:
+        found = [
+            await running.client.search(source=source, width=BEAMS, max_tokens=config.longest_target)
+            for source in sources
+        ]
+        chosen = [await running.client.choose(choices, source=source) for source in sources]
+    assert [results[0].text for results in found] == task.write(kept, sources)
+    assert [choices[one.index] for one in chosen] == [
+        task.choose(kept, Pair(source, ("A",), tuple(choices))) for source in sources
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--preset", "phonemes"), "the preset phonemes is for a corpus of yours: give --corpus"),
+        (("--preset", "stories", "--corpus", "stdlib"), "give --corpus stories or one of yours"),
+        (("--preset", "stories", "--window", "9"), "--window does nothing with --task translate"),
+        (("--preset", "stories", "--hidden", "33"), "--hidden 33: Value error, each direction of a bidirectional"),
+        (("--preset", "stories", "--scheduled-sampling", "1"), "--scheduled-sampling 1.0: Input should be less than 1"),
+        (
+            ("--preset", "stories", "--source-vocabulary", "bytes", "--source-vocabulary-size", "9"),
+            "--source-vocabulary-size does nothing with --source-vocabulary bytes, only words or subwords or symbols",
+        ),
+        (("--attention", "--corpus", "stdlib"), "--attention does nothing with --task lm"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(tmp_path: Path, options: tuple[str, ...], complaint: str) -> None:
+    found = CliRunner().invoke(app, ["train", *options, "--output", str(tmp_path / "run")], env={"COLUMNS": "300"})
+    assert found.exit_code == 2
+    assert complaint in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_trains_on_ones_own_pairs(reversals: Path, tmp_path: Path) -> None:
+    options = "--task translate --one-hot --no-attention --label-smoothing 0.1 --hidden 8 --embedding 4 --steps 2"
+    kinds = "--vocabulary symbols --source-vocabulary characters --minimum-count 1"
+    found = CliRunner().invoke(
+        app, ["train", *options.split(), *kinds.split(), "--corpus", str(reversals), "--output", str(tmp_path / "run")]
     )
-    assert spec.metrics["test_exact"] == pytest.approx(0.0, abs=1.0)
+    assert found.exit_code == 0, found.output
+    assert "test exact: " in found.output
+    config = load_config(tmp_path / "run")
+    assert isinstance(config, TranslationConfig)
+    assert (config.one_hot, config.attention, config.label_smoothing, config.hidden) == (True, False, 0.1, 8)
+
+
+def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pairs._STORIES", {"training": 40, "validation": 5, "test": 20})
+    corpus = read_pairs("stories", held_out=0.1)
+    assert corpus.form == "stories"
+    assert [pair.facts for pair in corpus.training] == [1] * 40 + [2] * 40 + [3] * 40
+    sources = [{pair.source for pair in part} for part in (corpus.training, corpus.validation, corpus.test)]
+    assert sources[0].isdisjoint(sources[1] | sources[2])
+    assert sources[1].isdisjoint(sources[2])
+    assert all(pair.targets[0] in pair.choices and pair.source.endswith(" ?") for pair in corpus.test)
+    assert read_pairs("stories", held_out=0.1, seed=1).test != corpus.test

@@ -165,7 +165,7 @@ _STORIES = {"training": 30_000, "validation": 300, "test": 1000}  # of each numb
 
 
 def _make_stories(seed: int) -> PairCorpus:
-    """As many stories of one fact as of two and of three. None that is held out is also learnt from."""
+    """As many stories of one fact as of two and of three. None is in two parts."""
     parts: dict[str, list[Pair]] = {}
     for number, (part, count) in enumerate(_STORIES.items()):
         made = [story for facts in FACTS for story in make_stories(count, 3 * seed + number, facts)]
@@ -173,6 +173,6 @@ def _make_stories(seed: int) -> PairCorpus:
             Pair(f"{story.passage} {story.question}", (story.answer,), tuple(story.choices), story.facts)
             for story in made
         ]
-        known = {pair.source for pair in parts.get("training", [])}
+        known = {pair.source for before in parts.values() for pair in before}
         parts[part] = [pair for pair in pairs if pair.source not in known]
     return PairCorpus("stories", **parts)
