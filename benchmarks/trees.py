@@ -34,7 +34,7 @@ class TreeOptions:
         repeats: the medians over so many are quoted.
         seconds: each measurement takes so long.
         trees: how many different ones there are.
-        hidden: units of the binary Tree-LSTM.
+        hidden: units of the binary Tree-LSTM; words have vectors of twice as many numbers, as in Tai et al. 2015.
         connections: that the clients share.
         server_options: for `elman serve`.
     """
@@ -44,7 +44,7 @@ class TreeOptions:
     seconds: float = 5.0
     trees: int = 512
     hidden: int = 150
-    connections: int = 16
+    connections: int = 1
     server_options: Sequence[str] = ()
 
     @property
@@ -121,7 +121,7 @@ def make_bundle(hidden: int) -> Path:
     """A binary Tree-LSTM with random weights, made by the project's own export."""
     torch.manual_seed(0)
     network = TreeNetwork(
-        cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=hidden, hidden=hidden, dropout=0.0
+        cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=2 * hidden, hidden=hidden, dropout=0.0
     )
     words = ["�", "<inner>", *(word(token) for token in range(INNER + 1, VOCABULARY))]
     folder = SCRATCH / "models" / f"trees-{hidden}"
