@@ -43,7 +43,7 @@ class TreeOptions:
     repeats: int = 5
     seconds: float = 5.0
     trees: int = 512
-    hidden: int = 150
+    hidden: Sequence[int] = (150, 300)
     connections: int = 1
     server_options: Sequence[str] = ()
 
@@ -51,7 +51,7 @@ class TreeOptions:
     def worth_keeping(self) -> bool:
         """Whether the figures may stand beside those in the repository."""
         usual = TreeOptions()
-        return self.repeats >= usual.repeats and self == TreeOptions(repeats=self.repeats)
+        return self.repeats >= usual.repeats and self == TreeOptions(hidden=self.hidden, repeats=self.repeats)
 
 
 def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
@@ -61,13 +61,17 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         options: what.
         advance: told what comes next, before each of `step_count` steps.
     """
-    advance("making the model")
-    bundle = make_bundle(options.hidden)
+    return [_measure(options, hidden, advance) for hidden in options.hidden]
+
+
+def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> dict[str, Any]:
+    advance(f"{hidden} units: making the model")
+    bundle = make_bundle(hidden)
     found: list[dict[str, float]] = []
     with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
         occupation = Occupation([server.pid])
         for repeat in range(options.repeats):
-            advance(f"{options.clients} clients, repeat {repeat + 1}")
+            advance(f"{hidden} units: {options.clients} clients, repeat {repeat + 1}")
             served = measure_labelled(
                 TreeOrder(
                     server.address,
@@ -79,7 +83,7 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
                     options.seconds,
                 )
             )
-            advance(f"onnxruntime alone, repeat {repeat + 1}")
+            advance(f"{hidden} units: onnxruntime alone, repeat {repeat + 1}")
             alone = measure_tree_reference(
                 TreeReferenceOrder(
                     str(bundle / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
@@ -99,7 +103,7 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         **medians(found),
         "share_of_raw_lowest": min(shares),
         "share_of_raw_highest": max(shares),
-        "hidden": options.hidden,
+        "hidden": hidden,
         "vocabulary": VOCABULARY,
         "trees": options.trees,
         "repeats": options.repeats,
@@ -109,12 +113,12 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         "server_options": list(options.server_options),
         "others_share_of_cores": others,
     }
-    return [row | describe()]
+    return row | describe()
 
 
 def step_count(options: TreeOptions) -> int:
     """How often `measure_trees` advances."""
-    return 1 + 2 * options.repeats
+    return (1 + 2 * options.repeats) * len(options.hidden)
 
 
 def make_bundle(hidden: int) -> Path:
