@@ -16,11 +16,12 @@ from benchmarks import decoding as choosing
 from benchmarks import growth as growing
 from benchmarks import serving as together
 from benchmarks import sessions as keeping
+from benchmarks import translations as translating
 from benchmarks import trees as labelling
 from benchmarks.charts import draw_growth, draw_serving
 from benchmarks.decoding import DecodingOptions
 from benchmarks.machine import RESULTS, ROOT, TRIALS
-from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress
+from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress, rounded
 from benchmarks.session_options import SessionOptions
 from benchmarks.subprocesses import MeasurementError
 from benchmarks.tables import (
@@ -38,6 +39,8 @@ from benchmarks.tables import (
     SESSION_TITLES,
     THROUGHPUT_COLUMNS,
     THROUGHPUT_LEGEND,
+    TRANSLATION_COLUMNS,
+    TRANSLATION_LEGEND,
     TREE_COLUMNS,
     TREE_LEGEND,
     case_promises,
@@ -45,8 +48,11 @@ from benchmarks.tables import (
     of_case,
     serving_promises,
     session_promises,
+    translation_promises,
     tree_promises,
 )
+from benchmarks.task_chart import draw_tasks
+from benchmarks.tasks import TASK_COLUMNS, TASK_LEGEND, gather_tasks
 from benchmarks.trees import TreeOptions
 
 
@@ -86,6 +92,7 @@ Output = Annotated[Path | None, typer.Option(help="Folder for the results.", sho
 
 _SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
 _SESSIONS, _DECODING, _TREES = SessionOptions(), DecodingOptions(), TreeOptions()
+_TRANSLATIONS = translating.TranslationOptions()
 _BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
 _HIDDEN = list(_TREES.hidden)
@@ -276,6 +283,42 @@ def sessions(
     print_promises(session_promises(), rows)
     print_disturbance(rows)
     _say_where(folder / "sessions.json")
+
+
+@app.command()
+def tasks(
+    run: Annotated[list[Path], typer.Argument(help="The folders of finished training runs, one of a preset.")],
+    output: Output = None,
+) -> None:
+    """What trained models reach, each beside its floor. Not a part of `make bench`: it measures nothing itself, but
+    gathers what `elman train --preset NAME` has measured in the end; figures of presets that are not given stay.
+    """
+    rows = gather_tasks(run)
+    folder = output or RESULTS
+    draw_tasks(merge(folder / "tasks.json", rows, ("preset", "metric")), folder / "tasks.png")
+    print_table("What trained models reach", TASK_COLUMNS, rounded(rows), TASK_LEGEND)
+    _say_where(folder / "tasks.json", folder / "tasks.png")
+
+
+@app.command()
+def translations(
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _TRANSLATIONS.repeats,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """Encoder-decoders: 64 clients that translate, beside a batched loop of onnxruntime alone."""
+    options = translating.TranslationOptions(
+        precisions=tuple(dict.fromkeys(precision)), repeats=repeats, server_options=tuple(server_option)
+    )
+    with progress(translating.step_count(options)) as advance:
+        rows = translating.measure(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "translations.json", rows, ("precision",))
+    print_table("Translations", TRANSLATION_COLUMNS, rows, TRANSLATION_LEGEND)
+    print_promises(translation_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "translations.json")
 
 
 def _folder(output: Path | None, worth_keeping: bool) -> Path:

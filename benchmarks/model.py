@@ -20,7 +20,7 @@ from benchmarks.graphs import Sizes, write_int8, write_plain_step, write_product
 from benchmarks.machine import ROOT, SCRATCH
 from bundle import CharacterVocabulary
 from export import NextToken, Token, export_bundle
-from export.training_run import NetworkStep
+from export.networks import NetworkStep
 from training.network import RecurrentNetwork
 
 PRECISIONS = ("fp32", "int8")

@@ -1,4 +1,4 @@
-"""The step of a trained run: our own network behind the same contract as anybody's module."""
+"""From a trained run to a bundle."""
 
 from __future__ import annotations
 
@@ -7,49 +7,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional
 
 from bundle import load_bundle
-from export.contract import Labels, NextToken, Output, Tensors, Token
+from export.contract import Labels, NextToken, Output
+from export.errors import ExportError
 from export.held_out import HeldOut
+from export.networks import NetworkStep, as_module
 from export.writer import export_bundle
 from training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from training.config import TrainingConfig
 from training.errors import TrainingError
-from training.network import RecurrentNetwork
 
 _DESCRIPTIONS = {
     "lm": "Continues text, one token a step.",
     "classify": "Classifies a whole text.",
     "tag": "Labels every step of a text.",
+    "features": "Classifies numbers.",
+    "tree": "Labels a tree as a whole, and every part of it.",
+    "translate": "Reads a text and writes another one.",
 }
-
-
-class NetworkStep(nn.Module):
-    """A RecurrentNetwork's step with the embedding folded into the first layer's input gates.
-
-    What the first layer computes from a token before it meets the state depends on the token alone, so it is looked
-    up: one row of a [V, gates * H] table instead of an embedding and a matrix product.
-    """
-
-    table: Tensor
-
-    def __init__(self, network: RecurrentNetwork) -> None:
-        super().__init__()
-        self.network = network
-        with torch.no_grad():
-            self.register_buffer("table", network.cells[0].project(network.embedding.weight))
-        self.state_bounds = network.state_bounds
-
-    def initial_state(self, rows: int) -> Tensors:
-        return self.network.initial_state(rows)
-
-    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        logits, after = self.network.step_from_projected(functional.embedding(inputs["token"], self.table), state)
-        return {"logits": logits}, after
 
 
 def export_run(
@@ -79,20 +56,25 @@ def export_run(
 
     Raises:
         TrainingError: the folder holds no run, or one that has kept no weights yet.
-        ExportError: the graph does not compute what torch does.
+        ExportError: the graph does not compute what torch does, or the network is none that can be quantized.
     """
     config = load_config(run)
-    network = load_best(run)
-    assert isinstance(network, RecurrentNetwork)
-    module = NetworkStep(network)
+    exported = as_module(load_best(run), load_vocabularies(run, config), config)
     console = console or Console(quiet=True)
-    held_out = None if quantize is None else _held_out(run, module, console)
+    held_out = None
+    if quantize is not None:
+        if not isinstance(exported.module, NetworkStep):
+            raise ExportError(f"{run}: only networks that read step by step become int8, not {config.network_name}")
+        held_out = _held_out(run, exported.module, console)
     digest = export_bundle(
-        module,
+        exported.module,
         folder,
         name=name,
-        inputs={"token": Token(load_vocabularies(run, config)[""])},
+        inputs=exported.inputs,
         outputs={"logits": _meaning(run, config)},
+        constants=exported.constants,
+        source=exported.source,
+        tree=exported.tree,
         description=_DESCRIPTIONS[config.task],
         metrics=_metrics(run),
         provenance={

@@ -12,7 +12,7 @@ import torch
 from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
 from export import Labels, NextToken, Token, export_bundle
 from export.contract import Output
-from export.training_run import NetworkStep
+from export.networks import NetworkStep
 from tests.trees import make_tree_bundles
 from training.network import RecurrentNetwork
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.corpus import (
 )
 from training.errors import TrainingError
 from training.lanes import IGNORED, Lanes, align_documents
-from training.tasks import split_by_class
+from training.splits import split_by_class
 
 
 def test_embedded_text_is_python_and_always_the_same() -> None:
@@ -165,11 +166,11 @@ def test_split_is_stratified_and_a_partition(sizes: list[int], seed: int) -> Non
     examples = [
         LabelledExample(f"{label}-{index}", str(label)) for label, size in enumerate(sizes) for index in range(size)
     ]
-    training, held_out = split_by_class(examples, 0.1, seed)
+    training, held_out = split_by_class(examples, attrgetter("label"), 0.1, seed)
     assert sorted(example.text for example in training + held_out) == sorted(example.text for example in examples)
     counts = Counter(example.label for example in held_out)
     assert all(counts[str(label)] == max(1, round(size * 0.1)) for label, size in enumerate(sizes))
-    assert split_by_class(examples, 0.1, seed) == (training, held_out)
+    assert split_by_class(examples, attrgetter("label"), 0.1, seed) == (training, held_out)
 
 
 def test_a_limit_ends_labelled_text_between_documents(tmp_path: Path) -> None:

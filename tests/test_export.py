@@ -18,7 +18,7 @@ from torch.nn import functional
 from bundle import CharacterVocabulary, load_bundle
 from elman import ExportError, Labels, NextToken, Token, Values, export_bundle
 from export.graph import make_example, write_graph
-from export.training_run import NetworkStep
+from export.networks import NetworkStep
 from tests.conftest import CHARACTERS, make_network
 from training.cells import CELLS
 

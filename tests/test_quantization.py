@@ -24,10 +24,10 @@ from export import ExportError, Labels, NextToken, Token, Values, export_bundle,
 from export.bounds import declared_bounds, find_bounds
 from export.graph import make_example, open_session, write_graph
 from export.held_out import HeldOut
+from export.networks import NetworkStep
 from export.parity import check_independence
 from export.quantization import find_products, quantize, quantize_weight
 from export.rehearsal import Rehearsal, largest_difference, make_rehearsal, measure_bounds
-from export.training_run import NetworkStep
 from tests.conftest import CHARACTERS, make_network
 from tests.test_command_line import elman
 from training import TextConfig, TrainingError, train

@@ -4,6 +4,7 @@
     vocabulary.json     the tokens (absent for bytes; for subwords tokenizer.json); what has a second vocabulary has
                         another such file, whose name begins with "source-"
     labels.json         the classes, if there are some
+    features.json       what the numbers are called that are read, if there are some
     last.safetensors    everything needed to go on: weights, optimiser, carried state, step
     best.safetensors    the weights that did best on the held-out part
     metrics.jsonl       the log, one JSON object a line
@@ -34,6 +35,7 @@ from training.task import Task
 
 CONFIG = "config.json"
 LABELS = "labels.json"
+FEATURES = "features.json"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
@@ -83,8 +85,9 @@ def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
     run.mkdir(parents=True, exist_ok=True)
     for prefix, vocabulary in task.vocabularies.items():
         write_vocabulary(run, vocabulary, prefix)
-    if task.labels is not None:
-        write_tokens(run / LABELS, task.labels)
+    for name, entries in ((LABELS, task.labels), (FEATURES, task.features)):
+        if entries is not None:
+            write_tokens(run / name, entries)
     replace_file(run / CONFIG, lambda part: part.write_text(config.model_dump_json(indent=2) + "\n"))
 
 
@@ -122,7 +125,16 @@ def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocab
 
 def load_labels(run: Path) -> tuple[str, ...] | None:
     """The classes of a run, or None where there are none."""
-    return tuple(read_tokens(run / LABELS)) if (run / LABELS).exists() else None
+    return _read_list(run / LABELS)
+
+
+def load_features(run: Path) -> tuple[str, ...] | None:
+    """What the numbers are called that a run's network reads, or None where it reads none."""
+    return _read_list(run / FEATURES)
+
+
+def _read_list(path: Path) -> tuple[str, ...] | None:
+    return tuple(read_tokens(path)) if path.exists() else None
 
 
 def load_best(run: Path) -> nn.Module:
@@ -133,8 +145,9 @@ def load_best(run: Path) -> nn.Module:
     """
     config = load_config(run)
     sizes = {name: vocabulary.size for name, vocabulary in load_vocabularies(run, config).items()}
-    labels = load_labels(run)
-    network = make_network(config, sizes if labels is None else {**sizes, "labels": len(labels)})
+    listed = {"labels": load_labels(run), "features": load_features(run)}
+    sizes |= {name: len(entries) for name, entries in listed.items() if entries is not None}
+    network = make_network(config, sizes)
     if not (run / BEST).exists():
         raise TrainingError(f"{run}: has kept no weights yet: train it first")
     tensors, _ = load_tensors(run / BEST)

@@ -7,11 +7,19 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from training.config import TrainingConfig, TreeConfig
-from training.corpus import read_labelled_examples, read_labelled_text, read_text
+from training.bidirectional import BidirectionalClassifier
+from training.classification import ClassificationTask
+from training.config import FeaturesConfig, TrainingConfig, TranslationConfig, TreeConfig
+from training.corpus import read_labelled_text, read_text
+from training.encoder_decoder import EncoderDecoder
+from training.examples import read_example_parts
+from training.features import FeaturesTask, FeedForwardNetwork
 from training.network import RecurrentNetwork
+from training.pairs import read_pairs
+from training.tables import read_table
 from training.task import Task
-from training.tasks import ClassificationTask, LanguageTask, TaggingTask
+from training.tasks import LanguageTask, TaggingTask
+from training.translation import TranslationTask
 from training.tree_corpus import read_treebank
 from training.tree_networks import TreeNetwork
 from training.trees import TreeTask
@@ -23,10 +31,14 @@ def make_task(config: TrainingConfig) -> Task:
     Raises:
         TrainingError: the corpus cannot be read or is too small.
     """
+    if isinstance(config, TranslationConfig):
+        return TranslationTask(config, read_pairs(config.corpus, config.held_out, config.seed))
+    if isinstance(config, FeaturesConfig):
+        return FeaturesTask(config, read_table(config.corpus))
     if isinstance(config, TreeConfig):
         return TreeTask(config, read_treebank(config.corpus))
     if config.task == "classify":
-        return ClassificationTask(config, read_labelled_examples(config.corpus))
+        return ClassificationTask(config, read_example_parts(config))
     if config.task == "tag":
         return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit))
     return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
@@ -40,6 +52,27 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
+    if isinstance(config, TranslationConfig):
+        return EncoderDecoder(
+            cell=config.cell,
+            source_tokens=sizes["source-"],
+            tokens=sizes[""],
+            layers=config.layers,
+            embedding=config.embedding,
+            hidden=config.hidden,
+            attention=config.attention,
+            bidirectional=config.bidirectional,
+            one_hot=config.one_hot,
+            dropout=config.dropout,
+        )
+    if isinstance(config, FeaturesConfig):
+        return FeedForwardNetwork(
+            features=sizes["features"],
+            outputs=sizes["labels"],
+            layers=config.layers,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
     if isinstance(config, TreeConfig):
         return TreeNetwork(
             cell=config.cell,
@@ -49,7 +82,8 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
             hidden=config.hidden,
             dropout=config.dropout,
         )
-    return RecurrentNetwork(
+    kind = BidirectionalClassifier if config.bidirectional else RecurrentNetwork
+    return kind(
         cell=config.cell,
         tokens=sizes[""],
         outputs=sizes.get("labels", sizes[""]),

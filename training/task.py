@@ -40,12 +40,13 @@ class Validation:
     def bits(self) -> float:
         return self.nats / math.log(2)
 
-    def as_metrics(self) -> dict[str, float]:
+    def as_metrics(self, part: str = "validation") -> dict[str, float]:
+        """By name, each of which begins with that of the part that was measured."""
         metrics = {
-            "validation_nats": self.nats,
-            "validation_bits": self.bits,
-            "validation_accuracy": self.accuracy,
-            "validation_majority": self.majority,
+            f"{part}_nats": self.nats,
+            f"{part}_bits": self.bits,
+            f"{part}_accuracy": self.accuracy,
+            f"{part}_majority": self.majority,
         }
         return {name: value for name, value in metrics.items() if value is not None}
 
@@ -58,19 +59,25 @@ class Task(ABC):
         vocabularies: of what is read and written, by what their files' names in the run's folder begin with; the
             configuration's `vocabularies` says how to read them again.
         labels: the classes, or None where there are none.
+        features: what the numbers are called that are read, or None where none are.
         unit: what `nats` is counted per, for people.
     """
 
     vocabularies: Mapping[str, InputVocabulary]
     labels: tuple[str, ...] | None
+    features: tuple[str, ...] | None = None
     unit: str
 
     @property
     def sizes(self) -> dict[str, int]:
         """What a network's shape depends on beside the configuration: the size of each vocabulary by its name, and the
-        number of "labels" where there are some."""
+        number of "labels" and of "features" where there are some."""
         sizes = {name: vocabulary.size for name, vocabulary in self.vocabularies.items()}
-        return sizes if self.labels is None else {**sizes, "labels": len(self.labels)}
+        listed = {"labels": self.labels, "features": self.features}
+        return sizes | {name: len(entries) for name, entries in listed.items() if entries is not None}
+
+    def prepare(self, network: Any) -> None:  # noqa: B027 - most have nothing to tell
+        """Tell an untrained network what it must know of the training data, such as the scale of its inputs."""
 
     @abstractmethod
     def data(self) -> Iterable[NDArray[Any]]:
@@ -79,7 +86,8 @@ class Task(ABC):
     def fingerprint(self) -> str:
         """A hash of the vocabularies, the labels and the training data."""
         tokens = [vocabulary.tokens for _, vocabulary in sorted(self.vocabularies.items())]
-        digest = hashlib.sha256(repr((*tokens, self.labels)).encode())
+        features = () if self.features is None else (self.features,)
+        digest = hashlib.sha256(repr((*tokens, self.labels, *features)).encode())
         for part in self.data():
             digest.update(part.tobytes())
         return digest.hexdigest()

@@ -1,8 +1,7 @@
-"""The three tasks on text: what a batch is, what the loss is, what validation measures."""
+"""The tasks with a target at every token of a text: what a batch is, what the loss is, what validation measures."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from bundle import (
 )
 from training.cells import State
 from training.config import TextConfig
-from training.corpus import LabelledExample, LabelledText
+from training.corpus import LabelledText
 from training.errors import TrainingError
 from training.lanes import IGNORED, Ids, Lanes, align_documents
 from training.network import RecurrentNetwork, detached
@@ -41,12 +40,8 @@ class Reader(Protocol):
         """Token ids [B, T] and the state to logits [B, T, C] and the last state."""
         ...
 
-    def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Padded token ids [B, T] to the logits at each row's last real step, [B, C]."""
-        ...
 
-
-def _make_vocabulary(config: TextConfig, texts: Sequence[str]) -> InputVocabulary:
+def make_vocabulary(config: TextConfig, texts: Sequence[str]) -> InputVocabulary:
     """The vocabulary of what is trained on; what is held out has no part in it."""
     if config.vocabulary == "bytes":
         return ByteVocabulary()
@@ -100,7 +95,7 @@ class LanguageTask(_LanesTask):
 
     def __init__(self, config: TextConfig, text: str) -> None:
         cut = int(len(text) * (1 - config.held_out))
-        super().__init__(config, _make_vocabulary(config, [text[:cut]]))
+        super().__init__(config, make_vocabulary(config, [text[:cut]]))
         training = self.vocabulary.encode(text[:cut])
         self._held_out = self.vocabulary.encode(text[cut:])[: config.validation_limit]
         if len(self._held_out) < 2:
@@ -135,7 +130,7 @@ class TaggingTask(_LanesTask):
                 "in a TSV file an empty line starts a new document"
             )
         cut = starts[place]
-        super().__init__(config, _make_vocabulary(config, [labelled.text[:cut]]))
+        super().__init__(config, make_vocabulary(config, [labelled.text[:cut]]))
         self.labels = tuple(sorted(set(labelled.labels)))
         inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
         document_starts = _token_starts(config, labelled.text[:cut])[starts[:place]].tolist()
@@ -173,76 +168,3 @@ def _token_starts(config: TextConfig, text: str) -> Ids:
     if config.vocabulary == "characters":
         return np.arange(len(text) + 1)
     return np.cumsum([0, *(len(character.encode()) for character in text)])
-
-
-class ClassificationTask(Task):
-    """Many to one: a class for each text, read off at its last step.
-
-    Texts of different lengths share a batch, padded at the end. Padding cannot influence the result: the network
-    reads left to right, and what stands at a row's own last step has not seen what follows it.
-    """
-
-    unit = "example"
-
-    def __init__(self, config: TextConfig, examples: Sequence[LabelledExample]) -> None:
-        training, held_out = split_by_class(examples, config.held_out, config.seed)
-        self.vocabulary = _make_vocabulary(config, [example.text for example in training])
-        self.vocabularies = {"": self.vocabulary}
-        self.labels = tuple(sorted({example.label for example in examples}))
-        self._training = self._encode(training)
-        held_out = _shuffled(held_out, config.seed, "held out")[: config.validation_limit]
-        self._held_out = sorted(self._encode(held_out), key=lambda example: len(example[0]))
-        self._config = config
-
-    def data(self) -> Iterable[Ids]:
-        for tokens, label in self._training:
-            yield from (tokens, np.array([label]))
-
-    def _encode(self, examples: Sequence[LabelledExample]) -> list[tuple[Ids, int]]:
-        assert self.labels is not None
-        ids = {name: index for index, name in enumerate(self.labels)}
-        return [(self.vocabulary.encode(example.text), ids[example.label]) for example in examples]
-
-    def loss(self, network: RecurrentNetwork, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
-        size = min(self._config.lanes, len(self._training))
-        epoch, within = divmod(step, len(self._training) // size)
-        order = np.random.default_rng([self._config.seed, epoch]).permutation(len(self._training))
-        chosen = [self._training[index] for index in order[within * size : (within + 1) * size]]
-        logits, labels = self._logits(network, chosen)
-        return functional.cross_entropy(logits.float(), labels), {}, sum(len(tokens) for tokens, _ in chosen)
-
-    def validate(self, network: Reader, *, lanes: int) -> Validation:
-        tally = Tally()
-        for start in range(0, len(self._held_out), 256):
-            tally.add(*self._logits(network, self._held_out[start : start + 256]))
-        return tally.validation()
-
-    @staticmethod
-    def _logits(network: Reader, examples: Sequence[tuple[Ids, int]]) -> tuple[Tensor, Tensor]:
-        tokens, lengths = pad([tokens for tokens, _ in examples])
-        return network.last_logits(tokens, lengths), torch.tensor([label for _, label in examples])
-
-
-def split_by_class(
-    examples: Sequence[LabelledExample], held_out: float, seed: int
-) -> tuple[list[LabelledExample], list[LabelledExample]]:
-    """Part examples into training and held-out, the same share of every class (stratified); each class that has two
-    examples or more is in both."""
-    by_class: dict[str, list[LabelledExample]] = defaultdict(list)
-    for example in examples:
-        by_class[example.label].append(example)
-    training: list[LabelledExample] = []
-    validation: list[LabelledExample] = []
-    for label, members in sorted(by_class.items()):
-        order = _shuffled(members, seed, label)
-        count = min(len(members) - 1, max(1, round(len(members) * held_out)))
-        validation.extend(order[:count])
-        training.extend(order[count:])
-    if not validation:
-        raise TrainingError("every class has only one example: nothing can be held out for validation")
-    return training, validation
-
-
-def _shuffled(members: list[LabelledExample], seed: int, label: str) -> list[LabelledExample]:
-    order = np.random.default_rng([seed, *label.encode()]).permutation(len(members))
-    return [members[index] for index in order]

@@ -112,6 +112,8 @@ class _Trainer:
         )
         # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
         self.average = make_network(config, task.sizes).eval()
+        for network in (self.network, self.average):
+            task.prepare(network)
         self.fingerprint = task.fingerprint()
         self.carried: dict[str, Tensor] = {}
         self.step = 0
