@@ -141,7 +141,7 @@ TREE_COLUMNS = (
 TREE_LEGEND = """\
 Binary parse trees of 5 to 40 words through a binary Tree-LSTM, 10,000 words with vectors of twice its units; a client
 sends its next tree when it has been answered. Onnxruntime alone: as many trees as there are clients, level by level,
-laid out beforehand, all cores, no network; both in turns."""
+laid out beforehand, the plain step, all cores, no network; both in turns."""
 
 SESSION_COLUMNS = {
     "durability": (

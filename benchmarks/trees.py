@@ -17,6 +17,7 @@ from benchmarks.tree_reference import TreeReferenceOrder, measure_tree_reference
 from benchmarks.tree_set import INNER, VOCABULARY, word
 from bundle import SymbolVocabulary
 from export import Labels, Token, Tree, export_bundle
+from export.networks import TreeStep
 from training.tree_networks import TreeNetwork
 
 Rows = list[dict[str, Any]]
@@ -66,7 +67,7 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
 
 def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> dict[str, Any]:
     advance(f"{hidden} units: making the model")
-    bundle = make_bundle(hidden)
+    bundle, plain = make_bundles(hidden)
     found: list[dict[str, float]] = []
     with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
         occupation = Occupation([server.pid])
@@ -86,7 +87,7 @@ def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) 
             advance(f"{hidden} units: onnxruntime alone, repeat {repeat + 1}")
             alone = measure_tree_reference(
                 TreeReferenceOrder(
-                    str(bundle / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
+                    str(plain / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
                 )
             )
             found.append(
@@ -121,22 +122,26 @@ def step_count(options: TreeOptions) -> int:
     return (1 + 2 * options.repeats) * len(options.hidden)
 
 
-def make_bundle(hidden: int) -> Path:
-    """A binary Tree-LSTM with random weights, made by the project's own export."""
+def make_bundles(hidden: int) -> tuple[Path, Path]:
+    """A binary Tree-LSTM with random weights, made by the project's own export: as it is for the server, its embedding
+    folded into the gates, and as the network itself has it for onnxruntime alone."""
     torch.manual_seed(0)
     network = TreeNetwork(
         cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=2 * hidden, hidden=hidden, dropout=0.0
-    )
+    ).eval()
     words = ["�", "<inner>", *(word(token) for token in range(INNER + 1, VOCABULARY))]
-    folder = SCRATCH / "models" / f"trees-{hidden}"
-    export_bundle(
-        network,
-        folder,
-        name=_MODEL,
-        inputs={"token": Token(SymbolVocabulary(words, unknown_id=0))},
-        outputs={"logits": Labels(_LABELS)},
-        tree=Tree(children=2, inner_id=INNER),
-        description="Random weights, to be measured.",
-        overwrite=True,
-    )
-    return folder
+    folders = []
+    for name, module in (("served", TreeStep(network)), ("plain", network)):
+        folders.append(SCRATCH / "models" / f"trees-{hidden}-{name}")
+        export_bundle(
+            module,
+            folders[-1],
+            name=_MODEL,
+            inputs={"token": Token(SymbolVocabulary(words, unknown_id=0))},
+            outputs={"logits": Labels(_LABELS)},
+            tree=Tree(children=2, inner_id=INNER),
+            description="Random weights, to be measured.",
+            overwrite=True,
+        )
+    served, plain = folders
+    return served, plain
