@@ -1,4 +1,8 @@
-"""The engine for nodes of trees: their states are kept in pools, from which those of the children are gathered."""
+"""The engine for nodes of trees: their states are kept in pools, from which those of the children are gathered.
+
+The state of a node without children depends on its token alone, and half the nodes of a binary tree have none: such
+states are kept for good, as many as there is memory for, and are not computed again.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from server.engine.providers import Opener
 from server.engine.unrolling import DTYPES
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
+_KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children
 
 
 class OnnxTreeEngine:
@@ -45,6 +50,10 @@ class OnnxTreeEngine:
         self._pools: dict[str, NDArray[Any]] = {
             state.input_name: np.zeros((1, *state.shape), DTYPES[state.data_type]) for state in step.states
         }
+        size = bundle.vocabulary_spec(step.inputs[0].token.vocabulary).size
+        self._known = np.full(size, NO_CHILD)  # by token
+        self._known_left = _KNOWN_BYTES // sum(pool.nbytes for pool in self._pools.values())
+        self._stays = np.zeros(1, np.bool_)  # by place
         self._free = np.empty(0, np.int64)  # places, of which the first `_free_count` count
         self._free_count = 0
         self._size = 1
@@ -64,8 +73,8 @@ class OnnxTreeEngine:
 
     @property
     def kept_count(self) -> int:
-        """The number of states that are kept."""
-        return self._size - 1 - self._free_count
+        """The number of states that are kept, but for those that stay."""
+        return self._size - 1 - self._free_count - int(self._stays.sum())
 
     def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
         feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
@@ -77,15 +86,33 @@ class OnnxTreeEngine:
         places = self._take(len(tokens))
         for pool, values in zip(self._pools.values(), found[len(self._labels) :], strict=True):
             pool[places] = values
+        self._learn(tokens, children, places)
         return NodeResults(places, dict(zip(self._labels, found, strict=False)))
 
+    def known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._known[tokens]
+
+    def _learn(self, tokens: NDArray[np.int64], children: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Have states of nodes without children stay where they are."""
+        if not self._known_left:
+            return
+        leaves = np.flatnonzero(children[:, 0] == NO_CHILD)
+        new = leaves[self._known[tokens[leaves]] == NO_CHILD][: self._known_left]
+        if new.size:
+            self._known[tokens[new]] = places[new]  # Of several with one token the last.
+            staying = self._known[tokens[new]]
+            self._stays[staying] = True
+            self._known_left -= len(np.unique(staying))
+
     def release(self, places: NDArray[np.int64]) -> None:
+        places = places[~self._stays[places]]
         self._free[self._free_count : self._free_count + len(places)] = places
         self._free_count += len(places)
 
     def release_all(self) -> None:
-        self._free[:] = np.arange(1, self._size)
-        self._free_count = self._size - 1
+        free = np.flatnonzero(~self._stays)[1:]
+        self._free[: len(free)] = free
+        self._free_count = len(free)
 
     def _take(self, count: int) -> NDArray[np.int64]:
         if count > self._free_count:
@@ -101,6 +128,7 @@ class OnnxTreeEngine:
         free[: self._free_count] = self._free[: self._free_count]
         free[self._free_count : self._free_count + count] = np.arange(self._size, self._size + count)
         self._free, self._free_count = free, self._free_count + count
+        self._stays = np.concatenate([self._stays, np.zeros(count, np.bool_)])
         self._size += count
 
     def warm_up(self) -> None:
