@@ -17,8 +17,9 @@ from elman.command_line.application import app
 from tests.test_tree_training import write_treebank
 from training import TextConfig, TrainingError, TreeConfig, train
 from training.checkpoint import load_best
-from training.embeddings import EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
+from training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
 from training.embeddings import principal_components as components
+from training.encoder_decoder import EncoderDecoder
 
 QUIET = Console(quiet=True)
 RANDOM = np.random.default_rng(0)
@@ -159,6 +160,16 @@ def test_networks_of_text_have_embeddings_too(tmp_path: Path) -> None:
     found = load_embeddings(tmp_path / "run")
     assert found.keys() == {""}
     assert found[""].vectors.shape == (4, 4)
+
+
+def test_networks_that_read_two_vocabularies_have_two() -> None:
+    sizes = {"source_tokens": 5, "tokens": 7, "layers": 1, "embedding": 4, "hidden": 6}
+    options = {"cell": "lstm", "attention": True, "bidirectional": True, "dropout": 0.0}
+    network = EncoderDecoder(**sizes, **options, one_hot=False)
+    assert isinstance(network, Embedder)
+    shapes = {name: tuple(vectors.shape) for name, vectors in network.embeddings.items()}
+    assert shapes == {"source-": (5, 4), "": (7, 4)}
+    assert EncoderDecoder(**sizes, **options, one_hot=True).embeddings == {}
 
 
 def test_a_network_without_embeddings_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
