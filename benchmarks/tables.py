@@ -125,6 +125,21 @@ TRANSLATION_COLUMNS = (
 TRANSLATION_LEGEND = """\
 64 clients, each asking for its next translation as soon as it has the one before: sources of 6 to 24 tokens, 20 tokens
 written greedily. Onnxruntime alone reads the same 64 sources as one batch and writes all of them in step."""
+TREE_COLUMNS = (
+    Column("clients", figure("clients", "d")),
+    Column("trees/s", figure("trees_per_second")),
+    Column("nodes/s", figure("nodes_per_second")),
+    Column("share of\nonnxruntime alone", figure("share_of_raw", ".2f")),
+    Column("lowest / highest", figures(".2f", "share_of_raw_lowest", "share_of_raw_highest")),
+    Column("its nodes/s", figure("raw_nodes_per_second")),
+    Column("answer ms\np50 / p99", figures(".1f", "p50_ms", "p99_ms")),
+    Column("CPU us a node\nserver / alone", figures(".1f", "server_cpu_us_per_node", "raw_cpu_us_per_node")),
+    _OTHERS,
+)
+TREE_LEGEND = """\
+Binary parse trees of 5 to 40 words through a binary Tree-LSTM of 150 units with 10,000 words; a client sends its next
+tree when it has been answered. Onnxruntime alone: as many trees as there are clients, level by level, laid out
+beforehand, all cores, no network; both in turns."""
 
 SESSION_COLUMNS = {
     "durability": (
@@ -232,6 +247,11 @@ def translation_promises() -> list[Promise]:
         )
         for precision in ("fp32", "int8")
     ]
+
+
+def tree_promises() -> list[Promise]:
+    """What must hold of trees."""
+    return [Promise("nodes/s of 64 clients, of onnxruntime alone", {"clients": 64}, "share_of_raw", 0.6, at_least=True)]
 
 
 def session_promises() -> list[Promise]:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bundle import INNER, InputVocabulary
+from bundle import BEGIN, END, INNER, InputVocabulary
 from export.contract import Input, Source, Tensors, Token, Tree, Values
 from training.bidirectional import BidirectionalClassifier
+from training.config import TrainingConfig, TranslationConfig
+from training.encoder_decoder import EncoderDecoder
 from training.features import FeedForwardNetwork
 from training.network import RecurrentNetwork
 from training.tree_networks import TreeNetwork
@@ -38,13 +40,19 @@ class ExportedNetwork:
     tree: Tree | None = None
 
 
-def as_module(network: nn.Module, vocabularies: Mapping[str, InputVocabulary]) -> ExportedNetwork:
+def as_module(
+    network: nn.Module, vocabularies: Mapping[str, InputVocabulary], config: TrainingConfig
+) -> ExportedNetwork:
     """Put a trained network behind the contract.
 
     Args:
         network: what `training.checkpoint.load_best` gives.
         vocabularies: of the run.
+        config: of the run.
     """
+    if isinstance(network, EncoderDecoder):
+        assert isinstance(config, TranslationConfig)
+        return _translation(network, vocabularies, config)
     if isinstance(network, FeedForwardNetwork):
         return ExportedNetwork(FeaturesStep(network), {"features": Values(network.mean.shape)})
     if isinstance(network, BidirectionalClassifier):
@@ -60,6 +68,22 @@ def as_module(network: nn.Module, vocabularies: Mapping[str, InputVocabulary]) -
         return ExportedNetwork(TreeStep(network), {"token": Token(words)}, tree=tree)
     assert isinstance(network, RecurrentNetwork)
     return ExportedNetwork(NetworkStep(network), {"token": Token(vocabularies[""])})
+
+
+def _translation(
+    network: EncoderDecoder, vocabularies: Mapping[str, InputVocabulary], config: TranslationConfig
+) -> ExportedNetwork:
+    """An EncoderDecoder, which keeps the contract itself."""
+    vocabulary = vocabularies[""]
+    begin, end = (int(vocabulary.encode(token)[0]) for token in (BEGIN, END))
+    with torch.no_grad():
+        constants, _ = network.encode(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    return ExportedNetwork(
+        network,
+        {"token": Token(vocabulary, begin_id=begin, end_id=end)},
+        constants={name: Values(value.shape[2:], variable_length=True) for name, value in constants.items()},
+        source=Source(Token(vocabularies["source-"]), config.longest_source),
+    )
 
 
 class NetworkStep(nn.Module):

@@ -25,6 +25,7 @@ _DESCRIPTIONS = {
     "tag": "Labels every step of a text.",
     "features": "Classifies numbers.",
     "tree": "Labels a tree as a whole, and every part of it.",
+    "translate": "Reads a text and writes another one.",
 }
 
 
@@ -58,7 +59,7 @@ def export_run(
         ExportError: the graph does not compute what torch does, or the network is none that can be quantized.
     """
     config = load_config(run)
-    exported = as_module(load_best(run), load_vocabularies(run, config))
+    exported = as_module(load_best(run), load_vocabularies(run, config), config)
     console = console or Console(quiet=True)
     held_out = None
     if quantize is not None:

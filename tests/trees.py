@@ -1,4 +1,4 @@
-"""Cells over trees with random weights, their bundles, and trees of random shapes."""
+"""Networks over trees with random weights, their bundles, and trees of random shapes."""
 
 from __future__ import annotations
 
@@ -8,56 +8,38 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bundle import Bundle, SymbolVocabulary, load_bundle
 from elman import v1
 from export import Labels, Token, Tree, export_bundle
+from training.tree_networks import TreeNetwork
 
 SENTIMENTS = ("0", "1", "2", "3", "4")
 INNER = 1
+HIDDEN = 12
 WORDS = SymbolVocabulary(["�", "<inner>", *(f"w{index}" for index in range(38))], unknown_id=0)
 _ANY = 0
 
 
-class TreeLstm(nn.Module):
-    """The Tree-LSTM of Tai et al. 2015, child-sum or binary, with a forget gate for every child.
+class TreeLstm(TreeNetwork):
+    """A Tree-LSTM with random weights.
 
     Args:
-        children: 2, or 0 for any number.
-        hidden: the number of units.
-        tokens: the size of the vocabulary.
+        children: 2 for the binary one, 0 for the child-sum one.
     """
 
-    def __init__(self, children: int, hidden: int = 12, tokens: int = WORDS.size) -> None:
-        super().__init__()
+    def __init__(self, children: int) -> None:
         torch.manual_seed(5 + children)
-        self.child_count, self.hidden = children, hidden
-        self.embedding = nn.Embedding(tokens, hidden)
-        self.input = nn.Linear(hidden, 4 * hidden)
-        self.gates = nn.Linear((children or 1) * hidden, 3 * hidden, bias=False)
-        self.forget = nn.Linear((children or 1) * hidden, (children or 1) * hidden, bias=False)
-        self.head = nn.Linear(hidden, len(SENTIMENTS))
-
-    def initial_state(self, rows: int) -> dict[str, Tensor]:
-        return {"hidden": torch.zeros(rows, self.hidden), "cell": torch.zeros(rows, self.hidden)}
-
-    def step(
-        self, inputs: dict[str, Tensor], constants: dict[str, Tensor], state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        hidden, cell = state["hidden"], state["cell"]  # [B, C, H]
-        entered, shown, candidate, kept = self.input(self.embedding(inputs["token"])).chunk(4, dim=1)
-        if self.child_count:
-            joined = hidden.flatten(1)  # [B, C*H]
-            keeping = self.forget(joined).unflatten(1, (self.child_count, self.hidden))
-        else:
-            joined = hidden.sum(dim=1)
-            keeping = self.forget(hidden)
-        below = self.gates(joined).chunk(3, dim=1)
-        carried = (torch.sigmoid(kept[:, None] + keeping) * cell).sum(dim=1)
-        cell = torch.sigmoid(entered + below[0]) * torch.tanh(candidate + below[1]) + carried
-        hidden = torch.sigmoid(shown + below[2]) * torch.tanh(cell)
-        return {"scores": self.head(hidden)}, {"hidden": hidden, "cell": cell}
+        super().__init__(
+            cell="binary" if children else "child-sum",
+            tokens=WORDS.size,
+            outputs=len(SENTIMENTS),
+            embedding=8,
+            hidden=HIDDEN,
+            dropout=0.0,
+        )
+        self.child_count = children
 
 
 def export_trees(module: nn.Module, folder: Path, name: str, children: int, *, token: Token | None = None) -> Bundle:
@@ -67,7 +49,7 @@ def export_trees(module: nn.Module, folder: Path, name: str, children: int, *, t
         folder / name,
         name=name,
         inputs={"token": token or Token(WORDS)},
-        outputs={"scores": Labels(SENTIMENTS)},
+        outputs={"logits": Labels(SENTIMENTS)},
         tree=Tree(children=children, inner_id=INNER),
     )
     return load_bundle(folder / name)
@@ -137,7 +119,7 @@ def graph_scores(bundle: Bundle, tree: RandomTree) -> np.ndarray:
                 value[0, place] = one[index][0]
             feeds[state.input_name] = value
         found, *after = session.run(
-            ["scores", *(state.output_name for state in spec.states)],
+            ["logits", *(state.output_name for state in spec.states)],
             {"token": np.array([tree.tokens[node]]), **feeds},
         )
         scores[node] = found[0]

@@ -11,12 +11,14 @@ from training.lanes import Ids
 _POOL = 50  # batches whose sequences are sorted together: enough for little padding, few enough for much mixing
 
 
-def make_buckets(lengths: Sequence[int], size: int, random: np.random.Generator) -> list[Ids]:
+def make_buckets(
+    lengths: Sequence[int] | Sequence[tuple[int, int]], size: int, random: np.random.Generator
+) -> list[Ids]:
     """One epoch: the sequences are mixed, a pool of them at a time is sorted by length and cut into batches, and the
     batches are mixed.
 
     Args:
-        lengths: of each sequence.
+        lengths: of each sequence, or of both where two belong together.
         size: of a batch; the last one of all may be smaller.
         random: what mixes.
 

@@ -50,6 +50,7 @@ _EXTRAS = {
     "matplotlib": "training",
     "pydantic": "training",
     "torch": "training",
+    "sacrebleu": "training",
     "onnx": "training",
     "sklearn": "training",
     "onnxruntime": "server",
