@@ -18,6 +18,8 @@ bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON an
 	$(BIN)/python -m benchmarks serving
 	$(BIN)/python -m benchmarks cases
 	$(BIN)/python -m benchmarks decoding
+	$(BIN)/python -m benchmarks translations
+	$(BIN)/python -m benchmarks trees
 	$(BIN)/python -m benchmarks sessions
 
 chaos: $(INSTALLED)  ## servers are killed while sessions stream: nothing may be lost, doubled or different

@@ -16,6 +16,8 @@ from benchmarks import decoding as choosing
 from benchmarks import growth as growing
 from benchmarks import serving as together
 from benchmarks import sessions as keeping
+from benchmarks import translations as translating
+from benchmarks import trees as labelling
 from benchmarks.charts import draw_growth, draw_serving
 from benchmarks.decoding import DecodingOptions
 from benchmarks.machine import RESULTS, ROOT, TRIALS
@@ -37,14 +39,21 @@ from benchmarks.tables import (
     SESSION_TITLES,
     THROUGHPUT_COLUMNS,
     THROUGHPUT_LEGEND,
+    TRANSLATION_COLUMNS,
+    TRANSLATION_LEGEND,
+    TREE_COLUMNS,
+    TREE_LEGEND,
     case_promises,
     decoding_promises,
     of_case,
     serving_promises,
     session_promises,
+    translation_promises,
+    tree_promises,
 )
 from benchmarks.task_chart import draw_tasks
 from benchmarks.tasks import TASK_COLUMNS, TASK_LEGEND, gather_tasks
+from benchmarks.trees import TreeOptions
 
 
 class Precision(StrEnum):
@@ -82,7 +91,8 @@ ServerOptions = Annotated[
 Output = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 _SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
-_SESSIONS, _DECODING = SessionOptions(), DecodingOptions()
+_SESSIONS, _DECODING, _TREES = SessionOptions(), DecodingOptions(), TreeOptions()
+_TRANSLATIONS = translating.TranslationOptions()
 _BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
 _NONE: list[str] = []
@@ -212,6 +222,35 @@ def decoding(
 
 
 @app.command()
+def trees(
+    clients: Annotated[int, typer.Option(help="Trees under way at once.", min=1)] = _TREES.clients,
+    repeats: Repeats = _TREES.repeats,
+    seconds: Annotated[float, typer.Option(help="Each measurement takes so long.")] = _TREES.seconds,
+    hidden: Annotated[int, typer.Option(help="Units of the Tree-LSTM.", min=1)] = _TREES.hidden,
+    connections: Connections = _TREES.connections,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """Trees: clients that each send one after the other, beside onnxruntime alone, level by level."""
+    options = TreeOptions(
+        clients=clients,
+        repeats=repeats,
+        seconds=seconds,
+        hidden=hidden,
+        connections=connections,
+        server_options=tuple(server_option),
+    )
+    with progress(labelling.step_count(options)) as advance:
+        rows = labelling.measure_trees(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "trees.json", rows, ("clients", "hidden"))
+    print_table("Trees", TREE_COLUMNS, rows, TREE_LEGEND)
+    print_promises(tree_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "trees.json")
+
+
+@app.command()
 def sessions(
     case: Annotated[list[SessionCase], typer.Option(help="Which case; may be repeated.")] = _SESSION_CASES,
     precision: Precisions = _BOTH,
@@ -258,6 +297,27 @@ def tasks(
     draw_tasks(merge(folder / "tasks.json", rows, ("preset", "metric")), folder / "tasks.png")
     print_table("What trained models reach", TASK_COLUMNS, rounded(rows), TASK_LEGEND)
     _say_where(folder / "tasks.json", folder / "tasks.png")
+
+
+@app.command()
+def translations(
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _TRANSLATIONS.repeats,
+    server_option: ServerOptions = _NONE,
+    output: Output = None,
+) -> None:
+    """Encoder-decoders: 64 clients that translate, beside a batched loop of onnxruntime alone."""
+    options = translating.TranslationOptions(
+        precisions=tuple(dict.fromkeys(precision)), repeats=repeats, server_options=tuple(server_option)
+    )
+    with progress(translating.step_count(options)) as advance:
+        rows = translating.measure(options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / "translations.json", rows, ("precision",))
+    print_table("Translations", TRANSLATION_COLUMNS, rows, TRANSLATION_LEGEND)
+    print_promises(translation_promises(), rows)
+    print_disturbance(rows)
+    _say_where(folder / "translations.json")
 
 
 def _folder(output: Path | None, worth_keeping: bool) -> Path:

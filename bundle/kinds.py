@@ -19,6 +19,8 @@ from elman import v1
 
 # What a model may read.
 InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary | SymbolVocabulary
+# What a manifest says of one.
+VocabularySpec = v1.VocabularySpec
 InputKind = Literal["characters", "bytes", "words", "subwords", "symbols"]
 
 _LISTED = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TokenScore,
         Unit,
     )
-    from elman.client import Chunk, Client, GenerationStream, Label, Model, Prediction
+    from elman.client import Choice, ChoiceScore, Chunk, Client, GenerationStream, Label, Model, Prediction
     from elman.decoding import Continuation, EarlyStopping, FinishReason, TokenReport, Usage
     from elman.errors import (
         DeadlineExceededError,
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from elman.sessions import Session, SessionContent
-    from export import ExportError, Labels, NextToken, StepModule, Token, Values, export_bundle
+    from elman.trees import TreeNode
+    from export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
 _HOMES = {
@@ -50,7 +51,7 @@ _HOMES = {
         "TokenScore",
         "Unit",
     ),
-    "elman.client": ("Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.client": ("Choice", "ChoiceScore", "Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
     "elman.decoding": ("Continuation", "EarlyStopping", "FinishReason", "TokenReport", "Usage"),
     "elman.errors": (
         "DeadlineExceededError",
@@ -65,14 +66,17 @@ _HOMES = {
         "UnavailableError",
     ),
     "elman.sessions": ("Session", "SessionContent"),
+    "elman.trees": ("TreeNode",),
     "bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
-    "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Values", "export_bundle"),
+    "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ByteVocabulary",
     "CharacterVocabulary",
+    "Choice",
+    "ChoiceScore",
     "Chunk",
     "Client",
     "Continuation",
@@ -107,6 +111,8 @@ __all__ = [
     "Token",
     "TokenReport",
     "TokenScore",
+    "Tree",
+    "TreeNode",
     "UnavailableError",
     "Unit",
     "Usage",

@@ -22,11 +22,13 @@ import grpc
 from elman import v1
 from elman.connection import Connection
 from elman.errors import expressible, rpc_errors
-from elman.inputs import DATA_TYPES, Input, set_input
+from elman.inputs import DATA_TYPES, Input, set_input, set_source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from elman.inputs import Numbers
 
 _Response = TypeVar("_Response")
 
@@ -244,6 +246,7 @@ class AnalysisCalls(Connection):
         text: Input,
         *,
         context: Input = "",
+        source: Input | Numbers | None = None,
         model: str = "",
         totals_only: bool = False,
         bypass_prefix_cache: bool = False,
@@ -254,6 +257,7 @@ class AnalysisCalls(Connection):
         Args:
             text: text, or token ids: one token or more, two or more where nothing goes before them.
             context: what goes before it and is not scored, text or token ids.
+            source: what the model's encoder reads, where it has one; see `Client.generate`.
             model: its name; may be empty where the server holds one that generates.
             totals_only: leave out single tokens.
             bypass_prefix_cache: read the whole context, though the state behind its beginning may be known.
@@ -264,6 +268,7 @@ class AnalysisCalls(Connection):
             async for score in self.score_candidates(
                 [text],
                 context=context,
+                source=source,
                 model=model,
                 totals_only=totals_only,
                 bypass_prefix_cache=bypass_prefix_cache,
@@ -277,6 +282,7 @@ class AnalysisCalls(Connection):
         candidates: Iterable[Input],
         *,
         context: Input = "",
+        source: Input | Numbers | None = None,
         model: str = "",
         totals_only: bool = False,
         bypass_prefix_cache: bool = False,
@@ -288,6 +294,7 @@ class AnalysisCalls(Connection):
         Args:
             candidates: texts or token ids, at most 16384; see `score`.
             context: what goes before every candidate and is not scored.
+            source: what the model's encoder reads, where it has one; it is read once.
             model: its name; may be empty where the server holds one that generates.
             totals_only: leave out single tokens.
             bypass_prefix_cache: read the whole context, though the state behind its beginning may be known.
@@ -296,6 +303,7 @@ class AnalysisCalls(Connection):
         with expressible():
             request = v1.ScoreRequest(model=model, totals_only=totals_only, bypass_prefix_cache=bypass_prefix_cache)
             set_input(request.context, context)
+            set_source(request, source)
             for candidate in _several(candidates):
                 set_input(request.candidates.add(), candidate)
         call = self._analysis.Score(request, timeout=self._seconds(timeout), metadata=self._metadata())

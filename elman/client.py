@@ -32,8 +32,9 @@ from elman.decoding import (
     usage_of,
 )
 from elman.errors import ElmanError, expressible, rpc_errors
-from elman.inputs import Input, set_input, set_steps
+from elman.inputs import Input, set_input, set_source, set_steps
 from elman.sessions import Patience, SessionCalls, session_call
+from elman.trees import TreeNode, set_tree
 
 if TYPE_CHECKING:
     from elman.inputs import Numbers
@@ -98,9 +99,10 @@ class Prediction:
     """The labels of an input.
 
     Attributes:
-        labels: a classifier's, all of them, the most probable first; empty for a tagger.
-        steps: a tagger's, one for every step; empty for a classifier.
-        step_count: the number of steps read; in a stream, all pieces together.
+        labels: a classifier's, all of them, the most probable first; empty for a tagger. Of a tree its root's.
+        steps: a tagger's, one for every step; empty for a classifier. Of a tree whose nodes were all asked for: one for
+            every node.
+        step_count: the number of steps read; in a stream, all pieces together. Of a tree: its nodes.
         session_position: the session's after this call, or after this piece; None without a session.
     """
 
@@ -108,6 +110,34 @@ class Prediction:
     steps: tuple[Label, ...]
     step_count: int
     session_position: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """How probable one of several continuations is.
+
+    Attributes:
+        log_likelihood: the sum of the log-probabilities of its tokens, in nats.
+        token_count: how many tokens were scored, the end token among them.
+        probability: its share of the probability that all choices have together.
+    """
+
+    log_likelihood: float
+    token_count: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several continuations is the most probable.
+
+    Attributes:
+        index: its place among them.
+        scores: of all of them, in their order.
+    """
+
+    index: int
+    scores: tuple[ChoiceScore, ...]
 
 
 class GenerationStream:
@@ -119,6 +149,7 @@ class GenerationStream:
         seed: in use; with it the same request gives the same text again.
         prompt_token_count: the number of prompt tokens.
         unknown_token_count: how many of them the vocabulary does not have.
+        source_unknown_count: how many positions of the source the encoder's vocabulary does not have.
         cached_token_count: how many of them had not to be read, because the state behind them was known.
         finish_reason: why it ended; None before it has.
         stop_sequence: the stop sequence that ended it, or "".
@@ -157,6 +188,7 @@ class GenerationStream:
         self.seed = 0
         self.prompt_token_count = 0
         self.unknown_token_count = 0
+        self.source_unknown_count = 0
         self.cached_token_count = 0
         self.finish_reason: FinishReason | None = None
         self.stop_sequence = ""
@@ -207,6 +239,7 @@ class GenerationStream:
             self.model, self.digest, self.seed = started.model, started.digest, started.seed
             self.prompt_token_count = started.prompt_token_count
             self.unknown_token_count = started.unknown_token_count
+            self.source_unknown_count = started.source_unknown_count
             self.cached_token_count = started.cached_token_count
             self.session_position_before = _position(started)
         if response.HasField("finished"):
@@ -256,6 +289,7 @@ class Client(SessionCalls, AnalysisCalls):
         self,
         prompt: Input = "",
         *,
+        source: Input | Numbers | None = None,
         model: str = "",
         interval: float | None = None,
         single_tokens: bool = False,
@@ -273,6 +307,8 @@ class Client(SessionCalls, AnalysisCalls):
 
         Args:
             prompt: text, or token ids.
+            source: what the model's encoder reads, where it has one: text, token ids, or the numbers of every position;
+                such as a sentence to translate.
             model: its name; may be empty where the server holds one that generates.
             interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
                 are there; default as the server sees fit, which depends on its load.
@@ -292,7 +328,7 @@ class Client(SessionCalls, AnalysisCalls):
             decoding: how tokens are chosen and when it ends; see `Decoding`.
         """
         with expressible():
-            request = _request(prompt, model, decoding, log_probabilities)
+            request = _request(prompt, source, model, decoding, log_probabilities)
             call = session_call(session, position, request_id, patience)
             if call is not None:
                 request.session.CopyFrom(call)
@@ -326,6 +362,7 @@ class Client(SessionCalls, AnalysisCalls):
         prompt: Input = "",
         *,
         count: int,
+        source: Input | Numbers | None = None,
         model: str = "",
         log_probabilities: int | None = None,
         timeout: float | None = None,
@@ -336,13 +373,14 @@ class Client(SessionCalls, AnalysisCalls):
         Args:
             prompt: text, or token ids.
             count: how many; the number i, from 0, is what the seed plus i brings alone.
+            source: what the model's encoder reads, where it has one; it is read once.
             model: its name; may be empty where the server holds one that generates.
             log_probabilities: see `generate`.
             timeout: seconds all of them together may take.
             decoding: how tokens are chosen and when they end; see `Decoding`.
         """
         with expressible():
-            request = _request(prompt, model, decoding, log_probabilities)
+            request = _request(prompt, source, model, decoding, log_probabilities)
             request.sampling.sample_count = count
         return await self._whole(request, timeout)
 
@@ -354,6 +392,7 @@ class Client(SessionCalls, AnalysisCalls):
         count: int = 1,
         length_penalty: float = 1.0,
         early_stopping: EarlyStopping = EarlyStopping.LIKELY,
+        source: Input | Numbers | None = None,
         model: str = "",
         timeout: float | None = None,
         **decoding: Unpack[Decoding],
@@ -367,12 +406,13 @@ class Client(SessionCalls, AnalysisCalls):
             length_penalty: the exponent of the length that divides the sum of the log-probabilities; above 0 longer
                 ones are favoured.
             early_stopping: when to end before max_tokens.
+            source: what the model's encoder reads, where it has one; it is read once.
             model: its name; may be empty where the server holds one that generates.
             timeout: seconds it may take.
             decoding: see `Decoding`; nothing is drawn, so what says how to draw does not go with it.
         """
         with expressible():
-            request = _request(prompt, model, decoding)
+            request = _request(prompt, source, model, decoding)
             if request.HasField("sampling"):
                 raise ValueError("a beam search draws nothing: temperature, top_k, top_p and min_p do not go with it")
             request.beam.width, request.beam.result_count = width, count
@@ -388,10 +428,46 @@ class Client(SessionCalls, AnalysisCalls):
                 gathering.take(response)
         return gathering.continuations()
 
+    async def choose(
+        self,
+        choices: Iterable[Input],
+        *,
+        prompt: Input = "",
+        source: Input | Numbers | None = None,
+        model: str = "",
+        open_ended: bool = False,
+        bypass_prefix_cache: bool = False,
+        timeout: float | None = None,
+    ) -> Choice:
+        """Which of several continuations is the most probable, such as the answers to a question.
+
+        Args:
+            choices: texts or token ids, 2 to 1024, of one token or more each.
+            prompt: what goes before every choice, text or token ids; it is read once.
+            source: what the model's encoder reads, where it has one; it is read once.
+            model: its name; may be empty where the server holds one that generates.
+            open_ended: leave out the end token, with which choices are scored where the model has one.
+            bypass_prefix_cache: read the whole prompt, though the state behind its beginning may be known.
+            timeout: seconds the call may take.
+        """
+        with expressible():
+            request = v1.ChooseRequest(model=model, open_ended=open_ended, bypass_prefix_cache=bypass_prefix_cache)
+            set_input(request, prompt)
+            set_source(request, source)
+            for choice in choices:
+                set_input(request.choices.add(), choice)
+        response = await self._call(self._stub.Choose, request, timeout)
+        scores = tuple(
+            ChoiceScore(score.log_likelihood, score.token_count, score.probability) for score in response.scores
+        )
+        return Choice(response.choice_index, scores)
+
     async def classify(
         self,
-        input: Input | Numbers,
+        input: Input | Numbers | None = None,
         *,
+        tree: str | TreeNode | None = None,
+        every_node: bool = False,
         model: str = "",
         bypass_prefix_cache: bool = False,
         session: str = "",
@@ -400,11 +476,15 @@ class Client(SessionCalls, AnalysisCalls):
         patience: float = 0.0,
         timeout: float | None = None,
     ) -> Prediction:
-        """Label a whole input.
+        """Label a whole input, or a tree.
 
         Args:
             input: text, or token ids; for a model that reads numbers those of every step, an array of numpy,
                 [steps, *shape], or a list of rows; not empty.
+            tree: in the place of an input, for a model of trees: an s-expression such as "(2 (2 It) (2 works))", where
+                every bracket begins with a label that is not looked at, or its root.
+            every_node: label every node of the tree, in the order of the opening brackets, a node before its children;
+                they are the prediction's `steps`. Default: its root only.
             model: its name; may be empty where the server holds one with labels.
             bypass_prefix_cache: read the whole input, though the state behind its beginning may be known.
             session: the id of the session that the input continues.
@@ -416,7 +496,13 @@ class Client(SessionCalls, AnalysisCalls):
         with expressible():
             call = session_call(session, position, request_id, patience)
             request = v1.ClassifyRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
-            set_steps(request, input)
+            request.every_node = every_node
+            if (input is None) == (tree is None):
+                raise ValueError("classify takes an input or a tree, one of the two")
+            if tree is not None:
+                set_tree(request.tree, tree)
+            elif input is not None:
+                set_steps(request, input)
         trying = Patience(patience, self._seconds(timeout))
         while True:
             try:
@@ -473,7 +559,13 @@ class Client(SessionCalls, AnalysisCalls):
             call.cancel()
 
 
-def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: int | None = None) -> v1.GenerateRequest:
+def _request(
+    prompt: Input,
+    source: Input | Numbers | None,
+    model: str,
+    decoding: Decoding,
+    log_probabilities: int | None = None,
+) -> v1.GenerateRequest:
     """What every call has that continues a prompt.
 
     Raises:
@@ -481,6 +573,7 @@ def _request(prompt: Input, model: str, decoding: Decoding, log_probabilities: i
     """
     request = v1.GenerateRequest(model=model)
     set_input(request, prompt)
+    set_source(request, source)
     set_decoding(request, decoding)
     if log_probabilities is not None:
         request.log_probabilities.most_likely_count = log_probabilities

@@ -118,6 +118,7 @@ class Continuation:
         reports: of its tokens, where they were asked for.
         usage: what it has used.
         unknown_token_count: how many tokens of its prompt stand for what the vocabulary does not have.
+        source_unknown_count: how many positions of its source stand for what the encoder's vocabulary does not have.
     """
 
     text: str
@@ -128,6 +129,7 @@ class Continuation:
     reports: tuple[TokenReport, ...]
     usage: Usage | None
     unknown_token_count: int
+    source_unknown_count: int = 0
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -220,12 +222,12 @@ class Gathering:
         self._ids: dict[int, list[int]] = {}
         self._reports: dict[int, list[TokenReport]] = {}
         self._finished: dict[int, v1.GenerateFinished] = {}
-        self._unknown_token_count = 0
+        self._started = v1.GenerateStarted()
 
     def take(self, response: v1.GenerateResponse) -> None:
         """The next response."""
         if response.HasField("started"):
-            self._unknown_token_count = response.started.unknown_token_count
+            self._started = response.started
         index = response.sequence_index
         self._texts.setdefault(index, []).append(response.chunk.text)
         self._ids.setdefault(index, []).extend(response.chunk.token_ids)
@@ -246,5 +248,6 @@ class Gathering:
             finished.score if finished.HasField("score") else None,
             tuple(self._reports[index]),
             usage_of(finished),
-            self._unknown_token_count,
+            self._started.unknown_token_count,
+            self._started.source_unknown_count,
         )

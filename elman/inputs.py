@@ -27,7 +27,14 @@ DATA_TYPES = {
 
 
 def set_input(
-    message: v1.GenerateRequest | v1.ClassifyRequest | v1.Piece | v1.CreateSessionRequest | v1.AnalysisInput,
+    message: v1.GenerateRequest
+    | v1.ChooseRequest
+    | v1.ClassifyRequest
+    | v1.Piece
+    | v1.CreateSessionRequest
+    | v1.AnalysisInput
+    | v1.Source
+    | v1.Choice,
     given: Input,
 ) -> None:
     """Put an input into a message: text as text, else token ids."""
@@ -37,7 +44,14 @@ def set_input(
         message.tokens.ids.extend(given)
 
 
-def set_steps(message: v1.ClassifyRequest | v1.Piece, given: Input | Numbers) -> None:
+def set_source(request: v1.GenerateRequest | v1.ChooseRequest | v1.ScoreRequest, given: Input | Numbers | None) -> None:
+    """Put what an encoder is to read into a request; None: nothing."""
+    if given is not None:
+        request.source.SetInParent()
+        set_steps(request.source, given)
+
+
+def set_steps(message: v1.ClassifyRequest | v1.Piece | v1.Source, given: Input | Numbers) -> None:
     """Put what a model is to label into a message: text, token ids, or numbers, those of a step in each row.
 
     Numbers are an array of numpy, [steps, *shape], whose double precision becomes single; or lists of floats.

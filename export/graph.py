@@ -22,22 +22,32 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from export.contract import EncoderModule, Input, Source, StepModule, Tensors, Token, Values
+from export.contract import EncoderModule, Input, Source, StepModule, Tensors, Token, Tree, Values
 from export.errors import ExportError
+from export.sums import CHILDREN, order_sums
 
 OPSET = 20
 _FOLDED_SIZE = 2**28
+_TRACED_CHILDREN = 4  # not 1, which torch takes for a fixed size, and not the number of rows
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tensors of the right shapes and types, to trace and to test with."""
+    """Tensors of the right shapes and types, to trace and to test with.
+
+    Attributes:
+        inputs: by name, [B, *shape].
+        constants: by name, [B, *shape].
+        state: by name, [B, *shape]; in a tree those of the children, [B, C, *shape].
+        tree: what the step says of trees, if its rows are nodes.
+    """
 
     inputs: dict[str, Tensor]
     constants: dict[str, Tensor]
     state: dict[str, Tensor]
+    tree: Tree | None = None
 
     def graph_inputs(self) -> dict[str, Tensor]:
         """By the names they have in the graph."""
@@ -118,6 +128,8 @@ def make_example(
     rows: int,
     seed: int,
     source: Source | None = None,
+    tree: Tree | None = None,
+    children: int = _TRACED_CHILDREN,
 ) -> Example:
     """Random inputs, and a random state that is none a sequence starts from.
 
@@ -125,9 +137,11 @@ def make_example(
         module: whose step they are for.
         inputs: what its inputs are.
         constants: what its constants are.
-        rows: how many sequences.
+        rows: how many sequences, or nodes.
         seed: of the random numbers.
         source: what its encoder reads, if it has one: then the constants are an encoder's.
+        tree: what the step says of trees, if its rows are nodes; each then has children.
+        children: how many, where it may have any number.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -149,12 +163,15 @@ def make_example(
         value = initial if encoded is None else encoded.get(state_input_name(name), initial)
         if value.shape[:1] != (rows,):
             raise ExportError(f"initial_state({rows}): {name} has shape {tuple(value.shape)}; axis 0 must be the row")
+        if tree is not None:
+            value = torch.stack([value] * (tree.children or children), dim=1)
         noise = torch.rand(value.shape, generator=generator) - 0.5
         state[name] = (value + noise).to(value.dtype) if value.dtype.is_floating_point else value
     return Example(
         {name: values(kind) for name, kind in inputs.items()},
         {name: values(kind) if encoded is None else encoded[constant_name(name)] for name, kind in constants.items()},
         state,
+        tree,
     )
 
 
@@ -192,10 +209,12 @@ def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
     if set(after) != set(example.state):
         raise ExportError(f"step() returns the states {sorted(after)}, but initial_state() has {sorted(example.state)}")
     for name, before in example.state.items():
-        if after[name].shape != before.shape or after[name].dtype != before.dtype:
+        own = before if example.tree is None else before[:, 0]
+        if after[name].shape != own.shape or after[name].dtype != own.dtype:
+            came = "it came as" if example.tree is None else "a node's is"
             raise ExportError(
                 f"step() returns the state {name} as {after[name].dtype} {tuple(after[name].shape)}, "
-                f"but it came as {before.dtype} {tuple(before.shape)}"
+                f"but {came} {own.dtype} {tuple(own.shape)}"
             )
     return outputs, after
 
@@ -203,7 +222,7 @@ def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
 def write_graph(
     module: nn.Module, example: Example, outputs: tuple[str, ...], path: Path, variable: frozenset[str] = frozenset()
 ) -> None:
-    """Export one step to `path`, with the number of rows left open.
+    """Export one step to `path`, the number of rows left open, and that of the children where it may be any.
 
     Args:
         module: whose step it is.
@@ -217,11 +236,15 @@ def write_graph(
     """
     named = example.graph_inputs()
     rows, positions = torch.export.Dim("rows"), torch.export.Dim("positions")
+    sizes = {name: {0: rows, 1: positions} if name in variable else {0: rows} for name in named}
+    if example.tree is not None and not example.tree.children:
+        children = torch.export.Dim(CHILDREN)
+        sizes |= {state_input_name(name): {0: rows, 1: children} for name in example.state}
     save_graph(
         _Traced(module, example, outputs).eval(),
         named,
         [*outputs, *map(state_output_name, example.state)],
-        (tuple({0: rows, 1: positions} if name in variable else {0: rows} for name in named),),
+        (tuple(sizes.values()),),
         path,
         what="the step",
     )
@@ -265,6 +288,7 @@ def save_graph(
             # Once more without the usual limits: what a graph computes from its weights alone, however large, is
             # computed here and not at every run.
             optimizer.optimize(program.model, input_size_limit=_FOLDED_SIZE, output_size_limit=_FOLDED_SIZE)
+            order_sums(program.model)
             program.save(path, external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bundle import InputVocabulary
-from export.contract import Input, Source, Tensors, Token, Values
+from bundle import INNER, InputVocabulary
+from export.contract import Input, Source, Tensors, Token, Tree, Values
 from training.bidirectional import BidirectionalClassifier
 from training.features import FeedForwardNetwork
 from training.network import RecurrentNetwork
+from training.tree_networks import TreeNetwork
 
 _LONGEST_SOURCE = 1024
 
@@ -27,12 +28,14 @@ class ExportedNetwork:
         inputs: see `export_bundle`.
         constants: see `export_bundle`.
         source: see `export_bundle`.
+        tree: see `export_bundle`.
     """
 
     module: nn.Module
     inputs: Mapping[str, Input]
     constants: Mapping[str, Values] = field(default_factory=dict)
     source: Source | None = None
+    tree: Tree | None = None
 
 
 def as_module(network: nn.Module, vocabularies: Mapping[str, InputVocabulary]) -> ExportedNetwork:
@@ -51,6 +54,10 @@ def as_module(network: nn.Module, vocabularies: Mapping[str, InputVocabulary]) -
             constants={"features": Values((network.head.in_features,))},
             source=Source(Token(vocabularies[""]), _LONGEST_SOURCE),
         )
+    if isinstance(network, TreeNetwork):
+        words = vocabularies[""]
+        tree = Tree(network.cell.child_count, int(words.encode(INNER)[0]))
+        return ExportedNetwork(TreeStep(network), {"token": Token(words)}, tree=tree)
     assert isinstance(network, RecurrentNetwork)
     return ExportedNetwork(NetworkStep(network), {"token": Token(vocabularies[""])})
 
@@ -77,6 +84,24 @@ class NetworkStep(nn.Module):
     def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         logits, after = self.network.step_from_projected(functional.embedding(inputs["token"], self.table), state)
         return {"logits": logits}, after
+
+
+class TreeStep(nn.Module):
+    """A TreeNetwork's step at a node, with the embedding folded into the input gates as NetworkStep does."""
+
+    table: Tensor
+
+    def __init__(self, network: TreeNetwork) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            self.register_buffer("table", network.cell.project(network.embedding.weight))
+
+    def initial_state(self, rows: int) -> Tensors:
+        return self.network.initial_state(rows)
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return self.network.step_from_projected(functional.embedding(inputs["token"], self.table), state)
 
 
 class BidirectionalStep(nn.Module):

@@ -11,6 +11,7 @@ from export.contract import Input, Source, StepModule, Tensors, Values
 from export.encoder import PADDING_TOLERANCE
 from export.errors import ExportError
 from export.graph import (
+    Arrays,
     Example,
     as_arrays,
     constant_name,
@@ -21,8 +22,8 @@ from export.graph import (
     state_output_name,
 )
 
-_CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
-_CHECKED_STEPS = 12
+CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
+CHECKED_STEPS = 12
 _PADDING = 37  # positions; no multiple of what a processor takes at once
 # float32 sums in another order: far above rounding, far below a wrong gate.
 _TOLERANCE = 2e-4
@@ -43,7 +44,7 @@ def check_parity(
     Raises:
         ExportError: they differ.
     """
-    return max(_check_rows(session, module, inputs, constants, source, rows) for rows in _CHECKED_ROWS)
+    return max(_check_rows(session, module, inputs, constants, source, rows) for rows in CHECKED_ROWS)
 
 
 def check_independence(
@@ -58,10 +59,19 @@ def check_independence(
     Raises:
         ExportError: they do.
     """
-    largest = max(_CHECKED_ROWS)
-    everything = as_arrays(make_example(module, inputs, constants, largest, 7, source).graph_inputs())
+    largest = max(CHECKED_ROWS)
+    check_parts(session, as_arrays(make_example(module, inputs, constants, largest, 7, source).graph_inputs()))
+
+
+def check_parts(session: onnxruntime.InferenceSession, everything: Arrays) -> None:
+    """Check that all rows together bring what some of them bring alone, to the bit.
+
+    Raises:
+        ExportError: they do not.
+    """
     together = run_graph(session, everything)
-    for rows in _CHECKED_ROWS:
+    largest = len(next(iter(everything.values())))
+    for rows in CHECKED_ROWS:
         for start in range(0, largest - rows + 1, rows):
             part = {name: value[start : start + rows] for name, value in everything.items()}
             for name, value in run_graph(session, part).items():
@@ -84,28 +94,43 @@ def _check_rows(
     ours = as_arrays({state_input_name(name): value for name, value in example.state.items()})
     state: Tensors = example.state
     worst = 0.0
-    for step in range(_CHECKED_STEPS):
+    for step in range(CHECKED_STEPS):
         fresh = make_example(module, inputs, constants, rows, 1000 * rows + step, source)
         outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
         given = Example(fresh.inputs, example.constants, {}).graph_inputs()
         found = run_graph(session, {**as_arrays(given), **ours})
         expected = {**outputs, **{state_output_name(name): value for name, value in state.items()}}
-        for name, value in as_arrays(expected).items():
-            if name not in found:
-                continue  # An output that the manifest does not list.
-            if found[name].shape != value.shape:
-                raise ExportError(
-                    f"{name}: with {rows} rows the graph gives shape {found[name].shape}, torch {value.shape}: "
-                    "is the number of rows fixed somewhere in step()?"
-                )
-            difference = np.abs(found[name].astype(np.float64) - value.astype(np.float64))
-            allowed = _TOLERANCE * np.maximum(1.0, np.abs(value.astype(np.float64)))
-            if not bool((difference <= allowed).all()):
-                raise ExportError(
-                    f"{name}: torch and onnxruntime differ by {difference.max():.3g} with {rows} rows at step {step}"
-                )
-            worst = max(worst, float(difference.max(initial=0.0)))
+        worst = max(worst, compare(as_arrays(expected), found, f"with {rows} rows", f"at step {step}"))
         ours = {state_input_name(name): found[state_output_name(name)] for name in state}
+    return worst
+
+
+def compare(expected: Arrays, found: Arrays, batch: str, when: str) -> float:
+    """Hold what a graph gives against what torch does; the largest difference.
+
+    Args:
+        expected: torch's values; those that the graph does not have are outputs that the manifest does not list.
+        found: the graph's.
+        batch: how many rows there are, for the message.
+        when: at which step it is, likewise.
+
+    Raises:
+        ExportError: they differ.
+    """
+    worst = 0.0
+    for name, value in expected.items():
+        if name not in found:
+            continue
+        if found[name].shape != value.shape:
+            raise ExportError(
+                f"{name}: {batch} the graph gives shape {found[name].shape}, torch {value.shape}: "
+                "is the number of rows fixed somewhere in step()?"
+            )
+        difference = np.abs(found[name].astype(np.float64) - value.astype(np.float64))
+        allowed = _TOLERANCE * np.maximum(1.0, np.abs(value.astype(np.float64)))
+        if not bool((difference <= allowed).all()):
+            raise ExportError(f"{name}: torch and onnxruntime differ by {difference.max():.3g} {batch} {when}")
+        worst = max(worst, float(difference.max(initial=0.0)))
     return worst
 
 
@@ -126,7 +151,7 @@ def check_padding(
     """
     variable = {constant_name(name) for name, kind in constants.items() if kind.variable_length}
     worst = 0.0
-    for rows in _CHECKED_ROWS:
+    for rows in CHECKED_ROWS:
         feeds = as_arrays(make_example(module, inputs, constants, rows, rows, source).graph_inputs())
         plain = run_graph(session, feeds)
         longer = {

@@ -24,6 +24,7 @@ _DESCRIPTIONS = {
     "classify": "Classifies a whole text.",
     "tag": "Labels every step of a text.",
     "features": "Classifies numbers.",
+    "tree": "Labels a tree as a whole, and every part of it.",
 }
 
 
@@ -72,6 +73,7 @@ def export_run(
         outputs={"logits": _meaning(run, config)},
         constants=exported.constants,
         source=exported.source,
+        tree=exported.tree,
         description=_DESCRIPTIONS[config.task],
         metrics=_metrics(run),
         provenance={

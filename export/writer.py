@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from bundle import MANIFEST, write_bundle, write_tokens, write_vocabulary
 from elman import v1
-from export.contract import EncoderModule, Input, Labels, NextToken, Output, Source, StepModule, Tensors, Token, Values
+from export.contract import (
+    EncoderModule,
+    Input,
+    Labels,
+    NextToken,
+    Output,
+    Source,
+    StepModule,
+    Tensors,
+    Token,
+    Tree,
+    Values,
+)
 from export.encoder import LENGTHS, SOURCE, check_encoder, write_encoder
 from export.errors import ExportError
 from export.graph import (
@@ -30,6 +42,7 @@ from export.graph import (
 )
 from export.parity import check_independence, check_padding, check_parity
 from export.precision import Evaluate, precision_of, quantize_graph
+from export.trees import check_tree, check_tree_independence, check_tree_parity
 
 _GRAPH = "step.onnx"
 _ENCODER = "encoder.onnx"
@@ -53,6 +66,7 @@ def export_bundle(
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values] | None = None,
     source: Source | None = None,
+    tree: Tree | None = None,
     description: str = "",
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, str] | None = None,
@@ -80,6 +94,8 @@ def export_bundle(
         constants: what stays for the whole sequence.
         source: what the module's `encode` reads; see EncoderModule. It then gives the constants, and a step may have no
             inputs: its sequences have one step.
+        tree: that a row is a node of a tree, and how many children it has. Then trees of random shapes are compared,
+            nodes of all numbers of children side by side.
         description: what the model does, for people.
         metrics: figures to keep with the model.
         provenance: where it comes from.
@@ -109,6 +125,8 @@ def export_bundle(
         raise ExportError(
             f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"
         )
+    if tree is not None:
+        check_tree(module, tree, inputs, outputs, constants or {}, source, quantize)
     if source is not None and not isinstance(module, EncoderModule):
         raise ExportError(
             f"{type(module).__name__} needs the method encode(source, lengths), because there is a source"
@@ -119,7 +137,7 @@ def export_bundle(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         draft = Path(temporary) / "bundle"
         draft.mkdir()
-        spec = _write_files(module, draft, inputs, outputs, constants or {}, source)
+        spec = _write_files(module, draft, inputs, outputs, constants or {}, source, tree)
         if quantize is not None:
             spec.metrics.update(
                 quantize_graph(module, draft / _GRAPH, inputs, outputs, constants or {}, calibration, evaluate, source)
@@ -142,13 +160,14 @@ def _write_files(
     outputs: Mapping[str, Output],
     constants: Mapping[str, Values],
     source: Source | None,
+    tree: Tree | None,
 ) -> v1.ModelSpec:
     assert isinstance(module, StepModule)
     was_training = module.training
     module.eval()
     try:
         variable = frozenset(constant_name(name) for name, kind in constants.items() if kind.variable_length)
-        example = make_example(module, inputs, constants, 3, 0, source)
+        example = make_example(module, inputs, constants, 3, 0, source, tree)
         values, _ = run_step(module, example)
         encoded: Collection[str] = ()
         if source is not None:
@@ -159,8 +178,12 @@ def _write_files(
             raise ExportError(f"step() returns the outputs {sorted(values)}; {sorted(missing)[0]!r} is not among them")
         write_graph(module, example, tuple(outputs), folder / _GRAPH, variable)
         session = open_session(folder / _GRAPH)
-        difference = check_parity(session, module, inputs, constants, source)
-        check_independence(session, module, inputs, constants, source)
+        if tree is None:
+            difference = check_parity(session, module, inputs, constants, source)
+            check_independence(session, module, inputs, constants, source)
+        else:
+            difference = check_tree_parity(session, module, inputs, tree)
+            check_tree_independence(session, module, inputs, tree)
         padding = 0.0
         if source is not None:
             assert isinstance(module, EncoderModule)
@@ -176,6 +199,8 @@ def _write_files(
     if source is not None:
         spec.metrics["padding_largest_difference"] = padding
         _add_encoder(spec, source, folder)
+    if tree is not None:
+        spec.step.tree.child_count, spec.step.tree.inner_token_id = tree.children, tree.inner_id
     for input_name, kind in inputs.items():
         tensor = example.inputs[input_name]
         added = spec.step.inputs.add(name=input_name, data_type=_data_type(tensor), shape=tensor.shape[1:])

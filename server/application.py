@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
-from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, OnnxTreeEngine, Opener, ProviderChoice
 from server.rpc.analysis_servicer import AnalysisServicer
 from server.rpc.compiling import Compiling
 from server.rpc.interceptor import CallInterceptor
@@ -28,7 +28,7 @@ from server.rpc.models import Models, ServedModel
 from server.rpc.servicer import InferenceServicer
 from server.rpc.session_servicer import SessionServicer
 from server.rpc.validation import Limits
-from server.scheduling import Pace, Scheduler
+from server.scheduling import Forest, Pace, Rows, Running, Scheduler
 from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
 from server.sessions.errors import StoreOpenError
 from server.sessions.redis import RedisStore, public_name
@@ -298,35 +298,49 @@ def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractE
     Raises:
         ModelLoadError: it cannot be served here.
     """
-    step = bundle.spec.step
     _check_servable(bundle)
+    opener = Opener(options.provider, options.thread_count)
+    serve = _serve_trees if bundle.spec.step.HasField("tree") else _serve_rows
+    try:
+        running, provider = serve(bundle, options, opener)
+    except EngineError as error:
+        raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
+    scheduler = Scheduler(bundle.name, running, waiting_limit=options.waiting_limit, deliver=deliver_into(loop))
+    return ServedModel(bundle, scheduler, provider)
+
+
+def _serve_rows(bundle: Bundle, options: ServerOptions, opener: Opener) -> tuple[Running, str]:
+    """What runs sequences step by step, and where it does."""
+    step = bundle.spec.step
     reads_tokens = bool(step.inputs) and step.inputs[0].HasField("token")
     names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
     text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary) if reads_tokens else None
-    opener = Opener(options.provider, options.thread_count)
     engine = OnnxEngine(bundle, capacity=options.slots, opener=opener, chunk_seconds=options.chunk_seconds)
-    try:
-        engine.warm_up()
-    except EngineError as error:
-        raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
+    engine.warm_up()
     _log.info(
         "measured",
         model=bundle.name,
         steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
         side_by_side=engine.divided_at,
     )
-    scheduler = Scheduler(
+    rows = Rows(
         bundle.name,
         engine,
         input_name=step.inputs[0].name if step.inputs else None,
         vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
         forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
-        waiting_limit=options.waiting_limit,
         pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
-        deliver=deliver_into(loop),
     )
-    return ServedModel(bundle, scheduler, engine.provider)
+    return rows, engine.provider
+
+
+def _serve_trees(bundle: Bundle, options: ServerOptions, opener: Opener) -> tuple[Running, str]:
+    """What runs trees, and where it does."""
+    engine = OnnxTreeEngine(bundle, capacity=options.slots, opener=opener)
+    engine.warm_up()
+    (label_output,) = (output.name for output in bundle.spec.step.outputs if output.HasField("label_logits"))
+    return Forest(bundle.name, engine, label_output=label_output), engine.provider
 
 
 def _check_servable(bundle: Bundle) -> None:

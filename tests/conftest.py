@@ -13,6 +13,7 @@ from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
 from export import Labels, NextToken, Token, export_bundle
 from export.contract import Output
 from export.networks import NetworkStep
+from tests.trees import make_tree_bundles
 from training.network import RecurrentNetwork
 
 # Two-, three- and four-byte characters among them, so that cutting one would show.
@@ -78,3 +79,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A model whose sequences begin with a token of their own, and end with one sooner or later."""
     token = Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)
     return export_network(make_small_network(5), tmp_path_factory.mktemp("ends"), "ends", token)
+
+
+@pytest.fixture(scope="session")
+def tree_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """By name: a binary Tree-LSTM and a child-sum one."""
+    return make_tree_bundles(tmp_path_factory.mktemp("trees"))

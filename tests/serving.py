@@ -14,7 +14,7 @@ from server.engine import ProviderChoice
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import ServedModel
 from server.rpc.validation import Limits
-from server.scheduling import Pace, Scheduler
+from server.scheduling import Pace, Rows, Scheduler
 from tests.fake_engine import SIZE, FakeEngine, fake_bundle
 
 
@@ -59,16 +59,15 @@ async def serving_fake(
     options = server_options(**{"limits": Limits(max_tokens=5000, input_tokens=1000, message_bytes=20_000), **changes})
 
     def make(loop: asyncio.AbstractEventLoop) -> list[ServedModel]:
-        scheduler = Scheduler(
+        rows = Rows(
             name,
             engine,
             input_name="token",
             vocabulary_size=SIZE,
             label_output="labels",
-            waiting_limit=options.waiting_limit,
             pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
-            deliver=deliver_into(loop),
         )
+        scheduler = Scheduler(name, rows, waiting_limit=options.waiting_limit, deliver=deliver_into(loop))
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]
 
     async with _running(options, make) as running:

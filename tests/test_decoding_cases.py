@@ -28,6 +28,7 @@ from server.scheduling import (
     FinishReason,
     Generation,
     Pace,
+    Rows,
     SamplingParams,
     Scheduler,
     Sequence,
@@ -255,15 +256,19 @@ cases = st.builds(
 @given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
 def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
     table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)
-    scheduler = Scheduler(
+    rows = Rows(
         "table",
         TableEngine(table),
         input_name="token",
         vocabulary_size=SIZE,
         forbidden_token=UNKNOWN,
         label_output=None,
-        waiting_limit=100,
         pace=Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
+    )
+    scheduler = Scheduler(
+        "table",
+        rows,
+        waiting_limit=100,
         deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
     )
     for case in requests[: len(requests) // 2]:

@@ -47,7 +47,13 @@ def test_a_server_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"), [("['train']", "training"), ("['export', 'x']", "training"), ("['serve', 'x']", "server")]
+    ("command", "extra"),
+    [
+        ("['train']", "training"),
+        ("['embeddings', 'x']", "training"),
+        ("['export', 'x']", "training"),
+        ("['serve', 'x']", "server"),
+    ],
 )
 def test_a_missing_extra_is_named(command: str, extra: str) -> None:
     code = f"sys.argv = ['elman', *{command}]; from elman.command_line import main; main()"

@@ -96,7 +96,7 @@ def test_a_state_is_never_that_of_other_tokens(asked: list[tuple[int, int, int]]
 def steps_of(running: Running) -> list[int]:
     """From now on, how many steps each run takes."""
     (model,) = running.server.models
-    engine = model.scheduler._engine
+    engine = model.scheduler._running._engine
     counts: list[int] = []
     run = engine.run
     engine.run = lambda rows, chunk: (counts.append(len(chunk)), run(rows, chunk))[1]  # type: ignore[method-assign,assignment,func-returns-value]

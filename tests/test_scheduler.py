@@ -25,6 +25,7 @@ from server.scheduling import (
     QueueFullError,
     Reading,
     ReadingFinished,
+    Rows,
     SamplingParams,
     Scheduler,
     SchedulerStoppedError,
@@ -34,7 +35,7 @@ from server.scheduling import (
     Tokens,
 )
 from server.scheduling.batch import Batch
-from server.scheduling.scheduler import Deliver, Emission
+from server.scheduling.running import Deliver, Emission
 from tests.fake_engine import LETTERS, MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
@@ -62,16 +63,15 @@ def hand_over(emissions: list[Emission]) -> None:
 def make_scheduler(
     engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None, deliver: Deliver = hand_over
 ) -> Scheduler:
-    return Scheduler(
+    rows = Rows(
         "fake",
         engine,
         input_name="token",
         vocabulary_size=SIZE,
         label_output="labels",
-        waiting_limit=waiting_limit,
         pace=pace or Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
-        deliver=deliver,
     )
+    return Scheduler("fake", rows, waiting_limit=waiting_limit, deliver=deliver)
 
 
 @pytest.fixture
@@ -524,7 +524,7 @@ def test_defect_in_the_loop_is_told_and_survived(
             broken.set()
             raise RuntimeError("a defect")
 
-    monkeypatch.setattr(scheduler, part, explode)
+    monkeypatch.setattr(scheduler._running, part, explode)
     victim = generation([1], 1000)
     scheduler.submit(victim)
     end = inbox(victim).tokens_and_end()[1]

@@ -1,6 +1,16 @@
 """Training in torch: corpora, cells, the loop, checkpoints."""
 
-from training.config import PRESETS, FeaturesConfig, TextConfig, TrainingConfig, TreeConfig, parse_config
+import torch  # noqa: F401 - first of all, so that where the extra is missing it is torch that is named
+
+from training.config import (
+    PRESETS,
+    FeaturesConfig,
+    TextConfig,
+    TrainingConfig,
+    TranslationConfig,
+    TreeConfig,
+    parse_config,
+)
 from training.errors import TrainingError
 from training.trainer import Result, resume, train
 
@@ -11,6 +21,7 @@ __all__ = [
     "TextConfig",
     "TrainingConfig",
     "TrainingError",
+    "TranslationConfig",
     "TreeConfig",
     "parse_config",
     "resume",

@@ -10,8 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
-from bundle.kinds import InputKind, vocabulary_spec
-from elman import v1
+from bundle.kinds import InputKind, VocabularySpec, vocabulary_spec
 from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
@@ -19,6 +18,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 _BYTES = 256
 DIGITS = "digits"  # the embedded pictures
+STORIES = "stories"  # made, not read
 
 
 class RunConfig(BaseModel):
@@ -47,7 +47,7 @@ class RunConfig(BaseModel):
     validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         """How the run's folder holds its vocabularies: by what their files' names begin with, what a manifest would say
         of each but for its size."""
         return {}
@@ -93,9 +93,7 @@ class TextConfig(RunConfig):
     @field_validator("vocabulary_size")
     @classmethod
     def _check_vocabulary_size(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("vocabulary") == "subwords" and value < _BYTES:
-            raise ValueError(f"every byte is a subword, so there are {_BYTES} or more")
-        return value
+        return _checked_size(value, info.data.get("vocabulary"))
 
     @field_validator("lower_case")
     @classmethod
@@ -111,7 +109,7 @@ class TextConfig(RunConfig):
             raise ValueError("only what classifies whole texts can be so")
         return value
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
@@ -153,7 +151,7 @@ class TreeConfig(RunConfig):
     hidden: Positive = 128
     lanes: Positive = 32  # trees of a batch
 
-    def vocabularies(self) -> dict[str, v1.VocabularySpec]:
+    def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
 
     @property
@@ -161,8 +159,69 @@ class TreeConfig(RunConfig):
         return f"{self.cell} tree of {self.hidden} units"
 
 
+class TranslationConfig(RunConfig):
+    """An encoder-decoder: it reads a source as a whole, then writes a target."""
+
+    task: Literal["translate"]
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05  # for validation, where the corpus says nothing of it
+    source_vocabulary: InputKind = "subwords"
+    source_vocabulary_size: Positive = 4096
+    vocabulary: InputKind = "subwords"  # of the target
+    vocabulary_size: Positive = 4096
+    minimum_count: Positive = 2
+    # Longer pairs are not learnt from, longer sources not taken when served, longer targets not written.
+    longest_source: Positive = 100
+    longest_target: Positive = 100  # with the token that ends it
+
+    cell: Literal["elman", "lstm", "gru"] = "gru"
+    layers: Positive = 1  # of the encoder and of the decoder
+    embedding: Positive = 256
+    attention: bool = True
+    bidirectional: bool = True  # the encoder, each direction with half of the units
+    hidden: Positive = 512
+    one_hot: bool = False  # one-hot features of tokens instead of learnt ones
+
+    label_smoothing: Share = 0.0
+    scheduled_sampling: Share = 0.0  # the share of drawn tokens that is reached in the end
+
+    @field_validator("vocabulary_size")
+    @classmethod
+    def _check_vocabulary_size(cls, value: int, info: ValidationInfo) -> int:
+        return _checked_size(value, info.data.get("vocabulary"))
+
+    @field_validator("source_vocabulary_size")
+    @classmethod
+    def _check_source_vocabulary_size(cls, value: int, info: ValidationInfo) -> int:
+        return _checked_size(value, info.data.get("source_vocabulary"))
+
+    @field_validator("hidden")
+    @classmethod
+    def _check_hidden(cls, value: int, info: ValidationInfo) -> int:
+        if value % 2 and info.data.get("bidirectional"):
+            raise ValueError("each direction of a bidirectional encoder has half of the units, so they are even")
+        return value
+
+    def vocabularies(self) -> dict[str, VocabularySpec]:
+        return {
+            "source-": vocabulary_spec(self.source_vocabulary, prefix="source-"),
+            "": vocabulary_spec(self.vocabulary),
+        }
+
+    @property
+    def network_name(self) -> str:
+        encoder = f"{'bidirectional ' if self.bidirectional else ''}encoder"
+        way = "additive attention" if self.attention else "one vector"
+        return f"{encoder} and decoder of {self.layers} x {self.cell} of {self.hidden} units, {way}"
+
+
+def _checked_size(value: int, kind: str | None) -> int:
+    if kind == "subwords" and value < _BYTES:
+        raise ValueError(f"every byte is a subword, so there are {_BYTES} or more")
+    return value
+
+
 # What a run may be, told apart by its task.
-TrainingConfig = Annotated[TextConfig | FeaturesConfig | TreeConfig, Field(discriminator="task")]
+TrainingConfig = Annotated[TextConfig | FeaturesConfig | TreeConfig | TranslationConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
@@ -245,7 +304,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
     },
     "sentiment-recursive": {
-        "task": "tree", "cell": "recursive", "hidden": 64, "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
+        "task": "tree", "cell": "recursive", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
+    },
+    # How English words are pronounced: sequence to sequence by way of one vector.
+    "phonemes": {
+        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 512, "attention": False,
+        "source_vocabulary": "characters", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 40,
+        "longest_target": 40, "dropout": 0.25, "label_smoothing": 0.1, "lanes": 128, "steps": 14_000,
+        "learning_rate": 2e-3, "warmup_steps": 200, "average_decay": 0.998, "precision": "bfloat16",
+        "validate_every": 1000,
+    },
+    "german-english": {
+        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 256, "hidden": 384, "attention": True,
+        "source_vocabulary": "subwords", "source_vocabulary_size": 4096, "vocabulary": "subwords",
+        "vocabulary_size": 4096, "longest_source": 80, "longest_target": 80, "dropout": 0.3, "label_smoothing": 0.1,
+        "lanes": 64, "steps": 4500, "learning_rate": 2e-3, "warmup_steps": 400, "average_decay": 0.998,
+        "precision": "bfloat16", "validate_every": 500,
+    },
+    # Questions about a story, answered in words; made, not read.
+    "stories": {
+        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "attention": True,
+        "source_vocabulary": "symbols", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 150,
+        "longest_target": 8, "dropout": 0.1, "lanes": 64, "steps": 9000, "learning_rate": 2e-3, "warmup_steps": 200,
+        "average_decay": 0.998, "precision": "bfloat16", "validate_every": 500,
     },
 }  # fmt: skip

@@ -64,9 +64,9 @@ def read_text(corpus: str) -> str:
     """
     if corpus == STDLIB:
         return "\n".join(source for _, source in _stdlib_sources())
-    path = _existing(corpus)
+    path = existing(corpus)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    text = "\n".join(_read_utf8(file) for file in files)
+    text = "\n".join(read_utf8(file) for file in files)
     if not text:
         raise TrainingError(f"{path}: holds no text")
     return text
@@ -84,7 +84,7 @@ def read_labelled_examples(corpus: str) -> list[LabelledExample]:
     if corpus == STDLIB:
         examples = list(_stdlib_snippets())
     else:
-        path = _existing(corpus)
+        path = existing(corpus)
         examples = list(_examples_of_folder(path) if path.is_dir() else _examples_of_tsv(path))
     if len({example.label for example in examples}) < 2:
         raise TrainingError(f"{corpus}: classification needs examples of at least two classes")
@@ -107,23 +107,23 @@ def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
     """
     if corpus == STDLIB:
         return _tag_sources((source for _, source in _stdlib_sources()), limit)
-    path = _existing(corpus)
+    path = existing(corpus)
     if path.is_file():
         return _labelled_text_of_tsv(path, limit)
-    tagged = _tag_sources((_read_utf8(file) for file in sorted(path.rglob("*.py"))), limit)
+    tagged = _tag_sources((read_utf8(file) for file in sorted(path.rglob("*.py"))), limit)
     if not tagged.text:
         raise TrainingError(f"{path}: holds no Python files to label; give a TSV file of piece TAB label instead")
     return tagged
 
 
-def _existing(corpus: str) -> Path:
+def existing(corpus: str) -> Path:
     path = Path(corpus)
     if not path.exists():
         raise TrainingError(f"{corpus}: there is no such file or folder (the embedded corpus is called {STDLIB!r})")
     return path
 
 
-def _read_utf8(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -164,13 +164,13 @@ def _stdlib_snippets() -> Iterator[LabelledExample]:
 
 def _examples_of_folder(folder: Path) -> Iterator[LabelledExample]:
     for path in sorted(folder.glob("*.txt")):
-        for line in _read_utf8(path).split("\n"):
+        for line in read_utf8(path).split("\n"):
             if line.strip():
                 yield LabelledExample(line.strip(), path.stem)
 
 
 def _examples_of_tsv(path: Path) -> Iterator[LabelledExample]:
-    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if line.strip():
             text, tab, label = line.rpartition("\t")
             if not (tab and text and label):
@@ -180,7 +180,7 @@ def _examples_of_tsv(path: Path) -> Iterator[LabelledExample]:
 
 def _labelled_text_of_tsv(path: Path, limit: int | None) -> LabelledText:
     documents = _Documents()
-    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line:
             if limit is not None and len(documents.labels) >= limit:
                 break

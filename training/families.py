@@ -9,14 +9,17 @@ from torch import nn
 
 from training.bidirectional import BidirectionalClassifier
 from training.classification import ClassificationTask
-from training.config import FeaturesConfig, TrainingConfig, TreeConfig
+from training.config import FeaturesConfig, TrainingConfig, TranslationConfig, TreeConfig
 from training.corpus import read_labelled_text, read_text
+from training.encoder_decoder import EncoderDecoder
 from training.examples import read_example_parts
 from training.features import FeaturesTask, FeedForwardNetwork
 from training.network import RecurrentNetwork
+from training.pairs import read_pairs
 from training.tables import read_table
 from training.task import Task
 from training.tasks import LanguageTask, TaggingTask
+from training.translation import TranslationTask
 from training.tree_corpus import read_treebank
 from training.tree_networks import TreeNetwork
 from training.trees import TreeTask
@@ -28,6 +31,8 @@ def make_task(config: TrainingConfig) -> Task:
     Raises:
         TrainingError: the corpus cannot be read or is too small.
     """
+    if isinstance(config, TranslationConfig):
+        return TranslationTask(config, read_pairs(config.corpus, config.held_out, config.seed))
     if isinstance(config, FeaturesConfig):
         return FeaturesTask(config, read_table(config.corpus))
     if isinstance(config, TreeConfig):
@@ -47,6 +52,19 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)
+    if isinstance(config, TranslationConfig):
+        return EncoderDecoder(
+            cell=config.cell,
+            source_tokens=sizes["source-"],
+            tokens=sizes[""],
+            layers=config.layers,
+            embedding=config.embedding,
+            hidden=config.hidden,
+            attention=config.attention,
+            bidirectional=config.bidirectional,
+            one_hot=config.one_hot,
+            dropout=config.dropout,
+        )
     if isinstance(config, FeaturesConfig):
         return FeedForwardNetwork(
             features=sizes["features"],

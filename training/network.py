@@ -53,6 +53,11 @@ class RecurrentNetwork(nn.Module):
             for name, bound in layer.state_bounds.items()
         }
 
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The vectors of the tokens, [V, E], by the name of their vocabulary."""
+        return {"": self.embedding.weight}
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
         return {
@@ -68,10 +73,10 @@ class RecurrentNetwork(nn.Module):
     def step_from_projected(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The step after the first layer's `project`: [B, G*H] and the state to logits [B, C] and the next state."""
         after: dict[str, Tensor] = {}
-        features, layer_state = self.cells[0].advance(projected, _state_of_layer(state, 0))
+        features, layer_state = self.cells[0].advance(projected, state_of_layer(state, 0))
         after.update({f"layer0.{name}": value for name, value in layer_state.items()})
         for index, layer in enumerate(self.cells[1:], start=1):
-            features, layer_state = layer.step(self.dropout(features), _state_of_layer(state, index))
+            features, layer_state = layer.step(self.dropout(features), state_of_layer(state, index))
             after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
         return self.head(self.dropout(features)), after
 
@@ -85,7 +90,7 @@ class RecurrentNetwork(nn.Module):
         after: dict[str, Tensor] = {}
         features = self.embedding(tokens)
         for index, layer in enumerate(self.cells):
-            features, layer_state = layer(self.dropout(features), _state_of_layer(state, index))
+            features, layer_state = layer(self.dropout(features), state_of_layer(state, index))
             after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
         return self.dropout(features), after
 
@@ -105,7 +110,8 @@ def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _state_of_layer(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def state_of_layer(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Of states named "layer0.hidden" and so on, those of one layer by its own names for them."""
     prefix = f"layer{index}."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

@@ -179,6 +179,11 @@ class TreeNetwork(nn.Module):
         """The largest magnitude of the states that have one."""
         return dict(self.cell.state_bounds)
 
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The vectors of the tokens, [V, E], by the name of their vocabulary."""
+        return {"": self.embedding.weight}
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """The states of a child that is missing: zeros, [B, H] each."""
         return self.cell.initial_state(rows)

@@ -11,7 +11,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elman.command_line import calling, generating, inspecting, making, scoring, serving, sessions
+from elman.command_line import (
+    answering,
+    calling,
+    embeddings,
+    generating,
+    inspecting,
+    making,
+    scoring,
+    serving,
+    sessions,
+)
 from elman.command_line.printing import shown_name
 from elman.errors import ElmanError
 
@@ -24,9 +34,12 @@ app = typer.Typer(
 )
 app.command()(making.train)
 app.command()(making.export)
+app.command()(embeddings.embeddings)
 app.command()(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
+app.command()(answering.translate)
+app.command()(answering.ask)
 app.command()(calling.classify)
 app.command()(scoring.score)
 app.command()(inspecting.inspect)
@@ -34,7 +47,10 @@ app.command()(calling.health)
 app.add_typer(sessions.app, name="session")
 
 _EXTRAS = {
+    "matplotlib": "training",
+    "pydantic": "training",
     "torch": "training",
+    "sacrebleu": "training",
     "onnx": "training",
     "sklearn": "training",
     "onnxruntime": "server",

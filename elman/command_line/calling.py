@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from elman.client import Client, Label, Model, Prediction
+from elman.command_line.in_order import answer_in_order
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import escaped, print_table
-from elman.command_line.reading import standard_input
+from elman.command_line.reading import standard_input, written_lines
+from elman.command_line.trees import classify_trees
 from elman.connection import DEFAULT_ADDRESS
 
 
@@ -35,7 +37,7 @@ async def _models(server: str) -> None:
         [
             (
                 model.name,
-                "generate" if _generates(model) else "classify",
+                _what_it_does(model),
                 model.provider,
                 f"{model.running_count}/{model.slot_count}",
                 f"{model.waiting_count}/{model.waiting_limit}",
@@ -47,8 +49,11 @@ async def _models(server: str) -> None:
     )
 
 
-def _generates(model: Model) -> bool:
-    return any(output.HasField("next_token_logits") for output in model.spec.step.outputs)
+def _what_it_does(model: Model) -> str:
+    spec = model.spec
+    if any(output.HasField("next_token_logits") for output in spec.step.outputs):
+        return "generate from a source" if spec.HasField("encoder") else "generate"
+    return "classify trees" if spec.step.HasField("tree") else "classify"
 
 
 def classify(
@@ -60,17 +65,35 @@ def classify(
             "every line by itself.",
         ),
     ] = False,
+    tree: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A tree to label in the place of standard input, such as '(2 (2 It) (2 works))'; may be repeated. "
+            "With - every line of standard input is one."
+        ),
+    ] = None,
+    every_node: Annotated[
+        bool, typer.Option("--every-node", help="Label every node of each tree, and draw it.")
+    ] = False,
     model: Annotated[str, model_option("the only one with labels")] = "",
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
-    """Label standard input, every line by itself.
+    """Label standard input, every line by itself, or trees.
 
     A classifier answers a line with LABEL TAB PROBABILITY TAB LINE. A tagger colours it on a terminal; elsewhere it
     prints one PIECE TAB LABEL for every run of equal labels (newline, carriage return, tab and backslash escaped) and
     an empty line after each line, the format that `elman train --task tag` reads. With --follow a classifier answers
-    every piece with LABEL TAB PROBABILITY of everything so far.
+    every piece with LABEL TAB PROBABILITY of everything so far. A tree is answered with LABEL TAB PROBABILITY TAB TREE,
+    the label of its root; every bracket of it begins with a label that is not looked at.
     """
+    if every_node and not tree:
+        raise typer.BadParameter("needs --tree", param_hint="--every-node")
+    if tree:
+        if follow:
+            raise typer.BadParameter("does not go with --tree: a tree is read as a whole", param_hint="--follow")
+        asyncio.run(classify_trees(tree, model, server, timeout, every_node=every_node))
+        return
     asyncio.run(_classify(follow, model, server, timeout))
 
 
@@ -82,37 +105,11 @@ async def _classify(follow: bool, model: str, server: str, timeout: float | None
             async for prediction in client.stream_classify(_recorded(standard_input(), sent), model=model):
                 printer.show(sent.pop(0), prediction)
             return
-        await _classify_lines(client, model, printer)
 
+        def show(line: str, prediction: Prediction) -> None:
+            printer.show(line, prediction, end="\n")
 
-async def _classify_lines(client: Client, model: str, printer: _Printer) -> None:
-    """Several lines are under way at once, which the server runs as one batch; the answers keep their order."""
-    under_way = asyncio.Semaphore(_LINES_UNDER_WAY)
-    sent: asyncio.Queue[tuple[str, asyncio.Task[Prediction]] | None] = asyncio.Queue()
-    tasks: list[asyncio.Task[Prediction]] = []
-
-    async def send() -> None:
-        try:
-            async for line in _lines():
-                if line.strip():
-                    await under_way.acquire()
-                    tasks[:] = [task for task in tasks if not task.done()]
-                    tasks.append(asyncio.create_task(client.classify(line, model=model)))
-                    sent.put_nowait((line, tasks[-1]))
-        finally:
-            sent.put_nowait(None)
-
-    sending = asyncio.create_task(send())
-    try:
-        while (answer := await sent.get()) is not None:
-            printer.show(answer[0], await answer[1], end="\n")
-            under_way.release()
-        await sending
-    finally:
-        sending.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(sending, *tasks, return_exceptions=True)
+        await answer_in_order(written_lines(), lambda line: client.classify(line, model=model), show)
 
 
 async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterator[str]:
@@ -121,17 +118,6 @@ async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterato
         yield piece
 
 
-async def _lines() -> AsyncIterator[str]:
-    rest = ""
-    async for piece in standard_input():
-        *lines, rest = (rest + piece).split("\n")
-        for line in lines:
-            yield line.removesuffix("\r")
-    if rest:
-        yield rest
-
-
-_LINES_UNDER_WAY = 64
 _COLOURS = ("default", "green", "cyan", "magenta", "yellow", "blue", "red", "bright_black", "bright_green")
 
 

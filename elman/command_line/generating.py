@@ -22,6 +22,13 @@ _CHOOSING, _SHAPING, _ENDING, _ANSWER = "How tokens are chosen", "What is change
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)] = "",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model's encoder reads, such as a sentence to translate; needed where it has one.",
+            show_default="none",
+        ),
+    ] = None,
     model: Annotated[str, model_option("the only one that generates")] = "",
     session: Annotated[
         str,
@@ -195,6 +202,7 @@ def generate(
         raise typer.BadParameter("--beams and --log-probabilities exclude each other: a search reports scores")
     options: dict[str, Any] = {
         "model": model,
+        "source": source,
         "timeout": timeout,
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -256,11 +264,13 @@ async def _stream(prompt: str, server: str, options: dict[str, Any], as_json: bo
                 tuple(report for chunk in chunks for report in chunk.reports),
                 stream.usage,
                 stream.unknown_token_count,
+                stream.source_unknown_count,
             )
             print(_as_json(whole))
         elif sys.stdout.isatty():
             sys.stdout.write("\n")
         note_unknown(stream.unknown_token_count, "prompt")
+        note_unknown(stream.source_unknown_count, "source")
 
 
 async def _several(call: str, prompt: str, server: str, options: dict[str, Any], as_json: bool) -> None:
@@ -275,6 +285,7 @@ async def _several(call: str, prompt: str, server: str, options: dict[str, Any],
         print(continuation.text)
     for first in found[:1]:  # All have the same prompt.
         note_unknown(first.unknown_token_count, "prompt")
+        note_unknown(first.source_unknown_count, "source")
 
 
 def _as_json(continuation: Continuation) -> str:

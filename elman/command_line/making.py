@@ -17,6 +17,7 @@ class Task(StrEnum):
     tag = "tag"
     features = "features"
     tree = "tree"
+    translation = "translate"  # "translate" is a method of str
 
 
 class Preset(StrEnum):
@@ -33,6 +34,9 @@ class Preset(StrEnum):
     sentiment_tree = "sentiment-tree"
     sentiment_binary_tree = "sentiment-binary-tree"
     sentiment_recursive = "sentiment-recursive"
+    phonemes = "phonemes"
+    german_english = "german-english"
+    stories = "stories"
 
 
 class Cell(StrEnum):
@@ -67,13 +71,16 @@ _DEFAULT_PRESETS = {
     Task.tag: Preset.python_tags,
     Task.features: Preset.digits,
     Task.tree: Preset.sentiment_tree,
+    Task.translation: Preset.german_english,
 }
 _OF_PRESET = "of the preset"
-# Options that do something only where another value is one of these.
-_NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "vocabulary_size": ("vocabulary", ("words", "subwords", "symbols")),
-    "minimum_count": ("vocabulary", ("characters", "words", "symbols")),
-    "corpus_limit": ("task", ("lm", "tag")),
+# Options that do something only where one of some other values is one of these.
+_LEARNT = ("words", "subwords", "symbols")
+_NEEDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "vocabulary_size": (("vocabulary",), _LEARNT),
+    "source_vocabulary_size": (("source_vocabulary",), _LEARNT),
+    "minimum_count": (("vocabulary", "source_vocabulary"), ("characters", "words", "symbols")),
+    "corpus_limit": (("task",), ("lm", "tag")),
 }
 
 
@@ -83,7 +90,7 @@ def train(
         typer.Option(
             help="lm: a language model. classify: a class for a whole text. tag: a label for every character. "
             "features: a class for a row of numbers, by a feed-forward network. tree: a label for every node of a "
-            "tree.",
+            "tree. translate: a text for a text, by an encoder and a decoder.",
             show_default="the preset's, else lm",
         ),
     ] = None,
@@ -98,8 +105,10 @@ def train(
             "features: 'digits', pictures of handwritten digits; a .csv or .tsv file of numbers and in the last column "
             "a label; or a .npz file with the arrays values and labels. "
             "tree: a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
-            "child child).",
-            show_default="stdlib, for features digits",
+            "child child). "
+            "translate: 'stories', made questions with answers; a folder of cmudict or of multi30k; or a TSV file of "
+            "source TAB target.",
+            show_default="stdlib, for features digits, for the preset stories stories",
         ),
     ] = None,
     preset: Annotated[
@@ -110,7 +119,7 @@ def train(
             "corpus, also what other corpora start from. shakespeare: up to 20 minutes on a megabyte of text. names: "
             "short texts by class. sentiment, sentiment-bidirectional: sentences of a treebank, three minutes. "
             "sentiment-tree, sentiment-binary-tree, sentiment-recursive: grades of sentences and of all their parts. "
-            "digits: seconds.",
+            "digits: seconds. phonemes, german-english, stories: encoder-decoders, up to an hour.",
             show_default="by task",
         ),
     ] = None,
@@ -140,12 +149,18 @@ def train(
         typer.Option(
             help="What a token is. characters, bytes. words: each with the space before it; also one digit, or a run "
             "of one other character or of white space. subwords: bytes joined where they often stand together, learnt "
-            "from the corpus. symbols: whatever stands between white space.",
+            "from the corpus. symbols: whatever stands between white space. For translate: of the target.",
             show_default="of the preset, mostly characters",
         ),
     ] = None,
+    source_vocabulary: Annotated[
+        Vocabulary | None, typer.Option(help="The same of the source (translate).", show_default=_OF_PRESET)
+    ] = None,
     vocabulary_size: Annotated[
         int | None, typer.Option(help="The most tokens, of words and subwords.", show_default="of the preset: 4096")
+    ] = None,
+    source_vocabulary_size: Annotated[
+        int | None, typer.Option(help="The same of the source (translate).", show_default=_OF_PRESET)
     ] = None,
     lower_case: Annotated[
         bool, typer.Option("--lower-case", help="Put text into lower case first, only for words.")
@@ -153,6 +168,44 @@ def train(
     minimum_count: Annotated[
         int | None,
         typer.Option(help="Rarer characters and words are read as the unknown token.", show_default=_OF_PRESET),
+    ] = None,
+    longest_source: Annotated[
+        int | None,
+        typer.Option(help="The most tokens of a source that is learnt from or taken (translate).", show_default="100"),
+    ] = None,
+    longest_target: Annotated[
+        int | None,
+        typer.Option(help="The most tokens of a target learnt from or written (translate).", show_default="100"),
+    ] = None,
+    attention: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether the decoder looks at every position of the source, or all it knows is one vector "
+            "(translate).",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
+    bidirectional: Annotated[
+        bool | None,
+        typer.Option(help="Whether half of the encoder reads backwards (translate).", show_default=_OF_PRESET),
+    ] = None,
+    one_hot: Annotated[
+        bool,
+        typer.Option("--one-hot", help="One-hot features of tokens instead of learnt ones, to compare (translate)."),
+    ] = False,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of what is wanted that is spread over all tokens (translate).", show_default=_OF_PRESET
+        ),
+    ] = None,
+    scheduled_sampling: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of the decoder's inputs that is drawn from what it makes itself, reached in the end "
+            "(translate).",
+            show_default="0",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", show_default=_OF_PRESET)] = None,
     lanes: Annotated[int | None, typer.Option(help="Rows of a batch.", show_default=_OF_PRESET)] = None,
@@ -166,9 +219,9 @@ def train(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="The share kept for validation: the end of a text, a part of every class. Not of a treebank, which "
-            "has its own.",
-            show_default="0.1",
+            help="The share kept for validation: the end of a text, a part of every class, some of the pairs. Not of "
+            "what comes in parts, such as a treebank.",
+            show_default="0.1, for translate 0.05",
         ),
     ] = None,
     validate_every: Annotated[
@@ -210,7 +263,7 @@ def train(
 
     import training
     from training.checkpoint import CURVE
-    from training.config import DIGITS
+    from training.config import DIGITS, STORIES
     from training.corpus import STDLIB
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -220,7 +273,10 @@ def train(
         "minimum_count": minimum_count, "steps": steps, "lanes": lanes, "window": window,
         "learning_rate": learning_rate, "held_out": held_out, "validate_every": validate_every,
         "corpus_limit": corpus_limit, "precision": precision, "weight_decay": weight_decay,
-        "average_decay": average_decay, "restart": restart, "seed": seed,
+        "average_decay": average_decay, "restart": restart, "seed": seed, "source_vocabulary": source_vocabulary,
+        "source_vocabulary_size": source_vocabulary_size, "longest_source": longest_source,
+        "longest_target": longest_target, "attention": attention, "bidirectional": bidirectional,
+        "one_hot": one_hot or None, "label_smoothing": label_smoothing, "scheduled_sampling": scheduled_sampling,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
@@ -236,8 +292,10 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        own = DIGITS if chosen == Preset.digits else STDLIB if chosen.startswith("python") else None
-        embedded = corpus in (None, STDLIB, DIGITS)
+        own = {Preset.digits: DIGITS, Preset.stories: STORIES}.get(chosen)
+        if chosen.startswith("python"):
+            own = STDLIB
+        embedded = corpus in (None, STDLIB, DIGITS, STORIES)
         if embedded and (own is None or corpus not in (None, own)):
             instead = f"--corpus {own} or one of yours" if own else "--corpus"
             raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
@@ -257,13 +315,12 @@ def train(
                 raise typer.BadParameter(f"--{name} does nothing with --task {values['task']}") from error
             raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
         for name in _NEEDS.keys() & given.keys():
-            other, suitable = _NEEDS[name]
-            value = getattr(config, other)
-            if value not in suitable:
+            deciding, suitable = _NEEDS[name]
+            chosen_values = {other: getattr(config, other) for other in deciding if hasattr(config, other)}
+            if chosen_values and not set(suitable) & set(chosen_values.values()):
                 option = name.replace("_", "-")
-                raise typer.BadParameter(
-                    f"--{option} does nothing with --{other} {value}, only {' or '.join(suitable)}"
-                )
+                by = " and ".join(f"--{other.replace('_', '-')} {value}" for other, value in chosen_values.items())
+                raise typer.BadParameter(f"--{option} does nothing with {by}, only {' or '.join(suitable)}")
         folder = output or Path("runs") / (chosen if embedded or preset else Path(config.corpus).stem)
         result = training.train(config, folder, console=console, stop_after=stop_after, minutes=max_minutes)
     # Exactly: in one piece and from one start, where the validations on the way cut the text into rows.

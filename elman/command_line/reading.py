@@ -79,6 +79,22 @@ async def standard_input() -> AsyncIterator[str]:
             yield piece
 
 
+async def written_lines() -> AsyncIterator[str]:
+    """The lines of standard input as they come, without those that are blank.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    rest = ""
+    async for piece in standard_input():
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            if line.strip():
+                yield line.removesuffix("\r")
+    if rest.strip():
+        yield rest
+
+
 def _check_open() -> None:
     # Where Python has found it closed, its number may belong to something else by now.
     if sys.stdin is None:

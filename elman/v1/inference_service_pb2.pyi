@@ -1024,6 +1024,8 @@ class GenerateStarted(_message.Message):
     UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITION_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answers."""
     digest: _builtins.str
@@ -1038,6 +1040,10 @@ class GenerateStarted(_message.Message):
     """In a session: its position before this call."""
     cached_token_count: _builtins.int
     """How many of the prompt's tokens had not to be read, because the state behind them was known from before."""
+    source_position_count: _builtins.int
+    """The number of the source's positions, where the model has an encoder."""
+    source_unknown_count: _builtins.int
+    """How many of them stand for characters or words that the encoder's vocabulary does not have."""
     def __init__(
         self,
         *,
@@ -1048,10 +1054,12 @@ class GenerateStarted(_message.Message):
         unknown_token_count: _builtins.int = ...,
         session_position: _builtins.int | None = ...,
         cached_token_count: _builtins.int = ...,
+        source_position_count: _builtins.int = ...,
+        source_unknown_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prompt_token_count", b"prompt_token_count", "seed", b"seed", "session_position", b"session_position", "source_position_count", b"source_position_count", "source_unknown_count", b"source_unknown_count", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015

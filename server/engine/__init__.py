@@ -1,26 +1,44 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
 from server.engine.errors import EngineError, ModelLoadError
-from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Engine, Results, Wanted, is_filtered
+from server.engine.interface import (
+    FREE,
+    NO_CHILD,
+    NOTHING,
+    Arrays,
+    Chunk,
+    Encoded,
+    Engine,
+    NodeResults,
+    Results,
+    TreeEngine,
+    Wanted,
+    is_filtered,
+)
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
+from server.engine.trees import OnnxTreeEngine
 from server.engine.unrolling import DTYPES
 
 __all__ = [
     "DTYPES",
     "FREE",
     "NOTHING",
+    "NO_CHILD",
     "Arrays",
     "Chunk",
     "Encoded",
     "Engine",
     "EngineError",
     "ModelLoadError",
+    "NodeResults",
     "OnnxEngine",
+    "OnnxTreeEngine",
     "Opener",
     "Provider",
     "ProviderChoice",
     "Results",
+    "TreeEngine",
     "Wanted",
     "is_filtered",
     "state_arrays",

@@ -21,6 +21,7 @@ _ONNX_TYPES = {
     "tensor(int32)": np.int32,
 }
 _OPEN = "rows"
+_ANY = 2  # children; an axis of more than one that is given as a position is to be open
 TensorSpec = v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec
 
 
@@ -41,8 +42,19 @@ def check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
         **{state.output_name: state for state in step.states},
     }
     variable = {constant.name for constant in step.constants if constant.variable_length}
+    if step.HasField("tree"):
+        named_in |= {state.input_name: _of_children(state, step.tree) for state in step.states}
+        variable |= set() if step.tree.child_count else {state.input_name for state in step.states}
     _check_side(bundle.graph_path, "input", session.get_inputs(), named_in, positions=variable)
     _check_side(bundle.graph_path, "output", session.get_outputs(), named_out)
+
+
+def _of_children(state: v1.StateSpec, tree: v1.TreeSpec) -> v1.StateSpec:
+    """What a node is given of a state: those of its children."""
+    given = v1.StateSpec()
+    given.CopyFrom(state)
+    given.shape.insert(0, tree.child_count or _ANY)
+    return given
 
 
 def check_encoder(bundle: Bundle, path: Path, session: onnxruntime.InferenceSession) -> None:
@@ -103,7 +115,7 @@ def _check_side(
         if not _shapes_agree(node.shape, shape):
             raise ModelLoadError(
                 f"{path}: {side} {name!r} has shape {node.shape}, the manifest says {shape}; "
-                f"the {'row axis and that of positions' if name in positions else 'row axis'} must be open"
+                f"the {'row axis and the one behind it' if name in positions else 'row axis'} must be open"
             )
 
 

@@ -214,3 +214,62 @@ class Engine(Protocol):
         """Take the steps computed since the last commit: what was kept aside becomes the rows' state. Rows that were
         not run hold no meaningful state afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class NodeResults:
+    """What a run over nodes of trees has brought.
+
+    Attributes:
+        places: int64 [B], where the state of each node is kept.
+        outputs: by the name of each output that means labels, [B, labels].
+    """
+
+    places: NDArray[np.int64]
+    outputs: dict[str, NDArray[Any]]
+
+
+NO_CHILD = 0  # In the place of a child's place.
+
+
+class TreeEngine(Protocol):
+    """One model whose steps are taken at the nodes of trees, and the states of nodes whose parents are still to come.
+
+    Not thread-safe; one thread owns it.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """The largest number of nodes in a run."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+        ...
+
+    @property
+    def child_count(self) -> int:
+        """How many children a node has that has any; 0 for any number."""
+        ...
+
+    def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        """Take the step at some nodes.
+
+        Args:
+            tokens: int64 [B], what they read.
+            children: int64 [B, C], where the states of their children are kept, the first child first; behind the last
+                one NO_CHILD. C is `child_count`, or where that is 0 any number, 1 at least.
+
+        Raises:
+            EngineError: it failed; nothing has changed.
+        """
+        ...
+
+    def release(self, places: NDArray[np.int64]) -> None:
+        """Keep the states at these places no longer."""
+        ...
+
+    def release_all(self) -> None:
+        """Keep no state any longer."""
+        ...

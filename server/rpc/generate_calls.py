@@ -92,6 +92,9 @@ class GenerateCalls:
             unknown_token_count=model.count_unknown(ids),
             cached_token_count=prompt.position,
         )
+        if source is not None:
+            started.source_position_count = len(source.values)
+            started.source_unknown_count = model.count_unknown_source(source.values)
         telling = Telling(
             model,
             write,

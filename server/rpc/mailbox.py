@@ -10,7 +10,7 @@ import asyncio
 import threading
 
 from server.scheduling import Event
-from server.scheduling.scheduler import Deliver, Emission
+from server.scheduling.running import Deliver, Emission
 
 _PATIENCE = 0.005  # seconds; about a chunk
 _WRITING = 2  # rounds of the loop: one wakes those for whom there is something, in the next they write it

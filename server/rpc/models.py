@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bundle import Bundle, TextVocabulary
+from bundle import Bundle, EncodingError, TextVocabulary
 from bundle.vocabulary import TokenIds
 from elman import v1
 from server.decoding.errors import shortened
@@ -16,6 +18,8 @@ from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
 from server.scheduling import Scheduler
 from server.sessions import SessionModel, StateLayout
+
+_KNOWN_WORDS, _KNOWN_LENGTH = 65_536, 64  # whose tokens are remembered, and their characters at most
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class ServedModel:
         return step.inputs[0] if step.inputs else self.bundle.spec.encoder.input
 
     @property
+    def reads_trees(self) -> bool:
+        """Whether its step is taken at the nodes of a tree."""
+        return self.bundle.spec.step.HasField("tree")
+
+    @property
     def reads_numbers(self) -> bool:
         """Whether its input is plain numbers and not tokens. Nothing below that is about text is for it."""
         return not self.input_spec.HasField("token")
@@ -79,10 +88,28 @@ class ServedModel:
     def vocabulary(self) -> TextVocabulary:
         return self.bundle.text_vocabulary(self.text_spec.name)
 
+    def token_of(self, word: str) -> int:
+        """The one token that a word is.
+
+        Raises:
+            EncodingError: it is none, or is several.
+        """
+        return self._known_token(word) if len(word) <= _KNOWN_LENGTH else _only_token(self.vocabulary, word)
+
+    @cached_property
+    def _known_token(self) -> Callable[[str], int]:
+        return lru_cache(_KNOWN_WORDS)(partial(_only_token, self.vocabulary))
+
     def count_unknown(self, ids: TokenIds) -> int:
         """How many of the ids stand for something the vocabulary does not have."""
         unknown = self.vocabulary.unknown_id
         return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
+
+    def count_unknown_source(self, values: NDArray[Any]) -> int:
+        """How many of a source's positions stand for something that the encoder's vocabulary does not have."""
+        if not self.bundle.spec.encoder.input.HasField("token") or self.source_vocabulary.unknown_id is None:
+            return 0
+        return int(np.count_nonzero(values == self.source_vocabulary.unknown_id))
 
     def token_texts(self, ids: TokenIds) -> list[str]:
         """The text of each of a sequence's tokens: whole characters only, so that of a character stands with its last
@@ -109,6 +136,9 @@ class ServedModel:
         Raises:
             ModelUnsuitableError: they can keep nothing of it.
         """
+        if self.reads_trees:
+            message = f"{self.name!r} reads trees, and sessions keep sequences: each call brings a whole tree"
+            raise ModelUnsuitableError("model", message)
         if self.has_encoder:
             message = f"{self.name!r} starts from a source, and sessions keep only tokens: each call brings its own"
             raise ModelUnsuitableError("model", message)
@@ -177,6 +207,8 @@ class Models:
     def that_reads(self, name: str) -> ServedModel:
         """The model an Embed or Inspect request means; without a name the only one there is."""
         model = self._chosen(name, self._that_read_tokens(), "can read an input")
+        if model.reads_trees:
+            raise ModelUnsuitableError("model", f"{model.name!r} reads trees: use Classify")
         if model.has_encoder:
             message = f"{model.name!r} starts from a source, which this call does not have: use Generate, Choose, "
             raise ModelUnsuitableError("model", f"{message}Score or Classify")
@@ -185,7 +217,11 @@ class Models:
         return model
 
     def _that_read_tokens(self) -> list[ServedModel]:
-        return [model for model in self._models.values() if not model.reads_numbers and not model.has_encoder]
+        return [
+            model
+            for model in self._models.values()
+            if not (model.reads_numbers or model.has_encoder or model.reads_trees)
+        ]
 
     def that_generates(self, name: str) -> ServedModel:
         """The model a Generate request means; without a name the only one that generates."""
@@ -214,3 +250,10 @@ class Models:
 
     def _known(self) -> str:
         return listed(self._models) or "none"
+
+
+def _only_token(vocabulary: TextVocabulary, word: str) -> int:
+    ids = vocabulary.encode(word)
+    if len(ids) != 1:
+        raise EncodingError(f"a node's word is one token, but this is {len(ids)} to the model", 0)
+    return int(ids[0])

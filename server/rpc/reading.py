@@ -8,15 +8,15 @@ from itertools import islice
 
 from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
-from server.scheduling import Event, Failed, Reading, ReadingFinished, SchedulingError
+from server.scheduling import Event, Failed, Reading, ReadingFinished, SchedulingError, Sequence, Tree
 
 _SHARE = 2  # One call takes at most one slot of so many, so that others find some free.
 
 
 async def run_reading(
-    model: ServedModel, reading: Reading, mailbox: Mailbox | None = None, *, always: bool = False
+    model: ServedModel, reading: Reading | Tree, mailbox: Mailbox | None = None, *, always: bool = False
 ) -> ReadingFinished:
-    """Run a reading to its end.
+    """Run a reading, or a tree, to its end.
 
     Args:
         model: what reads.
@@ -75,7 +75,7 @@ async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> Async
             model.scheduler.abort(reading)
 
 
-def _mailbox_of(reading: Reading) -> Mailbox:
+def _mailbox_of(reading: Sequence) -> Mailbox:
     assert isinstance(reading.receiver, Mailbox)
     return reading.receiver
 

@@ -31,6 +31,7 @@ from server.rpc.mailbox import Mailbox
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
+from server.rpc.trees import requested_tree
 from server.rpc.validation import (
     Limits,
     check_request_id,
@@ -122,6 +123,8 @@ class InferenceServicer(v1.InferenceServiceServicer):
         name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
         read_session = partial(self._sessions.calls.read, model.for_sessions, target) if target else None
+        if model.reads_trees:
+            return await self._classify_tree(request, model, labelling)
         steps = await input_steps(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
         every_step = labelling.every_step
@@ -142,6 +145,15 @@ class InferenceServicer(v1.InferenceServiceServicer):
         response.prediction.CopyFrom(await predict(labelling, outputs, len(steps)))
         return response
 
+    async def _classify_tree(
+        self, request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling
+    ) -> v1.ClassifyResponse:
+        tree = await requested_tree(request, model)
+        outputs = (await run_reading(model, tree)).outputs
+        labelling = replace(labelling, every_step=request.every_node)
+        prediction = await predict(labelling, outputs, len(tree.forced))
+        return v1.ClassifyResponse(model=model.name, digest=model.bundle.digest, prediction=prediction)
+
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context
     ) -> None:
@@ -155,6 +167,8 @@ class InferenceServicer(v1.InferenceServiceServicer):
                 raise FieldError("config.session.request_id", "belongs to a piece: every piece is a call of its own")
             name = config.model or (await self._sessions.model_of(target.session_id) if target else "")
             model, labelling = self._models.that_labels(name, "config.model")
+            if model.reads_trees:
+                raise ModelUnsuitableError("config.model", f"{model.name!r} reads whole trees: use Classify")
             if model.reads_source_only:
                 message = f"{model.name!r} reads its whole input at once, from both ends it may be: use Classify"
                 raise ModelUnsuitableError("config.model", message)

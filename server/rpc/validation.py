@@ -247,7 +247,7 @@ async def requested_source(
     if numbers != (chosen == "tensor"):
         raise FieldError(f"source.{chosen}", f"is given, but the encoder of {model.name!r} takes {wanted}")
     if numbers:
-        values = _numbers(source.tensor, spec, "source.tensor", limits)
+        values = _numbers(source.tensor, spec, "source.tensor", limits, "positions")
     else:
         values = await _input_ids(chosen, source, model.source_vocabulary, model.name, limits, "source.")
     return checked_source(values, f"source.{chosen}", model)
@@ -274,6 +274,11 @@ async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: L
     Raises:
         FieldError: it is empty, cannot be encoded, or is not what the model reads.
     """
+    if request.HasField("tree"):
+        wanted = f"a tensor, {_said(model.input_spec)}" if model.reads_numbers else "text or tokens"
+        raise FieldError("tree", f"is given, but {model.name!r} does not read trees: give {wanted}")
+    if request.every_node:
+        raise FieldError("every_node", f"is set, but {model.name!r} does not read trees: leave it out")
     steps = await _input_steps(request, model, limits, "")
     if not len(steps):
         missing = "tensor" if model.reads_numbers else "text"
@@ -299,7 +304,8 @@ async def _input_steps(
         if chosen in ("text", "tokens"):
             complaint = f"is given, but {model.name!r} reads numbers: give a tensor, {_said(spec)}"
             raise FieldError(f"{prefix}{chosen}", complaint)
-        return _numbers(message.tensor, spec, f"{prefix}tensor", limits)
+        axis = "positions" if model.reads_source_only else "steps"
+        return _numbers(message.tensor, spec, f"{prefix}tensor", limits, axis)
     if chosen == "tensor":
         raise FieldError(f"{prefix}tensor", f"is given, but {model.name!r} reads text: give text or tokens")
     return await _input_ids(chosen, message, model.vocabulary, model.name, limits, prefix)
@@ -366,18 +372,18 @@ def _check_length(tokens: int, field: str, limits: Limits) -> None:
         raise InputTooLongError(field, message, limit=limits.input_tokens)
 
 
-def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits) -> NDArray[Any]:
-    """The numbers of some steps, [steps, *shape]; of none where nothing is given."""
+def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, axis: str = "steps") -> NDArray[Any]:
+    """The numbers of some steps, [steps, *shape], or of what else the axis is; of none where nothing is given."""
     dtype = np.dtype(DTYPES[spec.data_type])
     if not tensor.ByteSize():
         return np.empty((0, *spec.shape), dtype)
     if tensor.name not in ("", spec.name):
         raise FieldError(f"{field}.name", f"is {shortened(tensor.name)!r}, but the input is {spec.name!r}")
     if tensor.data_type != spec.data_type:
-        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec)}")
+        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec, axis)}")
     shape = list(tensor.shape)
     if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
-        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec)}")
+        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec, axis)}")
     _check_length(shape[0], field, limits)
     size = math.prod(shape) * dtype.itemsize
     if len(tensor.content) != size:

@@ -1,7 +1,10 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
 from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
+from server.scheduling.forest import Forest
 from server.scheduling.pace import Pace
+from server.scheduling.rows import Rows
+from server.scheduling.running import Running
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.sequence import (
     Beams,
@@ -21,6 +24,7 @@ from server.scheduling.sequence import (
     TokenReport,
     Tokens,
 )
+from server.scheduling.tree import Tree
 
 __all__ = [
     "Beams",
@@ -29,12 +33,15 @@ __all__ = [
     "Failed",
     "FinishReason",
     "Finished",
+    "Forest",
     "Generation",
     "Pace",
     "QueueFullError",
     "Reading",
     "ReadingFinished",
     "Receiver",
+    "Rows",
+    "Running",
     "SamplingParams",
     "Scheduler",
     "SchedulerStoppedError",
@@ -45,4 +52,5 @@ __all__ = [
     "Source",
     "TokenReport",
     "Tokens",
+    "Tree",
 ]

@@ -1,12 +1,12 @@
 """The loop: schedule -> run -> drop what was aborted meanwhile -> update and emit.
 
-One thread per model runs it and owns the model's engine. It runs a few steps at a time, a chunk: few while somebody
-waits or little is left, many in a steady state, and never for longer than a newcomer may wait. Rows join and leave
-between chunks, forced and free steps share a batch, and the rows in use are kept compact. What happens to most rows in
-most chunks is done for all of them at once, in numpy. A failure belongs to one sequence, never to its batch.
+One thread per model runs it and owns the model's engine. What waits, who is let in and who is told is the same for all
+models; what a turn does is up to those who hold the sequences that run, see `Running`. A failure belongs to one
+sequence, never to its batch.
 
 Nothing goes on beside a run: its threads use every core, all of them wait for the slowest, and whoever took a core from
-one of them would stop them all. So a chunk is accounted for, and its tokens are handed on, before the next one starts.
+one of them would stop them all. So a turn is accounted for, and what it has brought is handed on, before the next one
+starts.
 """
 
 from __future__ import annotations
@@ -14,19 +14,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from server.engine import NOTHING, Arrays, Chunk, Encoded, Engine, EngineError, Results
-from server.scheduling.batch import Batch, Outlook
-from server.scheduling.errors import QueueFullError, SchedulerStoppedError, SequenceFailedError
-from server.scheduling.host_choice import Choices, log_softmax, reports_of
-from server.scheduling.pace import Pace
+from server.scheduling.errors import QueueFullError, SchedulerStoppedError
+from server.scheduling.running import INTERNAL, Deliver, Emission, Running
 from server.scheduling.sequence import (
     Beams,
     BeamsFinished,
@@ -35,64 +28,13 @@ from server.scheduling.sequence import (
     Finished,
     FinishReason,
     Generation,
-    Reading,
-    Receiver,
     Sequence,
-    Snapshot,
-    Source,
-    Tokens,
 )
-
-Emission = tuple[Receiver, Event]
-Deliver = Callable[[list[Emission]], None]
 
 _PATIENCE = 0.01  # seconds for which those who run wait for those who keep coming
 _ENCODED_POSITIONS = 512  # of sources, about, that are read between two chunks of those who run
 
 _log = structlog.get_logger(__name__)
-_MODEL_FAILED = SequenceFailedError("the model failed on this input")
-_INTERNAL = SequenceFailedError("internal error")
-_NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """That a row ends in this chunk.
-
-    Attributes:
-        steps: after how many of the chunk's steps.
-        tokens: how many of the chunk's tokens it keeps.
-        reason: why, if it is a generation that ends well.
-        error: why, if not.
-        taken_back: whether what the last step has chosen is no token that is kept: the end token, or nothing.
-    """
-
-    steps: int
-    tokens: int
-    reason: FinishReason | None = None
-    error: Exception | None = None
-    taken_back: bool = False
-
-    @property
-    def kept_steps(self) -> int:
-        """How many of the chunk's steps the state is wanted after. The last token is never read: one who ends for
-        MAX_TOKENS has not got there, and a step whose choice is not kept has read the last one that is."""
-        return self.steps - 1 if self.taken_back else self.steps
-
-
-@dataclass(frozen=True)
-class _Branching:
-    """How a search goes on.
-
-    Attributes:
-        beams: the search.
-        sources: which of its beams are continued.
-        tokens: by which tokens.
-    """
-
-    beams: Beams
-    sources: list[int]
-    tokens: list[int]
 
 
 class Scheduler:
@@ -100,37 +42,16 @@ class Scheduler:
 
     Args:
         name: the model's, for the log.
-        engine: runs the steps; from `start` on only this scheduler's thread touches it.
-        input_name: the step's input that sequences force or feed back; None if the step has no inputs.
-        vocabulary_size: of the tokens that are generated; 0 if the model does not generate.
-        forbidden_token: a token that is never generated.
-        label_output: the output that readings are shown; None if the model has none.
-        waiting_limit: how many sequences may wait for a row.
-        pace: how long chunks are, and how often tokens are handed on.
-        deliver: takes what a chunk has brought, in order, which may be nothing; called on the scheduler's thread. It
+        running: holds those that run; from `start` on only this scheduler's thread touches it.
+        waiting_limit: how many sequences may wait for a slot.
+        deliver: takes what a turn has brought, in order, which may be nothing; called on the scheduler's thread. It
             returns when those who talk to the callers have had a turn.
     """
 
-    def __init__(
-        self,
-        name: str,
-        engine: Engine,
-        *,
-        input_name: str | None,
-        vocabulary_size: int,
-        forbidden_token: int | None = None,
-        label_output: str | None,
-        waiting_limit: int,
-        pace: Pace,
-        deliver: Deliver,
-    ) -> None:
+    def __init__(self, name: str, running: Running, *, waiting_limit: int, deliver: Deliver) -> None:
         self._name = name
-        self._engine = engine
-        self._vocabulary_size = vocabulary_size
-        self._forbidden_token = forbidden_token
-        self._label_output = label_output
+        self._running = running
         self._waiting_limit = waiting_limit
-        self._pace = pace
         self._deliver = deliver
         # Shared with callers, under the lock.
         self._changed = threading.Condition()
@@ -138,9 +59,6 @@ class Scheduler:
         self._some_aborted = False
         self._stopped = False
         self._next_limit = np.inf  # the earliest time limit of those who wait
-        # The thread's own; its rows are the engine's.
-        self._batch = Batch(engine.capacity, input_name, vocabulary_size, forbidden_token)
-        self._single_steps = 0  # how many are still to be run one by one, because together they have failed
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
 
     def start(self) -> None:
@@ -168,8 +86,8 @@ class Scheduler:
         with self._changed:
             if self._stopped:
                 raise SchedulerStoppedError
-            # Those who will have a row at the next step are not waiting for one.
-            free = self._engine.capacity - len(self._batch)
+            # Those who will have a slot at the next turn are not waiting for one.
+            free = self._running.capacity - len(self._running)
             if not always and len(self._waiting) >= self._waiting_limit + free:
                 raise QueueFullError(self._name, self._waiting_limit)
             self._waiting.append(sequence)
@@ -177,7 +95,7 @@ class Scheduler:
             self._changed.notify()
 
     def abort(self, sequence: Sequence) -> None:
-        """Let a sequence go; it gets no further event. Harmless after its end. Its row is free after the chunk that is
+        """Let a sequence go; it gets no further event. Harmless after its end. Its slot is free after the turn that is
         under way."""
         with self._changed:
             sequence.aborted = self._some_aborted = True
@@ -186,7 +104,7 @@ class Scheduler:
 
     @property
     def slot_count(self) -> int:
-        return self._engine.capacity
+        return self._running.capacity
 
     @property
     def waiting_limit(self) -> int:
@@ -194,7 +112,7 @@ class Scheduler:
 
     @property
     def running_count(self) -> int:
-        return len(self._batch)
+        return len(self._running)
 
     @property
     def waiting_count(self) -> int:
@@ -206,47 +124,30 @@ class Scheduler:
                 self._take_turn()
             except Exception:
                 # A defect of ours: those who were running are told, and the server goes on.
-                _log.exception("scheduling failed", model=self._name, running=len(self._batch))
-                self._fail_running(_INTERNAL)
+                _log.exception("scheduling failed", model=self._name, running=len(self._running))
+                self._running.fail(INTERNAL, self._tell)
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
-        self._fail_running(SchedulerStoppedError())
+        self._running.fail(SchedulerStoppedError(), self._tell)
         self._tell([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._waiting or self._batch.sequences)
+            self._changed.wait_for(lambda: self._stopped or self._waiting or len(self._running))
             return not self._stopped
 
     def _take_turn(self) -> None:
         if self._some_aborted:
             self._some_aborted = False
-            self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
+            self._running.drop_aborted()
         self._expire()
         self._admit()
-        if not self._batch.sequences:
-            return
-        count = self._step_count()
-        looking = self._batch.looking(count)
-        chunk = self._batch.chunk(count)
-        outlook = self._batch.outlook(count)
-        self._batch.host.prepare(looking)
-        found = self._run(chunk)
-        if found is None:
-            return
-        results, failures = found
-        results, choices = self._look(looking, chunk, results, failures)
-        endings = self._endings(outlook, results, failures, choices)
-        branches = self._search(looking, results, endings)
-        self._replay(chunk, outlook, results, endings)
-        self._engine.commit()
-        self._batch.advance(count, results.tokens)
-        self._record(outlook, results, endings)
-        self._release({*endings, *self._branch(branches)})
+        if len(self._running):
+            self._running.take_turn(bool(self._waiting), self._tell)
 
     def _expire(self) -> None:
-        """End those whose time is up before they had a row."""
+        """End those whose time is up before they had a slot."""
         now = time.perf_counter()
         if now < self._next_limit:
             return
@@ -261,33 +162,24 @@ class Scheduler:
         self._tell(emissions)
 
     def _admit(self) -> None:
-        """Give free rows to those who wait, first come first served, and to those who come with them: what takes up a
+        """Give free slots to those who wait, first come first served, and to those who come with them: what takes up a
         call needs the cores, too, and who begins together shares every run of a prompt."""
         until = time.perf_counter() + _PATIENCE
-        while self._give_rows() and time.perf_counter() < until:
+        while self._give_slots() and time.perf_counter() < until:
             self._deliver([])
 
-    def _give_rows(self) -> int:
+    def _give_slots(self) -> int:
         """How many have been given one, if there may be more."""
         newcomers, more = self._newcomers()
-        try:
-            able = self._encode(newcomers)
-        except Exception:  # A defect of ours; they are in no row yet, where they would be told.
-            self._tell([(sequence.receiver, Failed(_INTERNAL)) for sequence in newcomers])
-            raise
-        for sequence in able:
-            self._batch.append(sequence)
-        for row, sequence in enumerate(able, len(self._batch) - len(able)):
-            # Always written: a row still holds what its last sequence left there.
-            self._engine.insert(row, sequence.state, sequence.source.encoded if sequence.source else None)
+        self._running.admit(newcomers, self._tell)
         return len(newcomers) if more else 0
 
     def _newcomers(self) -> tuple[list[Sequence], bool]:
-        """Those who get a row now, and whether there are any left for whoever comes now."""
+        """Those who get a slot now, and whether there are any left for whoever comes now."""
         newcomers: list[Sequence] = []
-        free = self._engine.capacity - len(self._batch) - self._batch.reserved
+        free = self._running.free
         # Those who run wait while sources are read.
-        positions = _ENCODED_POSITIONS if self._batch.sequences else np.inf
+        positions = _ENCODED_POSITIONS if len(self._running) else np.inf
         while free > 0 and positions > 0:
             with self._changed:
                 if not self._waiting:
@@ -302,315 +194,9 @@ class Scheduler:
             newcomers.append(sequence)
         return newcomers, False
 
-    def _encode(self, newcomers: list[Sequence]) -> list[Sequence]:
-        """Have the encoder read the sources of those who have one. Those whose source it fails on are told.
-
-        Returns:
-            the others.
-        """
-        unread = {id(source): source for one in newcomers if (source := one.source) and source.encoded is None}
-        if not unread:
-            return newcomers
-        sources = list(unread.values())
-        try:
-            encoded: list[Encoded | None] = [*self._engine.encode([source.values for source in sources])]
-        except EngineError as error:
-            # Find out whose fault it is, so that the others go on.
-            encoded = [self._encode_alone(source) for source in sources] if len(sources) > 1 else [None]
-            _log.warning("the encoder failed", model=self._name, error=str(error), failed=encoded.count(None))
-        for source, made in zip(sources, encoded, strict=True):
-            source.encoded = made
-        failed = [one for one in newcomers if one.source is not None and one.source.encoded is None]
-        for sequence in failed:
-            sequence.ended = True
-        self._tell([(sequence.receiver, Failed(_MODEL_FAILED)) for sequence in failed])
-        return [one for one in newcomers if not one.ended]
-
-    def _encode_alone(self, source: Source) -> Encoded | None:
-        try:
-            return self._engine.encode([source.values])[0]
-        except EngineError:
-            return None
-
-    def _step_count(self) -> int:
-        """How many steps to run at once."""
-        if self._single_steps:
-            self._single_steps -= 1
-            return 1
-        left = self._batch.steps_left
-        most, exact = int(left.max()), False
-        if self._waiting:  # For a row: the first that gets free is theirs.
-            most, exact = int(left.min()), True
-        prompt_left = self._batch.prompt_left
-        if prompt_left.all():  # Nobody else is kept waiting if the first who gets a token gets it at once.
-            most, exact = min(most, int(prompt_left.min())), True
-        kept = self._batch.rows["keeps_state"]
-        if kept.any():  # So that a row whose end can be foreseen need not be replayed.
-            most, exact = min(most, int(left[kept].min())), True
-        logits_in = self._batch.logits_in
-        if logits_in is not None:
-            most, exact = min(most, logits_in), True
-        halts_in = self._batch.halts_in
-        if halts_in is not None and halts_in <= 2 * most:
-            most, exact = min(most, halts_in), True
-        available = self._engine.step_counts_for(self._batch.is_filtered, self._batch.wanted)
-        return self._pace.step_count(len(self._batch), most, available, exact=exact)
-
-    def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
-        """Run a chunk for every row; the results, and the rows that failed. None if some row has failed at some step:
-        nothing has changed then, and the steps are to be run one by one."""
-        started = time.perf_counter()
-        try:
-            results = self._engine.run(range(len(self._batch)), chunk)
-        except EngineError:
-            if len(chunk) == 1:
-                return self._run_one_by_one(chunk)
-            self._single_steps = len(chunk)
-            return None
-        self._pace.note(len(self._batch), len(chunk), time.perf_counter() - started)
-        return results, {}
-
-    def _run_one_by_one(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
-        """A batch has failed: find out whose fault it is, so that the others go on."""
-        count = len(self._batch)
-        joined = Results({}, np.zeros((count, len(chunk)), np.int64), np.zeros((count, len(chunk)), np.bool_))
-        told: dict[str, NDArray[np.float32]] = {}
-        failures: dict[int, EngineError] = {}
-        for row in range(count):
-            try:
-                alone = self._engine.run(range(row, row + 1), chunk.part(row))
-            except EngineError as error:
-                failures[row] = error
-                continue
-            _place(alone.outputs, row, joined.outputs, count)
-            _place(alone.states, row, joined.states, count)
-            numbers = {"logits": alone.logits, "log_probabilities": alone.log_probabilities}
-            _place({name: values for name, values in numbers.items() if values is not None}, row, told, count)
-            if alone.tokens.size:
-                joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
-        return (
-            replace(joined, logits=told.get("logits"), log_probabilities=told.get("log_probabilities")),
-            failures,
-        )
-
-    def _look(
-        self, looking: list[int], chunk: Chunk, results: Results, failures: dict[int, EngineError]
-    ) -> tuple[Results, Choices | None]:
-        """Have the generations that look at the logits choose, where they do so on the host, and report.
-
-        Returns:
-            the results with what they have chosen, and their choices, if they have made any.
-        """
-        sequences = self._batch.sequences
-        generations = [
-            (row, sequence)
-            for row in looking
-            if isinstance(sequence := sequences[row], Generation) and row not in failures
-        ]
-        if not generations:
-            return results, None
-        assert results.logits is not None
-        tokens, choices = results.tokens.copy(), None
-        choosing = [row for row, generation in generations if generation.params.needs_logits]
-        if choosing:
-            choices = self._batch.host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
-            tokens[choosing, -1] = choices.tokens
-        reporting = [row for row, generation in generations if generation.report_count is not None]
-        if reporting:
-            reporters = [_generation(sequences[row]) for row in reporting]
-            counts = [generation.report_count or 0 for generation in reporters]
-            reports = reports_of(results.logits[reporting], tokens[reporting, -1], counts)
-            for generation, report in zip(reporters, reports, strict=True):
-                generation.reports.append(report)
-        return replace(results, tokens=tokens), choices
-
-    def _search(self, looking: list[int], results: Results, endings: dict[int, _Ending]) -> list[_Branching]:
-        """Have the searches that are beyond their prompt go on; where one ends, its rows do."""
-        if not self._batch.holds(Beams):
-            return []
-        searches = {id(found): found for row in looking if isinstance(found := self._batch.sequences[row], Beams)}
-        branchings = []
-        for beams in searches.values():
-            ended = next((endings[row] for row in beams.rows if row in endings), None)
-            if ended is None and results.failed[beams.rows].any():
-                ended = _Ending(1, 0, error=_NOT_FINITE)
-            if ended is None:
-                assert beams.search is not None
-                assert results.logits is not None
-                beams.step_count += len(beams.rows)
-                branches = beams.search.advance(self._scores(beams, results.logits))
-                if not beams.search.done:
-                    branchings.append(_Branching(beams, branches.sources.tolist(), branches.tokens.tolist()))
-                    continue
-            for row in beams.rows:
-                endings[row] = ended or _Ending(1, 0)
-        return branchings
-
-    def _scores(self, beams: Beams, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The log-probabilities of what may follow each beam, [beams, V]."""
-        found = log_softmax(logits[beams.rows])
-        if self._forbidden_token is not None:
-            found[:, self._forbidden_token] = -np.inf
-        return found if beams.shaping is None else self._batch.host.shape(beams.rows, found)
-
-    def _branch(self, branchings: list[_Branching]) -> list[int]:
-        """Have rows become the continuations that searches go on with; the rows that are not needed any more."""
-        surplus: list[int] = []
-        for branching in branchings:
-            rows, origins = self._batch.branch(branching.beams, branching.sources, branching.tokens)
-            self._engine.rearrange(rows, origins)
-            surplus += branching.beams.rows[len(rows) :]
-        return surplus
-
-    def _endings(
-        self, outlook: Outlook, results: Results, failures: dict[int, EngineError], choices: Choices | None
-    ) -> dict[int, _Ending]:
-        """Which rows end in a chunk, and where in it; not those of searches, unless they fail."""
-        sequences = self._batch.sequences
-        endings = {
-            row: _Ending(int(outlook.left[row]), int(outlook.gained[row]), FinishReason.MAX_TOKENS)
-            for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
-            if not isinstance(sequences[row], Beams)
-        }
-        if results.tokens.size:
-            stopping = results.failed | (results.tokens == self._batch.rows["end_token"][:, None])
-            for row in np.flatnonzero(stopping.any(axis=1)).tolist():
-                first, gained = int(outlook.first[row]), int(outlook.gained[row])
-                places = np.flatnonzero(stopping[row, first : first + gained])
-                if places.size:
-                    endings[row] = self._stopped_at(row, int(places[0]), outlook, results)
-        if choices is not None:
-            self._end_choices(choices, outlook, endings)
-        for row in self._batch.stopping:
-            self._stop(row, outlook, results, endings)
-        for row in np.flatnonzero(self._batch.rows["time_limit"] <= time.perf_counter()).tolist():
-            ending = _Ending(outlook.count, int(outlook.gained[row]), FinishReason.TIME_LIMIT)
-            endings.setdefault(row, ending)
-        for row, failure in failures.items():
-            position = int(outlook.position[row])
-            _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
-            endings[row] = _Ending(0, 0, error=_MODEL_FAILED)
-        return endings
-
-    def _end_choices(self, choices: Choices, outlook: Outlook, endings: dict[int, _Ending]) -> None:
-        """End the rows that could choose nothing on the host, or need choose no more."""
-        count, gained = outlook.count, outlook.gained
-        found = {row: _Ending(count, int(gained[row]), FinishReason.CONSTRAINT) for row in choices.complete}
-        for row in choices.exhausted:
-            found[row] = _Ending(count, int(gained[row]) - 1, FinishReason.CONSTRAINT, taken_back=True)
-        for row, error in choices.errors.items():
-            found[row] = _Ending(count, int(gained[row]) - 1, error=SequenceFailedError(error))
-        for row, ending in found.items():
-            if row not in endings or endings[row].reason is FinishReason.MAX_TOKENS:
-                endings[row] = ending
-
-    def _stop(self, row: int, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
-        """End a row whose new tokens complete a stop sequence."""
-        sequence, known = _generation(self._batch.sequences[row]), endings.get(row)
-        assert sequence.stop is not None
-        first, kept = int(outlook.first[row]), int(outlook.gained[row]) if known is None else known.tokens
-        count = sequence.stop.feed(results.tokens[row, first : first + kept].tolist())
-        if count is not None:
-            endings[row] = _Ending(first + count, count, FinishReason.STOP_SEQUENCE)
-
-    def _stopped_at(self, row: int, tokens: int, outlook: Outlook, results: Results) -> _Ending:
-        """The end of a row that keeps so many of the chunk's tokens; the next is its end token, or none at all."""
-        step = int(outlook.first[row]) + tokens
-        if not results.failed[row, step]:
-            return _Ending(step + 1, tokens, FinishReason.END_TOKEN, taken_back=True)
-        _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
-        return _Ending(step + 1, tokens, error=_NOT_FINITE)
-
-    def _replay(self, chunk: Chunk, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
-        """Bring the rows that ended before the chunk did, and whose state is wanted, to where they ended."""
-        for row, ending in endings.items():
-            sequence = self._batch.sequences[row]
-            wanted = sequence.keep_state and not sequence.aborted and ending.error is None
-            if wanted and ending.kept_steps < outlook.count:
-                try:
-                    self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.kept_steps))
-                except EngineError as failure:
-                    _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
-                    endings[row] = _Ending(ending.steps, ending.tokens, error=_MODEL_FAILED)
-
-    def _record(self, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
-        """Give readings what they are shown and generations their tokens; tell whoever is to be told."""
-        batch, emissions, now = self._batch, list[Emission](), time.perf_counter()
-        for row, ending in endings.items():
-            outlook.gained[row] = ending.tokens
-        if results.tokens.size:
-            batch.gather(outlook, results.tokens)
-        if batch.holds(Reading) and (self._label_output is not None or batch.wanted != NOTHING):
-            for row, sequence in enumerate(batch.sequences):
-                steps = endings[row].steps if row in endings else outlook.count
-                if isinstance(sequence, Reading) and steps:
-                    sequence.show(results, row, steps, self._label_output, last=row in endings)
-        interval = self._pace.interval(len(batch))
-        snapshots = set(np.flatnonzero(batch.rows["position"] >= batch.rows["snapshot_at"]).tolist())
-        for row in {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}:
-            sequence = batch.sequences[row]
-            tokens = batch.hand_on(row, now, interval)
-            if sequence.aborted or sequence.ended:
-                continue
-            if tokens:
-                emissions.append((sequence.receiver, _told(sequence, tokens)))
-            if row in snapshots and row not in endings:
-                emissions.append((sequence.receiver, Snapshot(batch.take_snapshot(row), self._engine.extract(row))))
-            if row in endings:
-                sequence.ended = True
-                event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
-                emissions.append((sequence.receiver, event))
-        self._tell(emissions)
-
     def _tell(self, emissions: list[Emission]) -> None:
         if emissions:  # Where there is nothing to tell, nobody's turn is waited for.
             self._deliver(emissions)
-
-    def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
-        if ending.error is not None:
-            return Failed(ending.error)
-        state = self._engine.extract(row) if sequence.keep_state else None
-        if isinstance(sequence, Reading):
-            return sequence.finished(state)
-        if isinstance(sequence, Beams):
-            assert sequence.search is not None
-            cut_short = ending.reason is FinishReason.TIME_LIMIT
-            return BeamsFinished(tuple(sequence.search.results()), cut_short, sequence.step_count, sequence.begun)
-        assert ending.reason is not None
-        steps = position + ending.steps - sequence.position
-        return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.begun)
-
-    def _release(self, leaving: Collection[int]) -> None:
-        """Free rows, the highest first, so that the last row in use can always fill the hole."""
-        for row in sorted(leaving, reverse=True):
-            last = self._batch.remove(row)
-            if last != row:
-                self._engine.move(last, row)
-
-    def _fail_running(self, error: Exception) -> None:
-        """Let all rows go: who has not heard of its end yet hears this, after the tokens there are."""
-        emissions: list[Emission] = []
-        for row, sequence in enumerate(self._batch.sequences):
-            if sequence.aborted or sequence.ended:
-                continue
-            tokens = self._batch.hand_on(row, 0.0, 0.0)
-            if tokens:
-                emissions.append((sequence.receiver, _told(sequence, tokens)))
-            sequence.ended = True  # A search has several rows.
-            emissions.append((sequence.receiver, Failed(error)))
-        self._batch.clear()
-        self._tell(emissions)
-
-
-def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int) -> None:
-    """Copy one row's arrays [1, ...] to its place among those of all rows, [count, ...]."""
-    for name, value in values.items():
-        joined.setdefault(name, np.zeros((count, *value.shape[1:]), value.dtype))[row] = value[0]
-
-
-def _generation(sequence: Sequence) -> Generation:
-    assert isinstance(sequence, Generation)
-    return sequence
 
 
 def _time_limit(sequence: Sequence) -> float:
@@ -625,11 +211,3 @@ def _expired(sequence: Sequence) -> Event:
     if isinstance(sequence, Beams):
         return BeamsFinished((), cut_short=True, step_count=0, begun=sequence.begun)
     return Finished(FinishReason.TIME_LIMIT, sequence.position, begun=sequence.begun)
-
-
-def _told(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:
-    """Tokens that are handed on, with what is reported of them; of an end token nothing is."""
-    generation = _generation(sequence)
-    reports = tuple(generation.reports[: len(tokens)])
-    generation.reports.clear()
-    return Tokens(tokens, reports)

@@ -1,0 +1,138 @@
+"""Trees: 64 clients that each send one after the other, beside onnxruntime alone on the same trees, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import SCRATCH, Occupation, core_count, describe
+from benchmarks.measurement import medians
+from benchmarks.server_process import run_server
+from benchmarks.tree_clients import TreeOrder, measure_labelled
+from benchmarks.tree_reference import TreeReferenceOrder, measure_tree_reference
+from benchmarks.tree_set import INNER, VOCABULARY, word
+from bundle import SymbolVocabulary
+from export import Labels, Token, Tree, export_bundle
+from training.tree_networks import TreeNetwork
+
+Rows = list[dict[str, Any]]
+_MODEL = "trees"
+_LABELS = ("0", "1", "2", "3", "4")
+_SLOTS = 256
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """What to measure. The defaults are what the results in the repository were made with.
+
+    Attributes:
+        clients: how many trees are under way at once.
+        repeats: the medians over so many are quoted.
+        seconds: each measurement takes so long.
+        trees: how many different ones there are.
+        hidden: units of the binary Tree-LSTM.
+        connections: that the clients share.
+        server_options: for `elman serve`.
+    """
+
+    clients: int = 64
+    repeats: int = 5
+    seconds: float = 5.0
+    trees: int = 512
+    hidden: int = 150
+    connections: int = 16
+    server_options: Sequence[str] = ()
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether the figures may stand beside those in the repository."""
+        usual = TreeOptions()
+        return self.repeats >= usual.repeats and self == TreeOptions(repeats=self.repeats)
+
+
+def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
+    """Measure server and reference in turns.
+
+    Args:
+        options: what.
+        advance: told what comes next, before each of `step_count` steps.
+    """
+    advance("making the model")
+    bundle = make_bundle(options.hidden)
+    found: list[dict[str, float]] = []
+    with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
+        occupation = Occupation([server.pid])
+        for repeat in range(options.repeats):
+            advance(f"{options.clients} clients, repeat {repeat + 1}")
+            served = measure_labelled(
+                TreeOrder(
+                    server.address,
+                    server.pid,
+                    _MODEL,
+                    options.trees,
+                    options.clients,
+                    options.connections,
+                    options.seconds,
+                )
+            )
+            advance(f"onnxruntime alone, repeat {repeat + 1}")
+            alone = measure_tree_reference(
+                TreeReferenceOrder(
+                    str(bundle / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
+                )
+            )
+            found.append(
+                {
+                    **asdict(served),
+                    **{f"raw_{name}": value for name, value in asdict(alone).items()},
+                    "share_of_raw": served.nodes_per_second / alone.nodes_per_second,
+                }
+            )
+        others = occupation.others_share()
+    shares = [figures["share_of_raw"] for figures in found]
+    row = {
+        "clients": options.clients,
+        **medians(found),
+        "share_of_raw_lowest": min(shares),
+        "share_of_raw_highest": max(shares),
+        "hidden": options.hidden,
+        "vocabulary": VOCABULARY,
+        "trees": options.trees,
+        "repeats": options.repeats,
+        "seconds": options.seconds,
+        "connections": options.connections,
+        "server_settings": server.settings,
+        "server_options": list(options.server_options),
+        "others_share_of_cores": others,
+    }
+    return [row | describe()]
+
+
+def step_count(options: TreeOptions) -> int:
+    """How often `measure_trees` advances."""
+    return 1 + 2 * options.repeats
+
+
+def make_bundle(hidden: int) -> Path:
+    """A binary Tree-LSTM with random weights, made by the project's own export."""
+    torch.manual_seed(0)
+    network = TreeNetwork(
+        cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=hidden, hidden=hidden, dropout=0.0
+    )
+    words = ["�", "<inner>", *(word(token) for token in range(INNER + 1, VOCABULARY))]
+    folder = SCRATCH / "models" / f"trees-{hidden}"
+    export_bundle(
+        network,
+        folder,
+        name=_MODEL,
+        inputs={"token": Token(SymbolVocabulary(words, unknown_id=0))},
+        outputs={"logits": Labels(_LABELS)},
+        tree=Tree(children=2, inner_id=INNER),
+        description="Random weights, to be measured.",
+        overwrite=True,
+    )
+    return folder

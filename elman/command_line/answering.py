@@ -1,0 +1,156 @@
+"""`elman translate` and `elman ask`: models that read something as a whole before they write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
+
+import typer
+
+from elman.client import Client
+from elman.command_line.in_order import answer_in_order
+from elman.command_line.options import Server, Timeout, model_option
+from elman.command_line.printing import json_line, note_unknown, print_table
+from elman.command_line.reading import written_lines
+from elman.connection import DEFAULT_ADDRESS
+from elman.decoding import Continuation
+
+_WITH_ENCODER = "the only one that generates"
+_BEAMS = 5
+
+Beams = Annotated[int, typer.Option(help="Beginnings that are kept side by side; 1: the most probable token.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="The largest number of tokens to write.", min=1)]
+
+
+def translate(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="What is read, each text by itself: a sentence to translate, a word to spell.",
+            show_default="every line of standard input",
+        ),
+    ] = None,
+    model: Annotated[str, model_option(_WITH_ENCODER)] = "",
+    beams: Beams = _BEAMS,
+    length_penalty: Annotated[
+        float, typer.Option(help="The exponent of the length that divides the score of a beam.")
+    ] = 1.0,
+    max_tokens: MaxTokens = 256,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object a text: source, text, token_ids, score (of --beams).")
+    ] = False,
+    server: Server = DEFAULT_ADDRESS,
+    timeout: Timeout = None,
+) -> None:
+    """Have an encoder-decoder read texts and write what it makes of each, a line a text, in their order."""
+    asyncio.run(_translate(texts, model, beams, length_penalty, max_tokens, as_json, server, timeout))
+
+
+async def _translate(
+    texts: Sequence[str] | None,
+    model: str,
+    beams: int,
+    length_penalty: float,
+    max_tokens: int,
+    as_json: bool,
+    server: str,
+    timeout: float | None,
+) -> None:
+    unknown = 0
+
+    def show(text: str, found: Continuation) -> None:
+        nonlocal unknown
+        unknown += found.source_unknown_count
+        if as_json:
+            said = {"source": text, "text": found.text, "token_ids": found.token_ids, "score": found.score}
+            print(json_line(said), flush=True)
+        else:
+            print(found.text, flush=True)
+
+    async with Client(server, timeout=timeout) as client:
+
+        async def ask(text: str) -> Continuation:
+            return await _written(client, text, model, beams, length_penalty, max_tokens)
+
+        await answer_in_order(written_lines() if not texts else _each(texts), ask, show)
+    note_unknown(unknown, "source")
+
+
+async def _each(texts: Sequence[str]) -> AsyncIterator[str]:
+    for text in texts:
+        yield text
+
+
+async def _written(
+    client: Client, source: str, model: str, beams: int, length_penalty: float, max_tokens: int
+) -> Continuation:
+    if beams == 1:
+        (found,) = await client.sample(source=source, count=1, model=model, temperature=0, max_tokens=max_tokens)
+    else:
+        (found,) = await client.search(
+            source=source, width=beams, length_penalty=length_penalty, model=model, max_tokens=max_tokens
+        )
+    return found
+
+
+def ask(
+    passage: Annotated[str, typer.Argument(help="What the question is about.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer to choose among; given twice or more often.", show_default="the model writes one"),
+    ] = None,
+    model: Annotated[str, model_option(_WITH_ENCODER)] = "",
+    beams: Beams = _BEAMS,
+    max_tokens: MaxTokens = 64,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a JSON object: text and score (of --beams), or with --choice: text, and choices with text, "
+            "probability and log_likelihood each.",
+        ),
+    ] = False,
+    server: Server = DEFAULT_ADDRESS,
+    timeout: Timeout = None,
+) -> None:
+    """Ask a question about a passage; the model writes the answer, or chooses it among some.
+
+    The passage and the question, joined by a space, are what the model's encoder reads.
+    """
+    source = f"{passage} {question}"
+    if choice is None:
+        asyncio.run(_write_answer(source, model, beams, max_tokens, as_json, server, timeout))
+    else:
+        if len(choice) < 2:
+            raise typer.BadParameter("--choice is given once, but there must be two or more to choose among")
+        asyncio.run(_choose_answer(source, choice, model, as_json, server, timeout))
+
+
+async def _write_answer(
+    source: str, model: str, beams: int, max_tokens: int, as_json: bool, server: str, timeout: float | None
+) -> None:
+    async with Client(server, timeout=timeout) as client:
+        found = await _written(client, source, model, beams, 1.0, max_tokens)
+    print(json_line({"text": found.text, "score": found.score}) if as_json else found.text)
+    note_unknown(found.source_unknown_count, "passage and question")
+
+
+async def _choose_answer(
+    source: str, choices: Sequence[str], model: str, as_json: bool, server: str, timeout: float | None
+) -> None:
+    async with Client(server, timeout=timeout) as client:
+        found = await client.choose(choices, source=source, model=model)
+    scored = list(zip(choices, found.scores, strict=True))
+    if as_json:
+        said = [
+            {"text": text, "probability": score.probability, "log_likelihood": score.log_likelihood}
+            for text, score in scored
+        ]
+        print(json_line({"text": choices[found.index], "choices": said}))
+        return
+    scored.sort(key=lambda one: -one[1].probability)
+    rows = [(text, f"{score.probability:.4f}", f"{score.log_likelihood:.4f}") for text, score in scored]
+    print_table(("answer", "probability", "log-likelihood"), rows)
