@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bundle import Bundle, load_bundle, write_bundle
 from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeNode, v1
 from export import Labels, NextToken
 from export.contract import Output
+from server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
 from tests.conftest import make_bundle
 from tests.serving import Running, serving
 from tests.trees import (
@@ -361,3 +364,41 @@ async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: dict[str, Bu
             await running.client.classify(tree="(a (b w1) (c w2))")
             assert not large.done()
         assert (await large).step_count >= 9_000
+
+
+@pytest.mark.parametrize(
+    ("child_count", "complaint"),
+    [
+        (
+            0,
+            "has shape ['rows', 2, 12], the manifest says ['rows', 'rows', 12]; the row axis and the one behind",
+        ),
+        (3, "has shape ['rows', 2, 12], the manifest says ['rows', 3, 12]"),
+    ],
+)
+def test_a_graph_with_another_number_of_children_is_not_served(
+    tree_bundles: dict[str, Bundle], child_count: int, complaint: str
+) -> None:
+    bundle = replace(tree_bundles["binary"], spec=v1.ModelSpec())
+    bundle.spec.CopyFrom(tree_bundles["binary"].spec)
+    bundle.spec.step.tree.child_count = child_count
+    with pytest.raises(ModelLoadError, match=re.escape(complaint)):
+        OnnxTreeEngine(bundle, capacity=4, opener=Opener(ProviderChoice.CPU, 1))
+
+
+def test_places_of_states_are_used_again(tree_bundles: dict[str, Bundle]) -> None:
+    engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
+    tokens = np.arange(4)  # More than there is room for at first.
+    kept = [engine.run(tokens, np.ones((4, 1), np.int64)).places for _ in range(20)]
+    assert engine.kept_count == 80
+    assert len(np.unique(kept)) == 80
+    known = engine.run(tokens, np.full((4, 1), NO_CHILD)).places
+    assert engine.known(np.arange(6)).tolist() == [*known.tolist(), NO_CHILD, NO_CHILD]
+    for places in [*kept, known]:
+        engine.release(places)
+    assert engine.kept_count == 0
+    again = engine.run(tokens, np.full((4, 1), NO_CHILD))
+    assert engine.known(tokens).tolist() == known.tolist()
+    assert not set(again.places.tolist()) & set(known.tolist())
+    engine.release_all()
+    assert engine.kept_count == 0
