@@ -23,6 +23,10 @@ _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
 _KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children
 
 
+_MOST_CHILDREN = 16_384  # that are gathered for one run, empty places among them
+_ROOMY = 64  # times its capacity: a pool of more places than these is made smaller when all are released
+
+
 class OnnxTreeEngine:
     """Takes a bundle's steps over trees; implements `TreeEngine`.
 
@@ -77,9 +81,29 @@ class OnnxTreeEngine:
         return self._size - 1 - self._free_count - int(self._stays.sum())
 
     def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
-        feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
-        feeds[self._input] = tokens.astype(self._input_type, copy=False)
+        if children.size <= _MOST_CHILDREN:
+            return self._run(tokens, children)
+        # A few nodes of very many children are not to have all others gather as many.
+        counts = np.maximum((children != NO_CHILD).sum(axis=1), self._child_count or 1)
+        places = np.full(len(tokens), NO_CHILD)
+        outputs: dict[str, NDArray[Any]] = {}
+        for nodes in _groups(counts):
+            width = int(counts[nodes].max())
+            try:
+                found = self._run(tokens[nodes], children[nodes, :width])
+            except EngineError:
+                self.release(places[places != NO_CHILD])
+                raise
+            places[nodes] = found.places
+            for name, values in found.outputs.items():
+                whole = np.zeros((len(tokens), *values.shape[1:]), values.dtype)
+                outputs.setdefault(name, whole)[nodes] = values
+        return NodeResults(places, outputs)
+
+    def _run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
         try:
+            feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
+            feeds[self._input] = tokens.astype(self._input_type, copy=False)
             found = self._session.run([*self._labels, *self._next_names], feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the step failed: {error}") from error
@@ -110,6 +134,9 @@ class OnnxTreeEngine:
         self._free_count += len(places)
 
     def release_all(self) -> None:
+        if self._size > _ROOMY * self._capacity:
+            self._shrink()
+            return
         free = np.flatnonzero(~self._stays)[1:]
         self._free[: len(free)] = free
         self._free_count = len(free)
@@ -131,9 +158,34 @@ class OnnxTreeEngine:
         self._stays = np.concatenate([self._stays, np.zeros(count, np.bool_)])
         self._size += count
 
+    def _shrink(self) -> None:
+        """Give back the room that many large trees have taken, when none of them is left."""
+        staying = np.flatnonzero(self._stays)
+        count = len(staying)
+        moved = np.full(self._size, NO_CHILD)
+        moved[staying] = np.arange(1, count + 1)
+        self._known[self._known != NO_CHILD] = moved[self._known[self._known != NO_CHILD]]
+        for name, pool in self._pools.items():
+            self._pools[name] = np.concatenate([pool[:1], pool[staying]])
+        self._stays = np.arange(count + 1) > 0
+        self._size, self._free, self._free_count = count + 1, np.empty(0, np.int64), 0
+        self._grow(self._capacity)
+
     def warm_up(self) -> None:
         """Run every batch size that is likely, so that no caller pays for first-time work."""
         for size in {*(2**power for power in range((self.capacity - 1).bit_length())), self.capacity}:
             for width in (self._child_count,) if self._child_count else _WARMED_WIDTHS:
                 self.run(np.zeros(size, np.int64), np.full((size, width), NO_CHILD))
                 self.release_all()
+
+
+def _groups(counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Nodes with so many children each, those with the fewest first, as they can run together."""
+    order = np.argsort(counts, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * counts[order[end]] > _MOST_CHILDREN:
+            groups.append(order[start:end])
+            start = end
+    return groups

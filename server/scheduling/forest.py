@@ -190,6 +190,7 @@ class Forest:
             self._trees.pop()
         if not self._trees:
             self._used = 0
+            self._engine.release_all()
 
     def _make_room(self, count: int) -> None:
         """Put the nodes of all trees together, so that there is room for so many more behind them."""
