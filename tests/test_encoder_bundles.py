@@ -74,8 +74,8 @@ def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the graph needs the input 'source'"),
-        (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the graph needs the input 'lengths'"),
+        (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the manifest names the input 'words'"),
+        (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the manifest names the input 'sizes'"),
         (
             lambda m: m["step"]["constants"].append(
                 {"name": "constant.more", "data_type": "DATA_TYPE_FLOAT32", "shape": [3]}
