@@ -27,6 +27,7 @@ from training.families import make_task
 from training.figures import edit_distance, figures_of
 from training.lanes import IGNORED
 from training.pairs import Pair, read_pairs
+from training.stories import make_stories
 from training.translation import BEAMS, TranslationTask, sample_inputs
 
 QUIET = Console(quiet=True)
@@ -179,11 +180,12 @@ def test_the_search_finds_what_the_servers_does() -> None:
     model = network(tokens=9)
     for parameter in model.parameters():
         parameter.mul_(2)
-    source = torch.randint(11, (24, 6))
-    lengths = torch.randint(1, 7, (24,))
-    found = beam_search(model, source, lengths, begin=1, end=2, width=4, longest=15)
+    torch.manual_seed(1)  # So that some searches would find something else if they went on, or ended before.
+    source = torch.randint(11, (60, 6))
+    lengths = torch.randint(1, 7, (60,))
+    found = beam_search(model, source, lengths, begin=1, end=2, width=3, longest=15)
     for row, length in enumerate(lengths.tolist()):
-        search = BeamSearch(BeamParams(width=4, result_count=1, max_tokens=15, end_token=2), 9)
+        search = BeamSearch(BeamParams(width=3, result_count=1, max_tokens=15, end_token=2), 9)
         constants, state = model.start(source[row : row + 1, :length], lengths[row : row + 1])
         tokens = torch.tensor([1])
         while True:
@@ -370,6 +372,7 @@ def test_edit_distances() -> None:
     assert edit_distance("", "abc") == edit_distance("abc", "") == 3
     assert edit_distance("abcdef", "badcfe") == 4
     assert edit_distance("intention", "execution") == 5
+    assert edit_distance("abcdef", "af") == edit_distance("af", "abcdef") == 4
 
 
 def test_the_figures_of_each_form() -> None:
@@ -463,3 +466,5 @@ def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPat
     assert sources[1].isdisjoint(sources[2])
     assert all(pair.targets[0] in pair.choices and pair.source.endswith(" ?") for pair in corpus.test)
     assert read_pairs("stories", held_out=0.1, seed=1).test != corpus.test
+    monkeypatch.setattr("training.pairs.make_stories", lambda count, seed, facts: make_stories(count, 0, facts))
+    assert not read_pairs("stories", held_out=0.1).test
