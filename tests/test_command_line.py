@@ -342,8 +342,8 @@ def test_every_option_is_explained_with_its_default() -> None:
     from elman.command_line.application import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    calls = {"models", "generate", "classify", "score", "inspect", "session", "health"}
-    assert set(commands) == {"train", "export", "serve", *calls}
+    calls = {"models", "generate", "translate", "ask", "classify", "score", "inspect", "session", "health"}
+    assert set(commands) == {"train", "export", "embeddings", "serve", *calls}
     for name, command in commands.items():
         assert command.help, name
         for parameter in command.params:

@@ -403,7 +403,7 @@ WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
     (lambda client: client.classify("abc"), "model: no model of this server can label"),
     (
         lambda client: client.generate(source="a", regex="S1( S2)*").text(),
-        "constraint: is given, but the tokens of 'translator' are symbols, and none has the spaces between them",
+        "constraint: is given, but the tokens of 'translator' are symbols, with spaces between them that none",
     ),
 ]
 

@@ -1336,7 +1336,8 @@ class Tree(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     s_expression: _builtins.str
     """Every bracket begins with a label, which is not looked at: "(label word)" is a leaf, "(label child child)" a node,
-    as in treebanks: "(3 (2 Effective) (2 film))". A word with brackets in it is written with -LRB- and -RRB-.
+    as in treebanks: "(3 (2 Effective) (2 film))". A bracket that is a word is
+    written -LRB- or -RRB-, as treebanks have it, and looked up so.
     """
     @_builtins.property
     def nodes(self) -> Global___TreeNodes:
