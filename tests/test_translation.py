@@ -259,9 +259,9 @@ def test_every_kind_of_vocabulary_begins_and_ends_its_targets(reversals: Path, t
 def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> None:
     task = make_task(small(reversals))
     assert isinstance(task, TranslationTask)
-    epoch = task._make_epoch(3)
+    epoch = task._make_epoch(3, len(task._training))
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(len(task._training)))
-    assert len(epoch) == task._batches_per_epoch
+    assert all((task._indices_at(3 * len(epoch) + place) == batch).all() for place, batch in enumerate(epoch))
     batches = [task.batch([task._training[index] for index in chosen]) for chosen in epoch]
     assert sum(batch.tokens for batch in batches) > 0.85 * sum(
         batch.source.numel() + batch.wanted.numel() for batch in batches
@@ -270,6 +270,18 @@ def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> Non
     kept = batch.wanted != IGNORED
     assert torch.equal(kept.sum(1), (batch.wanted == task.end).nonzero()[:, 1] + 1)
     assert torch.equal(batch.inputs[:, 1:][kept[:, 1:]], batch.wanted[:, :-1][kept[:, 1:]])
+
+
+def test_a_curriculum_begins_with_the_shortest_and_ends_with_all(reversals: Path) -> None:
+    task = make_task(small(reversals, curriculum=0.5, steps=200))
+    assert isinstance(task, TranslationTask)
+    indices = [task._indices_at(step).tolist() for step in range(200)]
+    longest = [max(len(task._training[index][0]) for index in chosen) for chosen in indices]
+    assert set(longest[:3]) <= {1, 2}
+    assert max(longest) == 3
+    first = set(itertools.chain.from_iterable(indices[:3]))
+    assert len(first) == int(0.2 * len(task._training)) == max(first) + 1
+    assert set(itertools.chain.from_iterable(indices[120:])) == set(range(len(task._training)))
 
 
 def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) -> None:
@@ -297,7 +309,7 @@ def test_label_smoothing_is_of_the_loss_alone(reversals: Path) -> None:
     model = network(source_tokens=plain.sizes["source-"], tokens=plain.sizes[""])
     assert plain.validate(model, lanes=1) == smooth.validate(model, lanes=1)
     hard, soft = (float(task.loss(model, 0, {})[0]) for task in (plain, smooth))
-    batch = plain.batch([plain._training[index] for index in plain._make_epoch(0)[0]])  # type: ignore[attr-defined]
+    batch = plain.batch([plain._training[index] for index in plain._indices_at(0)])  # type: ignore[attr-defined]
     scores = torch.log_softmax(model(batch.source, batch.lengths, batch.inputs), dim=-1)[batch.wanted != IGNORED]
     assert soft == pytest.approx(0.8 * hard - 0.2 * float(scores.mean()), rel=1e-4)
 
