@@ -34,7 +34,7 @@ QUIET = Console(quiet=True)
 EVERY_SHAPE = [
     {"cell": cell, "attention": attention, "bidirectional": bidirectional, "one_hot": one_hot}
     for cell, attention, bidirectional, one_hot in itertools.product(
-        ("elman", "gru", "lstm"), (True, False), (True, False), (True, False)
+        ("elman", "gru", "lstm"), ("additive", "multiplicative", None), (True, False), (True, False)
     )
 ]
 
@@ -42,8 +42,8 @@ EVERY_SHAPE = [
 def network(**changes: object) -> EncoderDecoder:
     torch.manual_seed(0)
     shape = {
-        "cell": "gru", "source_tokens": 11, "tokens": 7, "layers": 2, "embedding": 6, "hidden": 8, "attention": True,
-        "bidirectional": True, "one_hot": False, "dropout": 0.3,
+        "cell": "gru", "source_tokens": 11, "tokens": 7, "layers": 2, "embedding": 6, "hidden": 8,
+        "attention": "additive", "bidirectional": True, "one_hot": False, "dropout": 0.3,
     }  # fmt: skip
     return EncoderDecoder(**{**shape, **changes}).eval()  # type: ignore[arg-type]
 
@@ -291,7 +291,7 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
     torch.manual_seed(0)
     model = EncoderDecoder(
         cell="gru", source_tokens=task.sizes["source-"], tokens=task.sizes[""], layers=1, embedding=8, hidden=8,
-        attention=True, bidirectional=True, one_hot=False, dropout=0.0,
+        attention="additive", bidirectional=True, one_hot=False, dropout=0.0,
     )  # fmt: skip
     batch = task.batch(task._training * 4)
     assert torch.equal(sample_inputs(model, batch, 0.0), batch.inputs)
