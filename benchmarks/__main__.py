@@ -95,6 +95,7 @@ _SESSIONS, _DECODING, _TREES = SessionOptions(), DecodingOptions(), TreeOptions(
 _TRANSLATIONS = translating.TranslationOptions()
 _BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
+_HIDDEN = list(_TREES.hidden)
 _NONE: list[str] = []
 
 
@@ -226,7 +227,7 @@ def trees(
     clients: Annotated[int, typer.Option(help="Trees under way at once.", min=1)] = _TREES.clients,
     repeats: Repeats = _TREES.repeats,
     seconds: Annotated[float, typer.Option(help="Each measurement takes so long.")] = _TREES.seconds,
-    hidden: Annotated[int, typer.Option(help="Units of the Tree-LSTM.", min=1)] = _TREES.hidden,
+    hidden: Annotated[list[int], typer.Option(help="Units of the Tree-LSTM; may be repeated.", min=1)] = _HIDDEN,
     connections: Connections = _TREES.connections,
     server_option: ServerOptions = _NONE,
     output: Output = None,
@@ -236,7 +237,7 @@ def trees(
         clients=clients,
         repeats=repeats,
         seconds=seconds,
-        hidden=hidden,
+        hidden=tuple(hidden),
         connections=connections,
         server_options=tuple(server_option),
     )

@@ -125,8 +125,10 @@ TRANSLATION_COLUMNS = (
 TRANSLATION_LEGEND = """\
 64 clients, each asking for its next translation as soon as it has the one before: sources of 6 to 24 tokens, 20 tokens
 written greedily. Onnxruntime alone reads the same 64 sources as one batch and writes all of them in step."""
+
 TREE_COLUMNS = (
     Column("clients", figure("clients", "d")),
+    Column("units", figure("hidden", "d")),
     Column("trees/s", figure("trees_per_second")),
     Column("nodes/s", figure("nodes_per_second")),
     Column("share of\nonnxruntime alone", figure("share_of_raw", ".2f")),
@@ -137,9 +139,9 @@ TREE_COLUMNS = (
     _OTHERS,
 )
 TREE_LEGEND = """\
-Binary parse trees of 5 to 40 words through a binary Tree-LSTM of 150 units with 10,000 words; a client sends its next
-tree when it has been answered. Onnxruntime alone: as many trees as there are clients, level by level, laid out
-beforehand, all cores, no network; both in turns."""
+Binary parse trees of 5 to 40 words through a binary Tree-LSTM, 10,000 words with vectors of twice its units; a client
+sends its next tree when it has been answered. Onnxruntime alone: as many trees as there are clients, level by level,
+laid out beforehand, the plain step, all cores, no network; both in turns."""
 
 SESSION_COLUMNS = {
     "durability": (
@@ -251,7 +253,11 @@ def translation_promises() -> list[Promise]:
 
 def tree_promises() -> list[Promise]:
     """What must hold of trees."""
-    return [Promise("nodes/s of 64 clients, of onnxruntime alone", {"clients": 64}, "share_of_raw", 0.6, at_least=True)]
+    what = "units: nodes/s of 64 clients, of onnxruntime alone"
+    return [
+        Promise(f"{hidden} {what}", {"clients": 64, "hidden": hidden}, "share_of_raw", 0.6, at_least=True)
+        for hidden in (150, 300)
+    ]
 
 
 def session_promises() -> list[Promise]:

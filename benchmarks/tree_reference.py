@@ -30,7 +30,7 @@ class TreeReferenceOrder:
     """What to measure.
 
     Attributes:
-        graph: the bundle's.
+        graph: the plain step.
         trees: how many there are.
         at_once: so many are a batch.
         seconds: rounds over all trees are repeated until so many have passed.

@@ -17,6 +17,7 @@ from benchmarks.tree_reference import TreeReferenceOrder, measure_tree_reference
 from benchmarks.tree_set import INNER, VOCABULARY, word
 from bundle import SymbolVocabulary
 from export import Labels, Token, Tree, export_bundle
+from export.networks import TreeStep
 from training.tree_networks import TreeNetwork
 
 Rows = list[dict[str, Any]]
@@ -34,7 +35,7 @@ class TreeOptions:
         repeats: the medians over so many are quoted.
         seconds: each measurement takes so long.
         trees: how many different ones there are.
-        hidden: units of the binary Tree-LSTM.
+        hidden: units of the binary Tree-LSTM; words have vectors of twice as many numbers, as in Tai et al. 2015.
         connections: that the clients share.
         server_options: for `elman serve`.
     """
@@ -43,15 +44,15 @@ class TreeOptions:
     repeats: int = 5
     seconds: float = 5.0
     trees: int = 512
-    hidden: int = 150
-    connections: int = 16
+    hidden: Sequence[int] = (150, 300)
+    connections: int = 1
     server_options: Sequence[str] = ()
 
     @property
     def worth_keeping(self) -> bool:
         """Whether the figures may stand beside those in the repository."""
         usual = TreeOptions()
-        return self.repeats >= usual.repeats and self == TreeOptions(repeats=self.repeats)
+        return self.repeats >= usual.repeats and self == TreeOptions(hidden=self.hidden, repeats=self.repeats)
 
 
 def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
@@ -61,13 +62,17 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         options: what.
         advance: told what comes next, before each of `step_count` steps.
     """
-    advance("making the model")
-    bundle = make_bundle(options.hidden)
+    return [_measure(options, hidden, advance) for hidden in options.hidden]
+
+
+def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> dict[str, Any]:
+    advance(f"{hidden} units: making the model")
+    bundle, plain = make_bundles(hidden)
     found: list[dict[str, float]] = []
     with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
         occupation = Occupation([server.pid])
         for repeat in range(options.repeats):
-            advance(f"{options.clients} clients, repeat {repeat + 1}")
+            advance(f"{hidden} units: {options.clients} clients, repeat {repeat + 1}")
             served = measure_labelled(
                 TreeOrder(
                     server.address,
@@ -79,10 +84,10 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
                     options.seconds,
                 )
             )
-            advance(f"onnxruntime alone, repeat {repeat + 1}")
+            advance(f"{hidden} units: onnxruntime alone, repeat {repeat + 1}")
             alone = measure_tree_reference(
                 TreeReferenceOrder(
-                    str(bundle / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
+                    str(plain / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
                 )
             )
             found.append(
@@ -99,7 +104,7 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         **medians(found),
         "share_of_raw_lowest": min(shares),
         "share_of_raw_highest": max(shares),
-        "hidden": options.hidden,
+        "hidden": hidden,
         "vocabulary": VOCABULARY,
         "trees": options.trees,
         "repeats": options.repeats,
@@ -109,30 +114,34 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         "server_options": list(options.server_options),
         "others_share_of_cores": others,
     }
-    return [row | describe()]
+    return row | describe()
 
 
 def step_count(options: TreeOptions) -> int:
     """How often `measure_trees` advances."""
-    return 1 + 2 * options.repeats
+    return (1 + 2 * options.repeats) * len(options.hidden)
 
 
-def make_bundle(hidden: int) -> Path:
-    """A binary Tree-LSTM with random weights, made by the project's own export."""
+def make_bundles(hidden: int) -> tuple[Path, Path]:
+    """A binary Tree-LSTM with random weights, made by the project's own export: as it is for the server, its embedding
+    folded into the gates, and as the network itself has it for onnxruntime alone."""
     torch.manual_seed(0)
     network = TreeNetwork(
-        cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=hidden, hidden=hidden, dropout=0.0
-    )
+        cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=2 * hidden, hidden=hidden, dropout=0.0
+    ).eval()
     words = ["�", "<inner>", *(word(token) for token in range(INNER + 1, VOCABULARY))]
-    folder = SCRATCH / "models" / f"trees-{hidden}"
-    export_bundle(
-        network,
-        folder,
-        name=_MODEL,
-        inputs={"token": Token(SymbolVocabulary(words, unknown_id=0))},
-        outputs={"logits": Labels(_LABELS)},
-        tree=Tree(children=2, inner_id=INNER),
-        description="Random weights, to be measured.",
-        overwrite=True,
-    )
-    return folder
+    folders = []
+    for name, module in (("served", TreeStep(network)), ("plain", network)):
+        folders.append(SCRATCH / "models" / f"trees-{hidden}-{name}")
+        export_bundle(
+            module,
+            folders[-1],
+            name=_MODEL,
+            inputs={"token": Token(SymbolVocabulary(words, unknown_id=0))},
+            outputs={"logits": Labels(_LABELS)},
+            tree=Tree(children=2, inner_id=INNER),
+            description="Random weights, to be measured.",
+            overwrite=True,
+        )
+    served, plain = folders
+    return served, plain

@@ -103,6 +103,7 @@ class ScoreStream:
         digest: of its bundle.
         context_token_count: the number of the context's tokens, the begin token included.
         cached_token_count: how many of them had not to be read, because the state behind them was known.
+        source_unknown_count: how many positions of the source stand for what the encoder's vocabulary does not have.
     """
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, v1.ScoreResponse], address: str) -> None:
@@ -112,6 +113,7 @@ class ScoreStream:
         self.digest = ""
         self.context_token_count = 0
         self.cached_token_count = 0
+        self.source_unknown_count = 0
 
     async def __aiter__(self) -> AsyncIterator[Score]:
         tokens: list[TokenScore] = []
@@ -121,6 +123,7 @@ class ScoreStream:
                 self.model, self.digest = started.model, started.digest
                 self.context_token_count = started.context_token_count
                 self.cached_token_count = started.cached_token_count
+                self.source_unknown_count = started.source_unknown_count
             for part in response.scores:
                 tokens.extend(map(TokenScore, part.tokens.ids, part.tokens.texts, part.tokens.log_probabilities))
                 if part.HasField("total"):

@@ -119,12 +119,14 @@ class ChoiceScore:
     Attributes:
         log_likelihood: the sum of the log-probabilities of its tokens, in nats.
         token_count: how many tokens were scored, the end token among them.
-        probability: its share of the probability that all choices have together.
+        probability: its share of the probability that all choices have together; 0 where the model excludes all.
+        unknown_token_count: how many of its tokens stand for what the vocabulary does not have.
     """
 
     log_likelihood: float
     token_count: int
     probability: float
+    unknown_token_count: int
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,12 @@ class Choice:
     Attributes:
         index: its place among them.
         scores: of all of them, in their order.
+        source_unknown_count: how many positions of the source stand for what the encoder's vocabulary does not have.
     """
 
     index: int
     scores: tuple[ChoiceScore, ...]
+    source_unknown_count: int
 
 
 class GenerationStream:
@@ -458,9 +462,10 @@ class Client(SessionCalls, AnalysisCalls):
                 set_input(request.choices.add(), choice)
         response = await self._call(self._stub.Choose, request, timeout)
         scores = tuple(
-            ChoiceScore(score.log_likelihood, score.token_count, score.probability) for score in response.scores
+            ChoiceScore(score.log_likelihood, score.token_count, score.probability, score.unknown_token_count)
+            for score in response.scores
         )
-        return Choice(response.choice_index, scores)
+        return Choice(response.choice_index, scores, response.source_unknown_count)
 
     async def classify(
         self,

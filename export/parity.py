@@ -95,7 +95,7 @@ def _check_rows(
     state: Tensors = example.state
     worst = 0.0
     for step in range(CHECKED_STEPS):
-        fresh = make_example(module, inputs, constants, rows, 1000 * rows + step, source)
+        fresh = make_example(module, inputs, {}, rows, 1000 * rows + step)
         outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
         given = Example(fresh.inputs, example.constants, {}).graph_inputs()
         found = run_graph(session, {**as_arrays(given), **ours})

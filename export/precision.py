@@ -13,7 +13,7 @@ from torch import nn
 from export.bounds import declared_bounds, find_bounds
 from export.contract import Input, Output, Source, StepModule, Tensors, Values
 from export.graph import open_session
-from export.parity import check_independence
+from export.parity import check_independence, check_padding
 from export.quantization import find_products, quantize
 from export.rehearsal import check_bounds, largest_difference, make_rehearsal, measure_bounds
 
@@ -58,6 +58,8 @@ def quantize_graph(
     path.write_bytes(quantize(plain, products, bounds).SerializeToString())
     session = open_session(path)
     check_independence(session, module, inputs, constants, source)
+    if source is not None:
+        check_padding(session, module, inputs, constants, source)
     metrics = {"quantization_largest_difference": largest_difference(plain_session, session, tuple(outputs), rehearsal)}
     if evaluate is not None:
         for precision, measured in (("fp32", plain_session), ("int8", session)):

@@ -364,7 +364,8 @@ def _check_servable(bundle: Bundle) -> None:
     scopes = {output.label_logits.scope for output in step.outputs if output.HasField("label_logits")}
     if not step.inputs and scopes != {v1.LABEL_SCOPE_SEQUENCE}:
         raise ModelLoadError(f"{manifest}: a step that reads nothing has labels for the whole sequence only")
-    if has_encoder and step.inputs and not generates:
+    if has_encoder and step.inputs and (labels or not generates):
         raise ModelLoadError(
-            f"{manifest}: a step behind an encoder is served if it generates tokens, or if it has labels and no inputs"
+            f"{manifest}: a step behind an encoder is served if it generates tokens and has no labels, or if it has "
+            "labels and no inputs"
         )

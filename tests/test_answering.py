@@ -33,7 +33,8 @@ async def test_lines_are_translated_in_their_order(answering: Served) -> None:
     expected = [await searched(answering, word, 5) for word in WORDS]
     assert len(set(expected)) == 3
     assert elman("translate", *WORDS, *at).stdout.splitlines() == expected
-    assert elman("translate", *at, stdin="\n".join(WORDS * 30) + "\n\n").stdout.splitlines() == expected * 30
+    together = elman("translate", *at, stdin="\n\n".join(WORDS * 30) + "\n").stdout
+    assert together == "\n\n".join(expected * 30) + "\n"  # A blank line stays one.
     greedy = elman("translate", "--beams", 1, *WORDS, *at).stdout.splitlines()
     assert greedy == [
         elman("generate", "--source", word, "--temperature", 0, *at).stdout for word in WORDS
@@ -66,7 +67,12 @@ def test_mistakes_are_named(answering: Served) -> None:
     at = ("--server", answering.address)
     check_complaint(elman("ask", "a", "b", "--choice", "S1", *at), "--choice is given once, but there must be two or")
     check_complaint(elman("generate", *at), "source: is needed: 'translator' starts from one; give text or tokens")
-    check_complaint(elman("translate", "x" * 65, *at), "reads sources of up to 64")
+    check_complaint(
+        elman("translate", "x" * 65, *at), f"{'x' * 60}...': source.text: has 65 positions, but 'translator'"
+    )
+    asked = elman("ask", "Äa", "b", "--choice", "S1", "--choice", "nope", *at)
+    assert "1 tokens of the passage and question stand for" in asked.stderr
+    assert "1 tokens of the choices stand for" in asked.stderr
     check_complaint(elman("translate", "a", "--model", "classes", *at), "'classes' does not generate text")
     noted = elman("translate", "Äa", *at)
     assert noted.returncode == 0

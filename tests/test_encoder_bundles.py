@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor
 
-from bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle
+from bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
 from bundle.errors import EncodingError
 from elman import v1
 from export import ExportError, NextToken, Source, Token, Values, export_bundle
 from export.contract import Tensors
-from server.engine import ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from server.application import ServerOptions, serve_bundle
+from server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
 from tests.encoder_models import LETTERS, SOUNDS, Translator, make_judge, make_translator
 from tests.test_bundle import change, reseal
 
@@ -71,8 +74,8 @@ def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the graph needs the input 'source'"),
-        (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the graph needs the input 'lengths'"),
+        (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the manifest names the input 'words'"),
+        (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the manifest names the input 'sizes'"),
         (
             lambda m: m["step"]["constants"].append(
                 {"name": "constant.more", "data_type": "DATA_TYPE_FLOAT32", "shape": [3]}
@@ -92,6 +95,39 @@ def test_graphs_that_are_not_what_the_manifest_says(copy: Path, edit: Change, co
         change(copy, lambda m: m["step"]["constants"][0].update(variable_length=True))
     with pytest.raises(ModelLoadError, match=complaint):
         OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+
+
+def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Path) -> None:
+    """Nothing that is classified would bring a source."""
+    shown = {"name": "next.hidden", "data_type": "DATA_TYPE_FLOAT32"}
+
+    def label(manifest: dict[str, Any]) -> None:
+        labels = {"name": "labels", "kind": "VOCABULARY_KIND_LABELS", "file": "l.json", "size": 24}
+        manifest["vocabularies"].append(labels)
+        meaning = {"vocabulary": "labels", "scope": "LABEL_SCOPE_SEQUENCE"}
+        manifest["step"]["outputs"].append({**shown, "name": "shown", "shape": [24], "label_logits": meaning})
+
+    change(copy, label)
+    write_tokens(copy / "l.json", [f"l{index}" for index in range(24)])
+    with pytest.raises(ModelLoadError, match="is served if it generates tokens and has no labels"):
+        serve_bundle(reseal(copy), ServerOptions(), asyncio.new_event_loop())
+
+
+def test_an_encoder_of_other_shapes_fails_by_name(copy: Path) -> None:
+    change(copy, lambda m: m["step"]["constants"].reverse())
+    model = onnx.load(copy / "encoder.onnx")
+    swapped = {"constant.keys": "constant.memory", "constant.memory": "constant.keys"}
+    for output in model.graph.output:
+        output.name = swapped.get(output.name, output.name)
+    for node in model.graph.node:
+        node.output[:] = [swapped.get(name, name) for name in node.output]
+        node.input[:] = [swapped.get(name, name) for name in node.input]
+    onnx.save(model, copy / "encoder.onnx")
+    engine = OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+    with pytest.raises(
+        EngineError, match=r"the encoder makes constant\.\w+ of shape \(1, 3, \d+\), but \(1, 3, \d+\) is"
+    ):
+        engine.encode([LETTERS.encode("abc")])
 
 
 def close_positions(path: Path) -> None:

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle import Bundle, load_bundle
-from elman import Client, ElmanError, InvalidRequestError
+from elman import Client, ElmanError, InvalidRequestError, v1
 from export import NextToken, Source, Token, Values, export_bundle
 from export.contract import Tensors
 from server.engine import OnnxEngine, Opener, ProviderChoice
-from server.engine.encoder import Encoder
+from server.engine.constants import Constants
+from server.engine.encoder import Encoder, _groups
+from server.engine.memory import HostBuffer
 from tests.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, make_judge, make_translator
 from tests.serving import serving
 
@@ -28,15 +30,27 @@ QUICK = {"chunk_seconds": 0.0005}  # Few steps a run, so that few graphs are ope
 WORDS = ["a", "elman", "the quick brown fox jumps over the lazy dog", "x" * LONGEST, "jordan", "serial order"]
 
 
+class Encoding(dict[str, Bundle]):
+    """Bundles by name, each made when it is needed first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Bundle:
+        made: dict[str, Callable[[Path], Bundle]] = {
+            "translator": make_translator,
+            "int8": lambda folder: make_translator(folder, name="int8", quantize="int8"),
+            "judge": make_judge,
+            "frames": make_listener,
+        }
+        self[name] = made[name](self._folder / name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def encoding(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    folder = tmp_path_factory.mktemp("encoders")
-    return {
-        "translator": make_translator(folder / "translator"),
-        "int8": make_translator(folder / "int8", name="int8", quantize="int8"),
-        "judge": make_judge(folder / "judge"),
-        "frames": make_listener(folder / "frames"),
-    }
+def encoding(tmp_path_factory: pytest.TempPathFactory) -> Encoding:
+    return Encoding(tmp_path_factory.mktemp("encoders"))
 
 
 class Listener(nn.Module):
@@ -108,7 +122,7 @@ async def spelled(client: Client, word: str | NDArray[Any], model: str, **option
     )
 
 
-async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: dict[str, Bundle]) -> None:
+async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Encoding) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         seen = set()
         for word in WORDS:
@@ -123,7 +137,7 @@ async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: dict[str, B
 
 @pytest.mark.parametrize("name", ["translator", "int8"])
 async def test_in_any_company_it_is_the_same_to_the_bit(
-    encoding: dict[str, Bundle], bundles: dict[str, Bundle], name: str
+    encoding: Encoding, bundles: dict[str, Bundle], name: str
 ) -> None:
     random = np.random.default_rng(4)
     words = ["".join(random.choice(list("abcdefgh xyz"), size=length)) for length in random.integers(1, LONGEST, 40)]
@@ -150,7 +164,7 @@ async def test_in_any_company_it_is_the_same_to_the_bit(
         await running.until_idle()
 
 
-def test_rows_of_different_lengths_come_and_go(encoding: dict[str, Bundle]) -> None:
+def test_rows_of_different_lengths_come_and_go(encoding: Encoding) -> None:
     """The engine alone: constants grow, shrink, move and are copied, and each row goes on as it would alone."""
     bundle = encoding["translator"]
     engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), chunk_seconds=0.005)
@@ -193,6 +207,51 @@ def test_rows_of_different_lengths_come_and_go(encoding: dict[str, Bundle]) -> N
         assert tokens[: len(wanted)] == wanted[: len(tokens)]
 
 
+def test_a_beam_whose_row_another_has_had_is_copied_again() -> None:
+    """What a row holds behind the last one in use is lost when the buffers change: it is nobody's any more."""
+    spec = v1.ConstantSpec(name="memory", data_type=v1.DATA_TYPE_FLOAT32, shape=[64, 2], variable_length=True)
+    kept = Constants([spec], 6, 64, lambda shape, dtype: HostBuffer((6, *shape), dtype))
+
+    def memory(row: int, length: int) -> list[float]:
+        return kept.buffers["memory"].read(row, 1)[0, :length, 0].tolist()
+
+    for row, length in enumerate((5, 5, 6)):
+        kept.write(row, {"memory": np.full((length, 2), row + 1, np.float32)})
+    kept.move(2, 1)
+    kept.move(1, 0)  # The search is alone, in row 0; rows 1 and 2 still hold the same.
+    kept.write(1, {"memory": np.full((40, 2), 9, np.float32)})
+    kept.rearrange([0, 2, 3], [0, 0, 0])
+    assert [memory(row, 6) for row in (0, 2, 3)] == [[3.0] * 6] * 3
+    assert memory(1, 40) == [9.0] * 40
+    assert not kept.buffers["memory"].read(0, 4)[[0, 2, 3], 6:].any()
+
+
+@pytest.mark.parametrize("lengths", [[1], [1] * 127 + [1024], [30, 1, 17, 64, 3, 1000], [2000] * 9])
+def test_sources_of_like_lengths_are_read_together(lengths: list[int]) -> None:
+    groups = _groups(lengths)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    for group in groups:
+        found = [lengths[place] for place in group]
+        assert len(group) == 1 or max(found) <= 2 * max(min(found), 16)
+        assert len(group) == 1 or len(group) * max(found) <= 4096
+
+
+async def test_a_long_prompt_a_search_and_other_lengths(encoding: Encoding) -> None:
+    """Searches whose prompts take several runs, while others of all lengths come and go beside them."""
+    prompt = " ".join(f"S{index % 20}" for index in range(70))
+    async with serving(encoding["translator"], slots=8, **QUICK) as running:
+        client = running.client
+
+        async def search(word: str) -> Any:
+            found = await client.search(prompt, source=word, width=4, count=4, max_tokens=6, min_tokens=3)
+            return [(one.token_ids, one.score) for one in found]
+
+        lone = [await search(word) for word in WORDS]
+        beside = [spelled(client, word * 2 if len(word) < 30 else word, "", seed=1) for word in WORDS * 5]
+        together = await asyncio.gather(*map(search, WORDS), *beside)
+        assert list(together[: len(WORDS)]) == lone
+
+
 def one_step(tokens: NDArray[np.int64]) -> Any:
     from server.engine import Chunk
 
@@ -208,7 +267,7 @@ def one_step(tokens: NDArray[np.int64]) -> Any:
     )
 
 
-async def test_numbers_can_be_a_source(encoding: dict[str, Bundle]) -> None:
+async def test_numbers_can_be_a_source(encoding: Encoding) -> None:
     async with serving(encoding["frames"], **QUICK) as running:
         frames = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
         tokens, *_ = await spelled(running.client, frames, "frames", temperature=0)
@@ -219,7 +278,7 @@ async def test_numbers_can_be_a_source(encoding: dict[str, Bundle]) -> None:
 
 
 async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
-    encoding: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+    encoding: Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
     encode = Encoder.encode
@@ -247,7 +306,7 @@ async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
             assert sum(read) == 1
 
 
-async def test_a_search_tells_what_scoring_tells(encoding: dict[str, Bundle]) -> None:
+async def test_a_search_tells_what_scoring_tells(encoding: Encoding) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         for word in WORDS:
             found = await running.client.search(source=word, width=4, count=4, max_tokens=8, length_penalty=0)
@@ -258,7 +317,7 @@ async def test_a_search_tells_what_scoring_tells(encoding: dict[str, Bundle]) ->
                 assert score.log_likelihood == pytest.approx(one.score, abs=1e-4)
 
 
-async def test_choosing_is_scoring_with_the_end(encoding: dict[str, Bundle]) -> None:
+async def test_choosing_is_scoring_with_the_end(encoding: Encoding) -> None:
     choices = ["S1", "S1 S2", "S7 S8 S9"]
     async with serving(encoding["translator"], **QUICK) as running:
         client = running.client
@@ -271,12 +330,23 @@ async def test_choosing_is_scoring_with_the_end(encoding: dict[str, Bundle]) -> 
             likelihoods = [score.log_likelihood for score in scored]
             assert [score.log_likelihood for score in found.scores] == likelihoods
             assert [score.token_count for score in found.scores] == [2, 3, 4]
+            assert found.source_unknown_count == 0
             assert found.index == int(np.argmax(likelihoods))
             weights = np.exp(np.array(likelihoods) - max(likelihoods))
             assert [score.probability for score in found.scores] == pytest.approx((weights / weights.sum()).tolist())
         opened = await client.choose(choices, source="serial order", open_ended=True)
         assert [score.token_count for score in opened.scores] == [1, 2, 3]
         assert opened.scores[0].log_likelihood > opened.scores[1].log_likelihood  # The beginning of another.
+
+
+async def test_choosing_tells_what_is_unknown(encoding: Encoding) -> None:
+    async with serving(encoding["translator"], **QUICK) as running:
+        found = await running.client.choose(["S1 nope", "what ever"], source="Ä ö")
+        assert found.source_unknown_count == 2
+        assert [score.unknown_token_count for score in found.scores] == [1, 2]
+        stream = running.client.score_candidates(["S1"], source="Äa")
+        _ = [score async for score in stream]
+        assert stream.source_unknown_count == 1
 
 
 async def test_a_model_without_an_encoder_chooses_too(bundles: dict[str, Bundle]) -> None:
@@ -287,7 +357,7 @@ async def test_a_model_without_an_encoder_chooses_too(bundles: dict[str, Bundle]
             assert score.log_likelihood == scored.log_likelihood
 
 
-async def test_what_reads_both_ways_classifies_whole_inputs(encoding: dict[str, Bundle]) -> None:
+async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Encoding) -> None:
     module = Judge().eval()
     async with serving(encoding["judge"], **QUICK) as running:
         for word in WORDS:
@@ -318,7 +388,7 @@ WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
         lambda client: client.generate(source=[[1.0, 2.0]]).text(),
         "source.tensor: is given, but the encoder of 'translator' takes text or tokens",
     ),
-    (lambda client: client.choose(["S1"], source="a"), "choices: are 1, but there must be 2 to 1024"),
+    (lambda client: client.choose(["S1"], source="a"), "choices: are 1, but must be 2 to 1024"),
     (lambda client: client.choose(["S1", ""], source="a"), "choices[1].text: is empty: a choice has one token"),
     (lambda client: client.choose(["S1", "S2"]), "source: is needed"),
     (lambda client: client.score("S1 S2"), "source: is needed"),
@@ -331,10 +401,14 @@ WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
         "starts from a source, which this call does not have",
     ),
     (lambda client: client.classify("abc"), "model: no model of this server can label"),
+    (
+        lambda client: client.generate(source="a", regex="S1( S2)*").text(),
+        "constraint: is given, but the tokens of 'translator' are symbols, and none has the spaces between them",
+    ),
 ]
 
 
-async def test_wrong_sources_are_named(encoding: dict[str, Bundle]) -> None:
+async def test_wrong_sources_are_named(encoding: Encoding) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         fine = await spelled(running.client, "fine", "", temperature=0)
         for ask, complaint in WRONG:
@@ -344,11 +418,14 @@ async def test_wrong_sources_are_named(encoding: dict[str, Bundle]) -> None:
             assert await spelled(running.client, "fine", "", temperature=0) == fine
 
 
-async def test_a_source_where_none_belongs_is_named(encoding: dict[str, Bundle], bundles: dict[str, Bundle]) -> None:
+async def test_a_source_where_none_belongs_is_named(encoding: Encoding, bundles: dict[str, Bundle]) -> None:
     async with serving(bundles["lstm"], encoding["judge"], encoding["frames"], **QUICK) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match="source: is given, but 'lstm' has no encoder: leave it out"):
             await client.generate("once", source="a", model="lstm").text()
+        session = await client.create_session("once", model="lstm")
+        with pytest.raises(InvalidRequestError, match="source: is given, but a session goes on from its own state"):
+            await client.generate("a", source="a", session=session.session_id).text()
         with pytest.raises(InvalidRequestError, match="reads its whole input at once"):
             _ = [found async for found in client.stream_classify(["a"], model="judge")]
         with pytest.raises(InvalidRequestError, match="text: has 65 positions"):

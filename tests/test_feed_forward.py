@@ -140,6 +140,15 @@ def test_numbers_are_learnt_as_they_are_and_resumed_to_the_bit(iris: Path, tmp_p
     assert torch.equal(found[0], found[1])
 
 
+def test_noise_is_only_for_training() -> None:
+    torch.manual_seed(0)
+    network = FeedForwardNetwork(features=3, outputs=2, layers=1, hidden=4, dropout=0.0, input_noise=0.5)
+    values = torch.ones(5, 3)
+    assert not torch.equal(network(values), network(values))
+    network.eval()
+    assert torch.equal(network(values), network(values))
+
+
 async def test_raw_numbers_are_served(iris: Path, tmp_path: Path) -> None:
     train(config(iris), tmp_path / "run", console=QUIET)
     export_run(tmp_path / "run", tmp_path / "bundle", name="flowers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import re
@@ -19,13 +20,17 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from bundle import Bundle, load_bundle
+from export import Labels, Values, export_bundle
+from export.networks import FeaturesStep
 from tests.conftest import make_byte_bundle
+from tests.encoder_models import make_judge, make_translator
 from tests.serving import serving
+from training.features import FeedForwardNetwork
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CLIENT_CODE, DECODING_CODE, ANALYSIS_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(
+CLIENT_CODE, DECODING_CODE, SEQUENCE_CODE, ANALYSIS_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(
     r"```python\n(.*?)```", README, flags=re.DOTALL
 )
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
@@ -53,6 +58,42 @@ async def test_decoding_code_runs(tmp_path: Path) -> None:
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "FinishReason.CONSTRAINT Usage(step_count=" in shown
     assert shown.count("FinishReason.") == 1 + 3
+
+
+@pytest.fixture(scope="module")
+def sequence_bundles(tree_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Small models in the place of those that the README's section on sequences speaks of."""
+    folder = tmp_path_factory.mktemp("sequences")
+    export_bundle(
+        FeaturesStep(FeedForwardNetwork(features=64, outputs=10, layers=1, hidden=8, dropout=0.0, input_noise=0.0)),
+        folder / "digits",
+        name="digits",
+        inputs={"features": Values((64,))},
+        outputs={"logits": Labels([str(digit) for digit in range(10)])},
+    )
+    return {
+        "phonemes": make_translator(folder / "translator"),
+        "sentiment-bidirectional": make_judge(folder / "judge"),
+        "sentiment-binary-tree": tree_bundles["binary"],
+        "digits": load_bundle(folder / "digits"),
+    }
+
+
+def with_names_of(bundles: dict[str, Bundle], text: str) -> str:
+    for name, bundle in bundles.items():
+        text = text.replace(f'"{name}"', f'"{bundle.name}"')
+    return text
+
+
+async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    async with serving(*sequence_bundles.values(), chunk_seconds=0.0005) as running:
+        code = SEQUENCE_CODE.replace("Client()", f"Client({running.address!r})")
+        shown = (await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)).splitlines()
+    assert re.fullmatch(r"-\d\.\d{3} .*", shown[1])
+    assert re.fullmatch(r"[01] \[[01]\.\d+, [01]\.\d+\]", shown[3])
+    assert shown[4] in ("bad", "fair", "good")
+    assert len(ast.literal_eval(shown[5])) == 3
+    assert shown[6] in "0123456789"
 
 
 async def test_analysis_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
@@ -95,17 +136,23 @@ def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, A
         return [json_format.MessageToDict(message) for message in (answer if found.server_streaming else [answer])]
 
 
-async def test_grpcurl_commands_work(bundles: dict[str, Bundle]) -> None:
+async def test_grpcurl_commands_work(bundles: dict[str, Bundle], sequence_bundles: dict[str, Bundle]) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
-    assert len(commands) == 8
-    async with serving(bundles["gru"], bundles["tags"]) as running:
+    assert len(commands) == 8 + 3
+    async with serving(bundles["gru"], bundles["tags"], *sequence_bundles.values()) as running:
         for command in commands:
             data = command[command.index("-d") + 1].replace('"python"', '"gru"') if "-d" in command else "{}"
+            data = with_names_of(sequence_bundles, data)
+            if data == '{"text": "x = 1"}':  # Among so many models it has to say which; `make run` has one with labels.
+                data = '{"text": "x = 1", "model": "tags"}'
+            elif data.startswith('{"text": "def "'):
+                data = data.replace("{", '{"model": "gru", ', 1)
             answers = await asyncio.to_thread(call_by_reflection, running.address, command[-1], data)
             assert answers
             if command[-1].endswith("/Generate"):
                 assert "started" in answers[0]
-                assert answers[-1]["finished"]["generatedTokenCount"] == json.loads(data)["max_tokens"]
+                if "max_tokens" in json.loads(data):
+                    assert answers[-1]["finished"]["generatedTokenCount"] == json.loads(data)["max_tokens"]
 
 
 @pytest.mark.parametrize("command", sorted({line for line in COMMANDS if line.startswith(("elman ", "$ elman "))}))

@@ -12,13 +12,14 @@ from matplotlib.image import imread
 from rich.console import Console
 from typer import BadParameter
 
-from bundle import CharacterVocabulary, SymbolVocabulary, WordVocabulary
+from bundle import BEGIN, END, INNER, CharacterVocabulary, SymbolVocabulary, WordVocabulary
 from elman.command_line.application import app
 from tests.test_tree_training import write_treebank
 from training import TextConfig, TrainingError, TreeConfig, train
 from training.checkpoint import load_best
-from training.embeddings import EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
+from training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
 from training.embeddings import principal_components as components
+from training.encoder_decoder import EncoderDecoder
 
 QUIET = Console(quiet=True)
 RANDOM = np.random.default_rng(0)
@@ -35,7 +36,7 @@ def test_neighbours_are_those_of_the_largest_cosine() -> None:
         vector = made.vectors[token]
         cosines = {
             other: float(vector @ made.vectors[other] / np.linalg.norm(vector) / np.linalg.norm(made.vectors[other]))
-            for other in range(40)
+            for other in range(1, 40)  # The unknown token is nobody's neighbour.
             if other != token
         }
         found = made.nearest(token, 7)
@@ -43,7 +44,7 @@ def test_neighbours_are_those_of_the_largest_cosine() -> None:
         assert [near.similarity for near in found] == pytest.approx(
             sorted(cosines.values(), reverse=True)[:7], abs=1e-5
         )
-    assert len(made.nearest(0, 1000)) == 39
+    assert len(made.nearest(1, 1000)) == 38
 
 
 def test_a_vector_of_zeros_is_like_nothing() -> None:
@@ -93,7 +94,11 @@ def test_labels_do_not_overlap_and_stay_inside() -> None:
 
 def test_tokens_are_found_and_shown_as_they_are_read() -> None:
     words = EmbeddingTable(WordVocabulary(["�", "a", " the", "\n"], 0, lower_case=True), np.eye(4, dtype=np.float32))
-    assert [words.shown(token) for token in range(4)] == ["�", "a", "' the'", "'\\n'"]
+    assert [words.shown(token) for token in range(4)] == ["'�'", "a", "' the'", "'\\n'"]
+    assert words.text_tokens == [1, 2, 3]
+    symbols = EmbeddingTable(SymbolVocabulary([BEGIN, INNER, END, "``", "-LRB-"]), np.eye(5, dtype=np.float32))
+    assert [symbols.shown(token) for token in symbols.text_tokens] == ["'``'", "-LRB-"]
+    assert {near.token for near in symbols.nearest(3, 9)} == {4}
     assert words.find("A") == 1
     assert words.find(" The") == 2
     assert words.find("nothing like this") is None
@@ -159,6 +164,16 @@ def test_networks_of_text_have_embeddings_too(tmp_path: Path) -> None:
     found = load_embeddings(tmp_path / "run")
     assert found.keys() == {""}
     assert found[""].vectors.shape == (4, 4)
+
+
+def test_networks_that_read_two_vocabularies_have_two() -> None:
+    sizes = {"source_tokens": 5, "tokens": 7, "layers": 1, "embedding": 4, "hidden": 6}
+    options = {"cell": "lstm", "attention": True, "bidirectional": True, "dropout": 0.0}
+    network = EncoderDecoder(**sizes, **options, one_hot=False)
+    assert isinstance(network, Embedder)
+    shapes = {name: tuple(vectors.shape) for name, vectors in network.embeddings.items()}
+    assert shapes == {"source-": (5, 4), "": (7, 4)}
+    assert EncoderDecoder(**sizes, **options, one_hot=True).embeddings == {}
 
 
 def test_a_network_without_embeddings_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

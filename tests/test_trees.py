@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from bundle import Bundle, load_bundle, write_bundle
 from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeNode, v1
 from export import Labels, NextToken
 from export.contract import Output
+from server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
+from server.rpc import trees as reading
+from server.rpc.errors import FieldError
 from tests.conftest import make_bundle
 from tests.serving import Running, serving
 from tests.trees import (
@@ -361,3 +366,102 @@ async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: dict[str, Bu
             await running.client.classify(tree="(a (b w1) (c w2))")
             assert not large.done()
         assert (await large).step_count >= 9_000
+
+
+@pytest.mark.parametrize(
+    ("child_count", "complaint"),
+    [
+        (
+            0,
+            "has shape ['rows', 2, 12], the manifest says ['rows', 'rows', 12]; the row axis and the one behind",
+        ),
+        (3, "has shape ['rows', 2, 12], the manifest says ['rows', 3, 12]"),
+    ],
+)
+def test_a_graph_with_another_number_of_children_is_not_served(
+    tree_bundles: dict[str, Bundle], child_count: int, complaint: str
+) -> None:
+    bundle = replace(tree_bundles["binary"], spec=v1.ModelSpec())
+    bundle.spec.CopyFrom(tree_bundles["binary"].spec)
+    bundle.spec.step.tree.child_count = child_count
+    with pytest.raises(ModelLoadError, match=re.escape(complaint)):
+        OnnxTreeEngine(bundle, capacity=4, opener=Opener(ProviderChoice.CPU, 1))
+
+
+def test_places_of_states_are_used_again(tree_bundles: dict[str, Bundle]) -> None:
+    engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
+    tokens = np.arange(4)  # More than there is room for at first.
+    kept = [engine.run(tokens, np.ones((4, 1), np.int64)).places for _ in range(20)]
+    assert engine.kept_count == 80
+    assert len(np.unique(kept)) == 80
+    known = engine.run(tokens, np.full((4, 1), NO_CHILD)).places
+    assert engine.known(np.arange(6)).tolist() == [*known.tolist(), NO_CHILD, NO_CHILD]
+    for places in [*kept, known]:
+        engine.release(places)
+    assert engine.kept_count == 0
+    again = engine.run(tokens, np.full((4, 1), NO_CHILD))
+    assert engine.known(tokens).tolist() == known.tolist()
+    assert not set(again.places.tolist()) & set(known.tolist())
+    engine.release_all()
+    assert engine.kept_count == 0
+
+
+def test_nodes_of_very_many_children_do_not_have_others_gather_as_many(
+    tree_bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wide node runs by itself; what comes of it and of the others is the same to the bit."""
+    engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=64, opener=Opener(ProviderChoice.CPU, 1))
+    leaves = engine.run(np.arange(2, 40), np.zeros((38, 1), np.int64)).places
+    random = np.random.default_rng(3)
+    children = np.zeros((20, 3_000), np.int64)
+    for row, count in enumerate([3_000, *random.integers(1, 9, 19)]):
+        children[row, :count] = random.choice(leaves, count)
+    tokens = random.integers(2, 40, 20)
+    gathered: list[int] = []
+    run = OnnxTreeEngine._run
+
+    def counted(self: OnnxTreeEngine, tokens: Any, children: Any) -> Any:
+        gathered.append(children.size)
+        return run(self, tokens, children)
+
+    monkeypatch.setattr(OnnxTreeEngine, "_run", counted)
+    together = engine.run(tokens, children)
+    assert max(gathered) <= 16_384
+    for row in range(20):
+        width = max(1, int((children[row] != NO_CHILD).sum()))
+        alone = engine.run(tokens[row : row + 1], children[row : row + 1, :width])
+        assert alone.outputs["logits"].tobytes() == together.outputs["logits"][row : row + 1].tobytes()
+
+
+def test_the_room_of_large_trees_is_given_back(tree_bundles: dict[str, Bundle]) -> None:
+    engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
+    leaf = engine.run(np.array([5, 6]), np.zeros((2, 2), np.int64))
+    pair = engine.run(np.array([1]), leaf.places[None])
+    held = [engine.run(np.full(4, 7), np.tile(leaf.places, (4, 1))).places for _ in range(200)]
+    assert engine.kept_count >= 800
+    assert max(len(pool) for pool in engine._pools.values()) > 800
+    assert held
+    engine.release_all()
+    assert engine.kept_count == 0
+    assert max(len(pool) for pool in engine._pools.values()) < 50
+    known = engine.known(np.array([5, 6]))
+    assert (known != NO_CHILD).all()
+    again = engine.run(np.array([1]), known[None])
+    assert again.outputs["logits"].tobytes() == pair.outputs["logits"].tobytes()
+
+
+@pytest.mark.parametrize("piece", ["a ", ") "])
+def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of megabytes is refused as soon as it is no tree."""
+    pieces, seen = reading._PIECE, []
+
+    class Noting:
+        def finditer(self, text: str) -> Any:
+            for found in pieces.finditer(text):
+                seen.append(found)
+                yield found
+
+    monkeypatch.setattr(reading, "_PIECE", Noting())
+    with pytest.raises(FieldError, match="at character 6 follows the end of the tree"):
+        reading._parsed("(a b) " + piece * 600_000)
+    assert len(seen) == 5

@@ -43,6 +43,11 @@ class BidirectionalClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(4 * hidden, outputs)
 
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The vectors of the tokens, [V, E], by the name of their vocabulary."""
+        return {"": self.embedding.weight}
+
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """What is shown of texts: padded token ids [B, T] and how many of each row are real [B], to [B, 4H]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,14 +12,15 @@ from training.lanes import Ids
 _POOL = 50  # batches whose sequences are sorted together: enough for little padding, few enough for much mixing
 
 
-def make_buckets(
-    lengths: Sequence[int] | Sequence[tuple[int, int]], size: int, random: np.random.Generator
-) -> list[Ids]:
+_Length = TypeVar("_Length", int, tuple[int, int])
+
+
+def make_buckets(lengths: Sequence[_Length], size: int, random: np.random.Generator) -> list[Ids]:
     """One epoch: the sequences are mixed, a pool of them at a time is sorted by length and cut into batches, and the
     batches are mixed.
 
     Args:
-        lengths: of each sequence, or of both where two belong together.
+        lengths: of each sequence; of pairs both, of which the first counts for more.
         size: of a batch; the last one of all may be smaller.
         random: what mixes.
 

@@ -128,6 +128,7 @@ class FeaturesConfig(RunConfig):
 
     layers: Positive = 2  # hidden ones
     hidden: Positive = 128
+    input_noise: Annotated[float, Field(ge=0)] = 0.0  # added to the scaled inputs while training
 
     @property
     def network_name(self) -> str:
@@ -294,7 +295,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Pictures of handwritten digits, 8 by 8.
     "digits": {
-        "task": "features", "layers": 2, "hidden": 128, "dropout": 0.2, "lanes": 64, "steps": 1500,
+        "task": "features", "layers": 2, "hidden": 256, "dropout": 0.4, "input_noise": 0.5, "lanes": 64, "steps": 800,
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
     },
     "sentiment-tree": {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bundle import EncodingError, InputVocabulary
+from bundle import BEGIN, END, INNER, EncodingError, InputVocabulary
 from training.checkpoint import load_best, load_config, load_vocabularies
 from training.errors import TrainingError
 
@@ -59,20 +59,29 @@ class EmbeddingTable:
     Args:
         vocabulary: of the tokens.
         vectors: [V, E].
+
+    Attributes:
+        text_tokens: the tokens that stand for some text, in order; not the unknown one, and none that a network reads
+            where there is no text.
     """
 
     def __init__(self, vocabulary: InputVocabulary, vectors: Vectors) -> None:
         self.vocabulary = vocabulary
         self.vectors = vectors
+        self.text_tokens = [
+            token
+            for token in range(vocabulary.size)
+            if token != vocabulary.unknown_id and vocabulary.token_text(token) not in (BEGIN, END, INNER)
+        ]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         self._directions = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
 
     def nearest(self, token: int, count: int) -> list[Neighbour]:
-        """The tokens whose vectors have the directions most like that of one, the nearest first."""
-        similarities = self._directions @ self._directions[token]
-        similarities[token] = -np.inf
-        order = np.argsort(-similarities, kind="stable")[: min(count, len(similarities) - 1)]
-        return [Neighbour(int(other), float(similarities[other])) for other in order]
+        """The tokens of text whose vectors have the directions most like that of one, the nearest first."""
+        others = [other for other in self.text_tokens if other != token]
+        similarities = self._directions[others] @ self._directions[token]
+        order = np.argsort(-similarities, kind="stable")[:count]
+        return [Neighbour(others[place], float(similarities[place])) for place in order]
 
     def find(self, text: str) -> int | None:
         """The token that a text is, or None if it is not exactly one that is known."""
@@ -83,9 +92,11 @@ class EmbeddingTable:
         return int(ids[0]) if len(ids) == 1 and ids[0] != self.vocabulary.unknown_id else None
 
     def shown(self, token: int) -> str:
-        """A token as people can read it: quoted where it has white space or other things that are not seen."""
+        """A token as people can read it: quoted where it has white space or other things that are not seen, or no more
+        than signs."""
         text = self.vocabulary.token_text(token)
-        return text if text.isprintable() and text.split() == [text] else repr(text)
+        plain = text.isprintable() and text.split() == [text] and any(map(str.isalnum, text))
+        return text if plain else repr(text)
 
 
 def load_embeddings(run: Path) -> dict[str, EmbeddingTable]:

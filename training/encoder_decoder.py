@@ -216,6 +216,13 @@ class EncoderDecoder(nn.Module):
             for name, bound in layer.state_bounds.items()
         }
 
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        """The vectors of the tokens that are read, [V, E], by the names that their vocabularies have in a run; none
+        where tokens are one-hot."""
+        tables = {"source-": self.source_features.embedding, "": self.target_features.embedding}
+        return {name: table.weight for name, table in tables.items() if table is not None}
+
     def initial_state(self, rows: int) -> dict[str, Tensor]:
         """Zeros, [B, H] each, named "layer0.hidden" and so on; `encode` gives those that depend on the source."""
         return {

@@ -43,7 +43,10 @@ def read_example_parts(config: TextConfig) -> ExampleParts:
     if not _is_treebank(config.corpus):
         for name in ("phrases", "polarity"):
             if getattr(config, name):
-                raise TrainingError(f"{config.corpus}: {name} needs a treebank: a folder with {', '.join(_PARTS)}")
+                raise TrainingError(
+                    f"{config.corpus}: {name} needs a treebank: a folder with {', '.join(_PARTS)}; "
+                    "--task classify without a preset takes other examples"
+                )
         examples = read_labelled_examples(config.corpus)
         return ExampleParts(*split_by_class(examples, _label_of, config.held_out, config.seed), [])
     treebank = read_treebank(config.corpus)
@@ -80,7 +83,10 @@ def _examples(trees: Sequence[LabelledTree], config: TextConfig, *, phrases: boo
             elif label in _POLARITY:
                 yield LabelledExample(" ".join(words[node]), _POLARITY[label])
             elif label != _NEUTRAL:
-                raise TrainingError(f"{config.corpus}: polarity is that of the labels 0 to 4, but there is {label!r}")
+                raise TrainingError(
+                    f"{config.corpus}: polarity is that of the labels 0 to 4, but there is {label!r}; "
+                    "--task classify without a preset takes labels as they are"
+                )
 
 
 def _distinct(examples: Iterator[LabelledExample]) -> list[LabelledExample]:

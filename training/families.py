@@ -73,6 +73,7 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
             layers=config.layers,
             hidden=config.hidden,
             dropout=config.dropout,
+            input_noise=config.input_noise,
         )
     if isinstance(config, TreeConfig):
         return TreeNetwork(

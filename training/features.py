@@ -32,13 +32,17 @@ class FeedForwardNetwork(nn.Module):
         layers: how many hidden layers.
         hidden: H.
         dropout: the share of hidden units dropped while training.
+        input_noise: the standard deviation of what is added to the scaled inputs while training (Bishop 1995).
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, *, features: int, outputs: int, layers: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, *, features: int, outputs: int, layers: int, hidden: int, dropout: float, input_noise: float
+    ) -> None:
         super().__init__()
+        self.input_noise = input_noise
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         parts: list[nn.Module] = []
@@ -48,7 +52,10 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Numbers [B, F] to logits [B, C]."""
-        return cast(Tensor, self.layers((values - self.mean) * self.scale))
+        scaled = (values - self.mean) * self.scale
+        if self.training and self.input_noise:
+            scaled = scaled + self.input_noise * torch.randn_like(scaled)
+        return cast(Tensor, self.layers(scaled))
 
 
 class FeaturesTask(Task):

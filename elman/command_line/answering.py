@@ -15,9 +15,11 @@ from elman.command_line.printing import json_line, note_unknown, print_table
 from elman.command_line.reading import written_lines
 from elman.connection import DEFAULT_ADDRESS
 from elman.decoding import Continuation
+from elman.errors import InvalidRequestError
 
 _WITH_ENCODER = "the only one that generates"
 _BEAMS = 5
+_SHOWN = 60  # characters of a text that is complained of
 
 Beams = Annotated[int, typer.Option(help="Beginnings that are kept side by side; 1: the most probable token.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="The largest number of tokens to write.", min=1)]
@@ -60,21 +62,24 @@ async def _translate(
 ) -> None:
     unknown = 0
 
-    def show(text: str, found: Continuation) -> None:
+    def show(text: str, found: Continuation | None) -> None:
         nonlocal unknown
-        unknown += found.source_unknown_count
-        if as_json:
+        if found is not None:
+            unknown += found.source_unknown_count
+        if not as_json:
+            print("" if found is None else found.text, flush=True)
+        elif found is not None:
             said = {"source": text, "text": found.text, "token_ids": found.token_ids, "score": found.score}
             print(json_line(said), flush=True)
-        else:
-            print(found.text, flush=True)
 
     async with Client(server, timeout=timeout) as client:
 
-        async def ask(text: str) -> Continuation:
+        async def ask(text: str) -> Continuation | None:
+            if not text.strip():
+                return None  # A line stays a line, so that both files can be laid side by side.
             return await _written(client, text, model, beams, length_penalty, max_tokens)
 
-        await answer_in_order(written_lines() if not texts else _each(texts), ask, show)
+        await answer_in_order(_each(texts) if texts else written_lines(blank=True), ask, show)
     note_unknown(unknown, "source")
 
 
@@ -86,12 +91,18 @@ async def _each(texts: Sequence[str]) -> AsyncIterator[str]:
 async def _written(
     client: Client, source: str, model: str, beams: int, length_penalty: float, max_tokens: int
 ) -> Continuation:
-    if beams == 1:
-        (found,) = await client.sample(source=source, count=1, model=model, temperature=0, max_tokens=max_tokens)
-    else:
-        (found,) = await client.search(
-            source=source, width=beams, length_penalty=length_penalty, model=model, max_tokens=max_tokens
-        )
+    try:
+        if beams == 1:
+            (found,) = await client.sample(source=source, count=1, model=model, temperature=0, max_tokens=max_tokens)
+        else:
+            (found,) = await client.search(
+                source=source, width=beams, length_penalty=length_penalty, model=model, max_tokens=max_tokens
+            )
+    except InvalidRequestError as error:
+        shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "..."
+        raise type(error)(
+            f"{shown!r}: {error}", code=error.code, reason=error.reason, metadata=error.metadata, fields=error.fields
+        ) from error
     return found
 
 
@@ -143,6 +154,8 @@ async def _choose_answer(
 ) -> None:
     async with Client(server, timeout=timeout) as client:
         found = await client.choose(choices, source=source, model=model)
+    note_unknown(found.source_unknown_count, "passage and question")
+    note_unknown(sum(score.unknown_token_count for score in found.scores), "choices")
     scored = list(zip(choices, found.scores, strict=True))
     if as_json:
         said = [

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from elman.command_line.printing import print_table
-
-if TYPE_CHECKING:
-    from training.embeddings import EmbeddingTable
 
 _DEFAULT_TOKENS = 8
 
@@ -51,7 +48,7 @@ def embeddings(
         asked = [found for text in token or () if (found := table.find(text)) is not None]
         if token and not asked:
             continue
-        ids = asked or _first(table, _DEFAULT_TOKENS)
+        ids = asked or table.text_tokens[:_DEFAULT_TOKENS]
         near = {one: table.nearest(one, neighbours) for one in ids}
         kind = name.strip("-")
         print_table(
@@ -64,17 +61,9 @@ def embeddings(
         if asked:
             groups = [[one, *(other.token for other in others)] for one, others in near.items()]
         else:
-            groups = [_first(table, picture_tokens)]
+            groups = [table.text_tokens[:picture_tokens]]
         picture = output or run / "embeddings.png"
         if kind and len(tables) > 1:
             picture = picture.with_stem(f"{picture.stem}-{kind}")
         draw_embeddings(table, groups, picture)
         console.print(f"picture: {picture}", soft_wrap=True)
-
-
-def _first(table: EmbeddingTable, count: int) -> list[int]:
-    """The first tokens of a vocabulary that stand for something."""
-    vocabulary = table.vocabulary
-    tokens = (token for token in range(vocabulary.size) if token != vocabulary.unknown_id)
-    named = [token for token in tokens if vocabulary.token_text(token).isprintable()]
-    return named[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import TypeVar
 
@@ -22,15 +23,14 @@ async def answer_in_order(
     """
     room = asyncio.Semaphore(_UNDER_WAY)
     sent: asyncio.Queue[tuple[_Asked, asyncio.Future[_Answer]] | None] = asyncio.Queue()
-    tasks: list[asyncio.Future[_Answer]] = []
+    under_way: deque[asyncio.Future[_Answer]] = deque()
 
     async def send() -> None:
         try:
             async for one in asked:
                 await room.acquire()
-                tasks[:] = [task for task in tasks if not task.done()]
-                tasks.append(asyncio.ensure_future(ask(one)))
-                sent.put_nowait((one, tasks[-1]))
+                under_way.append(asyncio.ensure_future(ask(one)))
+                sent.put_nowait((one, under_way[-1]))
         finally:
             sent.put_nowait(None)
 
@@ -38,10 +38,11 @@ async def answer_in_order(
     try:
         while (answer := await sent.get()) is not None:
             show(answer[0], await answer[1])
+            under_way.popleft()
             room.release()
         await sending
     finally:
         sending.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(sending, *tasks, return_exceptions=True)
+        for asking in under_way:
+            asking.cancel()
+        await asyncio.gather(sending, *under_way, return_exceptions=True)

@@ -187,7 +187,11 @@ def train(
     ] = None,
     bidirectional: Annotated[
         bool | None,
-        typer.Option(help="Whether half of the encoder reads backwards (translate).", show_default=_OF_PRESET),
+        typer.Option(
+            help="Whether half of the encoder reads backwards (translate); whether a text is read in both directions "
+            "before anything is said of it (classify).",
+            show_default=_OF_PRESET,
+        ),
     ] = None,
     one_hot: Annotated[
         bool,

@@ -79,8 +79,11 @@ async def standard_input() -> AsyncIterator[str]:
             yield piece
 
 
-async def written_lines() -> AsyncIterator[str]:
-    """The lines of standard input as they come, without those that are blank.
+async def written_lines(*, blank: bool = False) -> AsyncIterator[str]:
+    """The lines of standard input as they come.
+
+    Args:
+        blank: give blank ones, too.
 
     Raises:
         OSError: it cannot be read.
@@ -89,9 +92,9 @@ async def written_lines() -> AsyncIterator[str]:
     async for piece in standard_input():
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
-            if line.strip():
+            if blank or line.strip():
                 yield line.removesuffix("\r")
-    if rest.strip():
+    if rest and (blank or rest.strip()):
         yield rest
 
 

@@ -144,6 +144,7 @@ class ScoreStarted(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answers."""
     digest: _builtins.str
@@ -152,6 +153,8 @@ class ScoreStarted(_message.Message):
     """The number of the context's tokens, the begin token included."""
     cached_token_count: _builtins.int
     """How many of them had not to be read, because the state behind them was known from before."""
+    source_unknown_count: _builtins.int
+    """How many of the source's positions stand for what the encoder's vocabulary does not have."""
     def __init__(
         self,
         *,
@@ -159,10 +162,11 @@ class ScoreStarted(_message.Message):
         digest: _builtins.str = ...,
         context_token_count: _builtins.int = ...,
         cached_token_count: _builtins.int = ...,
+        source_unknown_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "context_token_count", b"context_token_count", "digest", b"digest", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "context_token_count", b"context_token_count", "digest", b"digest", "model", b"model", "source_unknown_count", b"source_unknown_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -184,12 +184,15 @@ class ChooseResponse(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     CHOICE_INDEX_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    SOURCE_UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answered."""
     digest: _builtins.str
     """The digest of its bundle."""
     choice_index: _builtins.int
     """The choice with the largest log-likelihood; of equals the first."""
+    source_unknown_count: _builtins.int
+    """How many of the source's positions stand for what the encoder's vocabulary does not have."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceScore]:
         """In the order of the choices."""
@@ -201,10 +204,11 @@ class ChooseResponse(_message.Message):
         digest: _builtins.str = ...,
         choice_index: _builtins.int = ...,
         scores: _abc.Iterable[Global___ChoiceScore] | None = ...,
+        source_unknown_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "digest", b"digest", "model", b"model", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "digest", b"digest", "model", b"model", "scores", b"scores", "source_unknown_count", b"source_unknown_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,22 +223,26 @@ class ChoiceScore(_message.Message):
     LOG_LIKELIHOOD_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     log_likelihood: _builtins.float
     """The sum of the log-probabilities of its tokens, in nats."""
     token_count: _builtins.int
     """How many tokens were scored, the end token among them."""
     probability: _builtins.float
-    """Its share of the probability that all choices have together."""
+    """Its share of the probability that all choices have together; 0 where the model excludes all of them."""
+    unknown_token_count: _builtins.int
+    """How many of the choice's tokens stand for what the vocabulary does not have."""
     def __init__(
         self,
         *,
         log_likelihood: _builtins.float = ...,
         token_count: _builtins.int = ...,
         probability: _builtins.float = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_likelihood", b"log_likelihood", "probability", b"probability", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_likelihood", b"log_likelihood", "probability", b"probability", "token_count", b"token_count", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -700,7 +708,7 @@ Global___Shaping: _TypeAlias = Shaping  # noqa: Y015
 @_typing.final
 class Constraint(_message.Message):
     """What the whole of the generated text must match. What is cut off before its end is the beginning of a match. The
-    syntax is that of llguidance; an expression has at most 100,000 characters.
+    syntax is that of llguidance; an expression has at most 100,000 characters. Not for a model whose tokens are SYMBOLS.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -74,11 +74,6 @@ def check_encoder(bundle: Bundle, path: Path, session: onnxruntime.InferenceSess
     _check_side(path, "input", session.get_inputs(), named_in, positions={source.name})
     variable = {constant.name for constant in step.constants if constant.variable_length}
     _check_side(path, "output", session.get_outputs(), named_out, positions=variable)
-    unlisted = {node.name for node in session.get_inputs()} - named_in.keys()
-    if unlisted:
-        raise ModelLoadError(
-            f"{path}: the graph needs the input {min(unlisted)!r}, which the manifest does not mention"
-        )
 
 
 def _check_side(
@@ -91,11 +86,6 @@ def _check_side(
     """Compare one side of a graph with what the manifest says; the first axis of the shape of `positions` must be open,
     unless there is but one position."""
     found = {node.name: node for node in nodes}
-    unlisted = found.keys() - specs.keys()
-    if side == "input" and unlisted:
-        raise ModelLoadError(
-            f"{path}: the graph needs the input {min(unlisted)!r}, which the manifest does not mention"
-        )
     for name, spec in specs.items():
         if name not in found:
             what = "state's next value" if isinstance(spec, v1.StateSpec) and side == "output" else side
@@ -117,6 +107,11 @@ def _check_side(
                 f"{path}: {side} {name!r} has shape {node.shape}, the manifest says {shape}; "
                 f"the {'row axis and the one behind it' if name in positions else 'row axis'} must be open"
             )
+    unlisted = found.keys() - specs.keys()
+    if side == "input" and unlisted:
+        raise ModelLoadError(
+            f"{path}: the graph needs the input {min(unlisted)!r}, which the manifest does not mention"
+        )
 
 
 def _shapes_agree(graph: list[Any] | None, manifest: list[Any]) -> bool:

@@ -20,6 +20,7 @@ from server.engine.unrolling import DTYPES
 Allocate = Callable[[Iterable[int], Any], Buffer]
 
 _FINE, _COARSE, _COARSE_FROM = 8, 32, 64  # positions
+_NOBODY = -1
 _SHRINK = 0.75  # Where less than this share of the positions is needed, they become fewer.
 
 
@@ -45,7 +46,7 @@ class Constants:
         self._positions = min(_FINE, longest)
         self._lengths = np.zeros(capacity, np.int64)
         # Whose constants a row holds: rows of one beam search hold the same, and need no copying.
-        self._owners = np.full(capacity, -1, np.int64)
+        self._owners = np.full(capacity, _NOBODY, np.int64)
         self._numbers = count()
         self.buffers: dict[str, Buffer] = {spec.name: self._new_buffer(spec) for spec in self._specs}
 
@@ -102,6 +103,8 @@ class Constants:
         needed = min(-(-longest // unit) * unit, self._longest)
         if _SHRINK * self._positions < needed <= self._positions:
             return
+        # What the rows behind hold is not taken along, so that it is nobody's any more.
+        self._owners[last + 1 :] = _NOBODY
         before, self._positions = self._positions, needed
         kept = min(before, needed)
         for spec in self._specs:

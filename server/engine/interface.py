@@ -266,8 +266,13 @@ class TreeEngine(Protocol):
         """
         ...
 
+    def known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the states are kept of nodes without children that read these tokens, which depend on nothing else;
+        NO_CHILD where they are not known from before. They stay there."""
+        ...
+
     def release(self, places: NDArray[np.int64]) -> None:
-        """Keep the states at these places no longer."""
+        """Keep the states at these places no longer, unless they are known ones."""
         ...
 
     def release_all(self) -> None:

@@ -134,6 +134,8 @@ class OnnxEngine:
         return self._encoder.encode(sources)
 
     def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
+        # Else it would go on with what the row's last sequence has left there.
+        assert (encoded is not None) == (self._encoder is not None)
         values: Arrays = self._initial
         if state is not None:
             values = state
@@ -216,7 +218,7 @@ class OnnxEngine:
         return self._part_counts.get((size - 1).bit_length(), 1)
 
     def replay(self, row: int, inputs: Arrays) -> None:
-        left = len(next(iter(inputs.values())))
+        left = len(next(iter(inputs.values()), ()))
         done = 0
         if not left:
             for kept in self._storage.states:
@@ -252,7 +254,7 @@ class OnnxEngine:
         for wanted in _LIKELY if self._step.generates else ():
             for size in self._sizes_by_division(self._sizes()):
                 self._time(size, 1, wanted=wanted)
-        for count in _STEP_COUNTS[1:]:
+        for count in _STEP_COUNTS[1:] if self._step.spec.inputs else ():  # What reads nothing has one step.
             if count * seconds > self._chunk_seconds:
                 break
             self._step_counts.append(count)

@@ -62,6 +62,7 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
             digest=model.bundle.digest,
             context_token_count=len(before),
             cached_token_count=prefill.position,
+            source_unknown_count=0 if source is None else model.count_unknown_source(source.values),
         )
         await prefill.read_all_but_one()
         scoring = Scoring(

@@ -3,17 +3,16 @@ right."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from bundle.vocabulary import TokenIds
 from elman import v1
-from server.rpc.errors import FieldError, InputTooLongError
+from server.rpc.errors import FieldError
 from server.rpc.models import ServedModel
+from server.rpc.several import encode_all
 from server.rpc.validation import Limits, analysis_ids
 
 MOST_INPUTS = 16_384
-_AT_ONCE = 64  # inputs that are encoded before other calls have a turn
 
 
 async def context_ids(request: v1.ScoreRequest, model: ServedModel, limits: Limits) -> TokenIds:
@@ -73,22 +72,11 @@ async def _all_ids(
     inputs: Sequence[v1.AnalysisInput], field: str, already: int, model: ServedModel, limits: Limits
 ) -> list[TokenIds]:
     """The ids of each of some inputs that together, and with so many tokens before them, may not be too long."""
-    if not 1 <= len(inputs) <= MOST_INPUTS:
-        raise FieldError(field, f"are {len(inputs)}, but must be 1 to {MOST_INPUTS}", limit=MOST_INPUTS)
-    found: list[TokenIds] = []
-    total = already
-    for index, given in enumerate(inputs):
-        if index % _AT_ONCE == _AT_ONCE - 1:
-            await asyncio.sleep(0)
-        found.append(await _some_ids(given, f"{field}[{index}]", model, limits))
-        total += len(found[-1])
-        if total > limits.total_tokens:
-            message = (
-                f"make {total} tokens up to this one, the limit of one request is {limits.total_tokens}: divide them "
-                "among several"
-            )
-            raise InputTooLongError(f"{field}[{index}]", message, limit=limits.total_tokens)
-    return found
+
+    async def encode(given: v1.AnalysisInput, field: str) -> TokenIds:
+        return await _some_ids(given, field, model, limits)
+
+    return await encode_all(inputs, field, encode, limits, least=1, most=MOST_INPUTS, already=already)
 
 
 async def _some_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:

@@ -72,7 +72,7 @@ def requested_decoding(request: v1.GenerateRequest, seed: int, model: ServedMode
         )
     decoding = Decoding(
         _params(request, seed, model, max_tokens),
-        _constraint(request),
+        _constraint(request, model),
         _sample_count(request, model),
         _beams(request, model, max_tokens),
         _stop_sequences(request),
@@ -160,9 +160,14 @@ def _check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
         raise FieldError(field, f"names the token {wrong}, but the ids of {model.name!r} are 0 to {size - 1}")
 
 
-def _constraint(request: v1.GenerateRequest) -> Constraint | None:
+def _constraint(request: v1.GenerateRequest, model: ServedModel) -> Constraint | None:
     if not request.HasField("constraint"):
         return None
+    if model.text_spec.kind == v1.VOCABULARY_KIND_SYMBOLS:
+        message = (
+            f"is given, but the tokens of {model.name!r} are symbols, with spaces between them that none of them has"
+        )
+        raise FieldError("constraint", f"{message}: leave it out")
     kind = request.constraint.WhichOneof("expression")
     if kind is None:
         raise FieldError("constraint", "is empty: give a regex, a json_schema or a lark_grammar")

@@ -193,6 +193,8 @@ class GenerateCalls:
         received = received_count(request)
         name = request.model or await self._sessions.model_of(target.session_id)
         model = self._models.that_generates(name)
+        if request.HasField("source"):
+            raise FieldError("source", "is given, but a session goes on from its own state: leave it out")
         decoding = requested_decoding(request, 0, model, self._limits)
         interval = delivery_interval(request)
         ids = await continuation_ids(request, model, self._limits)

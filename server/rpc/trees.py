@@ -95,33 +95,35 @@ def _parsed(text: str) -> _Nodes:
     words: list[str | None] = []
     parents: list[int] = []
     depths: list[int] = []
-    labelled = True  # whether the innermost bracket has its label
     path: list[int] = []
-    pieces = _PIECE.findall(text)
-    for index, piece in enumerate(pieces):
+    last = ")"  # What came last: a bracket, or "label" or "word".
+    # One after the other, so that nothing behind the first mistake is looked at.
+    for found in _PIECE.finditer(text):
+        piece = found.group()
         if not path and (words or piece != "("):
             complaint = "follows the end of the tree" if words else "stands where a tree begins with '('"
-            raise _misplaced(text, index, complaint)
-        if not labelled:
+            raise _misplaced(found, complaint)
+        if last == "(":
             if piece in "()":
-                raise _misplaced(text, index, "stands where a label is needed: '(label word)' or '(label child child)'")
-            labelled = True
+                raise _misplaced(found, "stands where a label is needed: '(label word)' or '(label child child)'")
+            last = "label"
         elif piece == "(":
             parents.append(path[-1] if path else -1)
             depths.append(len(path))
             path.append(len(words))
             words.append(None)
-            labelled = False
+            last = "("
             if len(path) > DEEPEST:
-                raise _too_deep(_EXPRESSION, f"the bracket at character {_position(text, index)}")
+                raise _too_deep(_EXPRESSION, f"the bracket at character {found.start()}")
         elif piece == ")":
             path.pop()
-        elif words[path[-1]] is None and pieces[index - 2] == "(":
+            last = ")"
+        elif last == "label":
             words[path[-1]] = piece
+            last = "word"
         else:
-            raise _misplaced(
-                text, index, "stands where a bracket or ')' is needed: a node has one word, before its children"
-            )
+            complaint = "stands where a bracket or ')' is needed: a node has one word, before its children"
+            raise _misplaced(found, complaint)
     if not words:
         raise FieldError(_EXPRESSION, f"is empty: {_WANTED.removeprefix('is needed: ')}")
     if path:
@@ -137,19 +139,13 @@ def _parsed(text: str) -> _Nodes:
     return _Nodes(words, counts, order, by_depth[order], where)
 
 
-def _position(text: str, piece: int) -> int:
-    """Where a piece begins."""
-    return [found.start() for found in _PIECE.finditer(text)][piece]
-
-
 def _brackets(text: str) -> list[int]:
     """Where the brackets open."""
     return [place for place, character in enumerate(text) if character == "("]
 
 
-def _misplaced(text: str, index: int, complaint: str) -> FieldError:
-    piece = _PIECE.findall(text)[index]
-    return FieldError(_EXPRESSION, f"{shortened(piece)!r} at character {_position(text, index)} {complaint}")
+def _misplaced(piece: re.Match[str], complaint: str) -> FieldError:
+    return FieldError(_EXPRESSION, f"{shortened(piece.group())!r} at character {piece.start()} {complaint}")
 
 
 def _too_many(field: str, count: int) -> FieldError:

@@ -35,6 +35,7 @@ class _Turn:
         tokens: what they read, [nodes].
         children: where the states of their children are kept, [nodes, C].
         done: where those children are among all nodes.
+        freed: where their states are kept.
     """
 
     counts: NDArray[np.int64]
@@ -43,6 +44,7 @@ class _Turn:
     tokens: NDArray[np.int64]
     children: NDArray[np.int64]
     done: NDArray[np.int64]
+    freed: NDArray[np.int64]
 
     def part(self, tree: int) -> slice:
         """The nodes of one tree."""
@@ -63,7 +65,7 @@ class Forest:
         self._engine = engine
         self._label_output = label_output
         self._trees: list[Tree] = []
-        # Of each tree: where its nodes begin and end, and where those end that are still to come.
+        # Of each tree: where its nodes begin and end, and where those end that are still to be run.
         self._starts, self._stops, self._ends = (np.zeros(engine.capacity, np.int64) for _ in range(3))
         self._nodes = np.zeros(_ROOM, NODE)
         self._used = 0  # nodes behind these are of nobody
@@ -86,9 +88,9 @@ class Forest:
             if self._used + count > len(self._nodes):
                 self._make_room(count)
             start, stop = self._used, self._used + count
-            self._nodes[start:stop] = tree.nodes(start)
+            self._nodes[start:stop], todo = tree.nodes(start, self._engine.known(tree.forced))
             place = len(self._trees)
-            self._starts[place], self._stops[place], self._ends[place] = start, stop, stop
+            self._starts[place], self._stops[place], self._ends[place] = start, stop, start + todo
             self._used = stop
             self._trees.append(tree)
 
@@ -104,7 +106,7 @@ class Forest:
             results, failed = self._run_one_by_one(turn, error)
         self._nodes["place"][turn.nodes] = results.places
         self._nodes["place"][turn.done] = NO_CHILD
-        self._engine.release(turn.children[turn.children != NO_CHILD])
+        self._engine.release(turn.freed)
         count = len(self._trees)
         self._ends[:count] -= turn.counts
         ended = np.flatnonzero(self._ends[:count] == self._starts[:count]).tolist()
@@ -127,15 +129,16 @@ class Forest:
         ends = self._ends[: len(self._trees)]
         counts = _shares(ends - self._nodes["level_start"][ends - 1], self.capacity)
         until = np.cumsum(counts)
-        nodes = np.repeat(ends - until, counts) + np.arange(until[-1])
+        nodes = self._nodes["todo"][np.repeat(ends - until, counts) + np.arange(until[-1])]
         found = self._nodes[nodes]
         child_counts = found["child_count"]
         width = self._engine.child_count or max(1, int(child_counts.max()))
         there = np.arange(width) < child_counts[:, None]
         done = (found["first_child"][:, None] + np.arange(width))[there]
         children = np.full(there.shape, NO_CHILD)
-        children[there] = self._nodes["place"][done]
-        return _Turn(counts, until, nodes, found["token"], children, done)
+        freed = self._nodes["place"][done]
+        children[there] = freed
+        return _Turn(counts, until, nodes, found["token"], children, done, freed)
 
     def _run_one_by_one(self, turn: _Turn, error: EngineError) -> tuple[NodeResults, list[int]]:
         """A run has failed: find out which trees' fault it is, so that the others go on."""
@@ -187,6 +190,7 @@ class Forest:
             self._trees.pop()
         if not self._trees:
             self._used = 0
+            self._engine.release_all()
 
     def _make_room(self, count: int) -> None:
         """Put the nodes of all trees together, so that there is room for so many more behind them."""
@@ -199,8 +203,8 @@ class Forest:
             moved = self._used - start
             part = nodes[start + moved : stop + moved]
             part[:] = self._nodes[start:stop]
-            part["first_child"] += moved
-            part["level_start"] += moved
+            for name in ("first_child", "todo", "level_start"):
+                part[name] += moved
             for values in (self._starts, self._stops, self._ends):
                 values[place] += moved
             self._used = stop + moved

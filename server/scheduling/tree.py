@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine import NO_CHILD
 from server.scheduling.sequence import ReadingFinished, Sequence
 
 # What there is to know of a node. Nodes are told by their numbers, counted level by level from the root on: so the
@@ -17,8 +18,10 @@ NODE = np.dtype(
         ("token", np.int64),
         ("first_child", np.int64),
         ("child_count", np.int64),
-        ("level_start", np.int64),  # the first node of its level
         ("place", np.int64),  # where its state is kept, until its parent has been computed
+        # Not of the node itself, but of the nodes that are to be run: the first record tells the first of them.
+        ("todo", np.int64),
+        ("level_start", np.int64),  # where those of the same level begin
     ]
 )
 
@@ -39,14 +42,30 @@ class Tree(Sequence):
     order: NDArray[np.int64] | None = field(default=None, kw_only=True)
     outputs: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0), np.float32), init=False)
 
-    def nodes(self, start: int) -> NDArray[Any]:
-        """The records of its nodes, NODE [nodes], if the root is at a place `start` of others."""
+    def nodes(self, start: int, known: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
+        """Its nodes, if the root is at a place `start` of others.
+
+        Args:
+            start: where.
+            known: where the state of each is kept, if it has no children and its state is known; else NO_CHILD. The
+                root is run all the same, and where all nodes are to be shown all are.
+
+        Returns:
+            their records, NODE [nodes], and how many of them are to be run.
+        """
         nodes = np.zeros(len(self.forced), NODE)
         nodes["token"] = self.forced
         nodes["first_child"] = np.cumsum(self.child_counts) - self.child_counts + (start + 1)
         nodes["child_count"] = self.child_counts
-        nodes["level_start"] = np.searchsorted(self.depths, self.depths) + start
-        return nodes
+        todo, depths = np.arange(len(nodes)), self.depths
+        if self.order is None:
+            nodes["place"] = np.where(self.child_counts == 0, known, NO_CHILD)
+            nodes["place"][0] = NO_CHILD
+            todo = np.flatnonzero(nodes["place"] == NO_CHILD)
+            depths = depths[todo]
+        nodes["todo"][: len(todo)] = todo + start
+        nodes["level_start"][: len(todo)] = np.searchsorted(depths, depths) + start
+        return nodes, len(todo)
 
     def show(self, outputs: NDArray[Any], start: int) -> None:
         """Take what some nodes show, [nodes, labels], from `start` on; if only the root is asked for, it is the last
