@@ -28,7 +28,7 @@ from training.figures import edit_distance, figures_of
 from training.lanes import IGNORED
 from training.pairs import Pair, read_pairs
 from training.stories import make_stories
-from training.translation import BEAMS, TranslationTask, sample_inputs
+from training.translation import BEAMS, Batch, TranslationTask, sample_inputs
 
 QUIET = Console(quiet=True)
 EVERY_SHAPE = [
@@ -301,6 +301,21 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
     assert not drawn[:, 0].any()
     assert 0.2 < float(drawn[:, 1:].float().mean()) < 0.3
     assert sample_inputs(model, batch, 1.0)[:, 1:].eq(task.end).all()
+
+
+def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def record(model: EncoderDecoder, batch: Batch, share: float) -> torch.Tensor:
+        shares.append(share)
+        return batch.inputs
+
+    monkeypatch.setattr("training.translation.sample_inputs", record)
+    task = make_task(small(reversals, scheduled_sampling=0.25, steps=60))
+    model = network(source_tokens=task.sizes["source-"], tokens=task.sizes[""])
+    for step in (0, 30, 60):
+        task.loss(model, step, {})
+    assert shares == [0.0, 0.125, 0.25]
 
 
 @torch.no_grad()
