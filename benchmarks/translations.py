@@ -142,7 +142,7 @@ def make_model(precision: str) -> Path:
         layers=1,
         embedding=EMBEDDING,
         hidden=HIDDEN,
-        attention=True,
+        attention="additive",
         bidirectional=True,
         one_hot=False,
         dropout=0.0,

@@ -28,13 +28,13 @@ from training.figures import edit_distance, figures_of
 from training.lanes import IGNORED
 from training.pairs import Pair, read_pairs
 from training.stories import make_stories
-from training.translation import BEAMS, TranslationTask, sample_inputs
+from training.translation import BEAMS, Batch, TranslationTask, sample_inputs
 
 QUIET = Console(quiet=True)
 EVERY_SHAPE = [
     {"cell": cell, "attention": attention, "bidirectional": bidirectional, "one_hot": one_hot}
     for cell, attention, bidirectional, one_hot in itertools.product(
-        ("elman", "gru", "lstm"), (True, False), (True, False), (True, False)
+        ("elman", "gru", "lstm"), ("additive", "multiplicative", None), (True, False), (True, False)
     )
 ]
 
@@ -42,8 +42,8 @@ EVERY_SHAPE = [
 def network(**changes: object) -> EncoderDecoder:
     torch.manual_seed(0)
     shape = {
-        "cell": "gru", "source_tokens": 11, "tokens": 7, "layers": 2, "embedding": 6, "hidden": 8, "attention": True,
-        "bidirectional": True, "one_hot": False, "dropout": 0.3,
+        "cell": "gru", "source_tokens": 11, "tokens": 7, "layers": 2, "embedding": 6, "hidden": 8,
+        "attention": "additive", "bidirectional": True, "one_hot": False, "dropout": 0.3,
     }  # fmt: skip
     return EncoderDecoder(**{**shape, **changes}).eval()  # type: ignore[arg-type]
 
@@ -259,9 +259,9 @@ def test_every_kind_of_vocabulary_begins_and_ends_its_targets(reversals: Path, t
 def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> None:
     task = make_task(small(reversals))
     assert isinstance(task, TranslationTask)
-    epoch = task._make_epoch(3)
+    epoch = task._make_epoch(3, len(task._training))
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(len(task._training)))
-    assert len(epoch) == task._batches_per_epoch
+    assert all((task._indices_at(3 * len(epoch) + place) == batch).all() for place, batch in enumerate(epoch))
     batches = [task.batch([task._training[index] for index in chosen]) for chosen in epoch]
     assert sum(batch.tokens for batch in batches) > 0.85 * sum(
         batch.source.numel() + batch.wanted.numel() for batch in batches
@@ -272,6 +272,18 @@ def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> Non
     assert torch.equal(batch.inputs[:, 1:][kept[:, 1:]], batch.wanted[:, :-1][kept[:, 1:]])
 
 
+def test_a_curriculum_begins_with_the_shortest_and_ends_with_all(reversals: Path) -> None:
+    task = make_task(small(reversals, curriculum=0.5, steps=200))
+    assert isinstance(task, TranslationTask)
+    indices = [task._indices_at(step).tolist() for step in range(200)]
+    longest = [max(len(task._training[index][0]) for index in chosen) for chosen in indices]
+    assert set(longest[:3]) <= {1, 2}
+    assert max(longest) == 3
+    first = set(itertools.chain.from_iterable(indices[:3]))
+    assert len(first) == int(0.2 * len(task._training)) == max(first) + 1
+    assert set(itertools.chain.from_iterable(indices[120:])) == set(range(len(task._training)))
+
+
 def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) -> None:
     config = small(reversals)
     task = make_task(config)
@@ -279,7 +291,7 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
     torch.manual_seed(0)
     model = EncoderDecoder(
         cell="gru", source_tokens=task.sizes["source-"], tokens=task.sizes[""], layers=1, embedding=8, hidden=8,
-        attention=True, bidirectional=True, one_hot=False, dropout=0.0,
+        attention="additive", bidirectional=True, one_hot=False, dropout=0.0,
     )  # fmt: skip
     batch = task.batch(task._training * 4)
     assert torch.equal(sample_inputs(model, batch, 0.0), batch.inputs)
@@ -291,13 +303,28 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
     assert sample_inputs(model, batch, 1.0)[:, 1:].eq(task.end).all()
 
 
+def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def record(model: EncoderDecoder, batch: Batch, share: float) -> torch.Tensor:
+        shares.append(share)
+        return batch.inputs
+
+    monkeypatch.setattr("training.translation.sample_inputs", record)
+    task = make_task(small(reversals, scheduled_sampling=0.25, steps=60))
+    model = network(source_tokens=task.sizes["source-"], tokens=task.sizes[""])
+    for step in (0, 30, 60):
+        task.loss(model, step, {})
+    assert shares == [0.0, 0.125, 0.25]
+
+
 @torch.no_grad()
 def test_label_smoothing_is_of_the_loss_alone(reversals: Path) -> None:
     plain, smooth = (make_task(small(reversals, label_smoothing=share)) for share in (0.0, 0.2))
     model = network(source_tokens=plain.sizes["source-"], tokens=plain.sizes[""])
     assert plain.validate(model, lanes=1) == smooth.validate(model, lanes=1)
     hard, soft = (float(task.loss(model, 0, {})[0]) for task in (plain, smooth))
-    batch = plain.batch([plain._training[index] for index in plain._make_epoch(0)[0]])  # type: ignore[attr-defined]
+    batch = plain.batch([plain._training[index] for index in plain._indices_at(0)])  # type: ignore[attr-defined]
     scores = torch.log_softmax(model(batch.source, batch.lengths, batch.inputs), dim=-1)[batch.wanted != IGNORED]
     assert soft == pytest.approx(0.8 * hard - 0.2 * float(scores.mean()), rel=1e-4)
 

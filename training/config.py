@@ -177,12 +177,15 @@ class TranslationConfig(RunConfig):
     layers: Positive = 1  # of the encoder and of the decoder
     embedding: Positive = 256
     attention: bool = True
+    attention_score: Literal["additive", "multiplicative"] = "additive"
     bidirectional: bool = True  # the encoder, each direction with half of the units
     hidden: Positive = 512
     one_hot: bool = False  # one-hot features of tokens instead of learnt ones
+    source_deviation: Annotated[float, Field(gt=0)] | None = None  # of the source's embedding at first; 1 / sqrt(E)
 
     label_smoothing: Share = 0.0
     scheduled_sampling: Share = 0.0  # the share of drawn tokens that is reached in the end
+    curriculum: Share = 0.0  # the share of the steps in which longer and longer sources join
 
     @field_validator("vocabulary_size")
     @classmethod
@@ -210,7 +213,7 @@ class TranslationConfig(RunConfig):
     @property
     def network_name(self) -> str:
         encoder = f"{'bidirectional ' if self.bidirectional else ''}encoder"
-        way = "additive attention" if self.attention else "one vector"
+        way = f"{self.attention_score} attention" if self.attention else "one vector"
         return f"{encoder} and decoder of {self.layers} x {self.cell} of {self.hidden} units, {way}"
 
 
@@ -324,9 +327,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Questions about a story, answered in words; made, not read.
     "stories": {
-        "task": "translate", "cell": "lstm", "layers": 2, "embedding": 64, "hidden": 256, "attention": True,
+        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 128, "attention": True,
+        "attention_score": "multiplicative", "source_deviation": 1.0,
         "source_vocabulary": "symbols", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 150,
-        "longest_target": 8, "dropout": 0.1, "lanes": 64, "steps": 7000, "learning_rate": 2e-3, "warmup_steps": 200,
-        "average_decay": 0.998, "precision": "bfloat16", "validate_every": 500,
+        "longest_target": 8, "dropout": 0.0, "lanes": 32, "steps": 24_000, "learning_rate": 3e-3, "warmup_steps": 200,
+        "curriculum": 0.6, "average_decay": 0.998, "precision": "bfloat16", "validate_every": 1000,
     },
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 The encoder reads the whole source; where it is bidirectional, one half of its units reads it backwards (Schuster and
 Paliwal 1997). What each of its layers shows at the end is where the hidden state of the decoder's layer beside it
-begins; an LSTM's cell begins at zero. With additive attention (Bahdanau et al. 2015) the decoder also looks at every
+begins; an LSTM's cell begins at zero. With attention (Bahdanau et al. 2015) the decoder also looks at every
 position of the source.
 
 The arrangement is one that trains fast on a CPU: the recurrence does not read what attention found, so that it runs
@@ -108,19 +108,21 @@ class Encoder(nn.Module):
         return self.dropout(features), ends
 
 
-class AdditiveAttention(nn.Module):
-    """Attention that scores a position by v . tanh(W query + U memory) (Bahdanau et al. 2015).
+class Attention(nn.Module):
+    """Attention that scores a position by v . tanh(W query + U memory) (additive: Bahdanau et al. 2015) or by
+    W query . U memory / sqrt(A) (multiplicative: Luong et al. 2015; Vaswani et al. 2017).
 
     Args:
         hidden: H, of the query and of the memory.
         units: A, in which the two are compared.
+        additive: whether so, or multiplicative.
     """
 
-    def __init__(self, hidden: int, units: int) -> None:
+    def __init__(self, hidden: int, units: int, *, additive: bool) -> None:
         super().__init__()
         self.query = nn.Linear(hidden, units, bias=False)
         self.key = nn.Linear(hidden, units)
-        self.score = nn.Linear(units, 1, bias=False)
+        self.score = nn.Linear(units, 1, bias=False) if additive else None
 
     def constants(self, memory: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """What stays while a sequence is written: "memory" [B, S, H], "keys" [B, S, A] and "mask" [B, S], which is
@@ -135,8 +137,11 @@ class AdditiveAttention(nn.Module):
         are exponentials, masked, and the context is divided by their sum.
         """
         mask = constants["mask"][:, None]  # [B, 1, S]
-        joined = self.query(shown)[:, :, None] + constants["keys"][:, None]  # [B, T, S, A]
-        score = self.score(torch.tanh(joined))[..., 0].float()  # [B, T, S]
+        query, keys = self.query(shown), constants["keys"]  # [B, T, A], [B, S, A]
+        if self.score is not None:
+            score = self.score(torch.tanh(query[:, :, None] + keys[:, None]))[..., 0].float()  # [B, T, S]
+        else:
+            score = (query @ keys.transpose(1, 2)).float() * keys.shape[-1] ** -0.5
         score = score + (mask - 1) * _FAR_BELOW
         weights = torch.exp(score - score.amax(-1, keepdim=True)) * mask
         return (weights @ constants["memory"]) / (weights @ mask.transpose(1, 2))
@@ -155,11 +160,13 @@ class EncoderDecoder(nn.Module):
         layers: L, of the encoder and of the decoder.
         embedding: E; also of the features that the logits are read from, and A of attention.
         hidden: H, even for a bidirectional encoder.
-        attention: whether the decoder looks at the source's positions; otherwise all it knows is its initial state.
+        attention: "additive" or "multiplicative": how the decoder chooses among the source's positions; None: all it
+            knows is its initial state.
         bidirectional: whether half of the encoder reads backwards.
         one_hot: whether one-hot features stand for tokens instead of learnt vectors; the logits then have a matrix of
             their own.
         dropout: the share of activations dropped before each layer and the logits, while training.
+        source_deviation: the standard deviation that the source's embedding begins with; None: 1 / sqrt(E).
     """
 
     def __init__(
@@ -171,13 +178,16 @@ class EncoderDecoder(nn.Module):
         layers: int,
         embedding: int,
         hidden: int,
-        attention: bool,
+        attention: str | None,
         bidirectional: bool,
         one_hot: bool,
         dropout: float,
+        source_deviation: float | None = None,
     ) -> None:
         super().__init__()
         self.source_features = TokenFeatures(source_tokens, None if one_hot else embedding)
+        if source_deviation is not None and self.source_features.embedding is not None:
+            nn.init.normal_(self.source_features.embedding.weight, std=source_deviation)
         self.target_features = TokenFeatures(tokens, None if one_hot else embedding)
         self.encoder = Encoder(
             cell=cell, inputs=self.source_features.features, hidden=hidden, layers=layers,
@@ -185,7 +195,7 @@ class EncoderDecoder(nn.Module):
         )  # fmt: skip
         sizes = [self.target_features.features, *[hidden] * layers]
         self.layers = nn.ModuleList([CELLS[cell](before, after) for before, after in pairwise(sizes)])
-        self.attention = AdditiveAttention(hidden, embedding) if attention else None
+        self.attention = Attention(hidden, embedding, additive=attention == "additive") if attention else None
         self.readout = nn.Linear(2 * hidden if attention else hidden, embedding)
         self.head = nn.Linear(embedding, tokens)
         if self.target_features.embedding is not None:
@@ -229,7 +239,7 @@ class EncoderDecoder(nn.Module):
             lengths: int64 [B], at least 1.
 
         Returns:
-            the constants, see `AdditiveAttention.constants`; none without attention. And the decoder's hidden states at
+            the constants, see `Attention.constants`; none without attention. And the decoder's hidden states at
             the start, [B, H] each.
         """
         memory, ends = self.encoder(self.source_features(source), lengths)

@@ -60,10 +60,11 @@ def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
             layers=config.layers,
             embedding=config.embedding,
             hidden=config.hidden,
-            attention=config.attention,
+            attention=config.attention_score if config.attention else None,
             bidirectional=config.bidirectional,
             one_hot=config.one_hot,
             dropout=config.dropout,
+            source_deviation=config.source_deviation,
         )
     if isinstance(config, FeaturesConfig):
         return FeedForwardNetwork(

@@ -39,6 +39,7 @@ from training.task import Tally, Task, Validation, pad
 
 BEAMS = 5
 _TEST_ROWS = 64
+_FIRST_SHARE = 0.2  # of the pairs, which a curriculum begins with
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class TranslationTask(Task):
 
     With scheduled sampling (Bengio et al. 2015) some of the tokens that the decoder is given are not the target's but
     drawn from what it makes of those before them; their share grows with the steps. With label smoothing (Szegedy et
-    al. 2016) a share of what is wanted is spread over all tokens; validation never smooths.
+    al. 2016) a share of what is wanted is spread over all tokens; validation never smooths. With a curriculum short
+    sources are learnt from first: what has to be matched over a distance is found out where that is small.
 
     Args:
         config: what to learn.
@@ -102,6 +104,8 @@ class TranslationTask(Task):
                 f"{config.corpus}: no pair is as short as --longest-source {config.longest_source} and "
                 f"--longest-target {config.longest_target} ask for"
             )
+        if config.curriculum:
+            self._training.sort(key=_lengths)
         held_out = corpus.validation[: config.validation_limit]
         self._held_out = sorted((self._encode(pair.source, pair.targets[0]) for pair in held_out), key=_lengths)
         self._batches_of_epoch = lru_cache(maxsize=1)(self._make_epoch)
@@ -123,15 +127,37 @@ class TranslationTask(Task):
         wanted, _ = pad([np.concatenate((target, [self.end])) for _, target in pairs], fill=IGNORED)
         return Batch(source, lengths, inputs, wanted)
 
-    def _make_epoch(self, epoch: int) -> list[Ids]:
+    def _make_epoch(self, epoch: int, count: int) -> list[Ids]:
+        """The batches of an epoch over the first `count` pairs."""
         random = np.random.default_rng([self._config.seed, epoch])
-        lengths = [_lengths(pair) for pair in self._training]
-        return make_buckets(lengths, min(self._config.lanes, len(lengths)), random)
+        lengths = [_lengths(pair) for pair in self._training[:count]]
+        return make_buckets(lengths, self._rows, random)
+
+    @property
+    def _rows(self) -> int:
+        return min(self._config.lanes, len(self._training))
+
+    def _pairs_at(self, step: int) -> int:
+        """How many pairs an epoch that begins at a step is over: with a curriculum the shortest ones at first (Bengio
+        et al. 2009)."""
+        total, until = len(self._training), self._config.curriculum * self._config.steps
+        if step >= until:
+            return total
+        return max(self._rows, int(total * (_FIRST_SHARE + (1 - _FIRST_SHARE) * step / until)))
+
+    def _indices_at(self, step: int) -> Ids:
+        """The pairs of a batch."""
+        epoch = first = 0
+        while True:
+            count = self._pairs_at(first)
+            batches = -(-count // self._rows)
+            if step < first + batches:
+                return self._batches_of_epoch(epoch, count)[step - first]
+            epoch, first = epoch + 1, first + batches
 
     def loss(self, network: EncoderDecoder, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
         config = self._config
-        epoch, within = divmod(step, self._batches_per_epoch)
-        batch = self.batch([self._training[index] for index in self._batches_of_epoch(epoch)[within]])
+        batch = self.batch([self._training[index] for index in self._indices_at(step)])
         inputs = batch.inputs
         if config.scheduled_sampling:
             inputs = sample_inputs(network, batch, config.scheduled_sampling * step / config.steps)
@@ -141,11 +167,6 @@ class TranslationTask(Task):
             logits.flatten(0, 1)[kept].float(), batch.wanted.flatten()[kept], label_smoothing=config.label_smoothing
         )
         return loss, {}, batch.tokens
-
-    @property
-    def _batches_per_epoch(self) -> int:
-        size = min(self._config.lanes, len(self._training))
-        return -(-len(self._training) // size)
 
     def validate(self, network: EncoderDecoder, *, lanes: int) -> Validation:
         tally = Tally()

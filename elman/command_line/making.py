@@ -211,6 +211,14 @@ def train(
             show_default="0",
         ),
     ] = None,
+    curriculum: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of the steps in which longer and longer sources join, from the shortest fifth to all "
+            "(translate).",
+            show_default=_OF_PRESET,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", show_default=_OF_PRESET)] = None,
     lanes: Annotated[int | None, typer.Option(help="Rows of a batch.", show_default=_OF_PRESET)] = None,
     window: Annotated[
@@ -281,6 +289,7 @@ def train(
         "source_vocabulary_size": source_vocabulary_size, "longest_source": longest_source,
         "longest_target": longest_target, "attention": attention, "bidirectional": bidirectional,
         "one_hot": one_hot or None, "label_smoothing": label_smoothing, "scheduled_sampling": scheduled_sampling,
+        "curriculum": curriculum,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
