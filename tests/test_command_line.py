@@ -441,7 +441,7 @@ def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None
 
 def test_control_c_while_generating_is_quiet(served: Served) -> None:
     process = subprocess.Popen(
-        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--server", served.address],
+        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--repetition-penalty", "1.1", "--server", served.address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
