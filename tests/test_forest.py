@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from server.engine import NO_CHILD, EngineError, NodeResults
 from server.scheduling import (
+    Event,
     Failed,
     Forest,
     ReadingFinished,
@@ -191,14 +192,21 @@ def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeT
     assert engine.kept_count == 0
 
 
-def test_who_is_aborted_leaves_nothing_behind(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
+def test_who_is_aborted_leaves_nothing_behind(
+    scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     staying, leaving = without_poison(1, 0, 200), without_poison(2, 0, 3000)
     wanted = [submitted(staying), submitted(leaving, every_node=True)]
+    run = engine.run
+
+    def aborting(tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        if len(engine.runs) == 20:
+            scheduler.abort(wanted[1])
+        return run(tokens, children)
+
+    monkeypatch.setattr(engine, "run", aborting)
     for one in wanted:
         scheduler.submit(one)
-    while len(engine.runs) < 20:
-        time.sleep(0.001)
-    scheduler.abort(wanted[1])
     assert found(wanted[0]) == [labels_of(staying)[staying.root]]
     until_running(scheduler, 0)
     assert inbox(wanted[1]).events.empty()
@@ -208,19 +216,31 @@ def test_who_is_aborted_leaves_nothing_behind(scheduler: Scheduler, engine: Fake
 def test_a_newcomer_is_in_the_next_turn_and_a_large_tree_leaves_it_room(
     scheduler: Scheduler, engine: FakeTreeEngine
 ) -> None:
+    runs_before_end: dict[str, int] = {}
+
+    class Noting(Inbox):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def receive(self, event: Event) -> None:
+            runs_before_end[self.name] = len(engine.runs)
+            super().receive(event)
+
     large, small = submitted(without_poison(3, 0, 5000)), without_poison(4, 0, 30)
-    scheduler.submit(large)
-    while len(engine.runs) < 5:
-        time.sleep(0.001)
+    large.receiver = Noting("large")
     engine.gate.clear()
-    one, before = submitted(small), len(engine.runs)
+    scheduler.submit(large)
+    until_running(scheduler, 1)
+    one = submitted(small)
+    one.receiver = Noting("small")
     scheduler.submit(one)
     engine.gate.set()
     assert found(one) == [labels_of(small)[small.root]]
+    found(large)
     # A turn for each of its levels, of which none has more nodes than half a run takes, and one that was under way.
-    assert len(engine.runs) - before <= max(order_of(small)[1]) + 30
-    assert inbox(large).events.empty()
-    scheduler.abort(large)
+    assert runs_before_end["small"] <= max(order_of(small)[1]) + 30
+    assert runs_before_end["large"] > 2 * runs_before_end["small"]
 
 
 def test_states_of_leaves_are_computed_once(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
