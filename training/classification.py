@@ -19,7 +19,7 @@ from training.examples import ExampleParts
 from training.lanes import Ids
 from training.splits import shuffled
 from training.task import Tally, Task, Validation, pad
-from training.tasks import make_vocabulary
+from training.vocabularies import text_vocabulary
 
 _BATCH = 256  # of what is only measured
 
@@ -43,7 +43,7 @@ class ClassificationTask(Task):
     unit = "example"
 
     def __init__(self, config: TextConfig, parts: ExampleParts) -> None:
-        self.vocabulary = make_vocabulary(config, [example.text for example in parts.training])
+        self.vocabulary = text_vocabulary(config, [example.text for example in parts.training])
         self.vocabularies = {"": self.vocabulary}
         self.labels = tuple(sorted({example.label for example in parts.training + parts.held_out}))
         self._training = self._encode(parts.training)

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle import (
-    ByteVocabulary,
-    CharacterVocabulary,
-    InputVocabulary,
-    SubwordVocabulary,
-    SymbolVocabulary,
-    WordVocabulary,
-)
+from bundle import InputVocabulary
 from training.cells import State
 from training.config import TextConfig
 from training.corpus import LabelledText
@@ -25,6 +18,7 @@ from training.errors import TrainingError
 from training.lanes import IGNORED, Ids, Lanes, align_documents
 from training.network import RecurrentNetwork, detached
 from training.task import Tally, Task, Validation, pad
+from training.vocabularies import text_vocabulary
 
 _UNITS = {"characters": "character", "bytes": "byte", "words": "word", "subwords": "subword", "symbols": "symbol"}
 
@@ -39,20 +33,6 @@ class Reader(Protocol):
     def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Token ids [B, T] and the state to logits [B, T, C] and the last state."""
         ...
-
-
-def make_vocabulary(config: TextConfig, texts: Sequence[str]) -> InputVocabulary:
-    """The vocabulary of what is trained on; what is held out has no part in it."""
-    if config.vocabulary == "bytes":
-        return ByteVocabulary()
-    if config.vocabulary == "subwords":
-        return SubwordVocabulary.from_texts(texts, config.vocabulary_size)
-    if config.vocabulary in ("words", "symbols"):
-        kind = WordVocabulary if config.vocabulary == "words" else SymbolVocabulary
-        return kind.from_texts(
-            texts, config.vocabulary_size, minimum_count=config.minimum_count, lower_case=config.lower_case
-        )
-    return CharacterVocabulary.from_text("".join(texts), config.minimum_count)
 
 
 class _LanesTask(Task):
@@ -95,7 +75,7 @@ class LanguageTask(_LanesTask):
 
     def __init__(self, config: TextConfig, text: str) -> None:
         cut = int(len(text) * (1 - config.held_out))
-        super().__init__(config, make_vocabulary(config, [text[:cut]]))
+        super().__init__(config, text_vocabulary(config, [text[:cut]]))
         training = self.vocabulary.encode(text[:cut])
         self._held_out = self.vocabulary.encode(text[cut:])[: config.validation_limit]
         if len(self._held_out) < 2:
@@ -130,7 +110,7 @@ class TaggingTask(_LanesTask):
                 "in a TSV file an empty line starts a new document"
             )
         cut = starts[place]
-        super().__init__(config, make_vocabulary(config, [labelled.text[:cut]]))
+        super().__init__(config, text_vocabulary(config, [labelled.text[:cut]]))
         self.labels = tuple(sorted(set(labelled.labels)))
         inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
         document_starts = _token_starts(config, labelled.text[:cut])[starts[:place]].tolist()

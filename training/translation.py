@@ -15,17 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bundle import (
-    BEGIN,
-    END,
-    ByteVocabulary,
-    CharacterVocabulary,
-    InputVocabulary,
-    SubwordVocabulary,
-    SymbolVocabulary,
-    WordVocabulary,
-)
-from bundle.kinds import InputKind
+from bundle import BEGIN, END, ByteVocabulary, InputVocabulary, SubwordVocabulary
 from training.beam import beam_search
 from training.buckets import make_buckets
 from training.cells import State
@@ -36,6 +26,7 @@ from training.figures import by_facts, figures_of
 from training.lanes import IGNORED, Ids
 from training.pairs import Pair, PairCorpus
 from training.task import Tally, Task, Validation, pad
+from training.vocabularies import make_vocabulary
 
 BEAMS = 5
 _TEST_ROWS = 64
@@ -85,11 +76,11 @@ class TranslationTask(Task):
         self._corpus = corpus
         sources = [pair.source for pair in corpus.training]
         targets = [target for pair in corpus.training for target in pair.targets]
-        self.source_vocabulary = _make_vocabulary(
+        self.source_vocabulary = make_vocabulary(
             config.source_vocabulary, sources, config.source_vocabulary_size, config.minimum_count
         )
         self.vocabulary = _with_ends(
-            _make_vocabulary(config.vocabulary, targets, config.vocabulary_size, config.minimum_count)
+            make_vocabulary(config.vocabulary, targets, config.vocabulary_size, config.minimum_count)
         )
         self.vocabularies = {"source-": self.source_vocabulary, "": self.vocabulary}
         self.begin, self.end = (int(self.vocabulary.encode(token)[0]) for token in (BEGIN, END))
@@ -236,19 +227,6 @@ def sample_inputs(network: EncoderDecoder, batch: Batch, share: float) -> Tensor
         drawn = torch.multinomial(torch.softmax(outputs["logits"].float(), dim=-1), 1)[:, 0]
         given.append(torch.where(torch.rand(len(drawn)) < share, drawn, batch.inputs[:, place]))
     return torch.stack(given, dim=1)
-
-
-def _make_vocabulary(kind: InputKind, texts: Sequence[str], size: int, minimum_count: int) -> InputVocabulary:
-    """The vocabulary of what is trained on; what is held out has no part in it."""
-    if kind == "bytes":
-        return ByteVocabulary()
-    if kind == "subwords":
-        return SubwordVocabulary.from_texts(texts, size)
-    if kind == "words":
-        return WordVocabulary.from_texts(texts, size, minimum_count=minimum_count)
-    if kind == "symbols":
-        return SymbolVocabulary.from_texts(texts, size, minimum_count=minimum_count)
-    return CharacterVocabulary.from_text("".join(texts), minimum_count)
 
 
 def _with_ends(vocabulary: InputVocabulary) -> InputVocabulary:
