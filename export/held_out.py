@@ -18,7 +18,7 @@ from export.graph import as_arrays, run_graph, state_input_name, state_output_na
 from training.checkpoint import LAST, load_config, load_tensors
 from training.errors import TrainingError
 from training.families import make_task
-from training.network import at_last_step
+from training.layers import at_last_step
 
 # A text is read in this many rows side by side, and of examples no more than these: a matter of seconds, and enough
 # to tell thousandths of a nat apart between two graphs that read the same.

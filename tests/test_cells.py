@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from training.cells import CELLS
-from training.network import RecurrentNetwork, at_last_step
+from training.layers import at_last_step
+from training.network import RecurrentNetwork
 from training.task import pad
 
 ALL = sorted(CELLS)

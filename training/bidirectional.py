@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.cells import CELLS, Cell
-from training.network import at_last_step
+from training.cells import CELLS
+from training.layers import at_last_step, reversed_rows, run_layer
 
 
 class BidirectionalClassifier(nn.Module):
@@ -52,14 +52,12 @@ class BidirectionalClassifier(nn.Module):
         """What is shown of texts: padded token ids [B, T] and how many of each row are real [B], to [B, 4H]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         real = (places < lengths[:, None]).unsqueeze(-1)  # [B, T, 1]
-        # Each row in reverse, within its own length; applied twice it is the row again.
-        mirrored = (lengths[:, None] - 1 - places).clamp(min=0).unsqueeze(-1)  # [B, T, 1]
         shown = self.embedding(tokens)
         for ahead, back in zip(self.forwards, self.backwards, strict=True):
             shown = self.dropout(shown)
-            onward = _read(cast(Cell, ahead), shown)
-            reverse = _read(cast(Cell, back), _at(shown, mirrored))
-            shown = torch.cat([onward, _at(reverse, mirrored)], dim=2)  # [B, T, 2H]
+            onward = run_layer(ahead, shown)
+            reverse = run_layer(back, reversed_rows(shown, lengths))
+            shown = torch.cat([onward, reversed_rows(reverse, lengths)], dim=2)  # [B, T, 2H]
         largest = shown.masked_fill(~real, -torch.inf).amax(dim=1)
         return torch.cat([at_last_step(onward, lengths), at_last_step(reverse, lengths), largest], dim=1)
 
@@ -70,14 +68,3 @@ class BidirectionalClassifier(nn.Module):
     def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Padded token ids [B, T] to the logits of each row's text, [B, C]."""
         return self.logits(self.features(tokens, lengths))
-
-
-def _read(layer: Cell, inputs: Tensor) -> Tensor:
-    # Not len(), which would fix the number of rows in an exported graph.
-    outputs, _ = layer(inputs, layer.initial_state(inputs.shape[0]))
-    return cast(Tensor, outputs)
-
-
-def _at(features: Tensor, places: Tensor) -> Tensor:
-    """Of [B, T, X] what stands at the places [B, T, 1] of each row."""
-    return features.gather(1, places.expand(-1, -1, features.shape[2]))

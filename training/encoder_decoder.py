@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.cells import CELLS, Cell, State
-from training.network import state_of_layer
+from training.cells import CELLS, State
+from training.layers import Stacked, at_last_step, reversed_rows, run_layer, state_name
 
 _FAR_BELOW = 1e9  # what a position behind the source's end scores below any other
 
@@ -91,18 +91,15 @@ class Encoder(nn.Module):
             What the last layer shows at each position, [B, S, H], anything behind the end; and what each layer shows
             where it has read all, [B, H] each.
         """
-        last = lengths - 1
-        # [B, S]: from where the backward direction reads, and where its outputs belong: it is its own inverse.
-        reversed_positions = (last[:, None] - torch.arange(features.shape[1])).clamp(min=0)
         ends = []
         for index, layer in enumerate(self.forwards):
             features = self.dropout(features)
-            shown = _run(layer, features)
-            end = _at(shown, last[:, None])[:, 0]
+            shown = run_layer(layer, features)
+            end = at_last_step(shown, lengths)
             if self.backwards:
-                shown_reversed = _run(self.backwards[index], _at(features, reversed_positions))
-                end = torch.cat([end, _at(shown_reversed, last[:, None])[:, 0]], dim=-1)
-                shown = torch.cat([shown, _at(shown_reversed, reversed_positions)], dim=-1)
+                reverse = run_layer(self.backwards[index], reversed_rows(features, lengths))
+                end = torch.cat([end, at_last_step(reverse, lengths)], dim=-1)
+                shown = torch.cat([shown, reversed_rows(reverse, lengths)], dim=-1)
             features = shown
             ends.append(end)
         return self.dropout(features), ends
@@ -147,7 +144,7 @@ class Attention(nn.Module):
         return (weights @ constants["memory"]) / (weights @ mask.transpose(1, 2))
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Stacked):
     """Source tokens in, target tokens out.
 
     It keeps the contract of `export.contract.EncoderModule` and `StepModule`; `forward` is the same over a whole known
@@ -203,33 +200,11 @@ class EncoderDecoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @property
-    def cells(self) -> list[Cell]:
-        """The decoder's layers, the first one first."""
-        return [cast(Cell, layer) for layer in self.layers]
-
-    @property
-    def state_bounds(self) -> dict[str, float]:
-        """The largest magnitude of the states that have one, named as in `initial_state`."""
-        return {
-            f"layer{index}.{name}": bound
-            for index, layer in enumerate(self.cells)
-            for name, bound in layer.state_bounds.items()
-        }
-
-    @property
     def embeddings(self) -> dict[str, Tensor]:
         """The vectors of the tokens that are read, [V, E], by the names that their vocabularies have in a run; none
         where tokens are one-hot."""
         tables = {"source-": self.source_features.embedding, "": self.target_features.embedding}
         return {name: table.weight for name, table in tables.items() if table is not None}
-
-    def initial_state(self, rows: int) -> dict[str, Tensor]:
-        """Zeros, [B, H] each, named "layer0.hidden" and so on; `encode` gives those that depend on the source."""
-        return {
-            f"layer{index}.{name}": value
-            for index, layer in enumerate(self.cells)
-            for name, value in layer.initial_state(rows).items()
-        }
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Read sources.
@@ -244,7 +219,7 @@ class EncoderDecoder(nn.Module):
         """
         memory, ends = self.encoder(self.source_features(source), lengths)
         constants = {} if self.attention is None else self.attention.constants(memory, lengths)
-        return constants, {f"layer{index}.hidden": end for index, end in enumerate(ends)}
+        return constants, {state_name(index, "hidden"): end for index, end in enumerate(ends)}
 
     def start(self, source: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`encode` with the whole initial state."""
@@ -255,11 +230,7 @@ class EncoderDecoder(nn.Module):
         self, inputs: Mapping[str, Tensor], constants: Mapping[str, Tensor], state: State
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: {"token": int64 [B]}, the constants and the state to {"logits": [B, V]} and the next state."""
-        after: dict[str, Tensor] = {}
-        features = self.target_features(inputs["token"])
-        for index, layer in enumerate(self.cells):
-            features, layer_state = layer.step(self.dropout(features), state_of_layer(state, index))
-            after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
+        features, after = self.step_layers(self.target_features(inputs["token"]), state)
         return {"logits": self._logits(features[:, None], constants)[:, 0]}, after
 
     def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
@@ -274,9 +245,7 @@ class EncoderDecoder(nn.Module):
             [B, T, V].
         """
         constants, state = self.start(source, lengths)
-        features = self.target_features(target)
-        for index, layer in enumerate(self.cells):
-            features, _ = layer(self.dropout(features), state_of_layer(state, index))
+        features, _ = self.run_layers(self.target_features(target), state)
         return self._logits(features, constants)
 
     def _logits(self, shown: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
@@ -285,15 +254,3 @@ class EncoderDecoder(nn.Module):
             shown = torch.cat([shown, self.attention(shown, constants).to(shown.dtype)], dim=-1)
         readout = torch.tanh(self.readout(self.dropout(shown)))
         return cast(Tensor, self.head(self.dropout(readout)))
-
-
-def _run(layer: nn.Module, features: Tensor) -> Tensor:
-    """What a layer shows over [B, S, X] from its initial state: [B, S, H]."""
-    cell = cast(Cell, layer)
-    shown, _ = cell(features, cell.initial_state(features.shape[0]))
-    return cast(Tensor, shown)
-
-
-def _at(features: Tensor, positions: Tensor) -> Tensor:
-    """Of [B, S, X] what stands at [B, P] positions: [B, P, X]."""
-    return features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))

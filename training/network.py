@@ -5,17 +5,16 @@ Axes: B rows, T steps, V tokens, E embedding features, H hidden units, C outputs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from training.cells import CELLS, Cell, State
+from training.cells import CELLS, State
+from training.layers import Stacked, at_last_step, state_name, state_of_layer
 
 
-class RecurrentNetwork(nn.Module):
+class RecurrentNetwork(Stacked):
     """Tokens in, one vector of logits out at every step.
 
     Args:
@@ -40,31 +39,9 @@ class RecurrentNetwork(nn.Module):
         self.head = nn.Linear(hidden, outputs)
 
     @property
-    def cells(self) -> list[Cell]:
-        """The recurrent layers, the first one first."""
-        return [cast(Cell, layer) for layer in self.layers]
-
-    @property
-    def state_bounds(self) -> dict[str, float]:
-        """The largest magnitude of the states that have one, named as in `initial_state`."""
-        return {
-            f"layer{index}.{name}": bound
-            for index, layer in enumerate(self.cells)
-            for name, bound in layer.state_bounds.items()
-        }
-
-    @property
     def embeddings(self) -> dict[str, Tensor]:
         """The vectors of the tokens, [V, E], by the name of their vocabulary."""
         return {"": self.embedding.weight}
-
-    def initial_state(self, rows: int) -> dict[str, Tensor]:
-        """What every sequence starts from; [B, H] each, named "layer0.hidden" and so on."""
-        return {
-            f"layer{index}.{name}": value
-            for index, layer in enumerate(self.cells)
-            for name, value in layer.initial_state(rows).items()
-        }
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """One step: token ids [B] and the state to logits [B, C] and the next state."""
@@ -72,12 +49,9 @@ class RecurrentNetwork(nn.Module):
 
     def step_from_projected(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The step after the first layer's `project`: [B, G*H] and the state to logits [B, C] and the next state."""
-        after: dict[str, Tensor] = {}
-        features, layer_state = self.cells[0].advance(projected, state_of_layer(state, 0))
-        after.update({f"layer0.{name}": value for name, value in layer_state.items()})
-        for index, layer in enumerate(self.cells[1:], start=1):
-            features, layer_state = layer.step(self.dropout(features), state_of_layer(state, index))
-            after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
+        features, first = self.cells[0].advance(projected, state_of_layer(state, 0))
+        features, after = self.step_layers(features, state, first=1)
+        after.update({state_name(0, name): value for name, value in first.items()})
         return self.head(self.dropout(features)), after
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,11 +61,7 @@ class RecurrentNetwork(nn.Module):
 
     def features(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward` without the head: what the last layer shows, [B, T, H]."""
-        after: dict[str, Tensor] = {}
-        features = self.embedding(tokens)
-        for index, layer in enumerate(self.cells):
-            features, layer_state = layer(self.dropout(features), state_of_layer(state, index))
-            after.update({f"layer{index}.{name}": value for name, value in layer_state.items()})
+        features, after = self.run_layers(self.embedding(tokens), state)
         return self.dropout(features), after
 
     def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -108,14 +78,3 @@ def detached(state: State) -> dict[str, Tensor]:
 def parameter_count(network: nn.Module) -> int:
     """The number of trained numbers."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def state_of_layer(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Of states named "layer0.hidden" and so on, those of one layer by its own names for them."""
-    prefix = f"layer{index}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def at_last_step(features: Tensor, lengths: Tensor) -> Tensor:
-    """Of padded [B, T, H], what stands at each row's last real step: [B, H]."""
-    return features[torch.arange(features.shape[0]), lengths - 1]
