@@ -50,8 +50,8 @@ class RecurrentNetwork(Stacked):
     def step_from_projected(self, projected: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The step after the first layer's `project`: [B, G*H] and the state to logits [B, C] and the next state."""
         features, first = self.cells[0].advance(projected, state_of_layer(state, 0))
-        features, after = self.step_layers(features, state, first=1)
-        after.update({state_name(0, name): value for name, value in first.items()})
+        features, others = self.step_layers(features, state, first=1)
+        after = {**{state_name(0, name): value for name, value in first.items()}, **others}
         return self.head(self.dropout(features)), after
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
