@@ -8,13 +8,11 @@ of the step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.contract import EncoderModule, Source
@@ -30,12 +28,11 @@ from export.graph import (
     save_graph,
     state_input_name,
 )
+from export.parity import allow_padding, compare, padding_difference
 
 SOURCE, LENGTHS = "source", "lengths"
 
 _CHECKED_ROWS = (1, 2, 5, 17)
-_TOLERANCE = 2e-4  # float32 sums in another order
-PADDING_TOLERANCE = 1e-6  # what a sum over padded positions may do in another order
 
 
 class _Traced(nn.Module):
@@ -96,21 +93,10 @@ def check_encoder(session: onnxruntime.InferenceSession, module: EncoderModule, 
         for longest in sorted({1, min(3, source.longest), min(23, source.longest)}):
             sources = make_sources(source, rows, seed=rows, longest=longest)
             found = run_graph(session, as_arrays({SOURCE: sources.values, LENGTHS: sources.lengths}))
-            expected = as_arrays(run_encoder(module, sources))
-            for name, value in expected.items():
-                worst = max(worst, _difference(name, found[name], value, f"{rows} sources of up to {longest}"))
+            batch = f"with {rows} sources of up to {longest} positions"
+            worst = max(worst, compare(as_arrays(run_encoder(module, sources)), found, batch, method="encode()"))
             padded = max(padded, _check_alone(session, sources, found))
     return worst, padded
-
-
-def _difference(name: str, found: NDArray[Any], value: NDArray[Any], of_what: str) -> float:
-    if found.shape != value.shape:
-        raise ExportError(f"{name}: of {of_what} positions the graph makes {found.shape}, encode() {value.shape}")
-    exact = value.astype(np.float64)
-    difference = np.abs(found.astype(np.float64) - exact)
-    if not bool((difference <= _TOLERANCE * np.maximum(1.0, np.abs(exact))).all()):
-        raise ExportError(f"{name}: torch and onnxruntime differ by {difference.max():.3g} on {of_what} positions")
-    return float(difference.max(initial=0.0))
 
 
 def _check_alone(session: onnxruntime.InferenceSession, sources: Sources, together: Arrays) -> float:
@@ -125,11 +111,9 @@ def _check_alone(session: onnxruntime.InferenceSession, sources: Sources, togeth
             there = beside[:length] if positions else beside
             if there.shape != value.shape[1:]:
                 raise ExportError(f"{name}: has shape {beside.shape} beside longer sources and {value.shape[1:]} alone")
-            if there.tobytes() != value[0].tobytes():
-                worst = max(worst, float(np.abs(there.astype(np.float64) - value[0].astype(np.float64)).max()))
-    if worst > PADDING_TOLERANCE:
-        raise ExportError(
-            f"encode(): a source's result differs by {worst:.3g} alone and beside others; does it compute across rows, "
-            "or from the padding behind a source?"
-        )
-    return worst
+            worst = max(worst, padding_difference(value[0], there))
+    return allow_padding(
+        worst,
+        "encode(): a source's result differs by {} alone and beside others; does it compute across rows, or from the "
+        "padding behind a source?",
+    )
