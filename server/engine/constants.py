@@ -79,12 +79,14 @@ class Constants:
 
     def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
         """Copy rows to other places, as if all at once; what is the same there already is left."""
+        if not self._specs:
+            return
         pairs = [
             (row, source)
             for row, source in zip(rows, sources, strict=True)
             if self._owners[row] != self._owners[source]
         ]
-        if not self._specs or not pairs:
+        if not pairs:
             return
         destinations, origins = map(list, zip(*pairs, strict=True))
         for buffer in self.buffers.values():
