@@ -92,23 +92,26 @@ class Judge(nn.Module):
         return {"logits": self.head(constants["features"])}, {}
 
 
-def make_translator(folder: Path, name: str = "translator", **options: object) -> Bundle:
+def make_translator(folder: Path, **options: object) -> Bundle:
     """A bundle of `Translator`: letters to sounds."""
-    export_bundle(
-        Translator(),
-        folder,
-        name=name,
-        inputs={"token": Token(SOUNDS, begin_id=1, end_id=2)},
-        outputs={"logits": NextToken()},
-        constants={
+    export_translator(Translator(), folder, **options)
+    return load_bundle(folder)
+
+
+def export_translator(module: nn.Module, folder: Path, **options: object) -> None:
+    """Export a module as if it were a `Translator`, with other options where some are given."""
+    expected: dict[str, object] = {
+        "name": "translator",
+        "inputs": {"token": Token(SOUNDS, begin_id=1, end_id=2)},
+        "outputs": {"logits": NextToken()},
+        "constants": {
             "memory": Values((48,), variable_length=True),
             "keys": Values((24,), variable_length=True),
             "mask": Values((), variable_length=True),
         },
-        source=Source(Token(LETTERS), LONGEST),
-        **options,  # type: ignore[arg-type]
-    )
-    return load_bundle(folder)
+        "source": Source(Token(LETTERS), LONGEST),
+    }
+    export_bundle(module, folder, **{**expected, **options})  # type: ignore[arg-type]
 
 
 def make_judge(folder: Path) -> Bundle:

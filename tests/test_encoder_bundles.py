@@ -17,12 +17,12 @@ from torch import Tensor
 from bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
 from bundle.errors import EncodingError
 from elman import v1
-from export import ExportError, NextToken, Source, Token, Values, export_bundle
+from export import ExportError
 from export.contract import Tensors
 from server.application import ServerOptions, serve_bundle
 from server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
 from server.engine.encoder import Encoder
-from tests.encoder_models import LETTERS, SOUNDS, Translator, make_judge, make_translator
+from tests.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
 from tests.test_bundle import change, reseal
 
 Change = Callable[[dict[str, Any]], Any]
@@ -212,22 +212,6 @@ def test_an_encoder_that_leaks_is_not_written(module: type[Translator], complain
     with pytest.raises(ExportError, match=complaint):
         export_translator(module(), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
-
-
-def export_translator(module: torch.nn.Module, folder: Path, **options: Any) -> None:
-    variable = {
-        "memory": Values((48,), variable_length=True),
-        "keys": Values((24,), variable_length=True),
-        "mask": Values((), variable_length=True),
-    }
-    export_bundle(
-        module,
-        folder,
-        name="made",
-        inputs={"token": Token(SOUNDS)},
-        outputs={"logits": NextToken()},
-        **{"constants": variable, "source": Source(Token(LETTERS), 20), **options},
-    )
 
 
 def test_what_has_a_source_needs_encode(tmp_path: Path) -> None:
