@@ -30,7 +30,6 @@ class TranslationOrder:
         clients: how many translations are under way at once.
         each: how many each client asks for.
         max_tokens: of each translation.
-        width: of the beam; 1 for the most probable tokens.
     """
 
     address: str
@@ -40,7 +39,6 @@ class TranslationOrder:
     clients: int
     each: int
     max_tokens: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,7 @@ async def _round(order: TranslationOrder) -> Translated:
 def _message(order: TranslationOrder, source: list[int]) -> v1.GenerateRequest:
     message = v1.GenerateRequest(model=order.model, max_tokens=order.max_tokens)
     message.source.tokens.ids.extend(source)
-    if order.width > 1:
-        message.beam.width = order.width
-    else:
-        message.greedy.SetInParent()
+    message.greedy.SetInParent()
     return message
 
 

@@ -107,7 +107,7 @@ def _round(
     )
     found: Translated = measure_translations(
         TranslationOrder(
-            server.address, server.pid, precision, sources, options.clients, options.each, options.max_tokens, width=1
+            server.address, server.pid, precision, sources, options.clients, options.each, options.max_tokens
         )
     )
     served, alone = found.translations / found.seconds, len(sources) / raw.seconds
