@@ -29,9 +29,10 @@ from tests.serving import serving
 
 ELMAN = [sys.executable, "-m", "elman.command_line"]
 SMALL = [
-    "--cell", "gru", "--layers", "1", "--hidden", "16", "--embedding", "8", "--lanes", "8", "--window", "10",
-    "--steps", "60", "--validate-every", "30", "--learning-rate", "0.02", "--minimum-count", "1",
+    "--cell", "gru", "--layers", "1", "--hidden", "16", "--embedding", "8", "--lanes", "8", "--steps", "60",
+    "--validate-every", "30", "--learning-rate", "0.02", "--minimum-count", "1",
 ]  # fmt: skip
+WINDOW = ["--window", "10"]
 
 
 def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +109,7 @@ def test_the_whole_road(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     run, bundle = tmp_path / "run", tmp_path / "fox"
-    trained = elman("train", "--task", "lm", "--corpus", text, "--output", run, *SMALL, "--stop-after", 30)
+    trained = elman("train", "--task", "lm", "--corpus", text, "--output", run, *SMALL, *WINDOW, "--stop-after", 30)
     assert trained.returncode == 0, trained.stderr
     assert "go on with: elman train --resume" in trained.stderr
     resumed = elman("train", "--resume", run)
@@ -325,6 +326,8 @@ def test_mistakes_of_training(tmp_path: Path) -> None:
             ("--task", "classify", "--corpus-limit", 9),
             "--corpus-limit does nothing with --task classify, only lm or tag",
         ),
+        (("--task", "classify", "--window", 9), "--window does nothing with --task classify, only lm or tag"),
+        (("--task", "tag", "--restart", 0.1), "--restart does nothing with --task tag, only lm"),
     ],
 )
 def test_options_of_training_that_would_do_nothing_are_refused(
@@ -372,7 +375,8 @@ def test_many_lines_keep_their_order(served: Served) -> None:
 def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) -> None:
     corpus = tmp_path / "own.tsv"
     corpus.write_text("abc\tfirst\n123\tsecond\n\n" * 200)
-    trained = elman("train", "--task", task, "--corpus", corpus, "--output", tmp_path / "run", *SMALL)
+    options = SMALL if task == "classify" else [*SMALL, *WINDOW]
+    trained = elman("train", "--task", task, "--corpus", corpus, "--output", tmp_path / "run", *options)
     assert trained.returncode == 0, trained.stderr
     assert "right: 100.00%" in trained.stderr
     assert elman("export", tmp_path / "run", "--output", tmp_path / "own").returncode == 0
@@ -410,7 +414,7 @@ def test_a_second_signal_ends_the_server_at_once(bundles: dict[str, Bundle]) -> 
 def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
-    arguments = ["train", "--corpus", text, "--output", tmp_path / "run", *SMALL, "--steps", 100_000]
+    arguments = ["train", "--corpus", text, "--output", tmp_path / "run", *SMALL, *WINDOW, "--steps", 100_000]
     process = subprocess.Popen([*ELMAN, *map(str, arguments)], stderr=subprocess.PIPE, encoding="utf-8")
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:

@@ -243,30 +243,35 @@ _GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # `make run`: under two minutes on two cores.
     "python": {
-        "task": "lm", "cell": "gru", "layers": 1, "embedding": 96, "hidden": 384, "dropout": 0.0, "lanes": 32,
+        "task": "lm", "corpus": STDLIB,
+        "cell": "gru", "layers": 1, "embedding": 96, "hidden": 384, "dropout": 0.0, "lanes": 32,
         "window": 96, "steps": 960, "learning_rate": 4e-3, "minimum_count": 50, "corpus_limit": 6_000_000,
         "validate_every": 240, "validation_limit": 100_000, "average_decay": 0.98,
     },
     # The same text by words, and by subwords: a third of the steps, a wide choice at each.
     "python-words": {
-        "task": "lm", "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
+        "task": "lm", "corpus": STDLIB,
+        "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
         "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "words", "minimum_count": 5,
         "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
     },
     "python-subwords": {
-        "task": "lm", "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
+        "task": "lm", "corpus": STDLIB,
+        "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
         "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "subwords",
         "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
     },
     # `make run`: streaming syntax highlighting, half a minute.
     "python-tags": {
-        "task": "tag", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0, "lanes": 64,
+        "task": "tag", "corpus": STDLIB,
+        "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0, "lanes": 64,
         "window": 96, "steps": 600, "learning_rate": 6e-3, "minimum_count": 50, "corpus_limit": 2_000_000,
         "validate_every": 100, "validation_limit": 100_000,
     },
     # Which package of the standard library a snippet comes from.
     "python-packages": {
-        "task": "classify", "cell": "gru", "layers": 1, "embedding": 64, "hidden": 192, "dropout": 0.2, "lanes": 64,
+        "task": "classify", "corpus": STDLIB,
+        "cell": "gru", "layers": 1, "embedding": 64, "hidden": 192, "dropout": 0.2, "lanes": 64,
         "steps": 600, "learning_rate": 4e-3, "validate_every": 100,
     },
     "shakespeare": {
@@ -295,7 +300,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Pictures of handwritten digits, 8 by 8.
     "digits": {
-        "task": "features", "layers": 2, "hidden": 256, "dropout": 0.4, "input_noise": 0.5, "lanes": 64, "steps": 800,
+        "task": "features", "corpus": DIGITS,
+        "layers": 2, "hidden": 256, "dropout": 0.4, "input_noise": 0.5, "lanes": 64, "steps": 800,
         "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
     },
     "sentiment-tree": {
@@ -327,7 +333,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Questions about a story, answered in words; made, not read.
     "stories": {
-        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 128, "attention": True,
+        "task": "translate", "corpus": STORIES,
+        "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 128, "attention": True,
         "attention_score": "multiplicative", "source_deviation": 1.0,
         "source_vocabulary": "symbols", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 150,
         "longest_target": 8, "dropout": 0.0, "lanes": 32, "steps": 24_000, "learning_rate": 3e-3, "warmup_steps": 200,

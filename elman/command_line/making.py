@@ -81,6 +81,8 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "source_vocabulary_size": (("source_vocabulary",), _LEARNT),
     "minimum_count": (("vocabulary", "source_vocabulary"), ("characters", "words", "symbols")),
     "corpus_limit": (("task",), ("lm", "tag")),
+    "window": (("task",), ("lm", "tag")),
+    "restart": (("task",), ("lm",)),
 }
 
 
@@ -305,14 +307,12 @@ def train(
         values: dict[str, Any] = dict(training.PRESETS[chosen])
         if task is not None and values["task"] != task:
             raise typer.BadParameter(f"the preset {chosen} is for the task {values['task']}, not {task}")
-        own = {Preset.digits: DIGITS, Preset.stories: STORIES}.get(chosen)
-        if chosen.startswith("python"):
-            own = STDLIB
+        own = values.pop("corpus", None)
         embedded = corpus in (None, STDLIB, DIGITS, STORIES)
         if embedded and (own is None or corpus not in (None, own)):
             instead = f"--corpus {own} or one of yours" if own else "--corpus"
             raise typer.BadParameter(f"the preset {chosen} is for a corpus of yours: give {instead}")
-        if not embedded and chosen.startswith("python"):
+        if not embedded and own == STDLIB:
             # Made for millions of characters of source; a text of yours is read whole.
             for name in ("minimum_count", "corpus_limit"):
                 values.pop(name, None)
