@@ -67,7 +67,9 @@ class Constants:
         for spec in self._specs:
             value = np.asarray(values[spec.name])
             if spec.variable_length:
-                value = np.pad(value, [(0, self._positions - len(value)), *[(0, 0)] * (value.ndim - 1)])
+                padded = np.zeros((self._positions, *value.shape[1:]), value.dtype)
+                padded[: len(value)] = value
+                value = padded
             self.buffers[spec.name].write(row, value[None])
 
     def move(self, source: int, destination: int) -> None:

@@ -163,19 +163,17 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give free slots to those who wait, first come first served, and to those who come with them: what takes up a
-        call needs the cores, too, and who begins together shares every run of a prompt."""
+        call needs the cores, too, and who begins together shares the run that reads the sources, and every run of a
+        prompt."""
         until = time.perf_counter() + _PATIENCE
-        while self._give_slots() and time.perf_counter() < until:
+        seen = 0
+        while seen < len(self._waiting) < self._running.free and time.perf_counter() < until:
+            seen = len(self._waiting)
             self._deliver([])
+        self._running.admit(self._newcomers(), self._tell)
 
-    def _give_slots(self) -> int:
-        """How many have been given one, if there may be more."""
-        newcomers, more = self._newcomers()
-        self._running.admit(newcomers, self._tell)
-        return len(newcomers) if more else 0
-
-    def _newcomers(self) -> tuple[list[Sequence], bool]:
-        """Those who get a slot now, and whether there are any left for whoever comes now."""
+    def _newcomers(self) -> list[Sequence]:
+        """Those who get a slot now."""
         newcomers: list[Sequence] = []
         free = self._running.free
         # Those who run wait while sources are read.
@@ -183,7 +181,7 @@ class Scheduler:
         while free > 0 and positions > 0:
             with self._changed:
                 if not self._waiting:
-                    return newcomers, True
+                    break
                 free -= self._waiting[0].row_count
                 if free < 0:
                     break
@@ -192,7 +190,7 @@ class Scheduler:
             if sequence.source is not None and sequence.source.encoded is None:
                 positions -= len(sequence.source.values)
             newcomers.append(sequence)
-        return newcomers, False
+        return newcomers
 
     def _tell(self, emissions: list[Emission]) -> None:
         if emissions:  # Where there is nothing to tell, nobody's turn is waited for.
