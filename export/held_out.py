@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -14,8 +15,9 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, T
 from torch import Tensor
 
 from export.contract import StepModule, Tensors
-from export.graph import as_arrays, run_graph, state_input_name, state_output_name
+from export.graph import as_arrays, constant_name, run_graph, state_input_name, state_output_name
 from training.checkpoint import LAST, load_config, load_tensors
+from training.encoder_decoder import EncoderDecoder
 from training.errors import TrainingError
 from training.families import make_task
 from training.layers import at_last_step
@@ -54,7 +56,8 @@ class HeldOut:
         """The mean loss, and for labels the share that is right."""
         with self._progress(TextColumn("step {task.completed:,.0f}")) as progress:
             shown = progress.add_task(f"{precision} on held-out text", total=None)
-            reader = _GraphReader(session, self._module, partial(progress.advance, shown))
+            make = _GraphTranslator if isinstance(self._module, EncoderDecoder) else _GraphReader
+            reader = make(session, self._module, partial(progress.advance, shown))
             found = self._task.validate(reader, lanes=_LANES)
         measured = {"validation_nats": found.nats}
         if self._task.labels is None or found.accuracy is None:
@@ -76,28 +79,46 @@ class HeldOut:
         return Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
 
 
-class _GraphReader:
-    """A graph in the place of the network it was made of: what it reads, it reads step by step."""
+class _Graph:
+    """A step graph that is run over whole sequences, carrying its own states on."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, module: StepModule, stepped: Callable[[], None]) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, module: Any, stepped: Callable[[], None]) -> None:
         self._session = session
         self._module = module
         self._stepped = stepped
 
-    def initial_state(self, rows: int) -> Tensors:
-        return self._module.initial_state(rows)
-
-    def __call__(self, tokens: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def run(self, tokens: Tensor, constants: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
+        """Token ids [B, T], the constants and the state to logits [B, T, V] and the last state."""
+        kept = as_arrays({constant_name(name): value for name, value in constants.items()})
         carried = as_arrays({state_input_name(name): value for name, value in state.items()})
         logits = []
         for ids in np.ascontiguousarray(tokens.numpy().T):
-            found = run_graph(self._session, {"token": ids, **carried})
+            found = run_graph(self._session, {"token": ids, **kept, **carried})
             carried = {state_input_name(name): found[state_output_name(name)] for name in state}
             logits.append(torch.from_numpy(found["logits"]))
             self._stepped()
         after = {name: torch.from_numpy(carried[state_input_name(name)]) for name in state}
         return torch.stack(logits, dim=1), after
 
+
+class _GraphReader(_Graph):
+    """A graph in the place of the network it was made of: what it reads, it reads step by step."""
+
+    def initial_state(self, rows: int) -> Tensors:
+        return cast(Tensors, self._module.initial_state(rows))
+
+    def __call__(self, tokens: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        return self.run(tokens, {}, state)
+
     def last_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         logits, _ = self(tokens, self.initial_state(len(tokens)))
         return at_last_step(logits, lengths)
+
+
+class _GraphTranslator(_Graph):
+    """A decoder's graph in the place of the whole network. Its encoder is the network's own, which is exported as it
+    is."""
+
+    def __call__(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        logits, _ = self.run(target, *self._module.start(source, lengths))
+        return logits

@@ -17,6 +17,7 @@ from export.networks import NetworkStep, as_module
 from export.writer import export_bundle
 from training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from training.config import TrainingConfig
+from training.encoder_decoder import EncoderDecoder
 from training.errors import TrainingError
 
 _DESCRIPTIONS = {
@@ -41,7 +42,8 @@ def export_run(
     """Export the best weights of a training run.
 
     Quantized, both graphs are measured on the held-out part of the run's corpus. Nothing has to be calibrated: every
-    product of our networks reads hidden states, which lie in (-1, 1).
+    product of our networks reads hidden states, which lie in (-1, 1), vectors of tokens, which are known, or what
+    attention finds, a weighted mean of hidden states, for which random sources do. An encoder stays float32.
 
     Args:
         run: the folder of the run.
@@ -63,8 +65,8 @@ def export_run(
     console = console or Console(quiet=True)
     held_out = None
     if quantize is not None:
-        if not isinstance(exported.module, NetworkStep):
-            raise ExportError(f"{run}: only networks that read step by step become int8, not {config.network_name}")
+        if not isinstance(exported.module, NetworkStep | EncoderDecoder):
+            raise ExportError(f"{run}: only networks that go step by step become int8, not {config.network_name}")
         held_out = _held_out(run, exported.module, console)
     digest = export_bundle(
         exported.module,
@@ -91,7 +93,7 @@ def export_run(
     return digest
 
 
-def _held_out(run: Path, module: NetworkStep, console: Console) -> HeldOut | None:
+def _held_out(run: Path, module: NetworkStep | EncoderDecoder, console: Console) -> HeldOut | None:
     """A bundle is worth having without its loss too, so that a corpus which has gone is told and no error."""
     try:
         return HeldOut(run, module, console)

@@ -232,6 +232,6 @@ async def test_it_is_served_as_it_was_trained(treebank: Path, tmp_path: Path, bi
 
 def test_what_reads_both_ways_does_not_become_int8(treebank: Path, tmp_path: Path) -> None:
     train(config(treebank, bidirectional=True, steps=1, phrases=True), tmp_path / "run", console=QUIET)
-    with pytest.raises(ExportError, match="run: only networks that read step by step become int8, not 1 x bidir"):
+    with pytest.raises(ExportError, match="run: only networks that go step by step become int8, not 1 x bidir"):
         export_run(tmp_path / "run", tmp_path / "bundle", name="judge", quantize="int8")
     assert not (tmp_path / "bundle").exists()

@@ -171,7 +171,7 @@ async def test_raw_numbers_are_served(iris: Path, tmp_path: Path) -> None:
 
 def test_it_does_not_become_int8(iris: Path, tmp_path: Path) -> None:
     train(config(iris, steps=1), tmp_path / "run", console=QUIET)
-    with pytest.raises(ExportError, match="that read step by step become int8, not 1 hidden layers of 16"):
+    with pytest.raises(ExportError, match="that go step by step become int8, not 1 hidden layers of 16"):
         export_run(tmp_path / "run", tmp_path / "bundle", name="flowers", quantize="int8")
 
 

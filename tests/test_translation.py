@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
 import math
@@ -446,6 +447,23 @@ async def test_a_run_is_exported_and_served_as_it_was_tested(
     assert [choices[one.index] for one in chosen] == [
         task.choose(kept, Pair(source, ("A",), tuple(choices))) for source in sources
     ]
+
+
+@pytest.mark.parametrize("attention", [True, False])
+async def test_int8_tells_its_loss_and_writes_nearly_the_same(reversals: Path, tmp_path: Path, attention: bool) -> None:
+    config = small(reversals, steps=60, hidden=64, embedding=48, attention=attention, bidirectional=attention)
+    train(config, tmp_path / "run", console=QUIET)
+    shown = io.StringIO()
+    export_run(tmp_path / "run", tmp_path / "int8", name="int8", quantize="int8", console=Console(file=shown))
+    export_run(tmp_path / "run", tmp_path / "fp32", name="fp32")
+    metrics = load_bundle(tmp_path / "int8").spec.metrics
+    assert metrics["fp32_validation_nats"] == pytest.approx(metrics["validation_nats"], abs=1e-4)
+    assert metrics["int8_validation_nats"] != metrics["fp32_validation_nats"]
+    assert metrics["int8_validation_nats"] == pytest.approx(metrics["fp32_validation_nats"], abs=0.02)
+    assert f"int8: {metrics['int8_validation_nats']:.4f} nats on held-out text, fp32 " in shown.getvalue()
+    async with serving(load_bundle(tmp_path / "int8"), load_bundle(tmp_path / "fp32")) as running:
+        scores = [await running.client.score("C B A", model=name, source="A B C") for name in ("int8", "fp32")]
+    assert scores[0].nats_per_token == pytest.approx(scores[1].nats_per_token, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,5 @@ def test_the_bundle_labels_every_node_as_the_network_does(run: Path, tmp_path: P
 
 
 def test_trees_are_not_exported_in_integers(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"only networks that read step by step become int8, not .* tree of 16 units"):
+    with pytest.raises(ExportError, match=r"only networks that go step by step become int8, not .* tree of 16 units"):
         export_run(run, tmp_path / "trees", name="trees", quantize="int8")
