@@ -275,6 +275,29 @@ def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEng
     assert engine.runs[0][0] == 3
 
 
+def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
+    """While a search of 3 waits for rows of which 2 are free, no turn waits for calls that might come with it."""
+    engine, idle = FakeEngine(capacity=4), 0
+
+    def turn(emissions: list[Emission]) -> None:
+        nonlocal idle
+        idle += not emissions
+        hand_over(emissions)
+
+    scheduler = make_scheduler(engine, deliver=turn, pace=Pace(1e-9, 0.0, 1e9))  # One step a run.
+    streams = [generation([index], 40) for index in range(2)]
+    search = Beams(np.array([1]), Inbox(), params=BeamParams(3, 3, 5, None))
+    for sequence in (*streams, search):
+        scheduler.submit(sequence)
+    scheduler.start()
+    for sequence in streams:
+        inbox(sequence).tokens_and_end()
+    assert isinstance(inbox(search).events.get(timeout=10), BeamsFinished)
+    scheduler.stop()
+    assert len(engine.runs) > 40
+    assert idle <= 2
+
+
 def test_streams_are_written_to_at_the_same_times() -> None:
     batch = Batch(3, "token", SIZE)
     for interval in (None, None, 0.5):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from server.scheduling import Failed, Finished, Generation, SequenceFailedError, Source
+from server.scheduling.running import Emission
 from tests.fake_engine import POISON, FakeEngine, continuation
-from tests.test_scheduler import generation, inbox, make_scheduler, until_running
+from tests.test_scheduler import generation, hand_over, inbox, make_scheduler, until_running
 
 PROMPT = [1]
 
@@ -35,6 +36,26 @@ def test_sources_are_read_together_and_each_starts_its_own_sequence() -> None:
         assert tokens == expected(values)
     scheduler.stop()
     assert engine.encoded == [4]
+
+
+def test_sources_of_calls_that_come_together_are_read_together() -> None:
+    engine = FakeEngine(capacity=4)
+    sequences = [from_source(Source(np.array([index]))) for index in range(3)]
+    coming = list(sequences)
+
+    def turn(emissions: list[Emission]) -> None:
+        """Hand over what there is, and take up the next call: what the event loop does."""
+        hand_over(emissions)
+        if coming:
+            scheduler.submit(coming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=turn)
+    turn([])
+    scheduler.start()
+    for index, sequence in enumerate(sequences):
+        assert inbox(sequence).tokens_and_end()[0] == expected([index])
+    scheduler.stop()
+    assert engine.encoded == [3]
 
 
 def test_what_sequences_share_is_read_once() -> None:

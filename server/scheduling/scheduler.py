@@ -167,10 +167,17 @@ class Scheduler:
         prompt."""
         until = time.perf_counter() + _PATIENCE
         seen = 0
-        while seen < len(self._waiting) < self._running.free and time.perf_counter() < until:
+        while self._gathers(seen) and time.perf_counter() < until:
             seen = len(self._waiting)
             self._deliver([])
         self._running.admit(self._newcomers(), self._tell)
+
+    def _gathers(self, seen: int) -> bool:
+        """Whether others may come with those who get a slot now: there are slots for more, and at the last look fewer
+        waited."""
+        with self._changed:
+            free = self._running.free
+            return seen < len(self._waiting) < free and self._waiting[0].row_count <= free
 
     def _newcomers(self) -> list[Sequence]:
         """Those who get a slot now."""
