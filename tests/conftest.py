@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,13 @@ from training.network import RecurrentNetwork
 CHARACTERS = CharacterVocabulary([*"�abcdefghijklmnopqrstuvwxyz .,\n", "é", "ß", "語", "🌲"], unknown_id=0)
 CLASSES = ("red", "green", "blue")
 _LABELLED: Mapping[str, Output] = {"tags": Labels(CLASSES, "step"), "classes": Labels(CLASSES, "sequence")}
+
+
+def pytest_configure() -> None:
+    """Where tests are started behind somebody's back (nohup, a shell's &), Ctrl-C is ignored, and by what they start,
+    too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_network(
