@@ -51,7 +51,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "elman needs Python 3.11 or later; for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into .venv; the first time this takes some minutes"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,development]'
+	@# compat: found by its folder. Else a script beside a clone called elman would take that folder for the package.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --config-settings editable_mode=compat --editable '.[server,training,development]'
 	@touch $@
 
 # A model is made once; one whose training was interrupted goes on where it stopped.

@@ -71,6 +71,15 @@ def test_every_exported_name_is_there() -> None:
         elman.nonsense  # noqa: B018
 
 
+def test_a_folder_of_the_same_name_beside_a_script_is_not_taken_for_the_package(tmp_path: Path) -> None:
+    """Who clones elman has such a folder."""
+    (tmp_path / "elman").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text("from elman import Client\n")
+    found = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert found.returncode == 0, found.stderr
+
+
 def test_stubs_are_made_from_the_protos(tmp_path: Path) -> None:
     protos = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", f"--python_out={tmp_path}"]
