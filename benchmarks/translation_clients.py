@@ -30,6 +30,8 @@ class TranslationOrder:
         clients: how many translations are under way at once.
         each: how many each client asks for.
         max_tokens: of each translation.
+        calls: that the clients share; with each translation that has come the next one is asked for. 0: every
+            translation has a call of its own.
     """
 
     address: str
@@ -39,6 +41,7 @@ class TranslationOrder:
     clients: int
     each: int
     max_tokens: int
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,48 @@ async def _round(order: TranslationOrder) -> Translated:
         await channel.channel_ready()
         stub = v1.InferenceServiceStub(channel)
 
+        def source_of(index: int, number: int) -> list[int]:
+            return order.sources[(index + number * order.clients) % len(order.sources)]
+
         async def client(index: int, each: int) -> None:
             for number in range(each):
                 begun = time.perf_counter()
-                source = order.sources[(index + number * order.clients) % len(order.sources)]
-                await _translate(stub, _message(order, source), order)
+                await _translate(stub, _message(order, source_of(index, number)), order)
                 latencies.append(time.perf_counter() - begun)
 
-        await asyncio.gather(*(client(index, 1) for index in range(order.clients)))  # To warm up.
+        async def clients_of_a_call(first: int, each: int) -> None:
+            call = stub.GenerateMany()
+            indices = range(first, order.clients, order.calls)
+            requests = [_message(order, source_of(index, number)) for number in range(each) for index in indices]
+            begun: list[float] = []  # by request
+            counts = [0] * len(requests)
+
+            async def send(count: int) -> None:
+                some = requests[len(begun) : len(begun) + count]
+                begun.extend([time.perf_counter()] * len(some))
+                await call.write(v1.GenerateManyRequest(requests=some))
+
+            await send(len(indices))
+            async for message in call:
+                ended = 0
+                for found in message.answers:
+                    counts[found.request_index] += len(found.response.chunk.token_ids)
+                    if found.last:
+                        ended += 1
+                        latencies.append(time.perf_counter() - begun[found.request_index])
+                if ended and len(begun) < len(requests):
+                    await send(ended)
+                elif ended:
+                    await call.done_writing()
+            if set(counts) != {order.max_tokens}:
+                raise RuntimeError(f"asked for {order.max_tokens} tokens, got {counts}")
+
+        asking, count = (clients_of_a_call, order.calls) if order.calls else (client, order.clients)
+        await asyncio.gather(*(asking(index, 1) for index in range(count)))  # To warm up.
         latencies.clear()
         gc.disable()
         before, begun = cpu_seconds(order.pid), time.perf_counter()
-        await asyncio.gather(*(client(index, order.each) for index in range(order.clients)))
+        await asyncio.gather(*(asking(index, order.each) for index in range(count)))
         seconds = time.perf_counter() - begun
         return Translated(len(latencies), seconds, latencies, cpu_seconds(order.pid) - before)
 

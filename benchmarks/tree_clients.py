@@ -33,6 +33,7 @@ class TreeOrder:
         clients: how many ask at once.
         connections: that they share.
         seconds: for which they ask.
+        calls: that they share; each tree is answered with the next one. 0: every tree has a call of its own.
     """
 
     address: str
@@ -42,6 +43,7 @@ class TreeOrder:
     clients: int
     connections: int
     seconds: float
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,46 @@ async def _ask_all(order: TreeOrder) -> Labelled:
     sizes = [len(tree.tokens) for tree in trees]
     answered: list[tuple[int, float]] = []  # nodes, seconds
 
+    def take(response: v1.ClassifyResponse, place: int, sent: float, until: float) -> None:
+        now = time.perf_counter()
+        if response.prediction.step_count != sizes[place % len(sizes)]:
+            raise RuntimeError(f"sent {sizes[place % len(sizes)]} nodes, got {response.prediction.step_count}")
+        if now < until:
+            answered.append((response.prediction.step_count, now - sent))
+
     async def ask(client: int, until: float) -> None:
         call = v1.InferenceServiceStub(channels[client % len(channels)]).Classify
         place = client
         while (sent := time.perf_counter()) < until:
-            response = await call(requests[place % len(requests)])
-            now = time.perf_counter()
-            if response.prediction.step_count != sizes[place % len(sizes)]:
-                raise RuntimeError(f"sent {sizes[place % len(sizes)]} nodes, got {response.prediction.step_count}")
-            if now < until:
-                answered.append((response.prediction.step_count, now - sent))
+            take(await call(requests[place % len(requests)]), place, sent, until)
             place += order.clients
+
+    async def ask_many(first: int, until: float) -> None:
+        """Have as many trees under way in one call as it is one of the clients'."""
+        call = v1.InferenceServiceStub(channels[first % len(channels)]).ClassifyMany()
+        sent: list[float] = []  # by request
+
+        async def send(count: int) -> None:
+            some = range(len(sent), len(sent) + count)
+            sent.extend([time.perf_counter()] * count)
+            asked = [requests[(first + place * order.calls) % len(requests)] for place in some]
+            await call.write(v1.ClassifyManyRequest(requests=asked))
+
+        await send(len(range(first, order.clients, order.calls)))
+        async for message in call:
+            for found in message.answers:
+                place = first + found.request_index * order.calls
+                take(found.response, place, sent[found.request_index], until)
+            if time.perf_counter() < until:
+                await send(len(message.answers))
+            else:
+                await call.done_writing()
 
     async def ask_for(seconds: float) -> None:
         answered.clear()
         until = time.perf_counter() + seconds
-        await asyncio.gather(*(ask(client, until) for client in range(order.clients)))
+        asking, count = (ask_many, order.calls) if order.calls else (ask, order.clients)
+        await asyncio.gather(*(asking(client, until) for client in range(count)))
 
     try:
         await ask_for(_WARM_UP_SECONDS)

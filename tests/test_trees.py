@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import onnx
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from bundle import Bundle, load_bundle, write_bundle
@@ -22,7 +25,7 @@ from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeN
 from export import Labels, NextToken
 from export.contract import Output
 from server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
-from server.rpc import trees as reading
+from server.rpc import s_expressions
 from server.rpc.errors import FieldError
 from tests.conftest import make_bundle
 from tests.serving import Running, serving
@@ -453,7 +456,7 @@ def test_the_room_of_large_trees_is_given_back(tree_bundles: dict[str, Bundle]) 
 @pytest.mark.parametrize("piece", ["a ", ") "])
 def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of megabytes is refused as soon as it is no tree."""
-    pieces, seen = reading._PIECE, []
+    pieces, seen = s_expressions._PIECE, []
 
     class Noting:
         def finditer(self, text: str) -> Any:
@@ -461,7 +464,74 @@ def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: 
                 seen.append(found)
                 yield found
 
-    monkeypatch.setattr(reading, "_PIECE", Noting())
+    monkeypatch.setattr(s_expressions, "_PIECE", Noting())
     with pytest.raises(FieldError, match="at character 6 follows the end of the tree"):
-        reading._parsed("(a b) " + piece * 600_000)
-    assert len(seen) == 5
+        s_expressions.parsed("(a b) " + piece * 600_000, partial(s_expressions.read_bracket, token_of=len))
+    assert len(seen) < 2_000
+
+
+Written = tuple[str | None, int, int]  # the word of a node, how far it is from the root, and how many children it has
+
+
+def by_the_rule(text: str) -> list[Written] | None:
+    """The nodes of an s-expression, told piece by piece; None: it is none."""
+    pieces = re.findall(r"[()]|[^() \t\r\n]+", text)
+    nodes: list[Written] = []
+
+    def node(place: int, depth: int) -> int:
+        if pieces[place] != "(" or pieces[place + 1] in "()":
+            raise ValueError
+        place += 2
+        word = None
+        if pieces[place] not in "()":
+            word, place = pieces[place], place + 1
+        own, count = len(nodes), 0
+        nodes.append((word, depth, 0))
+        while pieces[place] != ")":
+            place, count = node(place, depth + 1), count + 1
+        nodes[own] = (word, depth, count)
+        return place + 1
+
+    try:
+        return nodes if node(0, 0) == len(pieces) else None
+    except (ValueError, IndexError):
+        return None
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> str:
+    """Trees, most of them with a mistake or two."""
+    pieces: list[str] = []
+
+    def add(depth: int) -> None:
+        pieces.extend(["(", draw(st.sampled_from(["a", "b\u00a0c", "-LRB-"]))])
+        if draw(st.booleans()):
+            pieces.append(draw(st.sampled_from(["w1", "caf\u00e9", "two\u2003three", "\x0b"])))
+        for _ in range(draw(st.integers(0, 3 if depth < 3 else 0))):
+            add(depth + 1)
+        pieces.append(")")
+
+    add(0)
+    for _ in range(draw(st.integers(0, 2))):
+        place = draw(st.integers(0, len(pieces)))
+        instead = st.lists(st.sampled_from(["(", ")", "a", "w1"]), max_size=2)
+        pieces[place : place + draw(st.integers(0, 1))] = draw(instead)
+    return "".join(piece + draw(st.sampled_from(["", " ", "\n\t"] if piece in "()" else [" "])) for piece in pieces)
+
+
+@given(expressions())
+def test_whatever_is_written_is_read_by_the_rule(text: str) -> None:
+    words: dict[str, int] = {}
+    expected = by_the_rule(text)
+    bracket = partial(s_expressions.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
+    if expected is None:
+        with pytest.raises(FieldError, match=s_expressions.FIELD):
+            s_expressions.parsed(text, bracket)
+        return
+    found = s_expressions.parsed(text, bracket)
+    told = {token: word for word, token in words.items()}
+    depths = np.empty(len(found.order), np.int64)
+    depths[found.order] = found.depths
+    nodes = zip(found.tokens.tolist(), depths.tolist(), found.child_counts.tolist(), strict=True)
+    assert [(told.get(token), depth, count) for token, depth, count in nodes] == expected
+    assert list(found.order) == sorted(found.order, key=lambda node: (depths[node], node))

@@ -8,6 +8,7 @@ a stable reason in capitals) and, where a field is at fault, a BadRequest that n
 from collections import abc as _abc
 from elman.v1 import model_pb2 as _model_pb2
 from elman.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -1712,3 +1713,209 @@ class PieceResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session_position) -> _WhichOneofReturnType__session_position | None: ...
 
 Global___PieceResult: _TypeAlias = PieceResult  # noqa: Y015
+
+@_typing.final
+class GenerateManyRequest(_message.Message):
+    """Some of the requests of a call. How many come in one message is up to the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateRequest]:
+        """Each is a request of its own, as to Generate. They are counted from 0 through all messages of the call."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___GenerateRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateManyRequest: _TypeAlias = GenerateManyRequest  # noqa: Y015
+
+@_typing.final
+class GenerateManyResponse(_message.Message):
+    """What there is to tell of the requests since the last response."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateAnswer]:
+        """Those to one request in their order."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___GenerateAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateManyResponse: _TypeAlias = GenerateManyResponse  # noqa: Y015
+
+@_typing.final
+class GenerateAnswer(_message.Message):
+    """What there is to tell of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_INDEX_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    request_index: _builtins.int
+    """Which one."""
+    last: _builtins.bool
+    """Whether this is the last answer to the request."""
+    @_builtins.property
+    def response(self) -> Global___GenerateResponse:
+        """A response as Generate sends it."""
+
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why the request ended without its end."""
+
+    def __init__(
+        self,
+        *,
+        request_index: _builtins.int = ...,
+        response: Global___GenerateResponse | None = ...,
+        failure: Global___Failure | None = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "last", b"last", "outcome", b"outcome", "request_index", b"request_index", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___GenerateAnswer: _TypeAlias = GenerateAnswer  # noqa: Y015
+
+@_typing.final
+class ClassifyManyRequest(_message.Message):
+    """Some of the inputs of a call. How many come in one message is up to the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyRequest]:
+        """Each is a request of its own, as to Classify. They are counted from 0 through all messages of the call."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ClassifyRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyManyRequest: _TypeAlias = ClassifyManyRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyManyResponse(_message.Message):
+    """The labels that have been found since the last response."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyAnswer]:
+        """In the order in which they were found."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___ClassifyAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyManyResponse: _TypeAlias = ClassifyManyResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyAnswer(_message.Message):
+    """What has come of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_INDEX_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    request_index: _builtins.int
+    """Which one."""
+    @_builtins.property
+    def response(self) -> Global___ClassifyResponse:
+        """The response as Classify sends it."""
+
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why there is none."""
+
+    def __init__(
+        self,
+        *,
+        request_index: _builtins.int = ...,
+        response: Global___ClassifyResponse | None = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "request_index", b"request_index", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ClassifyAnswer: _TypeAlias = ClassifyAnswer  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """Why a request among many has failed: what a call of its own would have failed with. The fields are those of
+    google.rpc.Status, so that the bytes of the one can be read as the other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The status code, a google.rpc.Code."""
+    message: _builtins.str
+    """What is wrong, where, and what would be right."""
+    @_builtins.property
+    def details(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
+        """An ErrorInfo and, where a field is at fault, a BadRequest."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        details: _abc.Iterable[_any_pb2.Any] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "details", b"details", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015

@@ -65,6 +65,16 @@ class InferenceServiceStub:
                 request_serializer=elman_dot_v1_dot_inference__service__pb2.StreamClassifyRequest.SerializeToString,
                 response_deserializer=elman_dot_v1_dot_inference__service__pb2.StreamClassifyResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/elman.v1.InferenceService/GenerateMany',
+                request_serializer=elman_dot_v1_dot_inference__service__pb2.GenerateManyRequest.SerializeToString,
+                response_deserializer=elman_dot_v1_dot_inference__service__pb2.GenerateManyResponse.FromString,
+                _registered_method=True)
+        self.ClassifyMany = channel.stream_stream(
+                '/elman.v1.InferenceService/ClassifyMany',
+                request_serializer=elman_dot_v1_dot_inference__service__pb2.ClassifyManyRequest.SerializeToString,
+                response_deserializer=elman_dot_v1_dot_inference__service__pb2.ClassifyManyResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -117,6 +127,24 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMany(self, request_iterator, context):
+        """Continues many prompts in one call: Generate for whoever has many things to ask, such as a file of sentences to
+        translate. The requests run side by side and are answered as their tokens come; what a call costs by itself, which
+        may be more than a short generation does, is paid once. One that fails is answered with its failure, and the others
+        go on. While there are 256 of the call's requests under way, no more of them are read; where more would wait than
+        may (QUEUE_FULL), they wait outside.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyMany(self, request_iterator, context):
+        """Labels many whole inputs in one call, as GenerateMany continues many prompts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +177,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamClassify,
                     request_deserializer=elman_dot_v1_dot_inference__service__pb2.StreamClassifyRequest.FromString,
                     response_serializer=elman_dot_v1_dot_inference__service__pb2.StreamClassifyResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=elman_dot_v1_dot_inference__service__pb2.GenerateManyRequest.FromString,
+                    response_serializer=elman_dot_v1_dot_inference__service__pb2.GenerateManyResponse.SerializeToString,
+            ),
+            'ClassifyMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyMany,
+                    request_deserializer=elman_dot_v1_dot_inference__service__pb2.ClassifyManyRequest.FromString,
+                    response_serializer=elman_dot_v1_dot_inference__service__pb2.ClassifyManyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -314,6 +352,60 @@ class InferenceService:
             '/elman.v1.InferenceService/StreamClassify',
             elman_dot_v1_dot_inference__service__pb2.StreamClassifyRequest.SerializeToString,
             elman_dot_v1_dot_inference__service__pb2.StreamClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/elman.v1.InferenceService/GenerateMany',
+            elman_dot_v1_dot_inference__service__pb2.GenerateManyRequest.SerializeToString,
+            elman_dot_v1_dot_inference__service__pb2.GenerateManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/elman.v1.InferenceService/ClassifyMany',
+            elman_dot_v1_dot_inference__service__pb2.ClassifyManyRequest.SerializeToString,
+            elman_dot_v1_dot_inference__service__pb2.ClassifyManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

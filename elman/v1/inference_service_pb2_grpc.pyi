@@ -54,6 +54,15 @@ class InferenceServiceStub:
     config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
     result does not depend on where the input was cut.
     """
+    GenerateMany: _grpc.StreamStreamMultiCallable[_inference_service_pb2.GenerateManyRequest, _inference_service_pb2.GenerateManyResponse]
+    """Continues many prompts in one call: Generate for whoever has many things to ask, such as a file of sentences to
+    translate. The requests run side by side and are answered as their tokens come; what a call costs by itself, which
+    may be more than a short generation does, is paid once. One that fails is answered with its failure, and the others
+    go on. While there are 256 of the call's requests under way, no more of them are read; where more would wait than
+    may (QUEUE_FULL), they wait outside.
+    """
+    ClassifyMany: _grpc.StreamStreamMultiCallable[_inference_service_pb2.ClassifyManyRequest, _inference_service_pb2.ClassifyManyResponse]
+    """Labels many whole inputs in one call, as GenerateMany continues many prompts."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -79,6 +88,15 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
     result does not depend on where the input was cut.
     """
+    GenerateMany: _aio.StreamStreamMultiCallable[_inference_service_pb2.GenerateManyRequest, _inference_service_pb2.GenerateManyResponse]  # type: ignore[assignment]
+    """Continues many prompts in one call: Generate for whoever has many things to ask, such as a file of sentences to
+    translate. The requests run side by side and are answered as their tokens come; what a call costs by itself, which
+    may be more than a short generation does, is paid once. One that fails is answered with its failure, and the others
+    go on. While there are 256 of the call's requests under way, no more of them are read; where more would wait than
+    may (QUEUE_FULL), they wait outside.
+    """
+    ClassifyMany: _aio.StreamStreamMultiCallable[_inference_service_pb2.ClassifyManyRequest, _inference_service_pb2.ClassifyManyResponse]  # type: ignore[assignment]
+    """Labels many whole inputs in one call, as GenerateMany continues many prompts."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs recurrent models: generation, choice, classification, tagging."""
@@ -137,5 +155,26 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
         result does not depend on where the input was cut.
         """
+
+    @_abc_1.abstractmethod
+    def GenerateMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.GenerateManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateManyResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateManyResponse]]:
+        """Continues many prompts in one call: Generate for whoever has many things to ask, such as a file of sentences to
+        translate. The requests run side by side and are answered as their tokens come; what a call costs by itself, which
+        may be more than a short generation does, is paid once. One that fails is answered with its failure, and the others
+        go on. While there are 256 of the call's requests under way, no more of them are read; where more would wait than
+        may (QUEUE_FULL), they wait outside.
+        """
+
+    @_abc_1.abstractmethod
+    def ClassifyMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.ClassifyManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ClassifyManyResponse], _abc.AsyncIterator[_inference_service_pb2.ClassifyManyResponse]]:
+        """Labels many whole inputs in one call, as GenerateMany continues many prompts."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

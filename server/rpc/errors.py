@@ -213,8 +213,10 @@ class UnexpectedError(RequestError):
     reason = "INTERNAL"
 
 
-def request_error(error: SchedulingError | sessions.SessionError) -> RequestError:
-    """The error of a room behind as the client sees it."""
+def request_error(error: RequestError | SchedulingError | sessions.SessionError) -> RequestError:
+    """An error as the client sees it, whichever room it comes from."""
+    if isinstance(error, RequestError):
+        return error
     if isinstance(error, sessions.EmptyPromptError):
         return FieldError("text", f"{error}: there is nothing to continue")
     if isinstance(error, sessions.SessionFileError):

@@ -74,7 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     raise ServerDrainingError("the server is shutting down")
                 return await inner(request, context)
             except (RequestError, SchedulingError, SessionError) as error:
-                refusal = error if isinstance(error, RequestError) else request_error(error)
+                refusal = request_error(error)
                 _log.info("call refused", call=name, reason=refusal.reason, error=str(refusal))
                 await _end(context, refusal)
             except asyncio.CancelledError:

@@ -16,10 +16,12 @@ from elman import v1
 from server.decoding.errors import shortened
 from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
+from server.rpc.s_expressions import Bracket, read_bracket
 from server.scheduling import Scheduler
 from server.sessions import SessionModel, StateLayout
 
-_KNOWN_WORDS, _KNOWN_LENGTH = 65_536, 64  # whose tokens are remembered, and their characters at most
+# What so many brackets of trees say is remembered, of so many characters at most: most words come again and again.
+_KNOWN_BRACKETS, _KNOWN_LENGTH = 65_536, 64
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,18 @@ class ServedModel:
         Raises:
             EncodingError: it is none, or is several.
         """
-        return self._known_token(word) if len(word) <= _KNOWN_LENGTH else _only_token(self.vocabulary, word)
+        ids = self.vocabulary.encode(word)
+        if len(ids) != 1:
+            raise EncodingError(f"a node's word is one token, but this is {len(ids)} to the model", 0)
+        return int(ids[0])
+
+    def bracket(self, text: str) -> Bracket:
+        """What a bracket of an s-expression says; see `read_bracket`."""
+        return self._known_bracket(text) if len(text) <= _KNOWN_LENGTH else read_bracket(text, self.token_of)
 
     @cached_property
-    def _known_token(self) -> Callable[[str], int]:
-        return lru_cache(_KNOWN_WORDS)(partial(_only_token, self.vocabulary))
+    def _known_bracket(self) -> Callable[[str], Bracket]:
+        return lru_cache(_KNOWN_BRACKETS)(partial(read_bracket, token_of=self.token_of))
 
     def count_unknown(self, ids: TokenIds) -> int:
         """How many of the ids stand for something the vocabulary does not have."""
@@ -250,10 +259,3 @@ class Models:
 
     def _known(self) -> str:
         return listed(self._models) or "none"
-
-
-def _only_token(vocabulary: TextVocabulary, word: str) -> int:
-    ids = vocabulary.encode(word)
-    if len(ids) != 1:
-        raise EncodingError(f"a node's word is one token, but this is {len(ids)} to the model", 0)
-    return int(ids[0])

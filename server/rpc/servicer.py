@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from elman import v1
@@ -28,6 +29,7 @@ from server.rpc.errors import (
 from server.rpc.generate_calls import GenerateCalls
 from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
+from server.rpc.many import CLASSIFICATION, GENERATION, AnswerOne, Kind, Tell, answer_many
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
@@ -50,6 +52,7 @@ from server.sessions import TOKEN_TYPE, PrefixCache, Sessions, Target
 
 # What a piece shows: the outputs of its steps or of the last one, and the position of its session, if it has one.
 PieceReader = Callable[[v1.Piece, NDArray[Any]], Awaitable[tuple[NDArray[Any], int | None]]]
+_Request = TypeVar("_Request", bound=Message)
 
 
 class InferenceServicer(v1.InferenceServiceServicer):
@@ -106,6 +109,32 @@ class InferenceServicer(v1.InferenceServiceServicer):
         check_size(request, self._limits)
         await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
 
+    async def GenerateMany(  # type: ignore[override] # grpc.aio also takes coroutines that write
+        self, requests: AsyncIterator[v1.GenerateManyRequest], context: Context
+    ) -> None:
+        caller = caller_of(context)
+
+        async def generate(request: v1.GenerateRequest, tell: Tell) -> None:
+            await self._generate_calls.answer(request, caller, tell)
+
+        await self._answer_many(requests, context, generate, GENERATION)
+
+    async def ClassifyMany(  # type: ignore[override] # grpc.aio also takes coroutines that write
+        self, requests: AsyncIterator[v1.ClassifyManyRequest], context: Context
+    ) -> None:
+        caller = caller_of(context)
+
+        async def classify(request: v1.ClassifyRequest, tell: Tell) -> None:
+            await tell(await self._classified(request, caller))
+
+        await self._answer_many(requests, context, classify, CLASSIFICATION)
+
+    async def _answer_many(
+        self, requests: AsyncIterator[Any], context: Context, answer_one: AnswerOne, kind: Kind
+    ) -> None:
+        async with contextlib.aclosing(self._messages(requests)) as messages:
+            await answer_many(messages, answer_one, kind, partial(self._write, context))
+
     async def Choose(self, request: v1.ChooseRequest, context: Context) -> v1.ChooseResponse:
         check_size(request, self._limits)
         model = self._models.that_generates(request.model)
@@ -119,6 +148,9 @@ class InferenceServicer(v1.InferenceServiceServicer):
 
     async def Classify(self, request: v1.ClassifyRequest, context: Context) -> v1.ClassifyResponse:
         check_size(request, self._limits)
+        return await self._classified(request, caller_of(context))
+
+    async def _classified(self, request: v1.ClassifyRequest, caller: str) -> v1.ClassifyResponse:
         target = session_target(request) if request.HasField("session") else None
         name = request.model or (await self._sessions.model_of(target.session_id) if target else "")
         model, labelling = self._models.that_labels(name, "model")
@@ -139,7 +171,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
             outputs = (await run_reading(model, Reading(steps, Mailbox(), every_step=every_step))).outputs
         else:
             bypass = request.bypass_prefix_cache
-            prefill = Prefill.begin(model, steps, self._prefixes, caller_of(context), bypass=bypass, output_wanted=True)
+            prefill = Prefill.begin(model, steps, self._prefixes, caller, bypass=bypass, output_wanted=True)
             response.cached_token_count = prefill.position
             outputs = await prefill.last_output()
         response.prediction.CopyFrom(await predict(labelling, outputs, len(steps)))
@@ -215,9 +247,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
 
         return read
 
-    async def _messages(
-        self, requests: AsyncIterator[v1.StreamClassifyRequest]
-    ) -> AsyncGenerator[v1.StreamClassifyRequest, None]:
+    async def _messages(self, requests: AsyncIterator[_Request]) -> AsyncGenerator[_Request, None]:
         """The requests of a stream, each of a size that may be; none more when the server drains."""
         draining = asyncio.ensure_future(self._draining.wait())
         following = asyncio.ensure_future(_following(requests))
@@ -267,5 +297,5 @@ def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
     return read
 
 
-async def _following(requests: AsyncIterator[v1.StreamClassifyRequest]) -> v1.StreamClassifyRequest | None:
+async def _following(requests: AsyncIterator[_Request]) -> _Request | None:
     return await anext(aiter(requests), None)

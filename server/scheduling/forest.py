@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.engine import NO_CHILD, EngineError, NodeResults, TreeEngine
 from server.scheduling.running import MODEL_FAILED, Emission, Tell
 from server.scheduling.sequence import Failed, Sequence
-from server.scheduling.tree import NODE, Tree
+from server.scheduling.tree import NODE, Tree, planted
 
 _ROOM = 1024  # nodes
 
@@ -82,17 +82,19 @@ class Forest:
         return self.capacity - len(self._trees)
 
     def admit(self, newcomers: list[Sequence], tell: Tell) -> None:
-        for tree in newcomers:
-            assert isinstance(tree, Tree)
-            count = len(tree.forced)
-            if self._used + count > len(self._nodes):
-                self._make_room(count)
-            start, stop = self._used, self._used + count
-            self._nodes[start:stop], todo = tree.nodes(start, self._engine.known(tree.forced))
-            place = len(self._trees)
-            self._starts[place], self._stops[place], self._ends[place] = start, stop, start + todo
-            self._used = stop
-            self._trees.append(tree)
+        if not newcomers:
+            return
+        trees = [tree for tree in newcomers if isinstance(tree, Tree)]
+        assert len(trees) == len(newcomers)
+        count = sum(len(tree.forced) for tree in trees)
+        if self._used + count > len(self._nodes):
+            self._make_room(count)
+        new = planted(trees, self._used, self._engine.known)
+        self._nodes[self._used : self._used + count] = new.nodes
+        self._used += count
+        places = slice(len(self._trees), len(self._trees) + len(trees))
+        self._starts[places], self._stops[places], self._ends[places] = new.starts, new.stops, new.starts + new.counts
+        self._trees += trees
 
     def drop_aborted(self) -> None:
         self._drop([place for place, tree in enumerate(self._trees) if tree.aborted])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,31 +44,6 @@ class Tree(Sequence):
     order: NDArray[np.int64] | None = field(default=None, kw_only=True)
     outputs: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0), np.float32), init=False)
 
-    def nodes(self, start: int, known: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
-        """Its nodes, if the root is at a place `start` of others.
-
-        Args:
-            start: where.
-            known: where the state of each is kept, if it has no children and its state is known; else NO_CHILD. The
-                root is run all the same, and where all nodes are to be shown all are.
-
-        Returns:
-            their records, NODE [nodes], and how many of them are to be run.
-        """
-        nodes = np.zeros(len(self.forced), NODE)
-        nodes["token"] = self.forced
-        nodes["first_child"] = np.cumsum(self.child_counts) - self.child_counts + (start + 1)
-        nodes["child_count"] = self.child_counts
-        todo, depths = np.arange(len(nodes)), self.depths
-        if self.order is None:
-            nodes["place"] = np.where(self.child_counts == 0, known, NO_CHILD)
-            nodes["place"][0] = NO_CHILD
-            todo = np.flatnonzero(nodes["place"] == NO_CHILD)
-            depths = depths[todo]
-        nodes["todo"][: len(todo)] = todo + start
-        nodes["level_start"][: len(todo)] = np.searchsorted(depths, depths) + start
-        return nodes, len(todo)
-
     def show(self, outputs: NDArray[Any], start: int) -> None:
         """Take what some nodes show, [nodes, labels], from `start` on; if only the root is asked for, it is the last
         to come."""
@@ -79,3 +56,57 @@ class Tree(Sequence):
 
     def finished(self) -> ReadingFinished:
         return ReadingFinished(self.outputs, None, np.empty(0, np.float32), {})
+
+
+@dataclass(frozen=True)
+class Grove:
+    """Trees side by side, the nodes of one behind those of the other.
+
+    Attributes:
+        nodes: their records, NODE [nodes].
+        starts: where those of each tree begin, [trees].
+        stops: where they end.
+        counts: how many of them are to be run.
+    """
+
+    nodes: NDArray[Any]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def planted(trees: Several[Tree], start: int, known: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Grove:
+    """What there is to know of the nodes of trees, if those of the first one begin at a place `start` of others.
+
+    Args:
+        trees: one or more.
+        start: where.
+        known: tells of tokens where the states of nodes are kept that have no children; NO_CHILD where they are not
+            known. Such nodes are not run, but for a root, and in a tree whose nodes are all to be shown.
+    """
+    sizes = np.array([len(tree.forced) for tree in trees])
+    stops = start + np.cumsum(sizes)
+    starts = stops - sizes
+    tree_of = np.repeat(np.arange(len(trees)), sizes)
+    child_counts = np.concatenate([tree.child_counts for tree in trees])
+    nodes = np.zeros(len(tree_of), NODE)
+    nodes["token"] = tokens = np.concatenate([tree.forced for tree in trees])
+    # A root is nobody's child: of every tree there is a node more than there are children.
+    nodes["first_child"] = np.cumsum(child_counts) - child_counts + tree_of + (start + 1)
+    nodes["child_count"] = child_counts
+    spared = child_counts == 0
+    spared[starts - start] = False
+    if any(tree.order is not None for tree in trees):
+        spared &= np.repeat([tree.order is None for tree in trees], sizes)
+    places = np.where(spared, known(tokens), NO_CHILD)
+    nodes["place"] = places
+    todo = np.flatnonzero(places == NO_CHILD)
+    counts = np.bincount(tree_of[todo], minlength=len(trees))
+    # What is to be run of each tree is told at its beginning.
+    told = np.arange(len(todo)) + np.repeat(starts - start - np.cumsum(counts) + counts, counts)
+    nodes["todo"][told] = todo + start
+    depths = np.concatenate([tree.depths for tree in trees])[todo]
+    first = np.ones(len(todo), np.bool_)  # of its level
+    first[1:] = (depths[1:] != depths[:-1]) | (tree_of[todo[1:]] != tree_of[todo[:-1]])
+    nodes["level_start"][told] = told[np.maximum.accumulate(np.where(first, np.arange(len(todo)), 0))] + start
+    return Grove(nodes, starts, stops, counts)

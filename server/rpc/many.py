@@ -1,0 +1,169 @@
+"""Many requests in one call: they run side by side, and what there is to tell of them shares messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from elman import v1
+from server.rpc.errors import RequestError, UnexpectedError, request_error
+from server.rpc.writing import grouped
+from server.scheduling import QueueFullError, SchedulingError
+from server.sessions.errors import SessionError
+
+_UNDER_WAY = 256  # requests of one call
+_COME_AGAIN = 2  # for one that has ended: one would never become two
+_PAUSE = 0.01  # seconds
+_UNSENT = 1024  # answers; whoever has more to tell waits until the client has read some
+_MESSAGE_BYTES = 256 * 1024  # about
+
+_log = structlog.get_logger(__name__)
+
+Tell = Callable[[Any], Awaitable[None]]  # tells a response
+AnswerOne = Callable[[Any, Tell], Awaitable[None]]  # answers a request to its end
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the requests are.
+
+    Attributes:
+        answer: the message that brings a response to one of them, or its failure.
+        message: the one that brings several answers.
+        streams: whether a request may have several answers, so that it has to be told which is the last.
+    """
+
+    answer: Callable[..., Any]
+    message: Callable[..., Any]
+    streams: bool
+
+
+GENERATION = Kind(v1.GenerateAnswer, v1.GenerateManyResponse, streams=True)
+CLASSIFICATION = Kind(v1.ClassifyAnswer, v1.ClassifyManyResponse, streams=False)
+
+
+async def answer_many(messages: AsyncIterator[Any], answer_one: AnswerOne, kind: Kind, write: Tell) -> None:
+    """Answer all requests of a call.
+
+    Args:
+        messages: what brings them. Where it fails, those that were taken up are answered before the call fails.
+        answer_one: answers one of them.
+        kind: what they are.
+        write: sends a message.
+    """
+    call = _Call(answer_one, kind)
+    reading = asyncio.ensure_future(call.read(messages))
+    try:
+        while answers := await call.gather():
+            for group in grouped(answers, _MESSAGE_BYTES):
+                await write(kind.message(answers=group))
+        await reading
+    finally:
+        reading.cancel()
+        call.cancel()
+
+
+class _Call:
+    """The requests under way, and what there is to tell of them."""
+
+    def __init__(self, answer_one: AnswerOne, kind: Kind) -> None:
+        self._answer_one = answer_one
+        self._kind = kind
+        self._room = asyncio.Semaphore(_UNDER_WAY)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused: deque[asyncio.Future[None]] = deque()  # one for each that waits for room
+        self._reading = True
+        self._answers: list[Any] = []  # since the last message
+        self._news = asyncio.Event()  # there is an answer, or nothing is left to be answered
+        self._sent = asyncio.Event()
+
+    async def read(self, messages: AsyncIterator[Any]) -> None:
+        """Take up what comes, as far as there is room."""
+        index = 0
+        try:
+            async for message in messages:
+                for request in message.requests:
+                    await self._room.acquire()
+                    task = asyncio.create_task(self._answer(index, request))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._end)
+                    index += 1
+        finally:
+            self._reading = False
+            self._news.set()
+
+    async def gather(self) -> list[Any]:
+        """All answers since the last call, in order; waits until there is one. None: nothing is left to be answered."""
+        while not self._answers and (self._reading or self._tasks):
+            self._news.clear()
+            await self._news.wait()
+        answers, self._answers = self._answers, []
+        self._sent.set()
+        return answers
+
+    def cancel(self) -> None:
+        """Let go what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _answer(self, index: int, request: Any) -> None:
+        """Answer a request to its end, good or bad."""
+        answer = self._kind.answer
+
+        async def tell(response: Any) -> None:
+            while len(self._answers) >= _UNSENT:
+                self._sent.clear()
+                await self._sent.wait()
+            self._tell(answer(request_index=index, response=response))
+
+        try:
+            await self._answer_when_there_is_room(request, tell)
+        except (RequestError, SchedulingError, SessionError) as error:
+            self._tell(answer(request_index=index, failure=_failure(request_error(error))))
+        except Exception:
+            _log.exception("a request among many failed")
+            self._tell(answer(request_index=index, failure=_failure(UnexpectedError("internal error"))))
+        if self._kind.streams:
+            # Most often the last answer has not been sent yet.
+            unsent = self._answers and self._answers[-1].request_index == index
+            if not unsent:
+                self._tell(answer(request_index=index))
+            self._answers[-1].last = True
+
+    async def _answer_when_there_is_room(self, request: Any, tell: Tell) -> None:
+        """Answer a request. One for which there is no room comes again when others of the call have ended, or, where
+        all of them wait for room, after a moment."""
+        while True:
+            try:
+                await self._answer_one(request, tell)
+            except QueueFullError:
+                waiter = asyncio.get_running_loop().create_future()
+                self._refused.append(waiter)
+                nobody_runs = len(self._refused) == len(self._tasks)
+                await asyncio.wait((waiter,), timeout=_PAUSE if nobody_runs else None)
+                if not waiter.done():
+                    self._refused.remove(waiter)
+            else:
+                return
+
+    def _tell(self, answer: Any) -> None:
+        self._answers.append(answer)
+        self._news.set()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        for _ in range(min(_COME_AGAIN, len(self._refused))):
+            self._refused.popleft().set_result(None)
+        if not self._tasks:
+            self._news.set()
+
+
+def _failure(error: RequestError) -> v1.Failure:
+    status = error.status()
+    return v1.Failure(code=status.code, message=status.message, details=status.details)
