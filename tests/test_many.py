@@ -162,7 +162,7 @@ async def test_a_server_that_drains_answers_what_it_has_taken(translator: Bundle
         draining = asyncio.ensure_future(running.server.drain())
 
         async def read_on() -> None:
-            async for message in call:
+            while (message := await call.read()) is not grpc.aio.EOF:
                 found.extend(message.answers)
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
