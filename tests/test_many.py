@@ -145,6 +145,7 @@ async def test_a_client_that_goes_leaves_nothing_behind(translator: Bundle) -> N
     async with serving(translator) as running, channel_to(running) as channel:
         call = v1.InferenceServiceStub(channel).GenerateMany()
         endless = v1.GenerateRequest(model="translator", source=v1.Source(text="z"), max_tokens=60_000)
+        endless.shaping.min_tokens = 60_000
         await call.write(v1.GenerateManyRequest(requests=[endless] * 3))
         await call.read()
         async with asyncio.timeout(10):
