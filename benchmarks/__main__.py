@@ -244,7 +244,7 @@ def trees(
     with progress(labelling.step_count(options)) as advance:
         rows = labelling.measure_trees(options, advance)
     folder = _folder(output, options.worth_keeping)
-    merge(folder / "trees.json", rows, ("clients", "hidden"))
+    merge(folder / "trees.json", rows, ("clients", "hidden", "calls"))
     print_table("Trees", TREE_COLUMNS, rows, TREE_LEGEND)
     print_promises(tree_promises(), rows)
     print_disturbance(rows)
@@ -314,7 +314,7 @@ def translations(
     with progress(translating.step_count(options)) as advance:
         rows = translating.measure(options, advance)
     folder = _folder(output, options.worth_keeping)
-    merge(folder / "translations.json", rows, ("precision",))
+    merge(folder / "translations.json", rows, ("precision", "calls"))
     print_table("Translations", TRANSLATION_COLUMNS, rows, TRANSLATION_LEGEND)
     print_promises(translation_promises(), rows)
     print_disturbance(rows)

@@ -14,6 +14,8 @@ from benchmarks.server_process import RunningServer
 Seconds = NDArray[np.float64]
 # Of a prompt, at most, and generated, in the round that is not counted.
 _WARM_UP_TOKENS = 32
+# How short requests are sent, 64 of them under way: how many calls they share, 0 for none.
+CALLS = {"each": 0, "for all": 1}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from benchmarks.machine import SCRATCH, Occupation, core_count, describe
+from benchmarks.measurement import CALLS
 from benchmarks.model import PRECISIONS
 from benchmarks.server_process import RunningServer, run_server
 from benchmarks.translation_clients import Translated, TranslationOrder, measure_translations
-from benchmarks.translation_reference import measure_translation_reference
+from benchmarks.translation_reference import TranslationReference, measure_translation_reference
 from bundle import CharacterVocabulary
 from export import NextToken, Source, Token, Values, export_bundle
 from training.encoder_decoder import EncoderDecoder
@@ -75,21 +76,23 @@ def measure(options: TranslationOptions, advance: Callable[[str], None]) -> Rows
             occupation = Occupation([server.pid])
             rounds = [_round(options, bundle, precision, server, sources) for _ in range(options.repeats)]
             others = occupation.others_share()
-        medians = {name: float(np.median([one[name] for one in rounds])) for name in rounds[0]}
-        shares = [one["share_of_raw"] for one in rounds]
-        rows.append(
-            {
-                "precision": precision,
-                **medians,
-                "share_of_raw_lowest": min(shares),
-                "share_of_raw_highest": max(shares),
-                "clients": options.clients,
-                "max_tokens": options.max_tokens,
-                "source_positions": float(np.mean([len(source) for source in sources])),
-                "repeats": options.repeats,
-                "others_share_of_cores": others,
-            }
-        )
+        for way in CALLS:
+            found = [one[way] for one in rounds]
+            shares = [one["share_of_raw"] for one in found]
+            rows.append(
+                {
+                    "precision": precision,
+                    "calls": way,
+                    **{name: float(np.median([one[name] for one in found])) for name in found[0]},
+                    "share_of_raw_lowest": min(shares),
+                    "share_of_raw_highest": max(shares),
+                    "clients": options.clients,
+                    "max_tokens": options.max_tokens,
+                    "source_positions": float(np.mean([len(source) for source in sources])),
+                    "repeats": options.repeats,
+                    "others_share_of_cores": others,
+                }
+            )
     about = {"server_options": list(options.server_options), **describe()}
     return [row | about for row in rows]
 
@@ -101,15 +104,20 @@ def step_count(options: TranslationOptions) -> int:
 
 def _round(
     options: TranslationOptions, bundle: Path, precision: str, server: RunningServer, sources: list[list[int]]
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
+    """What one round has brought, by how the clients call."""
     raw = measure_translation_reference(
         bundle, sources=sources, max_tokens=options.max_tokens, seconds=options.seconds, threads=core_count()
     )
-    found: Translated = measure_translations(
-        TranslationOrder(
-            server.address, server.pid, precision, sources, options.clients, options.each, options.max_tokens
-        )
+    order = TranslationOrder(
+        server.address, server.pid, precision, sources, options.clients, options.each, options.max_tokens
     )
+    return {
+        way: _figures(measure_translations(replace(order, calls=calls)), raw, sources) for way, calls in CALLS.items()
+    }
+
+
+def _figures(found: Translated, raw: TranslationReference, sources: list[list[int]]) -> dict[str, float]:
     served, alone = found.translations / found.seconds, len(sources) / raw.seconds
     latencies = 1e3 * np.array(found.latencies)
     return {

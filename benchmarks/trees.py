@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.machine import SCRATCH, Occupation, core_count, describe
-from benchmarks.measurement import medians
+from benchmarks.measurement import CALLS, medians
 from benchmarks.server_process import run_server
-from benchmarks.tree_clients import TreeOrder, measure_labelled
+from benchmarks.tree_clients import Labelled, TreeOrder, measure_labelled
 from benchmarks.tree_reference import TreeReferenceOrder, measure_tree_reference
 from benchmarks.tree_set import INNER, VOCABULARY, word
 from bundle import SymbolVocabulary
@@ -62,48 +62,47 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
         options: what.
         advance: told what comes next, before each of `step_count` steps.
     """
-    return [_measure(options, hidden, advance) for hidden in options.hidden]
+    return [row for hidden in options.hidden for row in _measure(options, hidden, advance)]
 
 
-def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> dict[str, Any]:
+def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> Rows:
     advance(f"{hidden} units: making the model")
     bundle, plain = make_bundles(hidden)
-    found: list[dict[str, float]] = []
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in CALLS}
     with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
         occupation = Occupation([server.pid])
         for repeat in range(options.repeats):
-            advance(f"{hidden} units: {options.clients} clients, repeat {repeat + 1}")
-            served = measure_labelled(
-                TreeOrder(
-                    server.address,
-                    server.pid,
-                    _MODEL,
-                    options.trees,
-                    options.clients,
-                    options.connections,
-                    options.seconds,
+            served: dict[str, Labelled] = {}
+            for way, calls in CALLS.items():
+                advance(f"{hidden} units: {options.clients} clients, a call {way}, repeat {repeat + 1}")
+                served[way] = measure_labelled(
+                    TreeOrder(
+                        server.address,
+                        server.pid,
+                        _MODEL,
+                        options.trees,
+                        options.clients,
+                        options.connections,
+                        options.seconds,
+                        calls,
+                    )
                 )
-            )
             advance(f"{hidden} units: onnxruntime alone, repeat {repeat + 1}")
             alone = measure_tree_reference(
                 TreeReferenceOrder(
                     str(plain / "step.onnx"), options.trees, options.clients, options.seconds, core_count()
                 )
             )
-            found.append(
-                {
-                    **asdict(served),
-                    **{f"raw_{name}": value for name, value in asdict(alone).items()},
-                    "share_of_raw": served.nodes_per_second / alone.nodes_per_second,
-                }
-            )
+            for way, labelled in served.items():
+                found[way].append(
+                    {
+                        **asdict(labelled),
+                        **{f"raw_{name}": value for name, value in asdict(alone).items()},
+                        "share_of_raw": labelled.nodes_per_second / alone.nodes_per_second,
+                    }
+                )
         others = occupation.others_share()
-    shares = [figures["share_of_raw"] for figures in found]
-    row = {
-        "clients": options.clients,
-        **medians(found),
-        "share_of_raw_lowest": min(shares),
-        "share_of_raw_highest": max(shares),
+    common = {
         "hidden": hidden,
         "vocabulary": VOCABULARY,
         "trees": options.trees,
@@ -114,12 +113,17 @@ def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) 
         "server_options": list(options.server_options),
         "others_share_of_cores": others,
     }
-    return row | describe()
+    rows: Rows = []
+    for way, rounds in found.items():
+        shares = [figures["share_of_raw"] for figures in rounds]
+        bounds = {"share_of_raw_lowest": min(shares), "share_of_raw_highest": max(shares)}
+        rows.append({"clients": options.clients, "calls": way, **medians(rounds), **bounds, **common, **describe()})
+    return rows
 
 
 def step_count(options: TreeOptions) -> int:
     """How often `measure_trees` advances."""
-    return (1 + 2 * options.repeats) * len(options.hidden)
+    return (1 + (1 + len(CALLS)) * options.repeats) * len(options.hidden)
 
 
 def make_bundles(hidden: int) -> tuple[Path, Path]:
