@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TokenScore,
         Unit,
     )
-    from elman.client import Choice, ChoiceScore, Chunk, Client, GenerationStream, Label, Model, Prediction
+    from elman.client import Choice, ChoiceScore, Chunk, Client, GenerationStream, Model
     from elman.decoding import Continuation, EarlyStopping, FinishReason, TokenReport, Usage
     from elman.errors import (
         DeadlineExceededError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from elman.sessions import Session, SessionContent
     from elman.trees import TreeNode
+    from elman.whole import Label, Prediction
     from export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
@@ -51,7 +52,7 @@ _HOMES = {
         "TokenScore",
         "Unit",
     ),
-    "elman.client": ("Choice", "ChoiceScore", "Chunk", "Client", "GenerationStream", "Label", "Model", "Prediction"),
+    "elman.client": ("Choice", "ChoiceScore", "Chunk", "Client", "GenerationStream", "Model"),
     "elman.decoding": ("Continuation", "EarlyStopping", "FinishReason", "TokenReport", "Usage"),
     "elman.errors": (
         "DeadlineExceededError",
@@ -67,6 +68,7 @@ _HOMES = {
     ),
     "elman.sessions": ("Session", "SessionContent"),
     "elman.trees": ("TreeNode",),
+    "elman.whole": ("Label", "Prediction"),
     "bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
     "export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
 }

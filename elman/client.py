@@ -21,20 +21,19 @@ from elman.analysis import AnalysisCalls
 from elman.decoding import (
     Continuation,
     Decoding,
-    EarlyStopping,
     FinishReason,
     Gathering,
     TokenReport,
     Usage,
     reports_of,
-    set_decoding,
     set_duration,
     usage_of,
 )
 from elman.errors import ElmanError, expressible, rpc_errors
 from elman.inputs import Input, set_input, set_source, set_steps
+from elman.many import ManyCalls
 from elman.sessions import Patience, SessionCalls, session_call
-from elman.trees import TreeNode, set_tree
+from elman.whole import Prediction, WholeCalls, generate_request, position_of, prediction_of
 
 if TYPE_CHECKING:
     from elman.inputs import Numbers
@@ -84,32 +83,6 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...]
     reports: tuple[TokenReport, ...] = ()
-
-
-@dataclass(frozen=True)
-class Label:
-    """A label and how probable the model holds it."""
-
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The labels of an input.
-
-    Attributes:
-        labels: a classifier's, all of them, the most probable first; empty for a tagger. Of a tree its root's.
-        steps: a tagger's, one for every step; empty for a classifier. Of a tree whose nodes were all asked for: one for
-            every node.
-        step_count: the number of steps read; in a stream, all pieces together. Of a tree: its nodes.
-        session_position: the session's after this call, or after this piece; None without a session.
-    """
-
-    labels: tuple[Label, ...]
-    steps: tuple[Label, ...]
-    step_count: int
-    session_position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -245,13 +218,13 @@ class GenerationStream:
             self.unknown_token_count = started.unknown_token_count
             self.source_unknown_count = started.source_unknown_count
             self.cached_token_count = started.cached_token_count
-            self.session_position_before = _position(started)
+            self.session_position_before = position_of(started)
         if response.HasField("finished"):
             self.finish_reason = FinishReason(response.finished.finish_reason)
             self.stop_sequence = response.finished.stop_sequence
             self.usage = usage_of(response.finished)
             self.generated_token_count = response.finished.generated_token_count
-            self.session_position = _position(response.finished)
+            self.session_position = position_of(response.finished)
         if response.chunk.token_ids:
             self.received_token_count += len(response.chunk.token_ids)
             self._patience.renew()
@@ -267,7 +240,7 @@ class GenerationStream:
         self._call.cancel()
 
 
-class Client(SessionCalls, AnalysisCalls):
+class Client(SessionCalls, AnalysisCalls, WholeCalls):
     """Calls one server. What it takes is said at `elman.connection.Connection`."""
 
     @cached_property
@@ -332,7 +305,7 @@ class Client(SessionCalls, AnalysisCalls):
             decoding: how tokens are chosen and when it ends; see `Decoding`.
         """
         with expressible():
-            request = _request(prompt, source, model, decoding, log_probabilities)
+            request = generate_request(prompt, source, model, decoding, log_probabilities)
             call = session_call(session, position, request_id, patience)
             if call is not None:
                 request.session.CopyFrom(call)
@@ -361,69 +334,6 @@ class Client(SessionCalls, AnalysisCalls):
             received_token_count=request.received_token_count,
         )
 
-    async def sample(
-        self,
-        prompt: Input = "",
-        *,
-        count: int,
-        source: Input | Numbers | None = None,
-        model: str = "",
-        log_probabilities: int | None = None,
-        timeout: float | None = None,
-        **decoding: Unpack[Decoding],
-    ) -> list[Continuation]:
-        """Several continuations of a prompt, drawn independently; the prompt is read once.
-
-        Args:
-            prompt: text, or token ids.
-            count: how many; the number i, from 0, is what the seed plus i brings alone.
-            source: what the model's encoder reads, where it has one; it is read once.
-            model: its name; may be empty where the server holds one that generates.
-            log_probabilities: see `generate`.
-            timeout: seconds all of them together may take.
-            decoding: how tokens are chosen and when they end; see `Decoding`.
-        """
-        with expressible():
-            request = _request(prompt, source, model, decoding, log_probabilities)
-            request.sampling.sample_count = count
-        return await self._whole(request, timeout)
-
-    async def search(
-        self,
-        prompt: Input = "",
-        *,
-        width: int,
-        count: int = 1,
-        length_penalty: float = 1.0,
-        early_stopping: EarlyStopping = EarlyStopping.LIKELY,
-        source: Input | Numbers | None = None,
-        model: str = "",
-        timeout: float | None = None,
-        **decoding: Unpack[Decoding],
-    ) -> list[Continuation]:
-        """The best continuations of a prompt that a beam search finds, the best first.
-
-        Args:
-            prompt: text, or token ids.
-            width: how many beginnings are kept side by side.
-            count: how many continuations are wanted, at most width.
-            length_penalty: the exponent of the length that divides the sum of the log-probabilities; above 0 longer
-                ones are favoured.
-            early_stopping: when to end before max_tokens.
-            source: what the model's encoder reads, where it has one; it is read once.
-            model: its name; may be empty where the server holds one that generates.
-            timeout: seconds it may take.
-            decoding: see `Decoding`; nothing is drawn, so what says how to draw does not go with it.
-        """
-        with expressible():
-            request = _request(prompt, source, model, decoding)
-            if request.HasField("sampling"):
-                raise ValueError("a beam search draws nothing: temperature, top_k, top_p and min_p do not go with it")
-            request.beam.width, request.beam.result_count = width, count
-            request.beam.length_penalty = length_penalty
-            request.beam.early_stopping = early_stopping.value
-        return await self._whole(request, timeout)
-
     async def _whole(self, request: v1.GenerateRequest, timeout: float | None) -> list[Continuation]:
         gathering = Gathering()
         with rpc_errors(self.address):
@@ -431,6 +341,17 @@ class Client(SessionCalls, AnalysisCalls):
             async for response in call:
                 gathering.take(response)
         return gathering.continuations()
+
+    async def _labelled(self, request: v1.ClassifyRequest, timeout: float | None) -> v1.ClassifyResponse:
+        return await self._call(self._stub.Classify, request, timeout, request.session.session_id)
+
+    def many(self) -> ManyCalls:
+        """Calls that go to the server together, for whoever has many short things to ask.
+
+        async with client.many() as many:
+            found = await asyncio.gather(*(many.classify(line) for line in lines))
+        """
+        return ManyCalls(self._stub, self.address, self._seconds, self._metadata())
 
     async def choose(
         self,
@@ -466,56 +387,6 @@ class Client(SessionCalls, AnalysisCalls):
             for score in response.scores
         )
         return Choice(response.choice_index, scores, response.source_unknown_count)
-
-    async def classify(
-        self,
-        input: Input | Numbers | None = None,
-        *,
-        tree: str | TreeNode | None = None,
-        every_node: bool = False,
-        model: str = "",
-        bypass_prefix_cache: bool = False,
-        session: str = "",
-        position: int | None = None,
-        request_id: str = "",
-        patience: float = 0.0,
-        timeout: float | None = None,
-    ) -> Prediction:
-        """Label a whole input, or a tree.
-
-        Args:
-            input: text, or token ids; for a model that reads numbers those of every step, an array of numpy,
-                [steps, *shape], or a list of rows; not empty.
-            tree: in the place of an input, for a model of trees: an s-expression such as "(2 (2 It) (2 works))", where
-                every bracket begins with a label that is not looked at, or its root.
-            every_node: label every node of the tree, in the order of the opening brackets, a node before its children;
-                they are the prediction's `steps`. Default: its root only.
-            model: its name; may be empty where the server holds one with labels.
-            bypass_prefix_cache: read the whole input, though the state behind its beginning may be known.
-            session: the id of the session that the input continues.
-            position: where the session is expected to be; see `generate`.
-            request_id: names the call in its session; see `generate`.
-            patience: in a session, seconds for which a call that is broken off is repeated; see `generate`.
-            timeout: seconds the call may take, repetitions included.
-        """
-        with expressible():
-            call = session_call(session, position, request_id, patience)
-            request = v1.ClassifyRequest(model=model, session=call, bypass_prefix_cache=bypass_prefix_cache)
-            request.every_node = every_node
-            if (input is None) == (tree is None):
-                raise ValueError("classify takes an input or a tree, one of the two")
-            if tree is not None:
-                set_tree(request.tree, tree)
-            elif input is not None:
-                set_steps(request, input)
-        trying = Patience(patience, self._seconds(timeout))
-        while True:
-            try:
-                response = await self._call(self._stub.Classify, request, trying.timeout, session)
-            except ElmanError as error:
-                await asyncio.sleep(trying.pause(error))
-            else:
-                return _prediction(response.prediction, _position(response))
 
     async def stream_classify(
         self,
@@ -558,31 +429,10 @@ class Client(SessionCalls, AnalysisCalls):
                     with expressible():
                         set_steps(request.piece, piece)
                     result = (await exchange(request)).result
-                    yield _prediction(result.prediction, _position(result))
+                    yield prediction_of(result.prediction, position_of(result))
                 await call.done_writing()
         finally:
             call.cancel()
-
-
-def _request(
-    prompt: Input,
-    source: Input | Numbers | None,
-    model: str,
-    decoding: Decoding,
-    log_probabilities: int | None = None,
-) -> v1.GenerateRequest:
-    """What every call has that continues a prompt.
-
-    Raises:
-        ValueError, TypeError, OverflowError: it cannot be said.
-    """
-    request = v1.GenerateRequest(model=model)
-    set_input(request, prompt)
-    set_source(request, source)
-    set_decoding(request, decoding)
-    if log_probabilities is not None:
-        request.log_probabilities.most_likely_count = log_probabilities
-    return request
 
 
 async def _asynchronous(
@@ -610,16 +460,3 @@ def _model(model: v1.Model) -> Model:
         saved_step_count=model.prefix_cache.saved_step_count,
         spec=model.spec,
     )
-
-
-def _prediction(prediction: v1.Prediction, session_position: int | None) -> Prediction:
-    return Prediction(
-        labels=tuple(Label(label.label, label.probability) for label in prediction.labels),
-        steps=tuple(Label(label.label, label.probability) for label in prediction.steps),
-        step_count=prediction.step_count,
-        session_position=session_position,
-    )
-
-
-def _position(message: v1.GenerateStarted | v1.GenerateFinished | v1.ClassifyResponse | v1.PieceResult) -> int | None:
-    return message.session_position if message.HasField("session_position") else None

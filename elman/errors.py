@@ -17,12 +17,15 @@ Every one carries the stable `reason` of the error's ErrorInfo, such as "QUEUE_F
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import grpc
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+from elman import v1
 
 
 class ElmanError(Exception):
@@ -114,23 +117,35 @@ _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
 # stream whose server has gone.
 _BROKEN_OFF = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
     """The exception for what a call to `address` got."""
     message = error.details() or error.code().name
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    found = _error(error.code(), message, status.details if status is not None else ())
+    if not found.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
+        message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
+        return UnavailableError(message, code=error.code())
+    if not found.reason and error.code() in _BROKEN_OFF:
+        return UnavailableError(f"the call was broken off: {message}", code=error.code())
+    return found
+
+
+def from_failure(failure: v1.Failure) -> ElmanError:
+    """The exception for what one request among many got."""
+    return _error(_CODES[failure.code], failure.message, failure.details)
+
+
+def _error(code: grpc.StatusCode, message: str, details: Iterable[any_pb2.Any]) -> ElmanError:
     info = error_details_pb2.ErrorInfo()
     request = error_details_pb2.BadRequest()
-    status = rpc_status.from_call(cast(grpc.Call, error))
-    for detail in status.details if status is not None else ():
+    for detail in details:
         detail.Unpack(info) or detail.Unpack(request)
-    kind = _CLASSES_BY_REASON.get(info.reason, _CLASSES.get(error.code(), ServerError))
-    if not info.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
-        message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
-    elif not info.reason and error.code() in _BROKEN_OFF:
-        kind, message = UnavailableError, f"the call was broken off: {message}"
-    return kind(
+    return _CLASSES_BY_REASON.get(info.reason, _CLASSES.get(code, ServerError))(
         message,
-        code=error.code(),
+        code=code,
         reason=info.reason,
         metadata=dict(info.metadata),
         fields={violation.field: violation.description for violation in request.field_violations},

@@ -11,7 +11,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from bundle import Bundle
-from elman import v1
+from elman import Client, DeadlineExceededError, InvalidRequestError, ModelNotFoundError, UnavailableError, v1
 from tests.encoder_models import make_translator
 from tests.serving import Running, serving
 from tests.trees import as_expression, random_tree
@@ -180,3 +180,48 @@ async def test_a_message_that_is_too_large_is_refused(translator: Bundle) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await generated(stub, [v1.GenerateManyRequest(requests=[big])])
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_the_client_makes_many_calls_as_it_makes_one(translator: Bundle, tree_bundles: dict[str, Bundle]) -> None:
+    async with serving(translator, tree_bundles["binary"]) as running, running.client.many() as many:
+        expressions = [as_expression(random_tree(number, 2, 1 + number % 40))[0] for number in range(200)]
+        labelled = await asyncio.gather(*(many.classify(tree=one, model="binary") for one in expressions))
+        for number in range(0, 200, 37):
+            assert labelled[number] == await running.client.classify(tree=expressions[number], model="binary")
+        found = await asyncio.gather(
+            *(many.search(source=word, width=3, model="translator", max_tokens=9) for word in WORDS),
+            *(many.sample(source=word, count=2, seed=4, model="translator", max_tokens=9) for word in WORDS),
+            many.search(source="z", width=2, model="nobody"),
+            many.classify(tree="(a (b w1)", model="binary"),
+            return_exceptions=True,
+        )
+        for word, searched, sampled in zip(WORDS, found[:3], found[3:6], strict=True):
+            alone = await running.client.search(source=word, width=3, model="translator", max_tokens=9)
+            assert [one.text for one in searched] == [one.text for one in alone]
+            alone = await running.client.sample(source=word, count=2, seed=4, model="translator", max_tokens=9)
+            assert [one.text for one in sampled] == [one.text for one in alone]
+        assert isinstance(found[6], ModelNotFoundError)
+        assert isinstance(found[7], InvalidRequestError)
+        assert list(found[7].fields) == ["tree.s_expression"]
+
+
+async def test_many_calls_of_a_client_end_like_others(translator: Bundle) -> None:
+    long = {"source": "z", "model": "translator", "max_tokens": 60_000, "min_tokens": 60_000, "count": 1}
+    async with serving(translator) as running:
+        async with running.client.many() as many:
+            with pytest.raises(DeadlineExceededError, match=r"0\.05 seconds"):
+                await many.sample(**long, timeout=0.05)
+            left = asyncio.ensure_future(many.sample(**long))
+            await asyncio.sleep(0.1)
+        with pytest.raises(UnavailableError, match="broken off"):
+            await left
+        await running.until_idle()
+        async with running.client.many() as many:  # One that is broken off is begun again.
+            await many.sample(source="z", model="translator", max_tokens=3, count=1)
+            many._generating._running.cancel()
+            await asyncio.sleep(0.1)
+            (found,) = await many.sample(source="z", model="translator", max_tokens=3, min_tokens=3, count=1)
+            assert len(found.token_ids) == 3
+    async with Client(running.address) as client, client.many() as many:
+        with pytest.raises(UnavailableError, match="cannot reach"):
+            await many.sample(source="z", count=1)

@@ -30,7 +30,7 @@ from training.features import FeedForwardNetwork
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CLIENT_CODE, DECODING_CODE, SEQUENCE_CODE, ANALYSIS_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(
+CLIENT_CODE, DECODING_CODE, SEQUENCE_CODE, MANY_CODE, ANALYSIS_CODE, SESSION_CODE, OWN_CELL_CODE = re.findall(
     r"```python\n(.*?)```", README, flags=re.DOTALL
 )
 COMMANDS = re.findall(r"^    (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
@@ -96,6 +96,13 @@ async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path:
     assert shown[6] in "0123456789"
 
 
+async def test_many_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    async with serving(sequence_bundles["phonemes"], chunk_seconds=0.0005) as running:
+        code = MANY_CODE.replace("Client()", f"Client({running.address!r})")
+        shown = await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)
+    assert len(ast.literal_eval(shown)) == 3
+
+
 async def test_analysis_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     async with serving(bundles["gru"], bundles["tags"]) as running:
         code = ANALYSIS_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"gru"')
@@ -127,18 +134,19 @@ def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, A
         service, _, name = method.partition("/")
         found = pool.FindServiceByName(service).FindMethodByName(name)
         request = json_format.Parse(data, GetMessageClass(found.input_type)())
-        call = (channel.unary_stream if found.server_streaming else channel.unary_unary)(
+        kind = f"{'stream' if found.client_streaming else 'unary'}_{'stream' if found.server_streaming else 'unary'}"
+        call = getattr(channel, kind)(
             f"/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(found.output_type).FromString,
         )
-        answer = call(request, timeout=30)
+        answer = call(iter([request]) if found.client_streaming else request, timeout=30)
         return [json_format.MessageToDict(message) for message in (answer if found.server_streaming else [answer])]
 
 
 async def test_grpcurl_commands_work(bundles: dict[str, Bundle], sequence_bundles: dict[str, Bundle]) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
-    assert len(commands) == 8 + 3
+    assert len(commands) == 8 + 4
     async with serving(bundles["gru"], bundles["tags"], *sequence_bundles.values()) as running:
         for command in commands:
             data = command[command.index("-d") + 1].replace('"python"', '"gru"') if "-d" in command else "{}"

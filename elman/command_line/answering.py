@@ -16,6 +16,7 @@ from elman.command_line.reading import written_lines
 from elman.connection import DEFAULT_ADDRESS
 from elman.decoding import Continuation
 from elman.errors import InvalidRequestError
+from elman.whole import WholeCalls
 
 _WITH_ENCODER = "the only one that generates"
 _BEAMS = 5
@@ -72,12 +73,12 @@ async def _translate(
             said = {"source": text, "text": found.text, "token_ids": found.token_ids, "score": found.score}
             print(json_line(said), flush=True)
 
-    async with Client(server, timeout=timeout) as client:
+    async with Client(server, timeout=timeout) as client, client.many() as many:
 
         async def ask(text: str) -> Continuation | None:
             if not text.strip():
                 return None  # A line stays a line, so that both files can be laid side by side.
-            return await _written(client, text, model, beams, length_penalty, max_tokens)
+            return await _written(many, text, model, beams, length_penalty, max_tokens)
 
         await answer_in_order(_each(texts) if texts else written_lines(blank=True), ask, show)
     note_unknown(unknown, "source")
@@ -89,7 +90,7 @@ async def _each(texts: Sequence[str]) -> AsyncIterator[str]:
 
 
 async def _written(
-    client: Client, source: str, model: str, beams: int, length_penalty: float, max_tokens: int
+    client: WholeCalls, source: str, model: str, beams: int, length_penalty: float, max_tokens: int
 ) -> Continuation:
     try:
         if beams == 1:

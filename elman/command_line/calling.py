@@ -15,13 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.text import Text
 
-from elman.client import Client, Label, Model, Prediction
+from elman.client import Client, Model
 from elman.command_line.in_order import answer_in_order
 from elman.command_line.options import Server, Timeout, model_option
 from elman.command_line.printing import escaped, print_table
 from elman.command_line.reading import standard_input, written_lines
 from elman.command_line.trees import classify_trees
 from elman.connection import DEFAULT_ADDRESS
+from elman.whole import Label, Prediction
 
 
 def models(server: Server = DEFAULT_ADDRESS) -> None:
@@ -99,7 +100,7 @@ def classify(
 
 async def _classify(follow: bool, model: str, server: str, timeout: float | None) -> None:
     printer = _Printer()
-    async with Client(server, timeout=timeout) as client:
+    async with Client(server, timeout=timeout) as client, client.many() as many:
         if follow:
             sent: list[str] = []
             async for prediction in client.stream_classify(_recorded(standard_input(), sent), model=model):
@@ -109,7 +110,7 @@ async def _classify(follow: bool, model: str, server: str, timeout: float | None
         def show(line: str, prediction: Prediction) -> None:
             printer.show(line, prediction, end="\n")
 
-        await answer_in_order(written_lines(), lambda line: client.classify(line, model=model), show)
+        await answer_in_order(written_lines(), lambda line: many.classify(line, model=model), show)
 
 
 async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterator[str]:

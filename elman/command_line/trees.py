@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from elman.client import Client, Label, Prediction
+from elman.client import Client
 from elman.command_line.in_order import answer_in_order
 from elman.command_line.reading import STANDARD_INPUT, written_lines
+from elman.whole import Label, Prediction
 
 _PIECE = re.compile(r"[()]|[^() \t\r\n]+")
 _WITHOUT_TERMINAL = 300  # columns
@@ -39,10 +40,10 @@ async def classify_trees(
             best = prediction.labels[0]
             print(f"{best.name}\t{best.probability:.4f}\t{tree}", flush=True)
 
-    async with Client(server, timeout=timeout) as client:
+    async with Client(server, timeout=timeout) as client, client.many() as many:
 
         async def ask(tree: str) -> Prediction:
-            return await client.classify(tree=tree, model=model, every_node=every_node)
+            return await many.classify(tree=tree, model=model, every_node=every_node)
 
         await answer_in_order(_each(trees), ask, show)
 
