@@ -26,8 +26,8 @@ from bundle import (
 )
 from bundle.storage import write_bundle
 from elman import InvalidRequestError, v1
-from elman.client import Label
 from elman.command_line.calling import _runs
+from elman.whole import Label
 from export import Labels, Token
 from export.training_run import export_run
 from server.rpc.validation import Limits

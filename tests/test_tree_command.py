@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from bundle import Bundle
-from elman.client import Label
 from elman.command_line.trees import drawn
+from elman.whole import Label
 from tests.test_command_line import Served, check_complaint, elman
 from tests.trees import SENTIMENTS, as_expression, graph_scores, probabilities, random_tree
 
