@@ -64,18 +64,29 @@ def _busy_seconds() -> float:
 def describe() -> dict[str, object]:
     """The machine, the versions and the day, as they stand in every result."""
     return {
-        "machine": {"cores": core_count(), "cpu": _cpu_model(), "system": f"{platform.system()} {platform.machine()}"},
+        "machine": {
+            "cores": core_count(),
+            "cpu": _of_the_processor("model name") or platform.processor() or "unknown",
+            "vector_instructions": _vector_instructions(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
         "versions": {"python": platform.python_version(), **_versions()},
         "measured_on": datetime.now(UTC).date().isoformat(),
     }
 
 
-def _cpu_model() -> str:
+def _of_the_processor(field: str) -> str | None:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
+        if name.strip() == field:
             return value.strip()
-    return platform.processor() or "unknown"
+    return None
+
+
+def _vector_instructions() -> list[str]:
+    """Those that decide how fast products are. Two virtual machines of one model name may differ in them."""
+    flags = (_of_the_processor("flags") or "").split()
+    return [flag for flag in flags if flag.startswith(("avx", "amx"))]
 
 
 def _versions() -> dict[str, str]:
