@@ -530,8 +530,8 @@ def test_whatever_is_written_is_read_by_the_rule(text: str) -> None:
         return
     found = s_expressions.parsed(text, bracket)
     told = {token: word for word, token in words.items()}
-    depths = np.empty(len(found.order), np.int64)
-    depths[found.order] = found.depths
-    nodes = zip(found.tokens.tolist(), depths.tolist(), found.child_counts.tolist(), strict=True)
+    by_place = found.order.argsort()
+    depths = found.depths[by_place]
+    nodes = zip(found.tokens[by_place].tolist(), depths.tolist(), found.child_counts[by_place].tolist(), strict=True)
     assert [(told.get(token), depth, count) for token, depth, count in nodes] == expected
     assert list(found.order) == sorted(found.order, key=lambda node: (depths[node], node))

@@ -17,14 +17,15 @@ NO_WORD = -1  # in the place of a token
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a tree in the order of the answer, which is that of the list or of the opening brackets.
+    """The nodes of a tree, level by level from the root on, the children of one before those of the next.
 
     Attributes:
         tokens: what each reads; NO_WORD where nothing stands at it.
         child_counts: how many children each has.
-        order: their places, those nearer to the root first; the children of one before those of the next.
-        depths: in that order, how far each is from the root.
-        where: where a node stands in the request, given its place: the field, and what is to be said of it besides.
+        order: its place in the order of the answer, which is that of the list or of the opening brackets.
+        depths: how far it is from the root.
+        where: where a node stands in the request, given its place in the answer: the field, and what is to be said of
+            it besides.
     """
 
     tokens: NDArray[np.int64]

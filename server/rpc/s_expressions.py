@@ -19,10 +19,14 @@ FIELD = "tree.s_expression"
 EXAMPLE = "an s_expression, such as '(2 (2 It) (2 works))', or nodes"
 
 # White space is what stands between pieces; a no-break space may be a part of a word.
-_PIECE = re.compile(r"[()]|[^() \t\r\n]+")
+_SPACE = " \t\r\n"
+_PIECE = re.compile(rf"[()]|[^(){_SPACE}]+")
 _MOST_PIECES = 2 + DEEPEST  # behind a bracket, until the next one: a label, a word, and what is closed
 
-Bracket = tuple[int, int]  # the token, or NO_WORD, and how many brackets are closed behind it
+# What a bracket says, in one number: its token, or NO_WORD, times 2 ** 11, and how many brackets are closed behind it.
+Bracket = int
+_CLOSING_BITS = 11
+_CLOSING = (1 << _CLOSING_BITS) - 1
 
 
 class BracketError(ValueError):
@@ -46,7 +50,7 @@ def read_bracket(text: str, token_of: Callable[[str], int]) -> Bracket:
     said = len(pieces) - closing  # a label, and perhaps a word
     if said not in (1, 2) or ")" in pieces[:said] or len(pieces) > _MOST_PIECES:
         raise BracketError(text)
-    return (token_of(pieces[1]) if said == 2 else NO_WORD), closing
+    return ((token_of(pieces[1]) if said == 2 else NO_WORD) << _CLOSING_BITS) + closing
 
 
 def parsed(text: str, bracket: Callable[[str], Bracket]) -> Nodes:
@@ -60,37 +64,45 @@ def parsed(text: str, bracket: Callable[[str], Bracket]) -> Nodes:
     Raises:
         FieldError: it is no tree.
     """
-    if text.count("(") > MOST_NODES:
-        raise too_many(FIELD, text.count("("))
+    count = text.count("(")
+    if count > MOST_NODES:
+        raise too_many(FIELD, count)
     before, *parts = text.split("(")
-    tokens: list[int] = []
-    depths: list[int] = []
-    child_counts = [0] * len(parts)
-    path = [0] * DEEPEST  # the latest node at each depth
-    depth = 0
+    try:
+        said = np.fromiter(map(bracket, parts), np.int64, count)
+    except BracketError:
+        raise _first_mistake(text) from None
+    except EncodingError:
+        raise _unknown_word(text, parts, bracket) from None
+    open_before = np.zeros(count + 1, np.int64)  # each bracket, and the end
+    np.cumsum(1 - (said & _CLOSING), out=open_before[1:])
+    depths = open_before[:-1]
+    whole = bool(count) and open_before[-1] == 0 and depths.argmin() == 0 and np.count_nonzero(depths) == count - 1
+    if not whole or depths.max() >= DEEPEST or before.strip(_SPACE):
+        raise _first_mistake(text)
+    # The children of a node are those one deeper that come behind it, before the next one of its own depth.
+    order = depths.argsort(kind="stable")
+    depths = depths[order]
+    places = depths * count + order  # ascending
+    children = np.append(places.searchsorted(places + count), count)
+    return Nodes(
+        said[order] >> _CLOSING_BITS,
+        children[1:] - children[:-1],
+        order,
+        depths,
+        lambda node: (FIELD, _place(text, node)),
+    )
+
+
+def _unknown_word(text: str, parts: list[str], bracket: Callable[[str], Bracket]) -> FieldError:
+    """What is said of the first word that is no token."""
     for node, part in enumerate(parts):
         try:
-            token, closing = bracket(part)
-        except BracketError:
-            raise _first_mistake(text) from None
+            bracket(part)
         except EncodingError as error:
             word = _PIECE.findall(part)[1]
-            raise FieldError(FIELD, f"{_place(text, node)}has the word {shortened(word)!r}: {error}") from error
-        if not (0 < depth < DEEPEST or depth == node == 0):
-            raise _first_mistake(text)
-        tokens.append(token)
-        depths.append(depth)
-        child_counts[path[depth - 1]] += 1
-        path[depth] = node
-        depth += 1 - closing
-    if not tokens or depth != 0 or before.strip(" \t\r\n"):
-        raise _first_mistake(text)
-    child_counts[0] -= 1  # The root is nobody's child.
-    by_depth = np.array(depths)
-    order = by_depth.argsort(kind="stable")
-    return Nodes(
-        np.array(tokens), np.array(child_counts), order, by_depth[order], lambda node: (FIELD, _place(text, node))
-    )
+            return FieldError(FIELD, f"{_place(text, node)}has the word {shortened(word)!r}: {error}")
+    raise AssertionError(f"all words are known: {shortened(text)!r}")
 
 
 def _place(text: str, node: int) -> str:

@@ -47,10 +47,10 @@ def _tree(tree: v1.Tree, model: ServedModel, *, every_node: bool) -> Tree:
     _check_children(nodes, model)
     tokens = np.where(nodes.tokens == NO_WORD, model.bundle.spec.step.tree.inner_token_id, nodes.tokens)
     return Tree(
-        tokens[nodes.order],
+        tokens,
         Mailbox(),
         depths=nodes.depths,
-        child_counts=nodes.child_counts[nodes.order],
+        child_counts=nodes.child_counts,
         order=nodes.order if every_node else None,
     )
 
@@ -67,10 +67,11 @@ def _listed(nodes: Sequence[v1.TreeNode], model: ServedModel) -> Nodes:
     if count > MOST_NODES:
         raise too_many("tree.nodes", count)
     children = [list(node.children) for node in nodes]
-    order, depths = _by_depth(children, _root(children))
-    tokens = [_token(node, f"{_NODES}[{place}]", model) for place, node in enumerate(nodes)]
+    by_depth, depths = _by_depth(children, _root(children))
+    order = np.array(by_depth)
+    tokens = np.array([_token(node, f"{_NODES}[{place}]", model) for place, node in enumerate(nodes)])
     counts = np.array([len(own) for own in children])
-    return Nodes(np.array(tokens), counts, np.array(order), np.array(depths), lambda node: (f"{_NODES}[{node}]", ""))
+    return Nodes(tokens[order], counts[order], order, np.array(depths), lambda node: (f"{_NODES}[{node}]", ""))
 
 
 def _token(node: v1.TreeNode, field: str, model: ServedModel) -> int:
@@ -149,15 +150,16 @@ def _by_depth(children: list[list[int]], root: int) -> tuple[list[int], list[int
 
 def _check_children(nodes: Nodes, model: ServedModel) -> None:
     """Refuse leaves without a word, and nodes with another number of children than the model has."""
-    counts, leaves = nodes.child_counts, nodes.child_counts == 0
+    counts, wanted = nodes.child_counts, model.bundle.spec.step.tree.child_count
+    leaves = counts == 0
     bare = leaves & (nodes.tokens == NO_WORD)
     if bare.any():
-        field, what = nodes.where(int(bare.argmax()))
+        field, what = nodes.where(int(nodes.order[bare].min()))
         raise FieldError(field, f"{what}has neither a word nor children: a leaf has a word")
-    wanted = model.bundle.spec.step.tree.child_count
     wrong = ~leaves & (counts != wanted)
     if wanted and wrong.any():
-        node = int(wrong.argmax())
+        node = int(nodes.order[wrong].min())
+        count = int(counts[nodes.order == node][0])
         field, what = nodes.where(node)
         field = field if what else f"{field}.children"
-        raise FieldError(field, f"{what}has {counts[node]} children, but a node of {model.name!r} has {wanted} or none")
+        raise FieldError(field, f"{what}has {count} children, but a node of {model.name!r} has {wanted} or none")
