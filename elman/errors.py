@@ -123,14 +123,22 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
     """The exception for what a call to `address` got."""
     message = error.details() or error.code().name
-    status = rpc_status.from_call(cast(grpc.Call, error))
-    found = _error(error.code(), message, status.details if status is not None else ())
+    found = _error(error.code(), message, _details(error))
     if not found.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
         message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
         return UnavailableError(message, code=error.code())
     if not found.reason and error.code() in _BROKEN_OFF:
         return UnavailableError(f"the call was broken off: {message}", code=error.code())
     return found
+
+
+def _details(error: grpc.aio.AioRpcError) -> Iterable[any_pb2.Any]:
+    try:
+        status = rpc_status.from_call(cast(grpc.Call, error))
+    except ValueError:
+        # They are of another status: the caller's time ran out while the server's answer came in.
+        return ()
+    return status.details if status is not None else ()
 
 
 def from_failure(failure: v1.Failure) -> ElmanError:

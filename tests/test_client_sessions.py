@@ -500,6 +500,18 @@ async def test_the_callers_time_bounds_the_whole(client: Client, servicer: Scrip
     assert 1.4 < time.monotonic() - started < 5
 
 
+async def test_details_of_another_status_are_passed_over(client: Client, servicer: ScriptedServer) -> None:
+    async def fail_late(context: Any) -> None:
+        """What a caller sees whose time runs out while the server's refusal comes in."""
+        status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="draining")
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "late")
+
+    servicer.breaks, servicer.failure = [0], fail_late
+    with pytest.raises(DeadlineExceededError, match="late"):
+        await client.classify("a")
+
+
 @pytest.mark.parametrize("name", ["generate", "classify"])
 async def test_the_callers_time_runs_through_the_repetitions(
     client: Client, servicer: ScriptedServer, name: str
