@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bundle import BundleError
+from tests.test_command_line import elman
 from training import PRESETS, TextConfig, TrainingError, resume, train
 from training.checkpoint import (
     BEST,
@@ -295,6 +296,14 @@ def test_unknown_characters_in_the_held_out_part_are_counted_not_fatal(tmp_path:
     path.write_text(SENTENCE * 100 + "語🌲" * 100)
     result = train(config("lm", str(path), steps=5), tmp_path / "run", console=QUIET)
     assert result.validation.nats > 0
+
+
+def test_a_processor_without_bfloat16_trains_in_float32(text: str, tmp_path: Path) -> None:
+    options = "--task lm --cell lstm --steps 2 --hidden 8 --embedding 4 --window 10 --precision bfloat16"
+    found = elman("train", *options.split(), "--corpus", text, "--output", tmp_path / "run", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert found.returncode == 0, found.stderr
+    assert "computes no bfloat16: training in float32" in found.stdout + found.stderr
+    assert load_config(tmp_path / "run").precision == "bfloat16"
 
 
 @pytest.mark.shared_data

@@ -15,6 +15,7 @@ from training.corpus import STDLIB
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["float32", "bfloat16"]
 
 _BYTES = 256
 DIGITS = "digits"  # the embedded pictures
@@ -42,7 +43,7 @@ class RunConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     average_decay: Share = 0.0  # of the running mean of the weights that is validated and kept; 0: none
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the products while training; weights stay float32
+    precision: Precision = "float32"  # of the products, where the processor can; weights stay float32
     validate_every: Positive = 100
     validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

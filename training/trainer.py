@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,7 @@ from training.curve import draw_curve, read_metrics, seconds_of
 from training.errors import TrainingError
 from training.families import make_network, make_task
 from training.network import detached, parameter_count
+from training.precision import precision_here, products_in
 from training.task import Task, Validation
 
 _LOG_EVERY = 20
@@ -115,6 +116,7 @@ class _Trainer:
         for network in (self.network, self.average):
             task.prepare(network)
         self.fingerprint = task.fingerprint()
+        self.precision = precision_here(config.precision)
         self.carried: dict[str, Tensor] = {}
         self.step = 0
         self.seconds = 0.0  # of training so far, over all of its sessions
@@ -134,6 +136,8 @@ class _Trainer:
             f"{config.task} on {config.corpus}: {config.network_name}, {parameter_count(self.network):,} parameters, "
             f"{tokens}{config.steps} steps"
         )
+        if self.precision != config.precision:
+            self.console.print(f"this processor computes no {config.precision}: training in {self.precision}")
         end = config.steps if stop_after is None else min(config.steps, stop_after)
         started, before = time.monotonic(), self.seconds
         with _interruptions() as interrupted, (self.folder / METRICS).open("a") as log:
@@ -174,8 +178,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
         self.network.train()
-        half = torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bfloat16" else nullcontext()
-        with half:
+        with products_in(self.precision):
             loss, state, read = self.task.loss(self.network, self.step, self.carried)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not finite at step {self.step}: lower --learning-rate")
