@@ -20,10 +20,11 @@ async def predict(labelling: Labelling, outputs: NDArray[Any], step_count: int) 
     Raises:
         ModelFailedError: they are not finite.
     """
-    return await by_length(len(outputs), lambda: _prediction(labelling, outputs, step_count))
+    return await by_length(len(outputs), lambda: prediction(labelling, outputs, step_count))
 
 
-def _prediction(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
+def prediction(labelling: Labelling, outputs: NDArray[Any], step_count: int) -> v1.Prediction:
+    """The same at once, however long it takes."""
     if not np.isfinite(outputs).all():
         raise ModelFailedError("the model's output is not finite, so it has no label")
     if labelling.every_step:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,11 @@ _log = structlog.get_logger(__name__)
 
 Tell = Callable[[Any], Awaitable[None]]  # tells a response
 AnswerOne = Callable[[Any, Tell], Awaitable[None]]  # answers a request to its end
+LetGo = Callable[[], object]  # ends what is under way
+Outcome = Callable[[], Any]  # gives a response, or raises what kept it from coming
+# Takes up a request so that it runs without a task of its own, which for a short one costs more than the model does.
+# Its outcome is told on the event loop; None: this one cannot be taken up so.
+Begin = Callable[[Any, Callable[[Outcome], None]], LetGo | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ GENERATION = Kind(v1.GenerateAnswer, v1.GenerateManyResponse, streams=True)
 CLASSIFICATION = Kind(v1.ClassifyAnswer, v1.ClassifyManyResponse, streams=False)
 
 
-async def answer_many(messages: AsyncIterator[Any], answer_one: AnswerOne, kind: Kind, write: Tell) -> None:
+async def answer_many(
+    messages: AsyncIterator[Any], answer_one: AnswerOne, kind: Kind, write: Tell, begin: Begin | None = None
+) -> None:
     """Answer all requests of a call.
 
     Args:
@@ -55,8 +63,9 @@ async def answer_many(messages: AsyncIterator[Any], answer_one: AnswerOne, kind:
         answer_one: answers one of them.
         kind: what they are.
         write: sends a message.
+        begin: takes up those that need not be answered by `answer_one`; for kinds with one answer.
     """
-    call = _Call(answer_one, kind)
+    call = _Call(answer_one, kind, begin)
     reading = asyncio.ensure_future(call.read(messages))
     try:
         while answers := await call.gather():
@@ -71,11 +80,12 @@ async def answer_many(messages: AsyncIterator[Any], answer_one: AnswerOne, kind:
 class _Call:
     """The requests under way, and what there is to tell of them."""
 
-    def __init__(self, answer_one: AnswerOne, kind: Kind) -> None:
+    def __init__(self, answer_one: AnswerOne, kind: Kind, begin: Begin | None) -> None:
         self._answer_one = answer_one
         self._kind = kind
+        self._begin = begin
         self._room = asyncio.Semaphore(_UNDER_WAY)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[int, LetGo] = {}  # by request
         self._refused: deque[asyncio.Future[None]] = deque()  # one for each that waits for room
         self._reading = True
         self._answers: list[Any] = []  # since the last message
@@ -89,9 +99,11 @@ class _Call:
             async for message in messages:
                 for request in message.requests:
                     await self._room.acquire()
-                    task = asyncio.create_task(self._answer(index, request))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._end)
+                    await self._until_there_is_little_unsent()
+                    if not self._has_begun(index, request):
+                        task = asyncio.create_task(self._answer(index, request))
+                        self._under_way[index] = task.cancel
+                        task.add_done_callback(partial(self._end, index))
                     index += 1
         finally:
             self._reading = False
@@ -99,7 +111,7 @@ class _Call:
 
     async def gather(self) -> list[Any]:
         """All answers since the last call, in order; waits until there is one. None: nothing is left to be answered."""
-        while not self._answers and (self._reading or self._tasks):
+        while not self._answers and (self._reading or self._under_way):
             self._news.clear()
             await self._news.wait()
         answers, self._answers = self._answers, []
@@ -108,31 +120,42 @@ class _Call:
 
     def cancel(self) -> None:
         """Let go what is under way."""
-        for task in self._tasks:
-            task.cancel()
+        for let_go in self._under_way.values():
+            let_go()
+
+    def _has_begun(self, index: int, request: Any) -> bool:
+        """Take up a request without a task, if that can be done. Whatever is wrong with it is found again, and told, by
+        the task that it then gets."""
+
+        def end(outcome: Outcome) -> None:
+            self._tell_outcome(index, outcome)
+            self._end(index)
+
+        try:
+            let_go = self._begin(request, end) if self._begin else None
+        except (RequestError, SchedulingError):
+            return False
+        if let_go is None:
+            return False
+        self._under_way[index] = let_go
+        return True
 
     async def _answer(self, index: int, request: Any) -> None:
         """Answer a request to its end, good or bad."""
-        answer = self._kind.answer
 
         async def tell(response: Any) -> None:
-            while len(self._answers) >= _UNSENT:
-                self._sent.clear()
-                await self._sent.wait()
-            self._tell(answer(request_index=index, response=response))
+            await self._until_there_is_little_unsent()
+            self._tell(self._kind.answer(request_index=index, response=response))
 
         try:
             await self._answer_when_there_is_room(request, tell)
-        except (RequestError, SchedulingError, SessionError) as error:
-            self._tell(answer(request_index=index, failure=_failure(request_error(error))))
-        except Exception:
-            _log.exception("a request among many failed")
-            self._tell(answer(request_index=index, failure=_failure(UnexpectedError("internal error"))))
+        except Exception as error:
+            self._tell_failure(index, error)
         if self._kind.streams:
             # Most often the last answer has not been sent yet.
             unsent = self._answers and self._answers[-1].request_index == index
             if not unsent:
-                self._tell(answer(request_index=index))
+                self._tell(self._kind.answer(request_index=index))
             self._answers[-1].last = True
 
     async def _answer_when_there_is_room(self, request: Any, tell: Tell) -> None:
@@ -144,23 +167,40 @@ class _Call:
             except QueueFullError:
                 waiter = asyncio.get_running_loop().create_future()
                 self._refused.append(waiter)
-                nobody_runs = len(self._refused) == len(self._tasks)
+                nobody_runs = len(self._refused) == len(self._under_way)
                 await asyncio.wait((waiter,), timeout=_PAUSE if nobody_runs else None)
                 if not waiter.done():
                     self._refused.remove(waiter)
             else:
                 return
 
+    async def _until_there_is_little_unsent(self) -> None:
+        while len(self._answers) >= _UNSENT:
+            self._sent.clear()
+            await self._sent.wait()
+
+    def _tell_outcome(self, index: int, outcome: Outcome) -> None:
+        try:
+            self._tell(self._kind.answer(request_index=index, response=outcome()))
+        except Exception as error:
+            self._tell_failure(index, error)
+
+    def _tell_failure(self, index: int, error: Exception) -> None:
+        if not isinstance(error, RequestError | SchedulingError | SessionError):
+            _log.error("a request among many failed", exc_info=error)
+            error = UnexpectedError("internal error")
+        self._tell(self._kind.answer(request_index=index, failure=_failure(request_error(error))))
+
     def _tell(self, answer: Any) -> None:
         self._answers.append(answer)
         self._news.set()
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _end(self, index: int, _task: object = None) -> None:
+        del self._under_way[index]
         self._room.release()
         for _ in range(min(_COME_AGAIN, len(self._refused))):
             self._refused.popleft().set_result(None)
-        if not self._tasks:
+        if not self._under_way:
             self._news.set()
 
 

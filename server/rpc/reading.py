@@ -31,9 +31,10 @@ async def run_reading(
         mailbox = _mailbox_of(reading)
     model.scheduler.submit(reading, always=always)
     try:
-        return _end(await mailbox.gather())
+        return end_of(await mailbox.gather())
     finally:
-        model.scheduler.abort(reading)
+        if not reading.ended:
+            model.scheduler.abort(reading)
 
 
 async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> AsyncGenerator[list[ReadingFinished], None]:
@@ -59,12 +60,12 @@ async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> Async
                 let_in = True
             if not under_way:
                 return
-            ended = [_end(await _mailbox_of(under_way[0]).gather())]
+            ended = [end_of(await _mailbox_of(under_way[0]).gather())]
             under_way.popleft()
             failure: Exception | None = None
             while failure is None and under_way and _mailbox_of(under_way[0]).has_events:
                 try:
-                    ended.append(_end(await _mailbox_of(under_way.popleft()).gather()))
+                    ended.append(end_of(await _mailbox_of(under_way.popleft()).gather()))
                 except SchedulingError as error:
                     failure = error  # Its turn comes when those before it have been given.
             yield ended
@@ -80,7 +81,12 @@ def _mailbox_of(reading: Sequence) -> Mailbox:
     return reading.receiver
 
 
-def _end(events: list[Event]) -> ReadingFinished:
+def end_of(events: list[Event]) -> ReadingFinished:
+    """The end of a reading, which is all that is told of it.
+
+    Raises:
+        SchedulingError: what kept it from that.
+    """
     (event,) = events
     if isinstance(event, Failed):
         raise event.error

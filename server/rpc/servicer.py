@@ -29,11 +29,11 @@ from server.rpc.errors import (
 from server.rpc.generate_calls import GenerateCalls
 from server.rpc.labelling import predict
 from server.rpc.mailbox import Mailbox
-from server.rpc.many import CLASSIFICATION, GENERATION, AnswerOne, Kind, Tell, answer_many
+from server.rpc.many import CLASSIFICATION, GENERATION, AnswerOne, Begin, Kind, LetGo, Outcome, Tell, answer_many
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
-from server.rpc.trees import requested_tree
+from server.rpc.tree_calls import begin_tree, classify_tree
 from server.rpc.validation import (
     Limits,
     check_request_id,
@@ -127,13 +127,24 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async def classify(request: v1.ClassifyRequest, tell: Tell) -> None:
             await tell(await self._classified(request, caller))
 
-        await self._answer_many(requests, context, classify, CLASSIFICATION)
+        def begin(request: v1.ClassifyRequest, end: Callable[[Outcome], None]) -> LetGo | None:
+            if request.HasField("session"):
+                return None
+            model, labelling = self._models.that_labels(request.model, "model")
+            return begin_tree(request, model, labelling, end) if model.reads_trees else None
+
+        await self._answer_many(requests, context, classify, CLASSIFICATION, begin)
 
     async def _answer_many(
-        self, requests: AsyncIterator[Any], context: Context, answer_one: AnswerOne, kind: Kind
+        self,
+        requests: AsyncIterator[Any],
+        context: Context,
+        answer_one: AnswerOne,
+        kind: Kind,
+        begin: Begin | None = None,
     ) -> None:
         async with contextlib.aclosing(self._messages(requests)) as messages:
-            await answer_many(messages, answer_one, kind, partial(self._write, context))
+            await answer_many(messages, answer_one, kind, partial(self._write, context), begin)
 
     async def Choose(self, request: v1.ChooseRequest, context: Context) -> v1.ChooseResponse:
         check_size(request, self._limits)
@@ -156,7 +167,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         model, labelling = self._models.that_labels(name, "model")
         read_session = partial(self._sessions.calls.read, model.for_sessions, target) if target else None
         if model.reads_trees:
-            return await self._classify_tree(request, model, labelling)
+            return await classify_tree(request, model, labelling)
         steps = await input_steps(request, model, self._limits)
         response = v1.ClassifyResponse(model=model.name, digest=model.bundle.digest)
         every_step = labelling.every_step
@@ -176,15 +187,6 @@ class InferenceServicer(v1.InferenceServiceServicer):
             outputs = await prefill.last_output()
         response.prediction.CopyFrom(await predict(labelling, outputs, len(steps)))
         return response
-
-    async def _classify_tree(
-        self, request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling
-    ) -> v1.ClassifyResponse:
-        tree = await requested_tree(request, model)
-        outputs = (await run_reading(model, tree)).outputs
-        labelling = replace(labelling, every_step=request.every_node)
-        prediction = await predict(labelling, outputs, len(tree.forced))
-        return v1.ClassifyResponse(model=model.name, digest=model.bundle.digest, prediction=prediction)
 
     async def StreamClassify(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.StreamClassifyRequest], context: Context

@@ -16,11 +16,12 @@ from server.rpc.mailbox import Mailbox
 from server.rpc.models import ServedModel
 from server.rpc.nodes import DEEPEST, MOST_NODES, NO_WORD, Nodes, too_deep, too_many
 from server.rpc.s_expressions import EXAMPLE, parsed
-from server.scheduling import Tree
+from server.scheduling import Receiver, Tree
 
 _NODES = "tree.nodes.nodes"
 _WANTED = f"is needed: give {EXAMPLE}"
 _CHARACTERS_PER_NODE = 8  # of an s-expression, about
+_LONG = LONG // 4  # nodes
 
 
 async def requested_tree(request: v1.ClassifyRequest, model: ServedModel) -> Tree:
@@ -29,17 +30,28 @@ async def requested_tree(request: v1.ClassifyRequest, model: ServedModel) -> Tre
     Raises:
         FieldError: it is no tree, or none that the model takes.
     """
+    return await by_length(_length(request.tree), lambda: _requested(request, model, Mailbox()), _LONG)
+
+
+def short_tree(request: v1.ClassifyRequest, model: ServedModel, receiver: Receiver) -> Tree | None:
+    """The same at once; None: it is so long that others would wait for it."""
+    return _requested(request, model, receiver) if _length(request.tree) < _LONG else None
+
+
+def _length(tree: v1.Tree) -> int:
+    return len(tree.nodes.nodes) + len(tree.s_expression) // _CHARACTERS_PER_NODE
+
+
+def _requested(request: v1.ClassifyRequest, model: ServedModel, receiver: Receiver) -> Tree:
     chosen = request.WhichOneof("input")
     if chosen is None:
         raise FieldError("tree", _WANTED)
     if chosen != "tree":
         raise FieldError(chosen, f"is given, but {model.name!r} reads trees: give a tree")
-    tree = request.tree
-    length = len(tree.nodes.nodes) + len(tree.s_expression) // _CHARACTERS_PER_NODE
-    return await by_length(length, lambda: _tree(tree, model, every_node=request.every_node), LONG // 4)
+    return _tree(request.tree, model, receiver, every_node=request.every_node)
 
 
-def _tree(tree: v1.Tree, model: ServedModel, *, every_node: bool) -> Tree:
+def _tree(tree: v1.Tree, model: ServedModel, receiver: Receiver, *, every_node: bool) -> Tree:
     form = tree.WhichOneof("form")
     if form is None:
         raise FieldError("tree", _WANTED)
@@ -48,7 +60,7 @@ def _tree(tree: v1.Tree, model: ServedModel, *, every_node: bool) -> Tree:
     tokens = np.where(nodes.tokens == NO_WORD, model.bundle.spec.step.tree.inner_token_id, nodes.tokens)
     return Tree(
         tokens,
-        Mailbox(),
+        receiver,
         depths=nodes.depths,
         child_counts=nodes.child_counts,
         order=nodes.order if every_node else None,
