@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,9 @@ from elman import v1
 from server.decoding.errors import shortened
 from server.engine import state_arrays
 from server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
-from server.rpc.s_expressions import Bracket, read_bracket
+from server.rpc.s_expressions import Bracket, Brackets
 from server.scheduling import Scheduler
 from server.sessions import SessionModel, StateLayout
-
-# What so many brackets of trees say is remembered, of so many characters at most: most words come again and again.
-_KNOWN_BRACKETS, _KNOWN_LENGTH = 65_536, 64
 
 
 @dataclass(frozen=True)
@@ -101,13 +98,10 @@ class ServedModel:
             raise EncodingError(f"a node's word is one token, but this is {len(ids)} to the model", 0)
         return int(ids[0])
 
-    def bracket(self, text: str) -> Bracket:
-        """What a bracket of an s-expression says; see `read_bracket`."""
-        return self._known_bracket(text) if len(text) <= _KNOWN_LENGTH else read_bracket(text, self.token_of)
-
     @cached_property
-    def _known_bracket(self) -> Callable[[str], Bracket]:
-        return lru_cache(_KNOWN_BRACKETS)(partial(read_bracket, token_of=self.token_of))
+    def bracket(self) -> Callable[[str], Bracket]:
+        """Tells what a bracket of an s-expression says; see `read_bracket`."""
+        return Brackets(self.token_of).__getitem__
 
     def count_unknown(self, ids: TokenIds) -> int:
         """How many of the ids stand for something the vocabulary does not have."""

@@ -28,6 +28,8 @@ Bracket = int
 _CLOSING_BITS = 11
 _CLOSING = (1 << _CLOSING_BITS) - 1
 
+_MOST_KNOWN, _LONGEST_KNOWN = 65_536, 64  # brackets, and characters of one
+
 
 class BracketError(ValueError):
     """What follows an opening bracket is not what should."""
@@ -53,6 +55,26 @@ def read_bracket(text: str, token_of: Callable[[str], int]) -> Bracket:
     return ((token_of(pieces[1]) if said == 2 else NO_WORD) << _CLOSING_BITS) + closing
 
 
+class Brackets(dict[str, Bracket]):
+    """What brackets say, by what is behind them: most come again and again, and are looked up without a call of Python.
+
+    Args:
+        token_of: the token that a word is.
+    """
+
+    def __init__(self, token_of: Callable[[str], int]) -> None:
+        super().__init__()
+        self._token_of = token_of
+
+    def __missing__(self, text: str) -> Bracket:
+        said = read_bracket(text, self._token_of)
+        if len(text) <= _LONGEST_KNOWN:
+            if len(self) >= _MOST_KNOWN:
+                self.clear()
+            self[text] = said
+        return said
+
+
 def parsed(text: str, bracket: Callable[[str], Bracket]) -> Nodes:
     """The nodes of an s-expression. It is read bracket by bracket, most of which have come before and are remembered,
     as they say little more than a word; where there is a mistake it is read again, piece by piece, to tell the first.
@@ -75,16 +97,17 @@ def parsed(text: str, bracket: Callable[[str], Bracket]) -> Nodes:
     except EncodingError:
         raise _unknown_word(text, parts, bracket) from None
     open_before = np.zeros(count + 1, np.int64)  # each bracket, and the end
-    np.cumsum(1 - (said & _CLOSING), out=open_before[1:])
+    (1 - (said & _CLOSING)).cumsum(out=open_before[1:])
     depths = open_before[:-1]
     whole = bool(count) and open_before[-1] == 0 and depths.argmin() == 0 and np.count_nonzero(depths) == count - 1
-    if not whole or depths.max() >= DEEPEST or before.strip(_SPACE):
+    if not whole or depths[depths.argmax()] >= DEEPEST or before.strip(_SPACE):
         raise _first_mistake(text)
     # The children of a node are those one deeper that come behind it, before the next one of its own depth.
     order = depths.argsort(kind="stable")
     depths = depths[order]
     places = depths * count + order  # ascending
-    children = np.append(places.searchsorted(places + count), count)
+    children = np.full(count + 1, count)  # where those of each begin, and the end
+    children[:-1] = places.searchsorted(places + count)
     return Nodes(
         said[order] >> _CLOSING_BITS,
         children[1:] - children[:-1],

@@ -163,13 +163,12 @@ def _by_depth(children: list[list[int]], root: int) -> tuple[list[int], list[int
 def _check_children(nodes: Nodes, model: ServedModel) -> None:
     """Refuse leaves without a word, and nodes with another number of children than the model has."""
     counts, wanted = nodes.child_counts, model.bundle.spec.step.tree.child_count
-    leaves = counts == 0
-    bare = leaves & (nodes.tokens == NO_WORD)
-    if bare.any():
+    if np.count_nonzero(counts + nodes.tokens == NO_WORD):  # what has a word, or children, is more
+        bare = (counts == 0) & (nodes.tokens == NO_WORD)
         field, what = nodes.where(int(nodes.order[bare].min()))
         raise FieldError(field, f"{what}has neither a word nor children: a leaf has a word")
-    wrong = ~leaves & (counts != wanted)
-    if wanted and wrong.any():
+    if wanted and np.count_nonzero(counts * (counts - wanted)):
+        wrong = (counts != 0) & (counts != wanted)
         node = int(nodes.order[wrong].min())
         count = int(counts[nodes.order == node][0])
         field, what = nodes.where(node)
