@@ -466,7 +466,7 @@ def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: 
 
     monkeypatch.setattr(s_expressions, "_PIECE", Noting())
     with pytest.raises(FieldError, match="at character 6 follows the end of the tree"):
-        s_expressions.parsed("(a b) " + piece * 600_000, partial(s_expressions.read_bracket, token_of=len))
+        s_expressions.parsed(["(a b) " + piece * 600_000], partial(s_expressions.read_bracket, token_of=len))
     assert len(seen) < 2_000
 
 
@@ -519,19 +519,28 @@ def expressions(draw: st.DrawFn) -> str:
     return "".join(piece + draw(st.sampled_from(["", " ", "\n\t"] if piece in "()" else [" "])) for piece in pieces)
 
 
-@given(expressions())
-def test_whatever_is_written_is_read_by_the_rule(text: str) -> None:
+@given(st.lists(expressions(), min_size=1, max_size=4))
+def test_whatever_is_written_is_read_by_the_rule(texts: list[str]) -> None:
     words: dict[str, int] = {}
-    expected = by_the_rule(text)
+    expected = [by_the_rule(text) for text in texts]
     bracket = partial(s_expressions.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
-    if expected is None:
-        with pytest.raises(FieldError, match=s_expressions.FIELD):
-            s_expressions.parsed(text, bracket)
+    if None in expected:
+        with pytest.raises(FieldError, match=s_expressions.FIELD) as together:
+            s_expressions.parsed(texts, bracket)
+        with pytest.raises(FieldError) as alone:
+            s_expressions.parsed([texts[expected.index(None)]], bracket)
+        assert str(together.value) == str(alone.value)
         return
-    found = s_expressions.parsed(text, bracket)
+    found = s_expressions.parsed(texts, bracket)
     told = {token: word for word, token in words.items()}
-    by_place = found.order.argsort()
-    depths = found.depths[by_place]
-    nodes = zip(found.tokens[by_place].tolist(), depths.tolist(), found.child_counts[by_place].tolist(), strict=True)
-    assert [(told.get(token), depth, count) for token, depth, count in nodes] == expected
-    assert list(found.order) == sorted(found.order, key=lambda node: (depths[node], node))
+    start = 0
+    for size, nodes in zip(found.sizes, expected, strict=True):
+        part = slice(start, start + size)
+        order = found.order[part] - start
+        by_place = order.argsort()
+        depths = found.depths[part][by_place]
+        columns = (found.tokens[part][by_place], depths, found.child_counts[part][by_place])
+        written = zip(*(column.tolist() for column in columns), strict=True)
+        assert [(told.get(token), depth, count) for token, depth, count in written] == nodes
+        assert list(order) == sorted(order, key=lambda node: (depths[node], node))
+        start += size

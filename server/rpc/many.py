@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from server.scheduling import QueueFullError, SchedulingError
 from server.sessions.errors import SessionError
 
 _UNDER_WAY = 256  # requests of one call
+_AT_ONCE = 16  # are taken up without a turn for others
 _COME_AGAIN = 2  # for one that has ended: one would never become two
 _PAUSE = 0.01  # seconds
 _UNSENT = 1024  # answers; whoever has more to tell waits until the client has read some
@@ -29,9 +31,10 @@ Tell = Callable[[Any], Awaitable[None]]  # tells a response
 AnswerOne = Callable[[Any, Tell], Awaitable[None]]  # answers a request to its end
 LetGo = Callable[[], object]  # ends what is under way
 Outcome = Callable[[], Any]  # gives a response, or raises what kept it from coming
-# Takes up a request so that it runs without a task of its own, which for a short one costs more than the model does.
-# Its outcome is told on the event loop; None: this one cannot be taken up so.
-Begin = Callable[[Any, Callable[[Outcome], None]], LetGo | None]
+# Takes up requests so that they run without a task each, which for a short one costs more than the model does. It is
+# given them, and what is to be called on the event loop with the outcome of each; it takes up the first ones, as many
+# as it can, and gives what lets those go. Where something is wrong with one it may raise, having taken up none.
+Begin = Callable[[Sequence[Any], Sequence[Callable[[Outcome], None]]], Sequence[LetGo]]
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,12 @@ class _Call:
         index = 0
         try:
             async for message in messages:
-                for request in message.requests:
-                    await self._room.acquire()
+                requests = deque(message.requests)
+                while requests:
                     await self._until_there_is_little_unsent()
-                    if not self._has_begun(index, request):
-                        task = asyncio.create_task(self._answer(index, request))
-                        self._under_way[index] = task.cancel
-                        task.add_done_callback(partial(self._end, index))
-                    index += 1
+                    room = await self._take_room(min(len(requests), _AT_ONCE))
+                    self._take_up(index, [requests.popleft() for _ in range(room)])
+                    index += room
         finally:
             self._reading = False
             self._news.set()
@@ -123,22 +124,27 @@ class _Call:
         for let_go in self._under_way.values():
             let_go()
 
-    def _has_begun(self, index: int, request: Any) -> bool:
-        """Take up a request without a task, if that can be done. Whatever is wrong with it is found again, and told, by
-        the task that it then gets."""
+    async def _take_room(self, most: int) -> int:
+        """Wait for room for a request, and take what there is for so many."""
+        await self._room.acquire()
+        taken = 1
+        while taken < most and not self._room.locked():
+            await self._room.acquire()
+            taken += 1
+        return taken
 
-        def end(outcome: Outcome) -> None:
-            self._tell_outcome(index, outcome)
-            self._end(index)
-
-        try:
-            let_go = self._begin(request, end) if self._begin else None
-        except (RequestError, SchedulingError):
-            return False
-        if let_go is None:
-            return False
-        self._under_way[index] = let_go
-        return True
+    def _take_up(self, first: int, requests: list[Any]) -> None:
+        """Take up requests, those that need it with a task. Whatever is wrong with one of them is found again there."""
+        begun: Sequence[LetGo] = ()
+        if self._begin:
+            ends = [partial(self._tell_outcome, index) for index in range(first, first + len(requests))]
+            with contextlib.suppress(RequestError, SchedulingError):
+                begun = self._begin(requests, ends)
+        self._under_way.update(enumerate(begun, first))
+        for index, request in enumerate(requests[len(begun) :], first + len(begun)):
+            task = asyncio.create_task(self._answer(index, request))
+            self._under_way[index] = task.cancel
+            task.add_done_callback(partial(self._end, index))
 
     async def _answer(self, index: int, request: Any) -> None:
         """Answer a request to its end, good or bad."""
@@ -184,6 +190,7 @@ class _Call:
             self._tell(self._kind.answer(request_index=index, response=outcome()))
         except Exception as error:
             self._tell_failure(index, error)
+        self._end(index)
 
     def _tell_failure(self, index: int, error: Exception) -> None:
         if not isinstance(error, RequestError | SchedulingError | SessionError):

@@ -1,4 +1,4 @@
-"""The nodes of a tree as a request brings them, in whichever form, and how many there may be."""
+"""The nodes of trees as requests bring them, in whichever form, and how many there may be."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ NO_WORD = -1  # in the place of a token
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a tree, level by level from the root on, the children of one before those of the next.
+    """The nodes of trees, of one after those of the other; of each level by level from the root on, the children of one
+    before those of the next.
 
     Attributes:
+        sizes: how many each tree has.
         tokens: what each reads; NO_WORD where nothing stands at it.
         child_counts: how many children each has.
-        order: its place in the order of the answer, which is that of the list or of the opening brackets.
+        order: its place among all in the order of the answer, which is that of the list or of the opening brackets.
         depths: how far it is from the root.
-        where: where a node stands in the request, given its place in the answer: the field, and what is to be said of
+        where: where a node stands in its request, given its place in that order: the field, and what is to be said of
             it besides.
     """
 
+    sizes: list[int]
     tokens: NDArray[np.int64]
     child_counts: NDArray[np.int64]
     order: NDArray[np.int64]

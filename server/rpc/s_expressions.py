@@ -5,7 +5,7 @@ at, and has a word, or brackets, or a word before its brackets.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -28,6 +28,7 @@ Bracket = int
 _CLOSING_BITS = 11
 _CLOSING = (1 << _CLOSING_BITS) - 1
 
+_LEVELS = DEEPEST + 1  # of a tree, and one behind them
 _MOST_KNOWN, _LONGEST_KNOWN = 65_536, 64  # brackets, and characters of one
 
 
@@ -75,67 +76,85 @@ class Brackets(dict[str, Bracket]):
         return said
 
 
-def parsed(text: str, bracket: Callable[[str], Bracket]) -> Nodes:
-    """The nodes of an s-expression. It is read bracket by bracket, most of which have come before and are remembered,
-    as they say little more than a word; where there is a mistake it is read again, piece by piece, to tell the first.
+def parsed(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> Nodes:
+    """The nodes of s-expressions. They are read bracket by bracket, most of which have come before and are remembered,
+    as they say little more than a word, and all together, as numpy takes little longer for many than for one. Where
+    there is a mistake they are read again, piece by piece, to tell the first.
 
     Args:
-        text: the expression.
+        texts: the expressions.
         bracket: `read_bracket` of a model.
 
     Raises:
-        FieldError: it is no tree.
+        FieldError: one of them is no tree.
     """
-    count = text.count("(")
-    if count > MOST_NODES:
-        raise too_many(FIELD, count)
-    before, *parts = text.split("(")
+    sizes = [text.count("(") for text in texts]
+    if max(sizes) > MOST_NODES:
+        raise too_many(FIELD, max(sizes))
+    before: list[str] = []
+    parts: list[str] = []
+    for text in texts:
+        first, *others = text.split("(")
+        before.append(first)
+        parts += others
+    count = len(parts)
     try:
         said = np.fromiter(map(bracket, parts), np.int64, count)
     except BracketError:
-        raise _first_mistake(text) from None
+        raise _first_mistake(texts) from None
     except EncodingError:
-        raise _unknown_word(text, parts, bracket) from None
+        raise _unknown_word(texts, bracket) from None
     open_before = np.zeros(count + 1, np.int64)  # each bracket, and the end
     (1 - (said & _CLOSING)).cumsum(out=open_before[1:])
     depths = open_before[:-1]
-    whole = bool(count) and open_before[-1] == 0 and depths.argmin() == 0 and np.count_nonzero(depths) == count - 1
-    if not whole or depths[depths.argmax()] >= DEEPEST or before.strip(_SPACE):
-        raise _first_mistake(text)
+    ends = np.array(sizes).cumsum()
+    # Whatever is open at all ends is 0, and nowhere else.
+    whole = min(sizes) and not open_before[ends].any() and np.count_nonzero(depths) == count - len(texts)
+    if not whole or depths.min() < 0 or depths.max() >= DEEPEST or "".join(before).strip(_SPACE):
+        raise _first_mistake(texts)
     # The children of a node are those one deeper that come behind it, before the next one of its own depth.
-    order = depths.argsort(kind="stable")
-    depths = depths[order]
-    places = depths * count + order  # ascending
+    levels = depths + np.repeat(np.arange(0, len(texts) * _LEVELS, _LEVELS), sizes)
+    order = levels.argsort(kind="stable")
+    places = levels[order] * count + order  # ascending
     children = np.full(count + 1, count)  # where those of each begin, and the end
     children[:-1] = places.searchsorted(places + count)
+    child_counts = children[1:] - children[:-1]
+    child_counts[ends - 1] = 0  # What follows the last node of a tree is the next one's root.
     return Nodes(
+        sizes,
         said[order] >> _CLOSING_BITS,
-        children[1:] - children[:-1],
+        child_counts,
         order,
-        depths,
-        lambda node: (FIELD, _place(text, node)),
+        depths[order],
+        lambda node: (FIELD, _place(texts, node)),
     )
 
 
-def _unknown_word(text: str, parts: list[str], bracket: Callable[[str], Bracket]) -> FieldError:
+def _unknown_word(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> FieldError:
     """What is said of the first word that is no token."""
-    for node, part in enumerate(parts):
-        try:
-            bracket(part)
-        except EncodingError as error:
-            word = _PIECE.findall(part)[1]
-            return FieldError(FIELD, f"{_place(text, node)}has the word {shortened(word)!r}: {error}")
-    raise AssertionError(f"all words are known: {shortened(text)!r}")
+    for text in texts:
+        for node, part in enumerate(text.split("(")[1:]):
+            try:
+                bracket(part)
+            except EncodingError as error:
+                word = _PIECE.findall(part)[1]
+                return FieldError(FIELD, f"{_place([text], node)}has the word {shortened(word)!r}: {error}")
+    raise AssertionError(f"all words are known: {shortened(texts[0])!r}")
 
 
-def _place(text: str, node: int) -> str:
-    """Which node it is, for a message."""
-    opening = [place for place, character in enumerate(text) if character == "("]
+def _place(texts: Sequence[str], node: int) -> str:
+    """Which node of its tree it is, for a message."""
+    opening = [place for text in texts for place, character in enumerate(text) if character == "("]
     return f"the bracket at character {opening[node]} "
 
 
-def _first_mistake(text: str) -> FieldError:
-    """What keeps a text from being an s-expression."""
+def _first_mistake(texts: Sequence[str]) -> FieldError:
+    """What keeps the first of the texts that is no s-expression from being one."""
+    return next(mistake for mistake in map(_mistake, texts) if mistake)
+
+
+def _mistake(text: str) -> FieldError | None:
+    """What keeps a text from being an s-expression, if anything does."""
     path: list[int] = []  # where the brackets stand that are not closed
     begun, last = False, ")"  # `last`: what came last, a bracket, or "label" or "word"
     for found in _PIECE.finditer(text):
@@ -163,7 +182,7 @@ def _first_mistake(text: str) -> FieldError:
             return _misplaced(found, complaint)
     if path:
         return FieldError(FIELD, f"the bracket at character {path[-1]} is not closed")
-    return FieldError(FIELD, f"is empty: give {EXAMPLE}")
+    return None if begun else FieldError(FIELD, f"is empty: give {EXAMPLE}")
 
 
 def _misplaced(piece: re.Match[str], complaint: str) -> FieldError:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from server.rpc.many import CLASSIFICATION, GENERATION, AnswerOne, Begin, Kind, 
 from server.rpc.models import Labelling, Models, ServedModel
 from server.rpc.prefill import Prefill
 from server.rpc.reading import run_reading
-from server.rpc.tree_calls import begin_tree, classify_tree
+from server.rpc.tree_calls import begin_trees, classify_tree
 from server.rpc.validation import (
     Limits,
     check_request_id,
@@ -127,11 +127,12 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async def classify(request: v1.ClassifyRequest, tell: Tell) -> None:
             await tell(await self._classified(request, caller))
 
-        def begin(request: v1.ClassifyRequest, end: Callable[[Outcome], None]) -> LetGo | None:
-            if request.HasField("session"):
-                return None
-            model, labelling = self._models.that_labels(request.model, "model")
-            return begin_tree(request, model, labelling, end) if model.reads_trees else None
+        def begin(requests: Sequence[v1.ClassifyRequest], ends: Sequence[Callable[[Outcome], None]]) -> list[LetGo]:
+            name = requests[0].model
+            if any(request.model != name or request.HasField("session") for request in requests):
+                return []
+            model, labelling = self._models.that_labels(name, "model")
+            return begin_trees(requests, model, labelling, ends) if model.reads_trees else []
 
         await self._answer_many(requests, context, classify, CLASSIFICATION, begin)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from elman import v1
@@ -10,8 +11,8 @@ from server.rpc.labelling import predict, prediction
 from server.rpc.many import LetGo, Outcome
 from server.rpc.models import Labelling, ServedModel
 from server.rpc.reading import end_of, run_reading
-from server.rpc.trees import requested_tree, short_tree
-from server.scheduling import Event
+from server.rpc.trees import requested_tree, short_trees
+from server.scheduling import Event, SchedulingError
 
 
 async def classify_tree(request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling) -> v1.ClassifyResponse:
@@ -27,44 +28,44 @@ async def classify_tree(request: v1.ClassifyRequest, model: ServedModel, labelli
     return _response(model, await predict(labelling, outputs, len(tree.forced)))
 
 
-def begin_tree(
-    request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling, end: Callable[[Outcome], None]
-) -> LetGo | None:
-    """Have a tree labelled; see `server.rpc.many.Begin`. None: it is too long for that.
+def begin_trees(
+    requests: Sequence[v1.ClassifyRequest],
+    model: ServedModel,
+    labelling: Labelling,
+    ends: Sequence[Callable[[Outcome], None]],
+) -> list[LetGo]:
+    """Have trees labelled; see `server.rpc.many.Begin`.
 
     Raises:
-        RequestError: it cannot be labelled.
-        SchedulingError: nor can any now.
+        FieldError: one of them cannot be labelled.
     """
-    return _Answering(request, model, Labelling(labelling.labels, request.every_node), end).begin()
+    answering = [
+        _Answering(model, Labelling(labelling.labels, request.every_node), end)
+        for request, end in zip(requests, ends, strict=True)
+    ]
+    begun: list[LetGo] = []
+    with contextlib.suppress(SchedulingError):
+        for tree, receiver in zip(short_trees(requests, model, answering) or (), answering, strict=False):
+            receiver.node_count = len(tree.forced)
+            model.scheduler.submit(tree)
+            begun.append(partial(model.scheduler.abort, tree))
+    return begun
 
 
 class _Answering:
     """Answers a request when its tree has come to its end; implements `Receiver`."""
 
-    def __init__(
-        self, request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling, end: Callable[[Outcome], None]
-    ) -> None:
-        self._request = request
+    def __init__(self, model: ServedModel, labelling: Labelling, end: Callable[[Outcome], None]) -> None:
         self._model = model
         self._labelling = labelling
         self._end = end
-        self._node_count = 0
-
-    def begin(self) -> LetGo | None:
-        """Submit the tree."""
-        tree = short_tree(self._request, self._model, self)
-        if tree is None:
-            return None
-        self._node_count = len(tree.forced)
-        self._model.scheduler.submit(tree)
-        return partial(self._model.scheduler.abort, tree)
+        self.node_count = 0  # told when there is a tree
 
     def receive(self, event: Event) -> None:
         self._end(lambda: self._response(event))
 
     def _response(self, event: Event) -> v1.ClassifyResponse:
-        found = prediction(self._labelling, end_of([event]).outputs, self._node_count)
+        found = prediction(self._labelling, end_of([event]).outputs, self.node_count)
         return _response(self._model, found)
 
 

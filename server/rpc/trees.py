@@ -22,6 +22,7 @@ _NODES = "tree.nodes.nodes"
 _WANTED = f"is needed: give {EXAMPLE}"
 _CHARACTERS_PER_NODE = 8  # of an s-expression, about
 _LONG = LONG // 4  # nodes
+_LONG_TOGETHER = 4 * LONG  # characters of several s-expressions, of which few have mistakes that are looked for
 
 
 async def requested_tree(request: v1.ClassifyRequest, model: ServedModel) -> Tree:
@@ -30,41 +31,62 @@ async def requested_tree(request: v1.ClassifyRequest, model: ServedModel) -> Tre
     Raises:
         FieldError: it is no tree, or none that the model takes.
     """
-    return await by_length(_length(request.tree), lambda: _requested(request, model, Mailbox()), _LONG)
+    return await by_length(_length(request.tree), lambda: _requested(request, model), _LONG)
 
 
-def short_tree(request: v1.ClassifyRequest, model: ServedModel, receiver: Receiver) -> Tree | None:
-    """The same at once; None: it is so long that others would wait for it."""
-    return _requested(request, model, receiver) if _length(request.tree) < _LONG else None
+def short_trees(
+    requests: Sequence[v1.ClassifyRequest], model: ServedModel, receivers: Sequence[Receiver]
+) -> list[Tree] | None:
+    """Those of several requests at once, all of them s-expressions; None: there are others among them, or so long ones
+    that the other callers would wait for them.
+
+    Raises:
+        FieldError: one of them is no tree, or none that the model takes.
+    """
+    texts = [request.tree.s_expression for request in requests]
+    if not all(texts) or sum(map(len, texts)) >= _LONG_TOGETHER:
+        return None
+    return _trees(parsed(texts, model.bracket), model, receivers, [request.every_node for request in requests])
 
 
 def _length(tree: v1.Tree) -> int:
     return len(tree.nodes.nodes) + len(tree.s_expression) // _CHARACTERS_PER_NODE
 
 
-def _requested(request: v1.ClassifyRequest, model: ServedModel, receiver: Receiver) -> Tree:
+def _requested(request: v1.ClassifyRequest, model: ServedModel) -> Tree:
     chosen = request.WhichOneof("input")
     if chosen is None:
         raise FieldError("tree", _WANTED)
     if chosen != "tree":
         raise FieldError(chosen, f"is given, but {model.name!r} reads trees: give a tree")
-    return _tree(request.tree, model, receiver, every_node=request.every_node)
-
-
-def _tree(tree: v1.Tree, model: ServedModel, receiver: Receiver, *, every_node: bool) -> Tree:
-    form = tree.WhichOneof("form")
+    form = request.tree.WhichOneof("form")
     if form is None:
         raise FieldError("tree", _WANTED)
-    nodes = parsed(tree.s_expression, model.bracket) if form == "s_expression" else _listed(tree.nodes.nodes, model)
+    listed = form == "nodes"
+    tree = request.tree
+    nodes = _listed(tree.nodes.nodes, model) if listed else parsed([tree.s_expression], model.bracket)
+    return _trees(nodes, model, [Mailbox()], [request.every_node])[0]
+
+
+def _trees(nodes: Nodes, model: ServedModel, receivers: Sequence[Receiver], every_node: Sequence[bool]) -> list[Tree]:
+    """What scheduling runs, for each receiver one."""
     _check_children(nodes, model)
     tokens = np.where(nodes.tokens == NO_WORD, model.bundle.spec.step.tree.inner_token_id, nodes.tokens)
-    return Tree(
-        tokens,
-        receiver,
-        depths=nodes.depths,
-        child_counts=nodes.child_counts,
-        order=nodes.order if every_node else None,
-    )
+    trees: list[Tree] = []
+    start = 0
+    for size, receiver, every in zip(nodes.sizes, receivers, every_node, strict=True):
+        part = slice(start, start + size)
+        trees.append(
+            Tree(
+                tokens[part],
+                receiver,
+                depths=nodes.depths[part],
+                child_counts=nodes.child_counts[part],
+                order=nodes.order[part] - start if every else None,
+            )
+        )
+        start += size
+    return trees
 
 
 def _listed(nodes: Sequence[v1.TreeNode], model: ServedModel) -> Nodes:
@@ -83,7 +105,7 @@ def _listed(nodes: Sequence[v1.TreeNode], model: ServedModel) -> Nodes:
     order = np.array(by_depth)
     tokens = np.array([_token(node, f"{_NODES}[{place}]", model) for place, node in enumerate(nodes)])
     counts = np.array([len(own) for own in children])
-    return Nodes(tokens[order], counts[order], order, np.array(depths), lambda node: (f"{_NODES}[{node}]", ""))
+    return Nodes([count], tokens[order], counts[order], order, np.array(depths), lambda node: (f"{_NODES}[{node}]", ""))
 
 
 def _token(node: v1.TreeNode, field: str, model: ServedModel) -> int:
