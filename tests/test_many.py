@@ -14,7 +14,7 @@ from bundle import Bundle
 from elman import Client, DeadlineExceededError, InvalidRequestError, ModelNotFoundError, UnavailableError, v1
 from tests.encoder_models import make_translator
 from tests.serving import Running, serving
-from tests.trees import as_expression, random_tree
+from tests.trees import as_expression, as_nodes, random_tree
 
 WORDS = ["elman", "a quick brown fox", "z"]
 
@@ -100,6 +100,29 @@ async def test_each_of_many_trees_is_what_it_is_alone_to_the_bit(tree_bundles: d
         assert sorted(found) == list(range(400))
         for number in range(0, 400, 23):
             assert found[number] == await stub.Classify(requests[number])
+
+
+async def test_trees_are_read_together_whatever_stands_between_them(tree_bundles: dict[str, Bundle]) -> None:
+    """They are taken up in groups; some of these hold a list of nodes, a long one, another model, or a mistake."""
+    async with serving(*tree_bundles.values()) as running, channel_to(running) as channel:
+        stub = v1.InferenceServiceStub(channel)
+        requests = [tree(number, every_node=number % 3 == 0) for number in range(96)]
+        requests[20] = v1.ClassifyRequest(model="binary", tree=as_nodes(random_tree(1, 2, 30)))
+        long = as_expression(random_tree(2, 2, 3000))[0]
+        requests[40] = v1.ClassifyRequest(model="binary", tree=v1.Tree(s_expression=long))
+        requests[60].model = next(name for name in tree_bundles if name != "binary")
+        requests[80] = v1.ClassifyRequest(model="binary", text="no tree")
+        requests[85].tree.s_expression += ")"
+        call = stub.ClassifyMany(iter([v1.ClassifyManyRequest(requests=requests)]))
+        found = {answer.request_index: answer async for message in call for answer in message.answers}
+        assert sorted(found) == list(range(96))
+        for number, request in enumerate(requests):
+            if number in (80, 85):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.Classify(request)
+                assert found[number].failure.message == refused.value.details()
+            else:
+                assert found[number].response == await stub.Classify(request), number
 
 
 async def test_one_that_fails_fails_alone(translator: Bundle, tree_bundles: dict[str, Bundle]) -> None:
