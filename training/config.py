@@ -242,7 +242,7 @@ def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
 _GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # `make run`: under two minutes on two cores.
+    # `make run`: two to four minutes on two cores.
     "python": {
         "task": "lm", "corpus": STDLIB,
         "cell": "gru", "layers": 1, "embedding": 96, "hidden": 384, "dropout": 0.0, "lanes": 32,
