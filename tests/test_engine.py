@@ -15,7 +15,17 @@ from onnx import TensorProto, helper
 
 from bundle import Bundle, CharacterVocabulary, load_bundle, write_bundle, write_tokens
 from elman import v1
-from server.engine import FREE, NOTHING, Chunk, EngineError, OnnxEngine, Opener, ProviderChoice, Wanted
+from server.engine import (
+    FREE,
+    NOTHING,
+    Chunk,
+    EngineError,
+    OnnxEngine,
+    Opener,
+    ProviderChoice,
+    Wanted,
+    is_filtered,
+)
 from tests.conftest import CHARACTERS
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
@@ -40,7 +50,9 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
         "top_p": np.ones(rows, np.float32),
         "min_p": np.zeros(rows, np.float32),
     }
-    return Chunk({"token": tokens}, **{**values, **changes})
+    values |= changes
+    filtered = is_filtered(values["top_k"], values["top_p"], values["min_p"], CHARACTERS.size)
+    return Chunk({"token": tokens}, **values, filtered=filtered)
 
 
 def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:

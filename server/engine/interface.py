@@ -55,6 +55,7 @@ class Chunk:
         top_p: float32 [B], the share of probability from which the most probable tokens may be chosen; 1 for all.
         min_p: float32 [B], the least probability, beside that of the most probable token, of what may be chosen; 0 for
             all.
+        filtered: whether any row has a top_k, top_p or min_p; see `is_filtered`.
         wanted: what is to be told beside tokens and labels.
         targets: int64 [B, K], the token after each step whose log-probability is wanted; FREE for the one that is
             chosen. None: that everywhere.
@@ -66,11 +67,27 @@ class Chunk:
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float32]
     min_p: NDArray[np.float32]
+    filtered: bool = False
     wanted: Wanted = NOTHING
     targets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.uniforms.shape[1])
+
+    def steps(self, start: int, stop: int, last_tokens: NDArray[np.int64]) -> Chunk:
+        """Some of its steps.
+
+        Args:
+            start: the first.
+            stop: behind the last.
+            last_tokens: int64 [B], what each row chose after the step before `start`.
+        """
+        inputs = {name: values[:, start:stop].copy() for name, values in self.inputs.items()}
+        for values in inputs.values():
+            free = values[:, 0] == FREE
+            values[free, 0] = last_tokens[free]
+        targets = None if self.targets is None else self.targets[:, start:stop]
+        return replace(self, inputs=inputs, uniforms=self.uniforms[:, start:stop], targets=targets)
 
     def part(self, row: int) -> Chunk:
         """One of its rows."""

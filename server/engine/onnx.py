@@ -22,7 +22,7 @@ from server.engine.checking import check_graph
 from server.engine.encoder import Encoder
 from server.engine.errors import ModelLoadError
 from server.engine.graphs import Graph, Storage
-from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted, is_filtered
+from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted
 from server.engine.providers import Opener, Provider
 from server.engine.unrolling import (
     CHECKS,
@@ -160,11 +160,11 @@ class OnnxEngine:
         return {kept.input_name: kept.buffers[self._phase].read(row, 1)[0].copy() for kept in self._storage.states}
 
     def run(self, rows: range, chunk: Chunk) -> Results:
-        size = self._step.vocabulary_size
-        if not (size and is_filtered(chunk.top_k, chunk.top_p, chunk.min_p, size)):
+        if not (chunk.filtered and self._step.generates):
             graph = self._graph(len(chunk), filtered=False, wanted=chunk.wanted)
             return self._run(graph, rows, self._feeds(chunk), chunk.wanted)
         graph = self._graph(len(chunk), filtered=True, wanted=chunk.wanted)
+        size = self._step.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
         candidates = int(limited.max(initial=_CANDIDATES if (chunk.top_p < 1).any() or chunk.min_p.any() else 1))
         while True:
@@ -305,7 +305,7 @@ class OnnxEngine:
         ones = np.ones(size, np.float32)
         full = np.full(size, 1 if filtered else self._step.vocabulary_size)
         nothing = np.zeros(size, np.float32)
-        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, wanted)
+        chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, filtered, wanted)
         seconds = []
         for _ in range(2):
             started = time.perf_counter()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, UniformStream
 from server.decoding.beams import BeamSearch
-from server.engine import FREE, NOTHING, Arrays, Chunk, Wanted, is_filtered
+from server.engine import FREE, NOTHING, Arrays, Chunk, Results, Wanted, is_filtered
 from server.scheduling.host_choice import HostChoice
 from server.scheduling.sequence import Beams, Generation, Sequence
 
@@ -267,9 +267,38 @@ class Batch:
         return np.flatnonzero(found).tolist()
 
     @property
+    def quiet_steps(self) -> int:
+        """For how many steps nothing can befall any row that has to be seen to, unless somebody comes or goes or a row
+        chooses its end token; what it chooses meanwhile is taken care of later."""
+        rows = self.rows
+        if self.wanted != NOTHING or self._kinds[Generation] < len(rows) or rows["stops"].any():
+            return 0
+        until = np.minimum(np.minimum(rows["end"], rows["snapshot_at"]), rows["halt_at"])
+        # Whoever comes to the end of its prompt is told its first token at once.
+        until = np.where(rows["position"] < rows["forced_end"], np.minimum(until, rows["forced_end"]), until)
+        return int((until - rows["position"]).min()) - 1
+
+    @property
+    def room(self) -> int:
+        """For how many more tokens of every row there is room."""
+        return _ROOM - int(self.rows["gathered_count"].max())
+
+    @property
+    def due_at(self) -> float:
+        """When the next row is to be told something, or its time is up."""
+        rows = self.rows
+        due = np.where(rows["position"] < rows["forced_end"], np.inf, rows["due"])
+        return float(np.minimum(due, rows["time_limit"]).min())
+
+    @property
     def stopping(self) -> list[int]:
         """The rows that look for stop sequences."""
         return np.flatnonzero(self.rows["stops"]).tolist()
+
+    def stops(self, results: Results) -> NDArray[np.bool_]:
+        """Where a row has chosen its end token, or could choose nothing, if the choice counts: [rows, steps]."""
+        found: NDArray[np.bool_] = results.failed | (results.tokens == self.rows["end_token"][:, None])
+        return found
 
     def chunk(self, count: int) -> Chunk:
         """The next `count` steps of every row. A row that ends before is fed what does no harm."""
@@ -295,6 +324,7 @@ class Batch:
             rows["top_k"],
             rows["top_p"],
             rows["min_p"],
+            self.is_filtered,
             wanted,
             targets,
         )
@@ -375,14 +405,14 @@ class Batch:
         record["snapshot_at"], record["halt_at"] = _next_snapshot(self.sequences[row], position)
         return position
 
-    def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], count: int) -> Arrays:
-        """What a row has read in the first `count` steps of a chunk, as forced inputs, to replay them."""
+    def read_inputs(self, row: int, chunk: Chunk, tokens: NDArray[np.int64], start: int, stop: int) -> Arrays:
+        """What a row has read in some steps of a chunk, as forced inputs, to replay them."""
         if self._input_name is None:
             return {}
-        inputs = np.array(chunk.inputs[self._input_name][row, :count])
+        inputs = np.array(chunk.inputs[self._input_name][row, start:stop])
         if self._vocabulary_size:
             free = np.flatnonzero(inputs == FREE)
-            inputs[free] = tokens[row, free - 1]
+            inputs[free] = tokens[row, start + free - 1]
         return {self._input_name: inputs}
 
 

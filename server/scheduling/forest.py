@@ -7,7 +7,7 @@ What happens to nodes is done for all of them at once, in numpy; what happens to
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,7 @@ class Forest:
     def drop_aborted(self) -> None:
         self._drop([place for place, tree in enumerate(self._trees) if tree.aborted])
 
-    def take_turn(self, others_wait: bool, tell: Tell) -> None:
+    def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
         turn = self._next_turn()
         failed: list[int] = []
         try:

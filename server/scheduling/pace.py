@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 _FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
+_FAR = 3600.0  # seconds
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
 
@@ -53,6 +54,11 @@ class Pace:
         useful = most if exact else most * 4 // 3
         fitting = [count for count in available if count <= useful and count * step_seconds <= self._chunk_seconds]
         return fitting[-1] if fitting else available[0]
+
+    def steps_in(self, rows: int, seconds: float) -> int:
+        """How many steps of so many rows can be taken in a time; 0 if nothing is known about such a number of rows."""
+        step_seconds = self._step_seconds.get(rows.bit_length())
+        return 0 if step_seconds is None else max(0, int(min(seconds, _FAR) / step_seconds))
 
     def interval(self, streams: int) -> float:
         """Seconds for which the tokens of one of so many streams gather: the least of them, doubled as often as needed.

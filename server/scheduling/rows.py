@@ -3,13 +3,18 @@
 Rows run a few steps at a time, a chunk: few while somebody waits or little is left, many in a steady state, and never
 for longer than a newcomer may wait. Rows join and leave between chunks, forced and free steps share a batch, and the
 rows in use are kept compact. What happens to most rows in most chunks is done for all of them at once, in numpy.
+
+As long as nobody comes, goes, ends or is to be told something, one chunk follows the other with nothing in between that
+can be put off: a turn is then several chunks, and what they have brought is accounted for once. After a run the caches
+hold weights and nothing of ours, so that this accounting takes as long as some percent of a run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Several
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +69,45 @@ class _Ending:
         """How many of the chunk's steps the state is wanted after. The last token is never read: one who ends for
         MAX_TOKENS has not got there, and a step whose choice is not kept has read the last one that is."""
         return self.steps - 1 if self.taken_back else self.steps
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a turn may do.
+
+    Attributes:
+        chunk: its steps, all that it may take.
+        most: how many are of use.
+        exact: whether it is better to take too few than more than those.
+        available: how many one run can take.
+        quiet: for so many nothing can happen to a row that has to be seen to, but that it chooses its end token.
+        until: when a row is to be told something.
+    """
+
+    chunk: Chunk
+    most: int
+    exact: bool
+    available: Several[int]
+    quiet: int
+    until: float
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What the runs of a turn have brought.
+
+    Attributes:
+        count: how many steps have been taken.
+        committed: how many of them for good: those of all runs but the last, unless there was one more, which has
+            failed.
+        results: of all steps; outputs and what else is wanted only where there was one run.
+        failures: the rows that failed.
+    """
+
+    count: int
+    committed: int
+    results: Results
+    failures: dict[int, EngineError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,22 +184,21 @@ class Rows:
     def drop_aborted(self) -> None:
         self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
 
-    def take_turn(self, others_wait: bool, tell: Tell) -> None:
-        count = self._step_count(others_wait)
+    def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
+        count, plan = self._plan(others_wait)
         looking = self._batch.looking(count)
-        chunk = self._batch.chunk(count)
-        outlook = self._batch.outlook(count)
         self._batch.host.prepare(looking)
-        found = self._run(chunk)
-        if found is None:
+        ran = self._run(plan, count, interrupted)
+        if ran is None:
             return
-        results, failures = found
-        results, choices = self._look(looking, chunk, results, failures)
-        endings = self._endings(outlook, results, failures, choices)
+        outlook = self._batch.outlook(ran.count)
+        results, choices = self._look(looking, plan.chunk, ran)
+        endings = self._endings(outlook, results, ran.failures, choices)
         branches = self._search(looking, results, endings)
-        self._replay(chunk, outlook, results, endings)
-        self._engine.commit()
-        self._batch.advance(count, results.tokens)
+        if ran.committed < ran.count:
+            self._replay(plan.chunk, ran.committed, outlook, results, endings)
+            self._engine.commit()
+        self._batch.advance(ran.count, results.tokens)
         self._record(outlook, results, endings, tell)
         self._release({*endings, *self._branch(branches)})
 
@@ -202,11 +245,24 @@ class Rows:
         except EngineError:
             return None
 
-    def _step_count(self, others_wait: bool) -> int:
-        """How many steps to run at once."""
+    def _plan(self, others_wait: bool) -> tuple[int, _Plan]:
+        """How many steps to run at once, and what may follow them."""
+        batch = self._batch
+        most, exact = self._most_steps(others_wait)
+        available = self._engine.step_counts_for(batch.is_filtered, batch.wanted)
         if self._single_steps:
             self._single_steps -= 1
-            return 1
+            return 1, _Plan(batch.chunk(1), most, exact, available, quiet=0, until=0.0)
+        count, quiet = self._step_count(most, available, exact), batch.quiet_steps
+        if quiet < count:
+            return count, _Plan(batch.chunk(count), most, exact, available, quiet=0, until=0.0)
+        until = batch.due_at
+        following = self._pace.steps_in(len(batch), until - time.perf_counter())
+        chunk = batch.chunk(count + max(0, min(quiet, following, most - count, batch.room - count)))
+        return count, _Plan(chunk, most, exact, available, quiet, until)
+
+    def _most_steps(self, others_wait: bool) -> tuple[int, bool]:
+        """How many steps are of use before somebody else's turn comes, and whether more would do harm."""
         left = self._batch.steps_left
         most, exact = int(left.max()), False
         if others_wait:  # For a row: the first that gets free is theirs.
@@ -223,24 +279,40 @@ class Rows:
         halts_in = self._batch.halts_in
         if halts_in is not None and halts_in <= 2 * most:
             most, exact = min(most, halts_in), True
-        available = self._engine.step_counts_for(self._batch.is_filtered, self._batch.wanted)
+        return most, exact
+
+    def _step_count(self, most: int, available: Several[int], exact: bool) -> int:
         return self._pace.step_count(len(self._batch), most, available, exact=exact)
 
-    def _run(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]] | None:
-        """Run a chunk for every row; the results, and the rows that failed. None if some row has failed at some step:
-        nothing has changed then, and the steps are to be run one by one."""
-        started = time.perf_counter()
-        try:
-            results = self._engine.run(range(len(self._batch)), chunk)
-        except EngineError:
-            if len(chunk) == 1:
-                return self._run_one_by_one(chunk)
-            self._single_steps = len(chunk)
-            return None
-        self._pace.note(len(self._batch), len(chunk), time.perf_counter() - started)
-        return results, {}
+    def _run(self, plan: _Plan, count: int, interrupted: Callable[[], bool]) -> _Ran | None:
+        """Run steps for every row, `count` of them and then as many more as nobody needs to see to. None if some row
+        has failed at some step: nothing has changed then, and the steps are to be run one by one."""
+        last_tokens = self._batch.rows["last_token"]
+        chunk = plan.chunk if count == len(plan.chunk) else plan.chunk.steps(0, count, last_tokens)
+        taken, earlier = 0, list[NDArray[np.int64]]()
+        while True:
+            started = time.perf_counter()
+            try:
+                results = self._engine.run(range(len(self._batch)), chunk)
+            except EngineError:
+                if count == 1 and not earlier:
+                    return self._run_one_by_one(chunk)
+                self._single_steps = count
+                return _Ran(taken, taken, _joined(earlier)) if earlier else None
+            now = time.perf_counter()
+            self._pace.note(len(self._batch), count, now - started)
+            taken += count
+            count = self._step_count(plan.most - taken, plan.available, plan.exact)
+            if taken > plan.quiet or taken + count > len(plan.chunk) or now >= plan.until:
+                break
+            if interrupted() or self._batch.stops(results).any():
+                break
+            self._engine.commit()
+            earlier.append(results.tokens.copy())
+            chunk = plan.chunk.steps(taken, taken + count, earlier[-1][:, -1])
+        return _Ran(taken, taken - len(chunk), _joined(earlier, results))
 
-    def _run_one_by_one(self, chunk: Chunk) -> tuple[Results, dict[int, EngineError]]:
+    def _run_one_by_one(self, chunk: Chunk) -> _Ran:
         """A batch has failed: find out whose fault it is, so that the others go on."""
         count = len(self._batch)
         joined = Results({}, np.zeros((count, len(chunk)), np.int64), np.zeros((count, len(chunk)), np.bool_))
@@ -258,24 +330,20 @@ class Rows:
             _place({name: values for name, values in numbers.items() if values is not None}, row, told, count)
             if alone.tokens.size:
                 joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
-        return (
-            replace(joined, logits=told.get("logits"), log_probabilities=told.get("log_probabilities")),
-            failures,
-        )
+        results = replace(joined, logits=told.get("logits"), log_probabilities=told.get("log_probabilities"))
+        return _Ran(len(chunk), 0, results, failures)
 
-    def _look(
-        self, looking: list[int], chunk: Chunk, results: Results, failures: dict[int, EngineError]
-    ) -> tuple[Results, Choices | None]:
+    def _look(self, looking: list[int], chunk: Chunk, ran: _Ran) -> tuple[Results, Choices | None]:
         """Have the generations that look at the logits choose, where they do so on the host, and report.
 
         Returns:
             the results with what they have chosen, and their choices, if they have made any.
         """
-        sequences = self._batch.sequences
+        sequences, results = self._batch.sequences, ran.results
         generations = [
             (row, sequence)
             for row in looking
-            if isinstance(sequence := sequences[row], Generation) and row not in failures
+            if isinstance(sequence := sequences[row], Generation) and row not in ran.failures
         ]
         if not generations:
             return results, None
@@ -343,7 +411,7 @@ class Rows:
             if not isinstance(sequences[row], Beams)
         }
         if results.tokens.size:
-            stopping = results.failed | (results.tokens == self._batch.rows["end_token"][:, None])
+            stopping = self._batch.stops(results)
             for row in np.flatnonzero(stopping.any(axis=1)).tolist():
                 first, gained = int(outlook.first[row]), int(outlook.gained[row])
                 places = np.flatnonzero(stopping[row, first : first + gained])
@@ -391,14 +459,17 @@ class Rows:
         _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
         return _Ending(step + 1, tokens, error=_NOT_FINITE)
 
-    def _replay(self, chunk: Chunk, outlook: Outlook, results: Results, endings: dict[int, _Ending]) -> None:
-        """Bring the rows that ended before the chunk did, and whose state is wanted, to where they ended."""
+    def _replay(
+        self, chunk: Chunk, committed: int, outlook: Outlook, results: Results, endings: dict[int, _Ending]
+    ) -> None:
+        """Bring the rows that ended before the last run did, and whose state is wanted, to where they ended."""
         for row, ending in endings.items():
             sequence = self._batch.sequences[row]
             wanted = sequence.keep_state and not sequence.aborted and ending.error is None
             if wanted and ending.kept_steps < outlook.count:
                 try:
-                    self._engine.replay(row, self._batch.read_inputs(row, chunk, results.tokens, ending.kept_steps))
+                    inputs = self._batch.read_inputs(row, chunk, results.tokens, committed, ending.kept_steps)
+                    self._engine.replay(row, inputs)
                 except EngineError as failure:
                     _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
                     endings[row] = _Ending(ending.steps, ending.tokens, error=MODEL_FAILED)
@@ -452,6 +523,18 @@ class Rows:
             last = self._batch.remove(row)
             if last != row:
                 self._engine.move(last, row)
+
+
+def _joined(earlier: list[NDArray[np.int64]], last: Results | None = None) -> Results:
+    """What several runs have brought: the tokens of those that nobody had to see to, and all of the last one."""
+    if last is not None and not earlier:
+        return last
+    tokens = np.concatenate(earlier if last is None else [*earlier, last.tokens], axis=1)
+    failed = np.zeros(tokens.shape, np.bool_)
+    if last is None:
+        return Results({}, tokens, failed)
+    failed[:, -last.failed.shape[1] :] = last.failed
+    return replace(last, tokens=tokens, failed=failed)
 
 
 def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int) -> None:

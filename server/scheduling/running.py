@@ -43,11 +43,12 @@ class Running(Protocol):
         """Let those go who have been aborted."""
         ...
 
-    def take_turn(self, others_wait: bool, tell: Tell) -> None:
-        """Run the model once, and tell those whom it has brought something; those who have ended leave.
+    def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
+        """Run the model, once at least, and tell those whom it has brought something; those who have ended leave.
 
         Args:
             others_wait: whether somebody waits for a slot.
+            interrupted: whether there is something to be done before the model is run once more.
             tell: takes what there is to tell.
         """
         ...

@@ -144,7 +144,14 @@ class Scheduler:
         self._expire()
         self._admit()
         if len(self._running):
-            self._running.take_turn(bool(self._waiting), self._tell)
+            self._running.take_turn(bool(self._waiting), self._tell, self._is_interrupted)
+
+    def _is_interrupted(self) -> bool:
+        """Whether those who run are to be left for a moment: somebody goes, or comes and can be let in, or has waited
+        too long."""
+        if self._some_aborted or self._stopped:
+            return True
+        return bool(self._waiting) and (self._running.free > 0 or time.perf_counter() >= self._next_limit)
 
     def _expire(self) -> None:
         """End those whose time is up before they had a slot."""
