@@ -74,20 +74,24 @@ class Chunk:
     def __len__(self) -> int:
         return int(self.uniforms.shape[1])
 
-    def steps(self, start: int, stop: int, last_tokens: NDArray[np.int64]) -> Chunk:
-        """Some of its steps.
+    def steps(self, start: int, stop: int) -> Chunk:
+        """Some of its steps."""
+        return Chunk(
+            {name: values[:, start:stop] for name, values in self.inputs.items()},
+            self.uniforms[:, start:stop],
+            self.temperatures,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.filtered,
+            self.wanted,
+            None if self.targets is None else self.targets[:, start:stop],
+        )
 
-        Args:
-            start: the first.
-            stop: behind the last.
-            last_tokens: int64 [B], what each row chose after the step before `start`.
-        """
-        inputs = {name: values[:, start:stop].copy() for name, values in self.inputs.items()}
-        for values in inputs.values():
-            free = values[:, 0] == FREE
-            values[free, 0] = last_tokens[free]
-        targets = None if self.targets is None else self.targets[:, start:stop]
-        return replace(self, inputs=inputs, uniforms=self.uniforms[:, start:stop], targets=targets)
+    def go_on(self, step: int, tokens: NDArray[np.int64]) -> None:
+        """Have a step that begins a run read what each row chose after the step before, int64 [B], where it is free."""
+        for values in self.inputs.values():
+            np.copyto(values[:, step], tokens, where=values[:, step] == FREE)
 
     def part(self, row: int) -> Chunk:
         """One of its rows."""

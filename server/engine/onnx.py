@@ -212,6 +212,8 @@ class OnnxEngine:
     def _parts(self, rows: range) -> list[range]:
         """How rows are divided among the threads."""
         count = min(self._parts_of(len(rows)), len(rows))
+        if count == 1:
+            return [rows]
         return [rows[len(rows) * part // count : len(rows) * (part + 1) // count] for part in range(count)]
 
     def _parts_of(self, size: int) -> int:

@@ -295,6 +295,11 @@ class Batch:
         """The rows that look for stop sequences."""
         return np.flatnonzero(self.rows["stops"]).tolist()
 
+    @property
+    def some_stop(self) -> bool:
+        """Whether any row has an end token."""
+        return bool((self.rows["end_token"] != _NO_TOKEN).any())
+
     def stops(self, results: Results) -> NDArray[np.bool_]:
         """Where a row has chosen its end token, or could choose nothing, if the choice counts: [rows, steps]."""
         found: NDArray[np.bool_] = results.failed | (results.tokens == self.rows["end_token"][:, None])

@@ -287,8 +287,8 @@ class Rows:
     def _run(self, plan: _Plan, count: int, interrupted: Callable[[], bool]) -> _Ran | None:
         """Run steps for every row, `count` of them and then as many more as nobody needs to see to. None if some row
         has failed at some step: nothing has changed then, and the steps are to be run one by one."""
-        last_tokens = self._batch.rows["last_token"]
-        chunk = plan.chunk if count == len(plan.chunk) else plan.chunk.steps(0, count, last_tokens)
+        chunk = plan.chunk if count == len(plan.chunk) else plan.chunk.steps(0, count)
+        some_stop = self._batch.some_stop
         taken, earlier = 0, list[NDArray[np.int64]]()
         while True:
             started = time.perf_counter()
@@ -305,11 +305,12 @@ class Rows:
             count = self._step_count(plan.most - taken, plan.available, plan.exact)
             if taken > plan.quiet or taken + count > len(plan.chunk) or now >= plan.until:
                 break
-            if interrupted() or self._batch.stops(results).any():
+            if interrupted() or results.failed.any() or (some_stop and self._batch.stops(results).any()):
                 break
             self._engine.commit()
             earlier.append(results.tokens.copy())
-            chunk = plan.chunk.steps(taken, taken + count, earlier[-1][:, -1])
+            plan.chunk.go_on(taken, earlier[-1][:, -1])
+            chunk = plan.chunk.steps(taken, taken + count)
         return _Ran(taken, taken - len(chunk), _joined(earlier, results))
 
     def _run_one_by_one(self, chunk: Chunk) -> _Ran:
