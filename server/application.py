@@ -28,6 +28,7 @@ from server.rpc.models import Models, ServedModel
 from server.rpc.servicer import InferenceServicer
 from server.rpc.session_servicer import SessionServicer
 from server.rpc.validation import Limits
+from server.rpc.writing import Writer
 from server.scheduling import Forest, Pace, Rows, Running, Scheduler
 from server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
 from server.sessions.errors import StoreOpenError
@@ -201,6 +202,7 @@ class Server:
             StartError: the address cannot be had.
         """
         limits = self.options.limits
+        writer = Writer(self.options.write_timeout)
         prefixes = PrefixCache(self.options.prefix_bytes, shared=self.options.share_prefixes)
         servicer = InferenceServicer(
             self.models,
@@ -208,11 +210,11 @@ class Server:
             prefixes,
             self._compiling,
             limits,
-            self.options.write_timeout,
+            writer,
             self._calls.draining,
         )
         v1.add_InferenceServiceServicer_to_server(servicer, self._server)
-        analysis = AnalysisServicer(self.models, prefixes, limits, self.options.write_timeout)
+        analysis = AnalysisServicer(self.models, prefixes, limits, writer)
         v1.add_AnalysisServiceServicer_to_server(analysis, self._server)
         v1.add_SessionServiceServicer_to_server(SessionServicer(self.models, self._sessions, limits), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -16,7 +16,7 @@ from server.rpc.reading import run_readings
 from server.rpc.scoring import Scoring
 from server.rpc.subjects import Subject, Units, embedded_subject, inspected_units
 from server.rpc.validation import Limits, check_size, requested_source
-from server.rpc.writing import grouped, write_message
+from server.rpc.writing import Writer, grouped
 from server.scheduling import Reading, SequenceFailedError
 from server.sessions import PrefixCache
 
@@ -37,14 +37,14 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
         models: what there is.
         prefixes: states behind contexts that have been read before.
         limits: what one request may ask for.
-        write_timeout: seconds that a client may leave a message unread before its stream is ended.
+        writer: sends messages.
     """
 
-    def __init__(self, models: Models, prefixes: PrefixCache, limits: Limits, write_timeout: float) -> None:
+    def __init__(self, models: Models, prefixes: PrefixCache, limits: Limits, writer: Writer) -> None:
         self._models = models
         self._prefixes = prefixes
         self._limits = limits
-        self._write_timeout = write_timeout
+        self._writer = writer
         self._message_bytes = min(_MESSAGE_BYTES, limits.message_bytes)
 
     async def Score(  # type: ignore[override] # grpc.aio also takes coroutines that write
@@ -78,7 +78,7 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
             async for scores in found:
                 for some in grouped(scores, self._message_bytes):
                     response.scores.extend(some)
-                    await write_message(context, response, self._write_timeout)
+                    await self._writer.write(context, response)
                     response = v1.ScoreResponse()
 
     async def Embed(self, request: v1.EmbedRequest, context: Context) -> v1.EmbedResponse:
@@ -153,7 +153,7 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
             async for steps in found:
                 for some in grouped(steps, self._message_bytes):
                     response.steps.extend(some)
-                    await write_message(context, response, self._write_timeout)
+                    await self._writer.write(context, response)
                     response = v1.InspectResponse()
 
     def _check_step(self, units: Units) -> None:

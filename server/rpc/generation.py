@@ -88,7 +88,8 @@ async def write_generation(mailbox: Mailbox, telling: Telling) -> None:
         new, reports, end = _split(await mailbox.gather())
         first_token_time = first_token_time or time.perf_counter()
         known = max(telling.received - count, 0)
-        text.take(new[:known])
+        if known:
+            text.take(new[:known])
         count += len(new)
         left = len(new) - known
         for tokens, told in _portions(new[known:], reports[known:], telling):
@@ -158,9 +159,11 @@ class _Text:
     def __init__(self, telling: Telling) -> None:
         self._decoder = telling.model.vocabulary.decoder()
         self._scanner = StopScanner(telling.stop_sequences)
+        self._scans = bool(telling.stop_sequences)
 
     def take(self, tokens: list[int], *, final: bool = False) -> str:
-        return self._scanner.push(self._decoder.decode(tokens, final), final=final)
+        text = self._decoder.decode(tokens, final)
+        return self._scanner.push(text, final=final) if self._scans else text
 
     @property
     def stop_sequence(self) -> str:

@@ -46,7 +46,7 @@ from server.rpc.validation import (
     requested_source,
     session_target,
 )
-from server.rpc.writing import write_message
+from server.rpc.writing import Writer
 from server.scheduling import Reading
 from server.sessions import TOKEN_TYPE, PrefixCache, Sessions, Target
 
@@ -67,7 +67,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         prefixes: states behind prompts that have been read before.
         compiling: what compiles constraints.
         limits: what one request may ask for.
-        write_timeout: seconds that a client may leave a message unread before its stream is ended.
+        writer: sends messages.
         draining: set when the server shuts down.
     """
 
@@ -78,7 +78,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         prefixes: PrefixCache,
         compiling: Compiling,
         limits: Limits,
-        write_timeout: float,
+        writer: Writer,
         draining: asyncio.Event,
     ) -> None:
         self._generate_calls = GenerateCalls(models, sessions, prefixes, compiling, limits)
@@ -86,7 +86,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         self._sessions = sessions
         self._prefixes = prefixes
         self._limits = limits
-        self._write_timeout = write_timeout
+        self._writer = writer
         self._draining = draining
         self._open_streams: Counter[str] = Counter()
 
@@ -107,7 +107,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         self, request: v1.GenerateRequest, context: Context
     ) -> None:
         check_size(request, self._limits)
-        await self._generate_calls.answer(request, caller_of(context), partial(self._write, context))
+        await self._generate_calls.answer(request, caller_of(context), partial(self._writer.write, context))
 
     async def GenerateMany(  # type: ignore[override] # grpc.aio also takes coroutines that write
         self, requests: AsyncIterator[v1.GenerateManyRequest], context: Context
@@ -145,7 +145,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         begin: Begin | None = None,
     ) -> None:
         async with contextlib.aclosing(self._messages(requests)) as messages:
-            await answer_many(messages, answer_one, kind, partial(self._write, context), begin)
+            await answer_many(messages, answer_one, kind, partial(self._writer.write, context), begin)
 
     async def Choose(self, request: v1.ChooseRequest, context: Context) -> v1.ChooseResponse:
         check_size(request, self._limits)
@@ -210,9 +210,9 @@ class InferenceServicer(v1.InferenceServiceServicer):
             read = self._in_session(model, labelling, target) if target else _in_stream(model, labelling)
             with self._open_stream(model):
                 started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
-                await self._write(context, v1.StreamClassifyResponse(started=started))
+                await self._writer.write(context, v1.StreamClassifyResponse(started=started))
                 async for result in self._results(messages, model, labelling, read):
-                    await self._write(context, v1.StreamClassifyResponse(result=result))
+                    await self._writer.write(context, v1.StreamClassifyResponse(result=result))
 
     async def _results(
         self,
@@ -280,10 +280,6 @@ class InferenceServicer(v1.InferenceServiceServicer):
             yield
         finally:
             self._open_streams[model.name] -= 1
-
-    async def _write(self, context: Context, message: Any) -> None:
-        """Send a message; a client that does not read is given up on."""
-        await write_message(context, message, self._write_timeout)
 
 
 def _in_stream(model: ServedModel, labelling: Labelling) -> PieceReader:
