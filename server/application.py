@@ -50,6 +50,7 @@ _REDIS = ("redis://", "rediss://", "unix://")
 # A message costs some 60 us here and 40 us at its client: this many take 3 % of the cores, or 5 % where the clients are
 # on the same machine.
 MESSAGES_PER_CORE = 500
+_TELLING_SHARE = 0.05
 
 _SAME_SIGNAL = 1.0  # seconds
 _TURN = 0.0001  # seconds for which a thread may keep the interpreter when another wants it
@@ -77,7 +78,8 @@ class ServerOptions:
             waits for one at most.
         gather_seconds: for how long the tokens of a stream gather to a message, unless it asks for something else.
         messages_per_second: how many messages the streams of one model together are sent, about; with many streams
-            tokens gather for longer. 0 for MESSAGES_PER_CORE.
+            tokens gather for longer. 0 for MESSAGES_PER_CORE, or fewer where telling the streams would keep the model
+            waiting for more than _TELLING_SHARE of the time.
         limits: what one request may ask for.
         write_timeout: seconds that a client may leave a message unread.
         drain_timeout: seconds that running calls have to finish when the server is told to end.
@@ -117,8 +119,13 @@ class ServerOptions:
 
     @property
     def message_rate(self) -> float:
-        """How many messages a second the streams of one model together are sent, about."""
+        """How many messages a second the streams of one model together are sent at most, about."""
         return self.messages_per_second or _core_count() * MESSAGES_PER_CORE
+
+    def pace(self) -> Pace:
+        """How one model is to go."""
+        share = 0.0 if self.messages_per_second else _TELLING_SHARE
+        return Pace(self.chunk_seconds, self.gather_seconds, self.message_rate, share)
 
 
 def _core_count() -> int:
@@ -332,7 +339,7 @@ def _serve_rows(bundle: Bundle, options: ServerOptions, opener: Opener) -> tuple
         vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
         forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
         label_output=names.get("label_logits"),
-        pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
+        pace=options.pace(),
     )
     return rows, engine.provider
 

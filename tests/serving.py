@@ -14,7 +14,7 @@ from server.engine import ProviderChoice
 from server.rpc.mailbox import deliver_into
 from server.rpc.models import ServedModel
 from server.rpc.validation import Limits
-from server.scheduling import Pace, Rows, Scheduler
+from server.scheduling import Rows, Scheduler
 from tests.fake_engine import SIZE, FakeEngine, fake_bundle
 
 
@@ -65,7 +65,7 @@ async def serving_fake(
             input_name="token",
             vocabulary_size=SIZE,
             label_output="labels",
-            pace=Pace(options.chunk_seconds, options.gather_seconds, options.message_rate),
+            pace=options.pace(),
         )
         scheduler = Scheduler(name, rows, waiting_limit=options.waiting_limit, deliver=deliver_into(loop))
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]

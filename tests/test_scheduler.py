@@ -314,6 +314,19 @@ def test_many_streams_gather_for_longer_but_at_coinciding_times() -> None:
     assert [pace.interval(streams) for streams in (1, 40, 41, 63, 64, 80, 81)] == [0.04] * 2 + [0.08] * 4 + [0.16]
 
 
+def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> None:
+    pace = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0, telling_share=0.05)
+    assert pace.interval(16) == 0.04
+    pace.note_telling(16, 0.003)
+    assert pace.interval(16) == 0.08
+    assert pace.interval(17) == 0.08  # As far as it is known.
+    pace.note_telling(100, 1.0)
+    assert [pace.interval(streams) for streams in (1, 100, 200, 400)] == [0.04, 0.16, 0.32, 0.64]
+    fixed = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0)
+    fixed.note_telling(16, 0.003)
+    assert fixed.interval(16) == 0.04
+
+
 def test_a_run_that_was_disturbed_changes_little() -> None:
     pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
     for seconds in (0.001, 0.001, 0.1, 0.001):

@@ -12,7 +12,7 @@ import threading
 from server.scheduling import Event
 from server.scheduling.running import Deliver, Emission
 
-_PATIENCE = 0.005  # seconds; about a chunk
+_PATIENCE = 0.02  # seconds; to go on beside those who talk takes both of them longer
 _WRITING = 2  # rounds of the loop: one wakes those for whom there is something, in the next they write it
 _TAKING_UP = 8  # about as many as it takes until a call that has come in is submitted
 

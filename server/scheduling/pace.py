@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
 _FAR = 3600.0  # seconds
+_LONGEST_GATHERING = 0.16  # seconds; a text that comes in pieces further apart does not flow any more
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
 
@@ -19,23 +20,29 @@ class Pace:
             of some tokens.
         messages_per_second: how many messages all streams together are sent, about. With many streams their tokens
             gather for longer.
+        telling_share: the share of the time that telling the streams may keep the model waiting, about: where that
+            takes longer, tokens gather for longer, too, as far as a text still flows. 0: it does not matter.
     """
 
-    def __init__(self, chunk_seconds: float, gather_seconds: float, messages_per_second: float) -> None:
+    def __init__(
+        self, chunk_seconds: float, gather_seconds: float, messages_per_second: float, telling_share: float = 0.0
+    ) -> None:
         self._chunk_seconds = chunk_seconds
         self._gather_seconds = gather_seconds
         self._messages_per_second = messages_per_second
+        self._telling_share = telling_share
+        self._telling_seconds: dict[int, float] = {}  # by the power of two that the number of streams falls below
         self._step_seconds: dict[int, float] = {}  # by the power of two that the number of rows falls below
 
     def note(self, rows: int, count: int, seconds: float) -> None:
         """Learn that `count` steps of so many rows took so long."""
-        bucket = rows.bit_length()
-        measured = seconds / count
-        known = self._step_seconds.get(bucket, measured)
         # What a run takes that nothing disturbs: a slow one says little, or the next ones would be short for no reason,
         # and short runs are slow.
-        weight = _FASTER if measured < known else _SLOWER
-        self._step_seconds[bucket] = known + weight * (min(measured, _MOST * known) - known)
+        _learn(self._step_seconds, rows.bit_length(), seconds / count)
+
+    def note_telling(self, streams: int, seconds: float) -> None:
+        """Learn that telling so many streams has kept the model waiting for so long."""
+        _learn(self._telling_seconds, streams.bit_length(), seconds)
 
     def step_count(self, rows: int, most: int, available: Sequence[int], *, exact: bool = False) -> int:
         """How many steps to run at once: as many of `available` (ascending) as fit into the time of a chunk, and about
@@ -64,5 +71,16 @@ class Pace:
         """Seconds for which the tokens of one of so many streams gather: the least of them, doubled as often as needed.
         So the times at which streams are written to coincide, however many there are."""
         least = max(self._gather_seconds, 1 / self._messages_per_second)
-        doublings = max(0, math.ceil(math.log2(streams / self._messages_per_second / least)))
+        wanted = streams / self._messages_per_second
+        if self._telling_share:
+            telling_seconds = self._telling_seconds.get(streams.bit_length(), 0.0)
+            wanted = max(wanted, min(telling_seconds / self._telling_share, _LONGEST_GATHERING))
+        doublings = max(0, math.ceil(math.log2(wanted / least)))
         return math.ldexp(least, doublings)
+
+
+def _learn(known: dict[int, float], bucket: int, measured: float) -> None:
+    """Bring what is known nearer to a measurement."""
+    before = known.get(bucket, measured)
+    weight = _FASTER if measured < before else _SLOWER
+    known[bucket] = before + weight * (min(measured, _MOST * before) - before)

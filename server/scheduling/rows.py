@@ -502,7 +502,10 @@ class Rows:
                 sequence.ended = True
                 event = self._last_event(row, sequence, endings[row], int(outlook.position[row]))
                 emissions.append((sequence.receiver, event))
-        tell(emissions)
+        if emissions:
+            started = time.perf_counter()
+            tell(emissions)
+            self._pace.note_telling(len(emissions), time.perf_counter() - started)
 
     def _last_event(self, row: int, sequence: Sequence, ending: _Ending, position: int) -> Event:
         if ending.error is not None:
