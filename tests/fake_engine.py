@@ -7,6 +7,7 @@ labels are the same numbers.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class FakeEngine:
         gate: while it is cleared, runs wait.
         runs: the number of rows and of steps of every run.
         replays: the number of steps of every replay.
+        ahead: the number of rows and of steps of everything that was read ahead.
+        seconds: a step of so many rows takes so long, by the number of rows.
     """
 
     provider = "cpu"
@@ -65,6 +68,8 @@ class FakeEngine:
         self.gate.set()
         self.runs: list[tuple[int, int]] = []
         self.replays: list[int] = []
+        self.ahead: list[tuple[int, ...]] = []
+        self.seconds: dict[int, float] = {}
         self.encoded: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
@@ -94,6 +99,7 @@ class FakeEngine:
 
     def run(self, rows: range, chunk: Chunk) -> Results:
         assert self.gate.wait(30)
+        time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
         given = chunk.inputs["token"]
         assert len(rows) == len(given)
         assert len(chunk) in self.step_counts
@@ -133,6 +139,15 @@ class FakeEngine:
         assert (inputs["token"] != FREE).all()
         self.replays.append(len(inputs["token"]))
         self._back[row] = self._front[row] + inputs["token"].sum()
+
+    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+        given = inputs["token"]
+        assert (given != FREE).all()
+        assert given.shape[1] in self.step_counts
+        if (given == POISON).any():
+            raise EngineError("poison")
+        self.ahead.append(given.shape)
+        self._front[rows.start : rows.stop] += given.sum(axis=1)
 
     def commit(self) -> None:
         self._front, self._back = self._back, self._front

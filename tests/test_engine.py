@@ -209,6 +209,20 @@ def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
         assert same(engine.extract(row), states[row])
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm-int8"])
+def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_were(
+    bundles: dict[str, Bundle], name: str
+) -> None:
+    tokens = np.random.default_rng(4).integers(0, CHARACTERS.size, (8, 5))
+    engine = make_engine(bundles[name])
+    _, together = read(engine, tokens, 5, count=4)
+    read(engine, tokens[:4], 5, count=4)
+    before = [engine.extract(row) for row in range(5)]
+    engine.read_ahead(range(1, 3), {"token": tokens[4:, 1:3].T})
+    for row in range(5):
+        assert same(engine.extract(row), together[row] if row in (1, 2) else before[row])
+
+
 def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=3)
     tokens = np.array([[1, 2, 3]])

@@ -327,6 +327,60 @@ def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> Non
     assert fixed.interval(16) == 0.04
 
 
+def test_what_is_run_ahead_takes_a_tenth_of_the_time_and_is_worth_it() -> None:
+    pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
+    available = (1, 2, 4, 8, 16)
+    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 0  # Nothing is known of so many rows.
+    pace.note(64, 1, 0.004)
+    pace.note(1, 1, 0.0004)
+    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 8  # As long as a chunk, never longer.
+    assert pace.count_ahead(1, 64, 7, available, now=100.0) == 4
+    pace.note_ahead(1, 12, 0.0048)
+    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 0
+    assert pace.count_ahead(1, 64, 100, available, now=100.01) == 2
+    pace.note(20, 1, 0.002)
+    assert pace.count_ahead(20, 64, 100, available, now=200.0) == 0  # They would keep the others waiting for too long.
+    assert pace.count_ahead(4, 64, 100, available, now=200.0) == 16  # Unknown, but hoped for.
+
+
+def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
+    others = [generation([2], 400), generation([5, 5], 400)]
+    for other in others:
+        scheduler.submit(other)
+        inbox(other).events.get(timeout=10)
+    engine.seconds = {1: 0.0001, 2: 0.002, 3: 0.003, 4: 0.004}
+    prompts = [[1 + (length + index) % 8 for index in range(length)] for length in (30, 2, 61, 1, 17)]
+    for prompt in prompts:
+        sequence = generation(prompt, 9, snapshot_steps=5, keep_state=True)
+        scheduler.submit(sequence)
+        events = list[Event]()
+        while not events or not isinstance(events[-1], Finished):
+            events.append(inbox(sequence).events.get(timeout=10))
+        tokens = [token for event in events if isinstance(event, Tokens) for token in event.ids]
+        assert tokens == continuation(prompt, 9)
+        read = (prompt + tokens)[:-1]
+        for event in events:
+            if isinstance(event, Snapshot | Finished):
+                assert event.state == {"total": sum(read[: event.position])}
+    assert sum(rows * steps for rows, steps in engine.ahead) > sum(map(len, prompts)) / 4
+    for other in others:
+        prompt = other.forced.tolist()
+        first = continuation(prompt, 1)
+        assert first + inbox(other).tokens_and_end()[0] == continuation(prompt, 400)
+
+
+def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -> None:
+    other = generation([2], 300)
+    scheduler.submit(other)
+    first = inbox(other).events.get(timeout=10)
+    engine.seconds = {1: 0.0001, 2: 0.002}
+    bad = generation([1] * 20 + [POISON] + [1] * 20, 9)
+    scheduler.submit(bad)
+    assert isinstance(inbox(bad).tokens_and_end()[1], Failed)
+    assert isinstance(first, Tokens)
+    assert list(first.ids) + inbox(other).tokens_and_end()[0] == continuation([2], 300)
+
+
 def test_a_run_that_was_disturbed_changes_little() -> None:
     pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
     for seconds in (0.001, 0.001, 0.1, 0.001):

@@ -231,6 +231,19 @@ class Engine(Protocol):
         """
         ...
 
+    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+        """Take some steps of `rows` for good, while all other rows stay as they are; what they choose is lost.
+
+        Args:
+            rows: consecutive rows.
+            inputs: by input name, [B, steps, *shape], none of them FREE; as many steps as one of `step_counts_for` runs
+                that tell nothing.
+
+        Raises:
+            EngineError: a step failed; no row has changed.
+        """
+        ...
+
     def commit(self) -> None:
         """Take the steps computed since the last commit: what was kept aside becomes the rows' state. Rows that were
         not run hold no meaningful state afterwards."""

@@ -225,18 +225,32 @@ class OnnxEngine:
         if not left:
             for kept in self._storage.states:
                 kept.buffers[1 - self._phase].write(row, kept.buffers[self._phase].read(row, 1))
+        rows = range(row, row + 1)
         while left:
             count = max(count for count in self._step_counts if count <= left)
             part = {name: values[None, done : done + count] for name, values in inputs.items()}
             if done:  # Nobody needs any more what the row was before.
-                for kept in self._storage.states:
-                    now, following = kept.buffers[self._phase], kept.buffers[1 - self._phase]
-                    now.write(row, following.read(row, 1))
-            nothing = np.zeros((1, count), np.float32)
-            chosen = {UNIFORMS: nothing, TEMPERATURES: np.ones((1, 1), np.float32)} if self._step.generates else {}
-            graph = self._graph(count, filtered=False, wanted=NOTHING)
-            self._run(graph, range(row, row + 1), {**part, **chosen}, NOTHING)
+                self._take_over(rows)
+            self._read(rows, part, count)
             done, left = done + count, left - count
+
+    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+        self._read(rows, inputs, next(iter(inputs.values())).shape[1])
+        self._take_over(rows)
+
+    def _read(self, rows: range, inputs: Arrays, count: int) -> None:
+        """Run forced steps; nobody asks what is chosen after them."""
+        feeds = dict(inputs)
+        if self._step.generates:
+            feeds[UNIFORMS] = np.zeros((len(rows), count), np.float32)
+            feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
+        self._run(self._graph(count, filtered=False, wanted=NOTHING), rows, feeds, NOTHING)
+
+    def _take_over(self, rows: range) -> None:
+        """Take the steps that have been computed of some rows only."""
+        for kept in self._storage.states:
+            now, following = kept.buffers[self._phase], kept.buffers[1 - self._phase]
+            now.write(rows.start, following.read(rows.start, len(rows)))
 
     def commit(self) -> None:
         self._phase = 1 - self._phase

@@ -260,6 +260,36 @@ class Batch:
         prompt_left = self.prompt_left[rows["looks_at_logits"]]
         return max(int(prompt_left.min()), 1)
 
+    @property
+    def readers(self) -> range | None:
+        """Rows that follow each other and have more than one token of their prompt to read, while others generate: as
+        many as there are in a row. None: there are none."""
+        rows = self.rows
+        reads = rows["generates"] & (rows["position"] + 1 < rows["forced_end"])
+        if not reads.any() or reads.all() or self._kinds[Beams]:
+            return None
+        edges = np.flatnonzero(np.diff(reads, prepend=False, append=False))
+        starts, stops = edges[::2], edges[1::2]
+        longest = int(np.argmax(stops - starts))
+        return range(int(starts[longest]), int(stops[longest]))
+
+    def most_ahead(self, readers: range) -> int:
+        """How many steps they can take before one comes to the last token of its prompt, or to where its state is
+        wanted: those are steps that are taken with the others."""
+        rows = self.rows[readers.start : readers.stop]
+        return int((np.minimum(rows["forced_end"], rows["halt_at"]) - 1 - rows["position"]).min())
+
+    def read_ahead(self, readers: range, count: int) -> Arrays:
+        """What they read in the next `count` steps, [rows, count]."""
+        starts = [int(self.rows["position"][row]) - self.sequences[row].position for row in readers]
+        parts = [self.sequences[row].forced[at : at + count] for row, at in zip(readers, starts, strict=True)]
+        assert self._input_name is not None
+        return {self._input_name: np.stack(parts)}
+
+    def skip(self, readers: range, count: int) -> None:
+        """They have taken so many steps."""
+        self.rows["position"][readers.start : readers.stop] += count
+
     def looking(self, count: int) -> list[int]:
         """The rows that look at the logits after so many steps."""
         rows = self.rows

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
 _FAR = 3600.0  # seconds
+_AHEAD_SHARE, _AHEAD_CHUNKS, _AHEAD_GAIN = 0.1, 4, 3
 _LONGEST_GATHERING = 0.16  # seconds; a text that comes in pieces further apart does not flow any more
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
@@ -31,6 +32,7 @@ class Pace:
         self._gather_seconds = gather_seconds
         self._messages_per_second = messages_per_second
         self._telling_share = telling_share
+        self._ahead_seconds, self._ahead_since = 0.0, 0.0  # what may be run ahead, and as of when
         self._telling_seconds: dict[int, float] = {}  # by the power of two that the number of streams falls below
         self._step_seconds: dict[int, float] = {}  # by the power of two that the number of rows falls below
 
@@ -61,6 +63,40 @@ class Pace:
         useful = most if exact else most * 4 // 3
         fitting = [count for count in available if count <= useful and count * step_seconds <= self._chunk_seconds]
         return fitting[-1] if fitting else available[0]
+
+    def count_ahead(self, rows: int, all_rows: int, most: int, available: Sequence[int], now: float) -> int:
+        """How many steps some rows that still read may be ahead of the others; 0: none, for now.
+
+        What is run ahead keeps the others waiting: it may take a tenth of the time, and what it has not taken for a
+        while it may take later, but never more than a chunk at once. And it has to be worth it: each of these steps is
+        one that they need not take beside the others.
+
+        Args:
+            rows: how many they are.
+            all_rows: how many rows run.
+            most: how many steps they have before them.
+            available: how many one run can take, ascending.
+            now: the time.
+        """
+        self._ahead_seconds += _AHEAD_SHARE * (now - self._ahead_since)
+        self._ahead_seconds, self._ahead_since = min(self._ahead_seconds, self._chunk_seconds), now
+        usual = self._step_seconds.get(all_rows.bit_length(), math.inf)
+        # What is not known yet is hoped for, and then known.
+        step_seconds = self._step_seconds.get(rows.bit_length(), usual * rows / all_rows)
+        if _AHEAD_GAIN * step_seconds > usual:
+            return 0
+        fitting = [count for count in available if count <= most and count * step_seconds <= self._ahead_seconds]
+        return fitting[-1] if fitting else 0
+
+    @property
+    def until_ahead(self) -> float:
+        """Seconds after which it is time to run some rows ahead again."""
+        return _AHEAD_CHUNKS * self._chunk_seconds
+
+    def note_ahead(self, rows: int, count: int, seconds: float) -> None:
+        """Learn that `count` steps ahead of so many rows took so long."""
+        self.note(rows, count, seconds)
+        self._ahead_seconds -= seconds
 
     def steps_in(self, rows: int, seconds: float) -> int:
         """How many steps of so many rows can be taken in a time; 0 if nothing is known about such a number of rows."""
