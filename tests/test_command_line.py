@@ -291,6 +291,8 @@ def test_mistakes_with_a_server(served: Served) -> None:
 def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     good = bundles["gru"].path
     check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
+    (tmp_path / "config.json").write_text("{}")
+    check_complaint(elman("serve", tmp_path), f"is a training run, not a bundle: elman export {tmp_path} makes one")
     check_complaint(elman("serve", good, "--listen", "nonsense"), "expected HOST:PORT")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

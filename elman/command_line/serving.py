@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from server.application import ServerOptions
 
 
+_OF_A_RUN = "config.json"
+
+
 class ProviderName(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -151,12 +154,16 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every call that is cancelled, too.")] = False,
 ) -> None:
     """Serve bundles until SIGTERM or Ctrl-C, which let running calls finish; a second one does not."""
+    from bundle import MANIFEST, BundleError
     from server.application import ServerOptions, find_bundles
     from server.engine import ProviderChoice
     from server.rpc.validation import Limits
     from server.sessions import Fsync, SessionOptions
 
     _configure_log(log_format, verbose)
+    for path in bundles:
+        if (path / _OF_A_RUN).is_file() and not any((*path.glob(MANIFEST), *path.glob(f"*/{MANIFEST}"))):
+            raise BundleError(f"{path} is a training run, not a bundle: elman export {path} makes one of it")
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise typer.BadParameter(f"--listen {listen}: expected HOST:PORT, such as 0.0.0.0:50051 or [::1]:50051")
