@@ -53,8 +53,8 @@ class Writer:
         except asyncio.CancelledError as error:
             # Somebody else may have cancelled it, too: then it is cancelled.
             if task in self._given_up and not task.uncancel():
-                message_to_people = f"the client has read nothing for {self._timeout:g} seconds"
-                raise ClientTooSlowError(message_to_people, seconds=self._timeout) from error
+                why = f"the client has read nothing for {self._timeout:g} seconds"
+                raise ClientTooSlowError(why, seconds=self._timeout) from error
             raise
         finally:
             del self._since[task]

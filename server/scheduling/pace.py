@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 _FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
 _FAR = 3600.0  # seconds
-_AHEAD_SHARE, _AHEAD_CHUNKS, _AHEAD_GAIN = 0.1, 4, 3
+_AHEAD_SHARE = 0.1  # of the time, for those who read ahead
+_AHEAD_CHUNKS = 4  # of all rows, between two runs ahead
+_AHEAD_GAIN = 3  # times as fast as beside all others, at least
 _LONGEST_GATHERING = 0.16  # seconds; a text that comes in pieces further apart does not flow any more
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
