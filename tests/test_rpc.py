@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -25,9 +25,12 @@ from elman import (
     UnavailableError,
     v1,
 )
+from server.rpc.callers import Context
+from server.rpc.errors import ClientTooSlowError
 from server.rpc.generation import Telling, write_generation
 from server.rpc.mailbox import Mailbox, deliver_into
 from server.rpc.validation import Limits
+from server.rpc.writing import Writer
 from server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.serving import Running, serving_fake
@@ -303,6 +306,29 @@ async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             _ = [response async for response in call]
     check_error(caught.value, "RESOURCE_EXHAUSTED", "CLIENT_TOO_SLOW", None)
+
+
+class _Unread:
+    """A call whose client reads nothing."""
+
+    async def write(self, message: object) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_call_that_is_cancelled_while_its_client_reads_nothing_is_cancelled() -> None:
+    """Also where it is given up on at the same moment."""
+    writer, context, message = Writer(0.04), cast(Context, _Unread()), v1.GenerateResponse()
+    given_up, cancelled, both = (asyncio.create_task(writer.write(context, message)) for _ in range(3))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait((cancelled,))
+    assert cancelled.cancelled()
+    while not both.cancelling():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    both.cancel()
+    await asyncio.wait((given_up, both))
+    assert both.cancelled()
+    assert isinstance(given_up.exception(), ClientTooSlowError)
 
 
 @pytest.mark.parametrize("single", [False, True])
