@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.application import ServerOptions
 
 
-_OF_A_RUN = "config.json"
+_OF_A_RUN = "config.json"  # training.checkpoint says so, which only those can ask who have torch
 
 
 class ProviderName(StrEnum):

@@ -88,8 +88,8 @@ class _Plan:
     most: int
     exact: bool
     available: Several[int]
-    quiet: int
-    until: float
+    quiet: int = 0
+    until: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -271,10 +271,10 @@ class Rows:
         available = self._engine.step_counts_for(batch.is_filtered, batch.wanted)
         if self._single_steps:
             self._single_steps -= 1
-            return 1, _Plan(batch.chunk(1), most, exact, available, quiet=0, until=0.0)
+            return 1, _Plan(batch.chunk(1), most, exact, available)
         count, quiet = self._step_count(most, available, exact), batch.quiet_steps
         if quiet < count:
-            return count, _Plan(batch.chunk(count), most, exact, available, quiet=0, until=0.0)
+            return count, _Plan(batch.chunk(count), most, exact, available)
         until = batch.due_at
         if batch.readers is not None:
             until = min(until, time.perf_counter() + self._pace.until_ahead)
