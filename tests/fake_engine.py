@@ -57,6 +57,7 @@ class FakeEngine:
         replays: the number of steps of every replay.
         ahead: the number of rows and of steps of everything that was read ahead.
         seconds: a step of so many rows takes so long, by the number of rows.
+        lane_count: how many lanes rows make, as far as there are so many.
     """
 
     provider = "cpu"
@@ -70,6 +71,7 @@ class FakeEngine:
         self.replays: list[int] = []
         self.ahead: list[tuple[int, ...]] = []
         self.seconds: dict[int, float] = {}
+        self.lane_count = 1
         self.encoded: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
@@ -97,7 +99,11 @@ class FakeEngine:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {"total": self._front[row].copy()}
 
-    def run(self, rows: range, chunk: Chunk) -> Results:
+    def lanes(self, count: int) -> list[range]:
+        lanes = min(self.lane_count, count)
+        return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
+
+    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
         assert self.gate.wait(30)
         time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
         given = chunk.inputs["token"]
@@ -149,8 +155,9 @@ class FakeEngine:
         self.ahead.append(given.shape)
         self._front[rows.start : rows.stop] += given.sum(axis=1)
 
-    def commit(self) -> None:
-        self._front, self._back = self._back, self._front
+    def commit(self, rows: range) -> None:
+        some = slice(rows.start, rows.stop)
+        self._front[some], self._back[some] = self._back[some].copy(), self._front[some].copy()
 
 
 def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:

@@ -176,7 +176,7 @@ def test_rows_of_different_lengths_come_and_go(encoding: Encoding) -> None:
     def step() -> None:
         chunk = one_step(np.array([tokens[-1] if tokens else 1 for _, tokens in rows]))
         results = engine.run(range(len(rows)), chunk)
-        engine.commit()
+        engine.commit(range(len(rows)))
         for (_, tokens), token in zip(rows, results.tokens[:, 0].tolist(), strict=True):
             tokens.append(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from server.engine import (
     OnnxEngine,
     Opener,
     ProviderChoice,
+    Results,
     Wanted,
     is_filtered,
 )
+from server.scheduling import Pace
+from server.scheduling.turn import Plan, Turn
 from tests.conftest import CHARACTERS
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
@@ -55,6 +59,18 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
     return Chunk({"token": tokens}, **values, filtered=filtered)
 
 
+def run_lanes(engine: OnnxEngine, chunk: Chunk) -> Results:
+    """Run the rows that come first as a turn does: in the engine's lanes."""
+    rows = len(chunk.uniforms)
+    plan = Plan(chunk, len(chunk), len(chunk), True, (len(chunk),))
+    turn = Turn(engine, Pace(1.0, 0.0, 1.0), plan, lambda: False, np.full((rows, 1), FREE))
+    with ThreadPoolExecutor() as executor:
+        ran = turn.run(executor)
+    assert ran is not None
+    assert ran.counts.tolist() == [len(chunk)] * rows
+    return ran.results
+
+
 def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:
     """Forced steps [steps, rows] of tokens from the initial state, `count` at a time; what was shown after every step,
     [rows, ...] each, and the last state of every row."""
@@ -62,10 +78,10 @@ def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) ->
         engine.insert(row)
     shown: list[Any] = []
     for start in range(0, len(tokens), count):
-        results = engine.run(range(rows), make_chunk(tokens[start : start + count, :rows].T))
+        results = run_lanes(engine, make_chunk(tokens[start : start + count, :rows].T))
         values = next(iter(results.outputs.values()), results.tokens)
         shown.extend(values[:, step].copy() for step in range(values.shape[1]))
-        engine.commit()
+        engine.commit(range(rows))
     return shown, [engine.extract(row) for row in range(rows)]
 
 
@@ -74,13 +90,13 @@ def same(found: State, expected: State) -> bool:
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
-@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int, parts: int) -> None:
+def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int, lanes: int) -> None:
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    engine._part_counts.update(dict.fromkeys(range(7), parts))
+    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):
@@ -121,7 +137,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
             results = engine.run(range(64), chunk)
             assert not results.failed.any()
             chosen = np.hstack([chosen, results.tokens])
-            engine.commit()
+            engine.commit(range(64))
         runs[count] = (chosen, [engine.extract(row) for row in range(64)])
     for count in COUNTS[1:]:
         assert runs[count][0].tolist() == runs[1][0].tolist()
@@ -158,7 +174,7 @@ def test_joining_and_leaving_never_mix_rows(bundles: dict[str, Bundle], events: 
             count = COUNTS[number % len(COUNTS)]
             tokens = (np.arange(len(histories) * count).reshape(-1, count) * 7 + number) % CHARACTERS.size
             engine.run(range(len(histories)), make_chunk(tokens))
-            engine.commit()
+            engine.commit(range(len(histories)))
             for history, row_tokens in zip(histories, tokens.tolist(), strict=True):
                 history.extend(row_tokens)
     for row, history in enumerate(histories):
@@ -184,7 +200,7 @@ def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bun
         inputs = np.full((5, 1), 7)
         inputs[3] = tokens[step, 0]
         other.run(range(5), make_chunk(inputs))
-        other.commit()
+        other.commit(range(5))
     assert same(other.extract(3), unbroken)
 
 
@@ -198,10 +214,10 @@ def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
     for row in range(3):
         engine.insert(row)
     engine.run(range(3), make_chunk(tokens[:8].T))
-    engine.commit()
+    engine.commit(range(3))
     engine.run(range(3), make_chunk(tokens[8:].T))
     engine.replay(1, {"token": tokens[8 : 8 + steps, 1]})
-    engine.commit()
+    engine.commit(range(3))
     _, (expected,) = read(make_engine(bundles["gru"], capacity=1), tokens[: 8 + steps, 1:2], 1)
     assert same(engine.extract(1), expected)
     assert not same(engine.extract(1), states[1])
@@ -223,6 +239,28 @@ def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_
         assert same(engine.extract(row), together[row] if row in (1, 2) else before[row])
 
 
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.sampled_from(COUNTS)), max_size=12))
+def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
+    bundles: dict[str, Bundle], runs: list[tuple[int, int, int]]
+) -> None:
+    """Some rows run and commit, as often as it comes, and then others that share some of them."""
+    engine, lone = make_engine(bundles["lstm"], capacity=5), make_engine(bundles["lstm"], capacity=1)
+    histories: list[list[int]] = [[] for _ in range(5)]
+    for row in range(5):
+        engine.insert(row)
+    for number, (first, length, count) in enumerate([*runs, (0, 5, 1)]):
+        rows = range(first, min(first + length, 5))
+        tokens = (np.arange(len(rows) * count).reshape(-1, count) * 7 + number) % CHARACTERS.size
+        engine.run(rows, make_chunk(tokens), beside=number % 2 == 0)
+        engine.commit(rows)
+        for row, row_tokens in zip(rows, tokens.tolist(), strict=True):
+            histories[row] += row_tokens
+    for row, history in enumerate(histories):
+        _, (expected,) = read(lone, np.array(history, dtype=np.int64).reshape(-1, 1), 1)
+        assert same(engine.extract(row), expected)
+
+
 def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=3)
     tokens = np.array([[1, 2, 3]])
@@ -234,7 +272,7 @@ def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
     # The good rows go on one by one, as the scheduler would run them.
     for row in (0, 2):
         engine.run(range(row, row + 1), make_chunk(np.array([[5]])))
-    engine.commit()
+    engine.commit(range(3))
     lone = make_engine(bundles["gru"], capacity=1)
     for row, token in ((0, 1), (2, 3)):
         _, (expected,) = read(lone, np.array([[token], [5]]), 1)
@@ -314,7 +352,7 @@ def test_a_third_partys_row_axis_is_honoured(column_bundle: Bundle) -> None:
         chunk = make_chunk(np.repeat([[0], [1], [2]], count, axis=1))
         found = engine.run(range(3), chunk).outputs["scores"]
         assert found[1].tolist() == [[before + step + 1] * 2 for step in range(count)]
-        engine.commit()
+        engine.commit(range(3))
     engine.move(2, 0)
     assert engine.extract(0)["before"].tolist() == [8.5, 8.5]
     assert engine.run(range(2), make_chunk(np.array([[1], [1]]))).outputs["scores"].tolist() == [

@@ -603,7 +603,7 @@ def test_stop_tells_those_who_run_and_those_who_wait() -> None:
         scheduler.submit(generation([1], 1))
 
 
-@pytest.mark.parametrize("part", ["_step_count", "_record", "_run", "_endings"])
+@pytest.mark.parametrize("part", ["_plan", "_record", "_look", "_endings"])
 def test_defect_in_the_loop_is_told_and_survived(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

@@ -15,7 +15,7 @@ from bundle import Bundle
 from server.decoding import Nodes, add_log_probabilities, add_score
 from server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
 from tests.conftest import CHARACTERS
-from tests.test_engine import COUNTS, column_bundle, make_chunk, make_engine, same
+from tests.test_engine import COUNTS, column_bundle, make_chunk, make_engine, run_lanes, same
 
 __all__ = ["column_bundle"]  # a fixture
 
@@ -60,7 +60,7 @@ def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list
     for row in range(rows.stop):
         engine.insert(row)
     results = engine.run(rows, chunk)
-    engine.commit()
+    engine.commit(rows)
     return results, [engine.extract(row) for row in rows]
 
 
@@ -99,7 +99,7 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
             range(ROWS), make_chunk(tokens[:, None], uniforms=uniforms, wanted=Wanted(logits=True), **options)
         )
         assert results.logits is not None
-        engine.commit()
+        engine.commit(range(ROWS))
         assert results.tokens[:, 0].tolist() == told.tokens[:, step].tolist()
         assert told.outputs["logits"][:, step].tobytes() == results.logits.tobytes()
         meant = np.where(targets[:, step] == FREE, told.tokens[:, step], targets[:, step])
@@ -111,18 +111,20 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
             assert told.logits.tobytes() == results.logits.tobytes()
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, parts: int) -> None:
-    engine._part_counts.update(dict.fromkeys(range(7), parts))
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, lanes: int) -> None:
+    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
     chunk = mixed_chunk(True, EVERYTHING)
-    together, _ = run(engine, chunk)
+    for row in range(ROWS):
+        engine.insert(row)
+    together = run_lanes(engine, chunk)
     assert together.logits is not None
     assert together.log_probabilities is not None
     kept = (together.logits.copy(), together.log_probabilities.copy(), together.outputs["logits"].copy())
     states = {name: values.copy() for name, values in together.states.items()}
     for row in (0, 1, 31, 63):
         for first in (0, 5):  # Wherever it is.
-            alone, _ = run(engine, chunk.part(row), first)
+            alone, _ = run(engine, chunk.part(range(row, row + 1)), first)
             assert alone.logits is not None
             assert alone.log_probabilities is not None
             found = (alone.logits, alone.log_probabilities, alone.outputs["logits"])

@@ -17,6 +17,7 @@ from server.engine.interface import (
 )
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
+from server.engine.threads import side_by_side
 from server.engine.trees import OnnxTreeEngine
 from server.engine.unrolling import DTYPES
 
@@ -41,5 +42,6 @@ __all__ = [
     "TreeEngine",
     "Wanted",
     "is_filtered",
+    "side_by_side",
     "state_arrays",
 ]

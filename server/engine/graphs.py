@@ -1,16 +1,14 @@
-"""A graph of some steps, run for any rows: by all threads together, or in parts that are side by side.
+"""A graph of some steps, run for any rows: by all threads together, or by one thread beside others that run other rows.
 
 With all threads in every operator the weights are read once, but each operator waits for the slowest thread: as soon as
-somebody else needs a core, all wait, and they spin meanwhile. In parts, each of them run by one thread from the first
-step to the last, nobody waits before the end. Which is faster depends on the model and on the number of rows, and is
-found out by trying. Results are the same to the bit.
+somebody else needs a core, all wait, and they spin meanwhile. Of threads that have rows of their own each goes on as
+fast as it can. Results are the same to the bit.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +95,6 @@ class Graph:
         path: the file to blame.
         opener: opens its sessions.
         storage: constants and states.
-        helpers: the threads that run parts beside the caller's own.
         captures: whether runs may be captured as CUDA graphs.
     """
 
@@ -108,7 +105,6 @@ class Graph:
         path: Path,
         opener: Opener,
         storage: Storage,
-        helpers: ThreadPoolExecutor,
         *,
         captures: bool,
     ) -> None:
@@ -117,12 +113,15 @@ class Graph:
         self._path = path
         self._opener = opener
         self._storage = storage
-        self._helpers = helpers
         self._captures = captures
-        self._inputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.input)
+        inputs = storage.allocate_like(model.graph.input)
+        if FILTERS.candidates in inputs:  # One number for all rows of a run; its place is that of the first.
+            inputs[FILTERS.candidates] = storage.allocate((), np.int64)
+        self._inputs: Mapping[str, Buffer] = inputs
         self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
         self._bindings: dict[tuple[bool, int, int, int], _Bound] = {}
         self._version = storage.constants.version
+        self._opening = threading.Lock()
 
     # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
     @cached_property
@@ -133,44 +132,43 @@ class Graph:
     def _single(self) -> OpenedSession:
         return self._opener.open(self._model, self._path, weights=self._weights, threads=1)
 
-    def run(self, parts: list[range], feeds: Arrays, phase: int) -> None:
-        """Run rows that follow each other.
+    def run(self, rows: range, feeds: Arrays, phase: int, *, beside: bool) -> None:
+        """Run rows that follow each other; others may be run by other threads at the same time.
 
         Args:
-            parts: the rows; more than one range: side by side, each by one thread.
+            rows: the rows.
             feeds: by input name, [rows, ...].
             phase: which of a state's buffers is read; the other is written.
+            beside: whether there are such others: then by one thread.
 
         Raises:
             EngineError: onnxruntime failed.
         """
         for name, values in feeds.items():
-            self._inputs[name].write(0 if name == FILTERS.candidates else parts[0].start, values)
-        together = len(parts) == 1
+            self._inputs[name].write(rows.start, values)
         try:
-            opened = self._together if together else self._single
+            with self._opening:
+                opened = self._single if beside else self._together
+                bound = self._bound(opened, rows, phase, beside=beside)
         except ModelLoadError as error:
             raise EngineError(str(error)) from error
-        # Binding first: it is not done by several threads at once.
-        left = deque(self._bound(opened, rows, phase, together=together) for rows in parts)
-        # Whoever is done with a part takes the next one, so that a thread that has lost its core for a while does less.
-        helpers = [self._helpers.submit(_run, opened, left) for _ in parts[1 : self._opener.threads]]
-        failures = [*_run(opened, left), *(failure for helper in helpers for failure in helper.result())]
-        if failures:
-            raise EngineError(str(failures[0])) from failures[0]
+        try:
+            opened.session.run_with_iobinding(bound.binding, bound.options)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            raise EngineError(str(error)) from error
 
     def read(self, name: str, rows: range) -> NDArray[Any]:
         """An output of the last run, [rows, ...], valid until the next."""
         return self._outputs[name].read(rows.start, len(rows))
 
-    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, together: bool) -> _Bound:
+    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, beside: bool) -> _Bound:
         if opened.captures and rows.start == 0:
             # A captured graph is of one size; the rows beyond those in use hold what does no harm.
             rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
         if self._version != self._storage.constants.version:  # What was bound is not there any more.
             self._bindings.clear()
             self._version = self._storage.constants.version
-        key = (together, rows.start, rows.stop, phase)
+        key = (beside, rows.start, rows.stop, phase)
         if key not in self._bindings:
             options = None
             if opened.captures:
@@ -185,8 +183,8 @@ class Graph:
             return buffer.device, 0, buffer.dtype, (len(rows), *buffer.shape[1:]), buffer.address(rows.start)
 
         for name, buffer in (*self._inputs.items(), *self._storage.constants.buffers.items()):
-            if name == FILTERS.candidates:  # Has no rows.
-                binding.bind_input(name, buffer.device, 0, buffer.dtype, buffer.shape, buffer.address(0))
+            if name == FILTERS.candidates:
+                binding.bind_input(name, buffer.device, 0, buffer.dtype, (1,), buffer.address(rows.start))
             else:
                 binding.bind_input(name, *place(buffer))
         for name, buffer in self._outputs.items():
@@ -195,20 +193,6 @@ class Graph:
             binding.bind_input(state.input_name, *place(state.buffers[phase]))
             binding.bind_output(state.output_name, *place(state.buffers[1 - phase]))
         return binding
-
-
-def _run(opened: OpenedSession, left: deque[_Bound]) -> list[Exception]:
-    """Run parts as long as there are any left; what has failed."""
-    failures: list[Exception] = []
-    while True:
-        try:
-            bound = left.popleft()
-        except IndexError:
-            return failures
-        try:
-            opened.session.run_with_iobinding(bound.binding, bound.options)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-            failures.append(error)
 
 
 def _captured_as(number: int) -> onnxruntime.RunOptions:

@@ -93,19 +93,18 @@ class Chunk:
         for values in self.inputs.values():
             np.copyto(values[:, step], tokens, where=values[:, step] == FREE)
 
-    def part(self, row: int) -> Chunk:
-        """One of its rows."""
-        one = slice(row, row + 1)
-        inputs = {name: values[one] for name, values in self.inputs.items()}
+    def part(self, rows: range) -> Chunk:
+        """Some of its rows, which follow each other."""
+        some = slice(rows.start, rows.stop)
         return replace(
             self,
-            inputs=inputs,
-            uniforms=self.uniforms[one],
-            temperatures=self.temperatures[one],
-            top_k=self.top_k[one],
-            top_p=self.top_p[one],
-            min_p=self.min_p[one],
-            targets=None if self.targets is None else self.targets[one],
+            inputs={name: values[some] for name, values in self.inputs.items()},
+            uniforms=self.uniforms[some],
+            temperatures=self.temperatures[some],
+            top_k=self.top_k[some],
+            top_p=self.top_p[some],
+            min_p=self.min_p[some],
+            targets=None if self.targets is None else self.targets[some],
         )
 
 
@@ -118,7 +117,7 @@ def is_filtered(
 
 @dataclass(frozen=True)
 class Results:
-    """What a chunk has brought; arrays are valid until the next run.
+    """What a chunk has brought; arrays are valid until its rows run again.
 
     Attributes:
         outputs: by the name of each output that means labels, [B, K, labels]; where outputs were wanted, by the name of
@@ -156,8 +155,8 @@ class Encoded:
 class Engine(Protocol):
     """One model and the recurrent state of the sequences that run on it.
 
-    A row is one sequence's place. Rows in use are kept compact by the caller: 0 to count - 1. Not thread-safe; one
-    thread owns it.
+    A row is one sequence's place. Rows in use are kept compact by the caller: 0 to count - 1. One thread owns it, and
+    may have others run and commit rows for it, each its own, while it calls nothing else.
     """
 
     @property
@@ -209,12 +208,18 @@ class Engine(Protocol):
         """A copy of a row's state by state input name, without the row axis."""
         ...
 
-    def run(self, rows: range, chunk: Chunk) -> Results:
+    def lanes(self, count: int) -> list[range]:
+        """How so many rows run fastest: together, which is one range, or some beside others, each range by a thread of
+        its own."""
+        ...
+
+    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
         """Compute some steps of `rows` without taking them: the state they lead to is kept aside until `commit`.
 
         Args:
             rows: consecutive rows, as many as the chunk has.
             chunk: the steps, as many as one of `step_counts_for` what it asks.
+            beside: whether other rows are run at the same time.
 
         Raises:
             EngineError: a step failed; no row has changed.
@@ -244,9 +249,9 @@ class Engine(Protocol):
         """
         ...
 
-    def commit(self) -> None:
-        """Take the steps computed since the last commit: what was kept aside becomes the rows' state. Rows that were
-        not run hold no meaningful state afterwards."""
+    def commit(self, rows: range) -> None:
+        """Take the steps computed of some rows since their last commit: what was kept aside becomes their state. Rows
+        that were not run hold no meaningful state afterwards."""
         ...
 
 

@@ -7,9 +7,11 @@ nothing, and nothing is copied when it succeeds: the two change places. Each num
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from server.engine.errors import ModelLoadError
 from server.engine.graphs import Graph, Storage
 from server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted
 from server.engine.providers import Opener, Provider
+from server.engine.threads import side_by_side
 from server.engine.unrolling import (
     CHECKS,
     DTYPES,
@@ -52,10 +55,10 @@ _LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-# Side by side may take a little longer than all threads together while nothing else runs: once clients are talked to,
-# threads that wait for each other in every operator lose more than that.
+# Threads with rows of their own may take a little longer than all threads together while nothing else runs: once
+# clients are talked to, threads that wait for each other in every operator lose more than that.
 _MARGIN = 1.05
-_DIVIDED_STEPS, _DIVIDED_TRIALS = 4, 9
+_DIVIDED_STEPS, _DIVIDED_RUNS, _DIVIDED_TRIALS = 4, 6, 3
 
 
 class OnnxEngine:
@@ -84,13 +87,13 @@ class OnnxEngine:
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
         self._storage = Storage(opened.provider, capacity, bundle.spec)
         self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
-        # Which of the two buffers holds the rows' state now; a run writes into the other, `commit` exchanges them.
-        self._phase = 0
+        # Which of the two buffers holds a row's state now; a run writes into the other, `commit` exchanges them.
+        self._phases = np.zeros(capacity, np.intp)
         self._initial = _initial_values(bundle)
         self._threads = opener.threads if opened.provider is Provider.CPU else 1
-        self._helpers = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix=f"engine {bundle.name}")
-        self._part_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
+        self._lane_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
         self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
+        self._opening = threading.Lock()
         self._step_counts = [_STEP_COUNTS[0]]
 
     @property
@@ -120,9 +123,9 @@ class OnnxEngine:
 
     @property
     def divided_at(self) -> str:
-        """At which numbers of rows threads run parts of them side by side, for people."""
+        """At which numbers of rows each thread runs some by itself, for people."""
         ranges: list[tuple[int, int]] = []
-        for bucket in sorted(bucket for bucket, count in self._part_counts.items() if count > 1):
+        for bucket in sorted(bucket for bucket, count in self._lane_counts.items() if count > 1):
             first, last = 2 ** (bucket - 1) + 1, min(2**bucket, self.capacity)
             if ranges and ranges[-1][1] == first - 1:
                 first = ranges.pop()[0]
@@ -141,28 +144,37 @@ class OnnxEngine:
             values = state
         elif encoded is not None:
             values = {**self._initial, **encoded.state}
+        if row:  # Where its neighbour's is, with whom it will be run.
+            self._phases[row] = self._phases[row - 1]
         for kept in self._storage.states:
-            kept.buffers[self._phase].write(row, np.asarray(values[kept.input_name])[None])
+            kept.buffers[self._phases[row]].write(row, np.asarray(values[kept.input_name])[None])
         if encoded is not None:
             self._storage.constants.write(row, encoded.constants)
 
     def move(self, source: int, destination: int) -> None:
+        self._phases[destination] = self._phases[source]
         for kept in self._storage.states:
-            kept.buffers[self._phase].copy_row(source, destination)
+            kept.buffers[self._phases[source]].copy_row(source, destination)
         self._storage.constants.move(source, destination)
 
     def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        phase = self._phase_of(range(min(*rows, *sources), max(*rows, *sources) + 1))
         for kept in self._storage.states:
-            kept.buffers[self._phase].copy_rows(sources, rows)
+            kept.buffers[phase].copy_rows(sources, rows)
         self._storage.constants.rearrange(rows, sources)
 
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
-        return {kept.input_name: kept.buffers[self._phase].read(row, 1)[0].copy() for kept in self._storage.states}
+        phase = self._phases[row]
+        return {kept.input_name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self._storage.states}
 
-    def run(self, rows: range, chunk: Chunk) -> Results:
+    def lanes(self, count: int) -> list[range]:
+        lanes = min(self._lane_counts.get((count - 1).bit_length(), 1), count)
+        return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
+
+    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
         if not (chunk.filtered and self._step.generates):
             graph = self._graph(len(chunk), filtered=False, wanted=chunk.wanted)
-            return self._run(graph, rows, self._feeds(chunk), chunk.wanted)
+            return self._run(graph, rows, self._feeds(chunk), chunk.wanted, beside=beside)
         graph = self._graph(len(chunk), filtered=True, wanted=chunk.wanted)
         size = self._step.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
@@ -176,7 +188,7 @@ class OnnxEngine:
                 FILTERS.min_p: chunk.min_p[:, None],
                 FILTERS.candidates: np.array([candidates]),
             }
-            results = self._run(graph, rows, feeds, chunk.wanted)
+            results = self._run(graph, rows, feeds, chunk.wanted, beside=beside)
             if candidates == size or not np.isposinf(graph.read(CHECKS, rows)).any():
                 return results
             candidates *= 8
@@ -191,8 +203,8 @@ class OnnxEngine:
                 feeds[TARGETS] = chosen if chunk.targets is None else chunk.targets
         return feeds
 
-    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted) -> Results:
-        graph.run(self._parts(rows), feeds, self._phase)
+    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, beside: bool = False) -> Results:
+        graph.run(rows, feeds, self._phase_of(rows), beside=beside)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._storage.states if wanted.states else []
@@ -209,34 +221,36 @@ class OnnxEngine:
             states=states,
         )
 
-    def _parts(self, rows: range) -> list[range]:
-        """How rows are divided among the threads."""
-        count = min(self._parts_of(len(rows)), len(rows))
-        if count == 1:
-            return [rows]
-        return [rows[len(rows) * part // count : len(rows) * (part + 1) // count] for part in range(count)]
-
-    def _parts_of(self, size: int) -> int:
-        return self._part_counts.get((size - 1).bit_length(), 1)
+    def _phase_of(self, rows: range) -> int:
+        """Which buffer holds the state of all these rows. The state of those who have it in the other one than the
+        first is copied, and what was kept aside for them is lost."""
+        phases = self._phases[rows.start : rows.stop]
+        phase = int(phases[0])
+        edges = np.flatnonzero(np.diff(phases != phase, prepend=False, append=False)) + rows.start
+        for start, stop in edges.reshape(-1, 2).tolist():
+            for kept in self._storage.states:
+                kept.buffers[phase].write(start, kept.buffers[1 - phase].read(start, stop - start))
+        phases[:] = phase
+        return phase
 
     def replay(self, row: int, inputs: Arrays) -> None:
+        rows, phase = range(row, row + 1), self._phases[row]
         left = len(next(iter(inputs.values()), ()))
         done = 0
         if not left:
             for kept in self._storage.states:
-                kept.buffers[1 - self._phase].write(row, kept.buffers[self._phase].read(row, 1))
-        rows = range(row, row + 1)
+                kept.buffers[1 - phase].write(row, kept.buffers[phase].read(row, 1))
         while left:
             count = max(count for count in self._step_counts if count <= left)
             part = {name: values[None, done : done + count] for name, values in inputs.items()}
             if done:  # Nobody needs any more what the row was before.
-                self._take_over(rows)
+                self.commit(rows)
             self._read(rows, part, count)
             done, left = done + count, left - count
 
     def read_ahead(self, rows: range, inputs: Arrays) -> None:
         self._read(rows, inputs, next(iter(inputs.values())).shape[1])
-        self._take_over(rows)
+        self.commit(rows)
 
     def _read(self, rows: range, inputs: Arrays, count: int) -> None:
         """Run forced steps; nobody asks what is chosen after them."""
@@ -246,14 +260,8 @@ class OnnxEngine:
             feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
         self._run(self._graph(count, filtered=False, wanted=NOTHING), rows, feeds, NOTHING)
 
-    def _take_over(self, rows: range) -> None:
-        """Take the steps that have been computed of some rows only."""
-        for kept in self._storage.states:
-            now, following = kept.buffers[self._phase], kept.buffers[1 - self._phase]
-            now.write(rows.start, following.read(rows.start, len(rows)))
-
-    def commit(self) -> None:
-        self._phase = 1 - self._phase
+    def commit(self, rows: range) -> None:
+        self._phases[rows.start : rows.stop] ^= 1
 
     def warm_up(self) -> None:
         """Run every batch size that is likely, so that no caller pays for first-time work, and find out how to divide
@@ -289,10 +297,10 @@ class OnnxEngine:
 
     def _sizes_by_division(self, sizes: list[int]) -> list[int]:
         """One of the batch sizes for every way to divide rows."""
-        return list({self._parts_of(size): size for size in sizes}.values())
+        return list({len(self.lanes(size)): size for size in sizes}.values())
 
     def _divide(self) -> None:
-        """Find out at which batch sizes threads run parts of the rows side by side."""
+        """Find out at which batch sizes each thread runs some of the rows by itself."""
         for size in self._sizes():
             if size < self._threads:
                 continue
@@ -300,20 +308,21 @@ class OnnxEngine:
             count = min(_DIVIDED_STEPS, max(1, int(self._chunk_seconds / self._time(size, 1))))
             ratios = []
             for _ in range(_DIVIDED_TRIALS):  # In turns: what else the machine does is then the same for both.
-                self._part_counts[bucket] = 1
-                together = self._time(size, count)
-                self._part_counts[bucket] = self._threads
-                ratios.append(self._time(size, count) / together)
+                self._lane_counts[bucket] = 1
+                together = self._time(size, count, runs=_DIVIDED_RUNS)
+                self._lane_counts[bucket] = self._threads
+                ratios.append(self._time(size, count, runs=_DIVIDED_RUNS) / together)
             if np.median(ratios) > _MARGIN:
-                self._part_counts[bucket] = 1
+                self._lane_counts[bucket] = 1
 
     def _sizes(self) -> list[int]:
         """The batch sizes to try: powers of two, and the largest."""
         powers = [2**power for power in range((self.capacity - 1).bit_length())]
         return [*powers, self.capacity]
 
-    def _time(self, size: int, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> float:
-        """Run `count` steps of so many rows, from both halves of the ping-pong; the seconds of the faster one."""
+    def _time(self, size: int, count: int, *, runs: int = 2, filtered: bool = False, wanted: Wanted = NOTHING) -> float:
+        """Run `count` steps of so many rows, twice at least: from both halves of the ping-pong; the seconds of a run,
+        but the first, which may have first-time work to do."""
         inputs = {
             given.name: np.zeros((size, count, *given.shape), DTYPES[given.data_type])
             for given in self._step.spec.inputs
@@ -322,17 +331,28 @@ class OnnxEngine:
         full = np.full(size, 1 if filtered else self._step.vocabulary_size)
         nothing = np.zeros(size, np.float32)
         chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, filtered, wanted)
-        seconds = []
-        for _ in range(2):
-            started = time.perf_counter()
-            self.run(range(size), chunk)
-            seconds.append(time.perf_counter() - started)
-            self.commit()
-        return min(seconds)
+        lanes, medians = self.lanes(size), list[float]()
+
+        def run(rows: range) -> None:
+            part, seconds = chunk.part(rows), list[float]()
+            for _ in range(runs):
+                started = time.perf_counter()
+                self.run(rows, part, beside=len(lanes) > 1)
+                seconds.append(time.perf_counter() - started)
+                self.commit(rows)
+            medians.append(float(np.median(seconds[1:])))
+
+        with ThreadPoolExecutor() as executor:
+            side_by_side(executor, [partial(run, rows) for rows in lanes])
+        return max(medians)
 
     def _graph(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:
         key = (count, filtered, wanted)
-        if key not in self._graphs:
+        if key in self._graphs:
+            return self._graphs[key]
+        with self._opening:
+            if key in self._graphs:  # By another thread, meanwhile.
+                return self._graphs[key]
             model = unroll(self._step, count, filtered=filtered, wanted=wanted)
             # How many candidates there are is read on the host, which a captured graph would never do again; and it
             # would not see that constants of variable length have moved.
@@ -343,7 +363,6 @@ class OnnxEngine:
                 self._bundle.graph_path,
                 self._opener,
                 self._storage,
-                self._helpers,
                 captures=captures,
             )
         return self._graphs[key]

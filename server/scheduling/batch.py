@@ -59,14 +59,14 @@ class Outlook:
     """What a chunk brings its rows, [rows] each.
 
     Attributes:
-        count: the number of steps.
+        counts: the number of its steps.
         position: the steps taken before it.
         left: the steps that were left before it.
         first: the index of the first step whose choice counts.
         gained: how many choices count.
     """
 
-    count: int
+    counts: NDArray[np.int64]
     position: NDArray[np.int64]
     left: NDArray[np.int64]
     first: NDArray[np.int64]
@@ -326,13 +326,14 @@ class Batch:
         return np.flatnonzero(self.rows["stops"]).tolist()
 
     @property
-    def some_stop(self) -> bool:
-        """Whether any row has an end token."""
-        return bool((self.rows["end_token"] != _NO_TOKEN).any())
+    def end_tokens(self) -> NDArray[np.int64]:
+        """The token that each row ends at, [rows, 1]; no token's id where there is none."""
+        ends: NDArray[np.int64] = self.rows["end_token"][:, None]
+        return ends
 
     def stops(self, results: Results) -> NDArray[np.bool_]:
         """Where a row has chosen its end token, or could choose nothing, if the choice counts: [rows, steps]."""
-        found: NDArray[np.bool_] = results.failed | (results.tokens == self.rows["end_token"][:, None])
+        found: NDArray[np.bool_] = results.failed | (results.tokens == self.end_tokens)
         return found
 
     def chunk(self, count: int) -> Chunk:
@@ -383,25 +384,26 @@ class Batch:
         ]
         return taken
 
-    def outlook(self, count: int) -> Outlook:
-        """What `count` steps bring each row as far as nothing ends it early."""
+    def outlook(self, counts: NDArray[np.int64]) -> Outlook:
+        """What so many steps, [rows], bring each row as far as nothing ends it early."""
         rows, left = self.rows, self.steps_left
         # The choice after the last forced step is the first that counts.
         first = np.maximum(rows["forced_end"] - 1 - rows["position"], 0)
-        gained = np.maximum(np.minimum(left, count) - first, 0) * rows["generates"]
-        return Outlook(count, rows["position"].copy(), left, first, gained)
+        gained = np.maximum(np.minimum(left, counts) - first, 0) * rows["generates"]
+        return Outlook(counts, rows["position"].copy(), left, first, gained)
 
-    def advance(self, count: int, tokens: NDArray[np.int64]) -> None:
-        """Every row has taken `count` steps, and chosen `tokens` [rows, count]."""
+    def advance(self, counts: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Every row has taken so many steps, [rows], and chosen `tokens`, [rows, steps]."""
         rows = self.rows
-        rows["position"] += count
+        rows["position"] += counts
         if tokens.size:
-            rows["last_token"] = tokens[:, -1]
+            last = tokens[np.arange(len(rows)), np.maximum(counts, 1) - 1]
+            rows["last_token"] = np.where(counts > 0, last, rows["last_token"])
 
     def gather(self, outlook: Outlook, tokens: NDArray[np.int64]) -> None:
         """Keep the tokens that rows have gained until they are handed on."""
         rows = self.rows
-        steps = np.arange(outlook.count)
+        steps = np.arange(tokens.shape[1])
         first = outlook.first[:, None]
         at, step = np.nonzero((steps >= first) & (steps < first + outlook.gained[:, None]))
         self._gathered[at, (rows["gathered_count"] - outlook.first)[at] + step] = tokens[at, step]

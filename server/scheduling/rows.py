@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from collections.abc import Sequence as Several
-from dataclasses import dataclass, field, replace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from server.engine import NOTHING, Arrays, Chunk, Encoded, Engine, EngineError, Results
+from server.engine import NOTHING, Chunk, Encoded, Engine, EngineError, Results
 from server.scheduling.batch import Batch, Outlook
 from server.scheduling.errors import SequenceFailedError
 from server.scheduling.host_choice import Choices, log_softmax, reports_of
@@ -41,7 +40,10 @@ from server.scheduling.sequence import (
     Source,
     Tokens,
 )
+from server.scheduling.turn import Plan, Ran, Turn
 
+# A turn is planned for so many times the steps that are expected: what has a core for itself takes more of them.
+_SLACK = 1.25
 _log = structlog.get_logger(__name__)
 _NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
 
@@ -69,45 +71,6 @@ class _Ending:
         """How many of the chunk's steps the state is wanted after. The last token is never read: one who ends for
         MAX_TOKENS has not got there, and a step whose choice is not kept has read the last one that is."""
         return self.steps - 1 if self.taken_back else self.steps
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a turn may do.
-
-    Attributes:
-        chunk: its steps, all that it may take.
-        most: how many are of use.
-        exact: whether it is better to take too few than more than those.
-        available: how many one run can take.
-        quiet: for so many nothing can happen to a row that has to be seen to, but that it chooses its end token.
-        until: when a row is to be told something.
-    """
-
-    chunk: Chunk
-    most: int
-    exact: bool
-    available: Several[int]
-    quiet: int = 0
-    until: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Ran:
-    """What the runs of a turn have brought.
-
-    Attributes:
-        count: how many steps have been taken.
-        committed: how many of them for good: those of all runs but the last, unless there was one more, which has
-            failed.
-        results: of all steps; outputs and what else is wanted only where there was one run.
-        failures: the rows that failed.
-    """
-
-    count: int
-    committed: int
-    results: Results
-    failures: dict[int, EngineError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +120,7 @@ class Rows:
         self._pace = pace
         self._batch = Batch(engine.capacity, input_name, vocabulary_size, forbidden_token)
         self._single_steps = 0  # how many are still to be run one by one, because together they have failed
+        self._executor = ThreadPoolExecutor(thread_name_prefix=f"rows {name}")
 
     @property
     def capacity(self) -> int:
@@ -186,20 +150,22 @@ class Rows:
 
     def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
         self._read_ahead()
-        count, plan = self._plan(others_wait)
-        looking = self._batch.looking(count)
+        plan = self._plan(others_wait)
+        looking = self._batch.looking(plan.count)
         self._batch.host.prepare(looking)
-        ran = self._run(plan, count, interrupted)
+        ran = Turn(self._engine, self._pace, plan, interrupted, self._batch.end_tokens).run(self._executor)
         if ran is None:
+            self._single_steps = plan.count
             return
-        outlook = self._batch.outlook(ran.count)
+        self._single_steps = max(self._single_steps, ran.failed_count)
+        outlook = self._batch.outlook(ran.counts)
         results, choices = self._look(looking, plan.chunk, ran)
         endings = self._endings(outlook, results, ran.failures, choices)
         branches = self._search(looking, results, endings)
-        if ran.committed < ran.count:
-            self._replay(plan.chunk, ran.committed, outlook, results, endings)
-            self._engine.commit()
-        self._batch.advance(ran.count, results.tokens)
+        self._replay(plan.chunk, ran, results, endings)
+        for rows in ran.lanes:
+            self._engine.commit(rows)
+        self._batch.advance(ran.counts, results.tokens)
         self._record(outlook, results, endings, tell)
         self._release({*endings, *self._branch(branches)})
 
@@ -264,23 +230,23 @@ class Rows:
         except EngineError:
             return None
 
-    def _plan(self, others_wait: bool) -> tuple[int, _Plan]:
+    def _plan(self, others_wait: bool) -> Plan:
         """How many steps to run at once, and what may follow them."""
         batch = self._batch
         most, exact = self._most_steps(others_wait)
         available = self._engine.step_counts_for(batch.is_filtered, batch.wanted)
         if self._single_steps:
             self._single_steps -= 1
-            return 1, _Plan(batch.chunk(1), most, exact, available)
-        count, quiet = self._step_count(most, available, exact), batch.quiet_steps
+            return Plan(batch.chunk(1), 1, most, exact, available)
+        count, quiet = self._pace.step_count(len(batch), most, available, exact=exact), batch.quiet_steps
         if quiet < count:
-            return count, _Plan(batch.chunk(count), most, exact, available)
+            return Plan(batch.chunk(count), count, most, exact, available)
         until = batch.due_at
         if batch.readers is not None:
             until = min(until, time.perf_counter() + self._pace.until_ahead)
-        following = self._pace.steps_in(len(batch), until - time.perf_counter())
+        following = self._pace.steps_in(len(batch), _SLACK * (until - time.perf_counter()))
         chunk = batch.chunk(count + max(0, min(quiet, following, most - count, batch.room - count)))
-        return count, _Plan(chunk, most, exact, available, quiet, until)
+        return Plan(chunk, count, most, exact, available, quiet, until)
 
     def _most_steps(self, others_wait: bool) -> tuple[int, bool]:
         """How many steps are of use before somebody else's turn comes, and whether more would do harm."""
@@ -302,60 +268,7 @@ class Rows:
             most, exact = min(most, halts_in), True
         return most, exact
 
-    def _step_count(self, most: int, available: Several[int], exact: bool) -> int:
-        return self._pace.step_count(len(self._batch), most, available, exact=exact)
-
-    def _run(self, plan: _Plan, count: int, interrupted: Callable[[], bool]) -> _Ran | None:
-        """Run steps for every row, `count` of them and then as many more as nobody needs to see to. None if some row
-        has failed at some step: nothing has changed then, and the steps are to be run one by one."""
-        chunk = plan.chunk if count == len(plan.chunk) else plan.chunk.steps(0, count)
-        some_stop = self._batch.some_stop
-        taken, earlier = 0, list[NDArray[np.int64]]()
-        while True:
-            started = time.perf_counter()
-            try:
-                results = self._engine.run(range(len(self._batch)), chunk)
-            except EngineError:
-                if count == 1 and not earlier:
-                    return self._run_one_by_one(chunk)
-                self._single_steps = count
-                return _Ran(taken, taken, _joined(earlier)) if earlier else None
-            now = time.perf_counter()
-            self._pace.note(len(self._batch), count, now - started)
-            taken += count
-            count = self._step_count(plan.most - taken, plan.available, plan.exact)
-            if taken > plan.quiet or taken + count > len(plan.chunk) or now >= plan.until:
-                break
-            if interrupted() or results.failed.any() or (some_stop and self._batch.stops(results).any()):
-                break
-            self._engine.commit()
-            earlier.append(results.tokens.copy())
-            plan.chunk.go_on(taken, earlier[-1][:, -1])
-            chunk = plan.chunk.steps(taken, taken + count)
-        return _Ran(taken, taken - len(chunk), _joined(earlier, results))
-
-    def _run_one_by_one(self, chunk: Chunk) -> _Ran:
-        """A batch has failed: find out whose fault it is, so that the others go on."""
-        count = len(self._batch)
-        joined = Results({}, np.zeros((count, len(chunk)), np.int64), np.zeros((count, len(chunk)), np.bool_))
-        told: dict[str, NDArray[np.float32]] = {}
-        failures: dict[int, EngineError] = {}
-        for row in range(count):
-            try:
-                alone = self._engine.run(range(row, row + 1), chunk.part(row))
-            except EngineError as error:
-                failures[row] = error
-                continue
-            _place(alone.outputs, row, joined.outputs, count)
-            _place(alone.states, row, joined.states, count)
-            numbers = {"logits": alone.logits, "log_probabilities": alone.log_probabilities}
-            _place({name: values for name, values in numbers.items() if values is not None}, row, told, count)
-            if alone.tokens.size:
-                joined.tokens[row], joined.failed[row] = alone.tokens[0], alone.failed[0]
-        results = replace(joined, logits=told.get("logits"), log_probabilities=told.get("log_probabilities"))
-        return _Ran(len(chunk), 0, results, failures)
-
-    def _look(self, looking: list[int], chunk: Chunk, ran: _Ran) -> tuple[Results, Choices | None]:
+    def _look(self, looking: list[int], chunk: Chunk, ran: Ran) -> tuple[Results, Choices | None]:
         """Have the generations that look at the logits choose, where they do so on the host, and report.
 
         Returns:
@@ -429,7 +342,7 @@ class Rows:
         sequences = self._batch.sequences
         endings = {
             row: _Ending(int(outlook.left[row]), int(outlook.gained[row]), FinishReason.MAX_TOKENS)
-            for row in np.flatnonzero(outlook.left <= outlook.count).tolist()
+            for row in np.flatnonzero(outlook.left <= outlook.counts).tolist()
             if not isinstance(sequences[row], Beams)
         }
         if results.tokens.size:
@@ -444,22 +357,24 @@ class Rows:
         for row in self._batch.stopping:
             self._stop(row, outlook, results, endings)
         for row in np.flatnonzero(self._batch.rows["time_limit"] <= time.perf_counter()).tolist():
-            ending = _Ending(outlook.count, int(outlook.gained[row]), FinishReason.TIME_LIMIT)
+            ending = _Ending(int(outlook.counts[row]), int(outlook.gained[row]), FinishReason.TIME_LIMIT)
             endings.setdefault(row, ending)
         for row, failure in failures.items():
             position = int(outlook.position[row])
-            _log.error("step failed", model=self._name, position=position, steps=outlook.count, error=str(failure))
+            _log.error(
+                "step failed", model=self._name, position=position, steps=int(outlook.counts[row]), error=str(failure)
+            )
             endings[row] = _Ending(0, 0, error=MODEL_FAILED)
         return endings
 
     def _end_choices(self, choices: Choices, outlook: Outlook, endings: dict[int, _Ending]) -> None:
         """End the rows that could choose nothing on the host, or need choose no more."""
-        count, gained = outlook.count, outlook.gained
-        found = {row: _Ending(count, int(gained[row]), FinishReason.CONSTRAINT) for row in choices.complete}
+        counts, gained = outlook.counts.tolist(), outlook.gained.tolist()
+        found = {row: _Ending(counts[row], gained[row], FinishReason.CONSTRAINT) for row in choices.complete}
         for row in choices.exhausted:
-            found[row] = _Ending(count, int(gained[row]) - 1, FinishReason.CONSTRAINT, taken_back=True)
+            found[row] = _Ending(counts[row], gained[row] - 1, FinishReason.CONSTRAINT, taken_back=True)
         for row, error in choices.errors.items():
-            found[row] = _Ending(count, int(gained[row]) - 1, error=SequenceFailedError(error))
+            found[row] = _Ending(counts[row], gained[row] - 1, error=SequenceFailedError(error))
         for row, ending in found.items():
             if row not in endings or endings[row].reason is FinishReason.MAX_TOKENS:
                 endings[row] = ending
@@ -481,14 +396,13 @@ class Rows:
         _log.error("no token can be chosen", model=self._name, position=int(outlook.position[row]) + step)
         return _Ending(step + 1, tokens, error=_NOT_FINITE)
 
-    def _replay(
-        self, chunk: Chunk, committed: int, outlook: Outlook, results: Results, endings: dict[int, _Ending]
-    ) -> None:
+    def _replay(self, chunk: Chunk, ran: Ran, results: Results, endings: dict[int, _Ending]) -> None:
         """Bring the rows that ended before the last run did, and whose state is wanted, to where they ended."""
         for row, ending in endings.items():
             sequence = self._batch.sequences[row]
             wanted = sequence.keep_state and not sequence.aborted and ending.error is None
-            if wanted and ending.kept_steps < outlook.count:
+            if wanted and ending.kept_steps < ran.counts[row]:
+                committed = int(ran.committed[row])
                 try:
                     inputs = self._batch.read_inputs(row, chunk, results.tokens, committed, ending.kept_steps)
                     self._engine.replay(row, inputs)
@@ -505,7 +419,7 @@ class Rows:
             batch.gather(outlook, results.tokens)
         if batch.holds(Reading) and (self._label_output is not None or batch.wanted != NOTHING):
             for row, sequence in enumerate(batch.sequences):
-                steps = endings[row].steps if row in endings else outlook.count
+                steps = endings[row].steps if row in endings else int(outlook.counts[row])
                 if isinstance(sequence, Reading) and steps:
                     sequence.show(results, row, steps, self._label_output, last=row in endings)
         interval = self._pace.interval(len(batch))
@@ -548,24 +462,6 @@ class Rows:
             last = self._batch.remove(row)
             if last != row:
                 self._engine.move(last, row)
-
-
-def _joined(earlier: list[NDArray[np.int64]], last: Results | None = None) -> Results:
-    """What several runs have brought: the tokens of those that nobody had to see to, and all of the last one."""
-    if last is not None and not earlier:
-        return last
-    tokens = np.concatenate(earlier if last is None else [*earlier, last.tokens], axis=1)
-    failed = np.zeros(tokens.shape, np.bool_)
-    if last is None:
-        return Results({}, tokens, failed)
-    failed[:, -last.failed.shape[1] :] = last.failed
-    return replace(last, tokens=tokens, failed=failed)
-
-
-def _place(values: Arrays, row: int, joined: dict[str, NDArray[Any]], count: int) -> None:
-    """Copy one row's arrays [1, ...] to its place among those of all rows, [count, ...]."""
-    for name, value in values.items():
-        joined.setdefault(name, np.zeros((count, *value.shape[1:]), value.dtype))[row] = value[0]
 
 
 def _generation(sequence: Sequence) -> Generation:
