@@ -28,6 +28,7 @@ from server.engine import (
     Wanted,
     is_filtered,
 )
+from server.engine.onnx import _Way
 from server.scheduling import Pace
 from server.scheduling.turn import Plan, Turn
 from tests.conftest import CHARACTERS
@@ -96,7 +97,7 @@ def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, 
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
+    engine._ways.update(dict.fromkeys(range(7), _Way(lanes)))
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):

@@ -1,4 +1,4 @@
-"""A graph of some steps, run for any rows: by all threads together, or by one thread beside others that run other rows.
+"""A graph of some steps, run for any rows: by all threads together, or by one alone, beside others that run other rows.
 
 With all threads in every operator the weights are read once, but each operator waits for the slowest thread: as soon as
 somebody else needs a core, all wait, and they spin meanwhile. Of threads that have rows of their own each goes on as
@@ -132,14 +132,14 @@ class Graph:
     def _single(self) -> OpenedSession:
         return self._opener.open(self._model, self._path, weights=self._weights, threads=1)
 
-    def run(self, rows: range, feeds: Arrays, phase: int, *, beside: bool) -> None:
+    def run(self, rows: range, feeds: Arrays, phase: int, *, alone: bool) -> None:
         """Run rows that follow each other; others may be run by other threads at the same time.
 
         Args:
             rows: the rows.
             feeds: by input name, [rows, ...].
             phase: which of a state's buffers is read; the other is written.
-            beside: whether there are such others: then by one thread.
+            alone: whether by one thread.
 
         Raises:
             EngineError: onnxruntime failed.
@@ -148,8 +148,8 @@ class Graph:
             self._inputs[name].write(rows.start, values)
         try:
             with self._opening:
-                opened = self._single if beside else self._together
-                bound = self._bound(opened, rows, phase, beside=beside)
+                opened = self._single if alone else self._together
+                bound = self._bound(opened, rows, phase, alone=alone)
         except ModelLoadError as error:
             raise EngineError(str(error)) from error
         try:
@@ -161,14 +161,14 @@ class Graph:
         """An output of the last run, [rows, ...], valid until the next."""
         return self._outputs[name].read(rows.start, len(rows))
 
-    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, beside: bool) -> _Bound:
+    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, alone: bool) -> _Bound:
         if opened.captures and rows.start == 0:
             # A captured graph is of one size; the rows beyond those in use hold what does no harm.
             rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
         if self._version != self._storage.constants.version:  # What was bound is not there any more.
             self._bindings.clear()
             self._version = self._storage.constants.version
-        key = (beside, rows.start, rows.stop, phase)
+        key = (alone, rows.start, rows.stop, phase)
         if key not in self._bindings:
             options = None
             if opened.captures:

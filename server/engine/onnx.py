@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -55,10 +57,31 @@ _LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-# Threads with rows of their own may take a little longer than all threads together while nothing else runs: once
-# clients are talked to, threads that wait for each other in every operator lose more than that.
-_MARGIN = 1.05
-_DIVIDED_STEPS, _DIVIDED_RUNS, _DIVIDED_TRIALS = 4, 6, 3
+_STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_WAYS = 4, 4, 10
+_HOPELESS = 1.5  # times as slow as the fastest way
+_DISTURBING_BYTES = 2**21
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the rows of a batch are run.
+
+    Attributes:
+        lanes: how many parts of them are run beside each other, by one thread each; 1: they are run together.
+        alone: whether one thread runs all of them, not all threads.
+    """
+
+    lanes: int
+    alone: bool = False
+
+    @property
+    def handicap(self) -> float:
+        """By how much it has to be faster: who reads all weights for some of the rows suffers more where caches are
+        shared with who knows whom."""
+        return 1.05 if self.lanes > 1 else 1.0
+
+
+_TOGETHER = _Way(lanes=1)
 
 
 class OnnxEngine:
@@ -91,7 +114,7 @@ class OnnxEngine:
         self._phases = np.zeros(capacity, np.intp)
         self._initial = _initial_values(bundle)
         self._threads = opener.threads if opened.provider is Provider.CPU else 1
-        self._lane_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
+        self._ways: dict[int, _Way] = {}  # by the power of two that the number of rows does not exceed
         self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
         self._opening = threading.Lock()
         self._step_counts = [_STEP_COUNTS[0]]
@@ -124,9 +147,17 @@ class OnnxEngine:
     @property
     def divided_at(self) -> str:
         """At which numbers of rows each thread runs some by itself, for people."""
+        return self._ranges(bucket for bucket, way in self._ways.items() if way.lanes > 1)
+
+    @property
+    def alone_at(self) -> str:
+        """At which numbers of rows one thread runs them all, for people."""
+        return self._ranges(bucket for bucket, way in self._ways.items() if way.alone)
+
+    def _ranges(self, buckets: Iterable[int]) -> str:
         ranges: list[tuple[int, int]] = []
-        for bucket in sorted(bucket for bucket, count in self._lane_counts.items() if count > 1):
-            first, last = 2 ** (bucket - 1) + 1, min(2**bucket, self.capacity)
+        for bucket in sorted(buckets):
+            first, last = 2**bucket // 2 + 1, min(2**bucket, self.capacity)
             if ranges and ranges[-1][1] == first - 1:
                 first = ranges.pop()[0]
             ranges.append((first, last))
@@ -168,7 +199,7 @@ class OnnxEngine:
         return {kept.input_name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self._storage.states}
 
     def lanes(self, count: int) -> list[range]:
-        lanes = min(self._lane_counts.get((count - 1).bit_length(), 1), count)
+        lanes = min(self._ways.get(_bucket(count), _TOGETHER).lanes, count)
         return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
 
     def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
@@ -204,7 +235,8 @@ class OnnxEngine:
         return feeds
 
     def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, beside: bool = False) -> Results:
-        graph.run(rows, feeds, self._phase_of(rows), beside=beside)
+        alone = beside or self._ways.get(_bucket(len(rows)), _TOGETHER).alone
+        graph.run(rows, feeds, self._phase_of(rows), alone=alone)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._storage.states if wanted.states else []
@@ -226,6 +258,8 @@ class OnnxEngine:
         first is copied, and what was kept aside for them is lost."""
         phases = self._phases[rows.start : rows.stop]
         phase = int(phases[0])
+        if (phases == phase).all():
+            return phase
         edges = np.flatnonzero(np.diff(phases != phase, prepend=False, append=False)) + rows.start
         for start, stop in edges.reshape(-1, 2).tolist():
             for kept in self._storage.states:
@@ -300,20 +334,26 @@ class OnnxEngine:
         return list({len(self.lanes(size)): size for size in sizes}.values())
 
     def _divide(self) -> None:
-        """Find out at which batch sizes each thread runs some of the rows by itself."""
+        """Find out at which batch sizes one thread is enough, and at which each runs some of the rows by itself; not on
+        an idle machine, but beside what takes a core now and then, as whoever talks to clients does."""
+        over = threading.Event()
+        neighbour = threading.Thread(target=_disturb, args=(over,), daemon=True)
+        neighbour.start()
         for size in self._sizes():
-            if size < self._threads:
-                continue
-            bucket = (size - 1).bit_length()
-            count = min(_DIVIDED_STEPS, max(1, int(self._chunk_seconds / self._time(size, 1))))
-            ratios = []
-            for _ in range(_DIVIDED_TRIALS):  # In turns: what else the machine does is then the same for both.
-                self._lane_counts[bucket] = 1
-                together = self._time(size, count, runs=_DIVIDED_RUNS)
-                self._lane_counts[bucket] = self._threads
-                ratios.append(self._time(size, count, runs=_DIVIDED_RUNS) / together)
-            if np.median(ratios) > _MARGIN:
-                self._lane_counts[bucket] = 1
+            bucket = _bucket(size)
+            count = min(_STEPS_OF_A_TRIAL, max(1, int(self._chunk_seconds / self._time(size, 1))))
+            ways = [_Way(lanes=1), _Way(lanes=1, alone=True), _Way(lanes=self._threads)]
+            seconds: dict[_Way, list[float]] = {way: [] for way in ways if way.lanes <= size}
+            for trial in range(_TRIALS_OF_WAYS):  # In turns: what else the machine does is then the same for all.
+                for way, measured in seconds.items():
+                    self._ways[bucket] = way
+                    measured.append(self._time(size, count, runs=_RUNS_OF_A_TRIAL))
+                if trial == _TRIALS_OF_WAYS // 3:
+                    fastest = min(map(np.median, seconds.values()))
+                    seconds = {way: some for way, some in seconds.items() if np.median(some) < _HOPELESS * fastest}
+            self._ways[bucket] = min(seconds, key=lambda way: float(np.median(seconds[way])) * way.handicap)
+        over.set()
+        neighbour.join()
 
     def _sizes(self) -> list[int]:
         """The batch sizes to try: powers of two, and the largest."""
@@ -331,20 +371,20 @@ class OnnxEngine:
         full = np.full(size, 1 if filtered else self._step.vocabulary_size)
         nothing = np.zeros(size, np.float32)
         chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, filtered, wanted)
-        lanes, medians = self.lanes(size), list[float]()
+        lanes, seconds = self.lanes(size), list[float]()
 
         def run(rows: range) -> None:
-            part, seconds = chunk.part(rows), list[float]()
-            for _ in range(runs):
-                started = time.perf_counter()
+            part, started = chunk.part(rows), 0.0
+            for number in range(runs):
+                if number == 1:
+                    started = time.perf_counter()
                 self.run(rows, part, beside=len(lanes) > 1)
-                seconds.append(time.perf_counter() - started)
                 self.commit(rows)
-            medians.append(float(np.median(seconds[1:])))
+            seconds.append((time.perf_counter() - started) / (runs - 1))
 
         with ThreadPoolExecutor() as executor:
             side_by_side(executor, [partial(run, rows) for rows in lanes])
-        return max(medians)
+        return float(np.mean(seconds))  # None of them waits for the others.
 
     def _graph(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:
         key = (count, filtered, wanted)
@@ -372,6 +412,19 @@ def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     """The dtype and shape of a row's state, by state input name."""
     states = bundle.spec.step.states
     return {state.input_name: (np.dtype(DTYPES[state.data_type]), tuple(state.shape)) for state in states}
+
+
+def _disturb(over: threading.Event) -> None:
+    """Take a core for a tenth of the time, without the interpreter."""
+    block = bytes(_DISTURBING_BYTES)
+    while not over.is_set():
+        started = time.perf_counter()
+        zlib.crc32(block)
+        over.wait(9 * (time.perf_counter() - started))
+
+
+def _bucket(size: int) -> int:
+    return (size - 1).bit_length()
 
 
 def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:

@@ -43,7 +43,7 @@ from server.scheduling.sequence import (
 from server.scheduling.turn import Plan, Ran, Turn
 
 # A turn is planned for so many times the steps that are expected: what has a core for itself takes more of them.
-_SLACK = 1.25
+_SLACK = 2
 _log = structlog.get_logger(__name__)
 _NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
 

@@ -32,6 +32,7 @@ from server.scheduling.sequence import (
 )
 
 _PATIENCE = 0.01  # seconds for which those who run wait for those who keep coming
+_CROWD_PATIENCE = 0.08  # the same where those who come are more: what would be run meanwhile is not worth a pause
 _ENCODED_POSITIONS = 512  # of sources, about, that are read between two chunks of those who run
 
 _log = structlog.get_logger(__name__)
@@ -172,10 +173,12 @@ class Scheduler:
         """Give free slots to those who wait, first come first served, and to those who come with them: what takes up a
         call needs the cores, too, and who begins together shares the run that reads the sources, and every run of a
         prompt."""
-        until = time.perf_counter() + _PATIENCE
-        seen = 0
-        while self._gathers(seen) and time.perf_counter() < until:
+        began, seen = time.perf_counter(), 0
+        while self._gathers(seen):
             seen = len(self._waiting)
+            patience = _CROWD_PATIENCE if seen > len(self._running) else _PATIENCE
+            if time.perf_counter() >= began + patience:
+                break
             self._deliver([])
         self._running.admit(self._newcomers(), self._tell)
 
