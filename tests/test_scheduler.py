@@ -275,6 +275,34 @@ def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEng
     assert engine.runs[0][0] == 3
 
 
+@pytest.mark.parametrize("running", [0, 12])
+def test_who_runs_waits_for_a_crowd_as_long_as_it_keeps_coming_but_not_for_a_few(running: int) -> None:
+    """Ten calls that come one by one, 4 ms each, beside none and beside more than they are."""
+    engine = FakeEngine(capacity=30)
+    crowd = [generation([1], 3) for _ in range(10)]
+    coming = list[Generation]()
+
+    def turn(emissions: list[Emission]) -> None:
+        hand_over(emissions)
+        if coming:
+            time.sleep(0.004)
+            scheduler.submit(coming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=turn, pace=Pace(1e-9, 0.0, 1e9))  # One step a run.
+    before = [generation([2], 10**6) for _ in range(running)]
+    for sequence in before:
+        scheduler.submit(sequence)
+    scheduler.start()
+    until_running(scheduler, running)
+    coming += crowd[1:]
+    scheduler.submit(crowd[0])
+    for sequence in crowd:
+        inbox(sequence).tokens_and_end()
+    scheduler.stop()
+    sizes = [rows for rows, _ in engine.runs if rows > running]
+    assert (sizes[0] == 10) == (running == 0)
+
+
 def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
     """While a search of 3 waits for rows of which 2 are free, no turn waits for calls that might come with it."""
     engine, idle = FakeEngine(capacity=4), 0
