@@ -331,7 +331,6 @@ def _serve_rows(bundle: Bundle, options: ServerOptions, opener: Opener) -> tuple
         model=bundle.name,
         steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
         side_by_side=engine.divided_at,
-        one_thread=engine.alone_at,
     )
     rows = Rows(
         bundle.name,

@@ -28,7 +28,6 @@ from server.engine import (
     Wanted,
     is_filtered,
 )
-from server.engine.onnx import _Way
 from server.scheduling import Pace
 from server.scheduling.turn import Plan, Turn
 from tests.conftest import CHARACTERS
@@ -91,13 +90,13 @@ def same(found: State, expected: State) -> bool:
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
-@pytest.mark.parametrize("way", [_Way(1), _Way(1, alone=True), _Way(2), _Way(3)], ids=str)
+@pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int, way: _Way) -> None:
+def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int, lanes: int) -> None:
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    engine._ways.update(dict.fromkeys(range(7), way))
+    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):

@@ -20,8 +20,10 @@ from server.scheduling import (
     SchedulerStoppedError,
     SequenceFailedError,
     Tree,
+    forest,
 )
 from server.scheduling.forest import _shares
+from server.scheduling.running import Emission
 from tests.test_scheduler import Inbox, hand_over, inbox, until_running
 from tests.trees import RandomTree, random_tree
 
@@ -171,6 +173,31 @@ def test_trees_that_come_and_go_are_what_each_is_alone(child_count: int) -> None
     scheduler.stop()
     assert engine.kept_count == 0
     assert max(engine.runs) == engine.capacity
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1000.0, [2, 2, 1, 1, 1, 1]), (0.0, [1, 1, 1, 1, 1, 1, 1, 1])])
+def test_ends_gather_until_they_are_a_quarter_of_those_who_run_or_for_a_moment(
+    engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[int]
+) -> None:
+    """Eight chains of 1 to 8 nodes: one ends in each turn."""
+    monkeypatch.setattr(forest, "_GATHER_SECONDS", seconds)
+    counts: list[int] = []
+
+    def count(emissions: list[Emission]) -> None:
+        if emissions:
+            counts.append(len(emissions))
+        hand_over(emissions)
+
+    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=9, deliver=count)
+    chains = [RandomTree([1] * size, [[node + 1] for node in range(size - 1)] + [[]], 0) for size in range(1, 9)]
+    wanted = [submitted(chain) for chain in chains]
+    for one in wanted:
+        scheduler.submit(one)
+    scheduler.start()
+    for chain, one in zip(chains, wanted, strict=True):
+        assert found(one) == [labels_of(chain)[0]]
+    scheduler.stop()
+    assert counts == told
 
 
 def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeTreeEngine) -> None:

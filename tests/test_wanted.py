@@ -14,7 +14,6 @@ from onnx import TensorProto, helper
 from bundle import Bundle
 from server.decoding import Nodes, add_log_probabilities, add_score
 from server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
-from server.engine.onnx import _Way
 from tests.conftest import CHARACTERS
 from tests.test_engine import COUNTS, column_bundle, make_chunk, make_engine, run_lanes, same
 
@@ -114,7 +113,7 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, lanes: int) -> None:
-    engine._ways.update(dict.fromkeys(range(7), _Way(lanes)))
+    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
     chunk = mixed_chunk(True, EVERYTHING)
     for row in range(ROWS):
         engine.insert(row)

@@ -10,9 +10,8 @@ import math
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,31 +56,11 @@ _LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-_STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_WAYS = 4, 4, 10
-_HOPELESS = 1.5  # times as slow as the fastest way
+_STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_LANES = 4, 4, 10
+# Threads with rows of their own have to be so much faster: each reads all weights, and suffers more where caches are
+# shared with who knows whom.
+_HANDICAP = 1.05
 _DISTURBING_BYTES = 2**21
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How the rows of a batch are run.
-
-    Attributes:
-        lanes: how many parts of them are run beside each other, by one thread each; 1: they are run together.
-        alone: whether one thread runs all of them, not all threads.
-    """
-
-    lanes: int
-    alone: bool = False
-
-    @property
-    def handicap(self) -> float:
-        """By how much it has to be faster: who reads all weights for some of the rows suffers more where caches are
-        shared with who knows whom."""
-        return 1.05 if self.lanes > 1 else 1.0
-
-
-_TOGETHER = _Way(lanes=1)
 
 
 class OnnxEngine:
@@ -114,7 +93,7 @@ class OnnxEngine:
         self._phases = np.zeros(capacity, np.intp)
         self._initial = _initial_values(bundle)
         self._threads = opener.threads if opened.provider is Provider.CPU else 1
-        self._ways: dict[int, _Way] = {}  # by the power of two that the number of rows does not exceed
+        self._lane_counts: dict[int, int] = {}  # by the power of two that the number of rows does not exceed
         self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
         self._opening = threading.Lock()
         self._step_counts = [_STEP_COUNTS[0]]
@@ -147,17 +126,9 @@ class OnnxEngine:
     @property
     def divided_at(self) -> str:
         """At which numbers of rows each thread runs some by itself, for people."""
-        return self._ranges(bucket for bucket, way in self._ways.items() if way.lanes > 1)
-
-    @property
-    def alone_at(self) -> str:
-        """At which numbers of rows one thread runs them all, for people."""
-        return self._ranges(bucket for bucket, way in self._ways.items() if way.alone)
-
-    def _ranges(self, buckets: Iterable[int]) -> str:
         ranges: list[tuple[int, int]] = []
-        for bucket in sorted(buckets):
-            first, last = 2**bucket // 2 + 1, min(2**bucket, self.capacity)
+        for bucket in sorted(bucket for bucket, count in self._lane_counts.items() if count > 1):
+            first, last = 2 ** (bucket - 1) + 1, min(2**bucket, self.capacity)
             if ranges and ranges[-1][1] == first - 1:
                 first = ranges.pop()[0]
             ranges.append((first, last))
@@ -199,7 +170,7 @@ class OnnxEngine:
         return {kept.input_name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self._storage.states}
 
     def lanes(self, count: int) -> list[range]:
-        lanes = min(self._ways.get(_bucket(count), _TOGETHER).lanes, count)
+        lanes = min(self._lane_counts.get(_bucket(count), 1), count)
         return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
 
     def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
@@ -235,8 +206,7 @@ class OnnxEngine:
         return feeds
 
     def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, beside: bool = False) -> Results:
-        alone = beside or self._ways.get(_bucket(len(rows)), _TOGETHER).alone
-        graph.run(rows, feeds, self._phase_of(rows), alone=alone)
+        graph.run(rows, feeds, self._phase_of(rows), alone=beside)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._storage.states if wanted.states else []
@@ -334,24 +304,23 @@ class OnnxEngine:
         return list({len(self.lanes(size)): size for size in sizes}.values())
 
     def _divide(self) -> None:
-        """Find out at which batch sizes one thread is enough, and at which each runs some of the rows by itself; not on
-        an idle machine, but beside what takes a core now and then, as whoever talks to clients does."""
+        """Find out at which batch sizes each thread runs some of the rows by itself; not on an idle machine, but beside
+        what takes a core now and then, as whoever talks to clients does."""
         over = threading.Event()
         neighbour = threading.Thread(target=_disturb, args=(over,), daemon=True)
         neighbour.start()
         for size in self._sizes():
+            if size < self._threads:
+                continue
             bucket = _bucket(size)
             count = min(_STEPS_OF_A_TRIAL, max(1, int(self._chunk_seconds / self._time(size, 1))))
-            ways = [_Way(lanes=1), _Way(lanes=1, alone=True), _Way(lanes=self._threads)]
-            seconds: dict[_Way, list[float]] = {way: [] for way in ways if way.lanes <= size}
-            for trial in range(_TRIALS_OF_WAYS):  # In turns: what else the machine does is then the same for all.
-                for way, measured in seconds.items():
-                    self._ways[bucket] = way
+            seconds: dict[int, list[float]] = {1: [], self._threads: []}
+            for _ in range(_TRIALS_OF_LANES):  # In turns: what else the machine does is then the same for both.
+                for lanes, measured in seconds.items():
+                    self._lane_counts[bucket] = lanes
                     measured.append(self._time(size, count, runs=_RUNS_OF_A_TRIAL))
-                if trial == _TRIALS_OF_WAYS // 3:
-                    fastest = min(map(np.median, seconds.values()))
-                    seconds = {way: some for way, some in seconds.items() if np.median(some) < _HOPELESS * fastest}
-            self._ways[bucket] = min(seconds, key=lambda way: float(np.median(seconds[way])) * way.handicap)
+            together, beside = (float(np.median(measured)) for measured in seconds.values())
+            self._lane_counts[bucket] = self._threads if _HANDICAP * beside < together else 1
         over.set()
         neighbour.join()
 

@@ -7,6 +7,7 @@ What happens to nodes is done for all of them at once, in numpy; what happens to
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ import structlog
 from numpy.typing import NDArray
 
 from server.engine import NO_CHILD, EngineError, NodeResults, TreeEngine
-from server.scheduling.running import MODEL_FAILED, Emission, Tell
-from server.scheduling.sequence import Failed, Sequence
+from server.scheduling.running import MODEL_FAILED, Tell
+from server.scheduling.sequence import Event, Failed, Sequence
 from server.scheduling.tree import NODE, Tree, planted
 
 _ROOM = 1024  # nodes
+# Ends gather until they are a quarter of those who run, or for so long.
+_GATHER_SECONDS, _GATHERED_SHARE = 0.005, 0.25
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +72,8 @@ class Forest:
         self._starts, self._stops, self._ends = (np.zeros(engine.capacity, np.int64) for _ in range(3))
         self._nodes = np.zeros(_ROOM, NODE)
         self._used = 0  # nodes behind these are of nobody
+        self._untold: list[tuple[Tree, Event]] = []
+        self._tell_by = 0.0  # when the first of those is to be told at the latest
 
     @property
     def capacity(self) -> int:
@@ -113,19 +118,20 @@ class Forest:
         self._ends[:count] -= turn.counts
         ended = np.flatnonzero(self._ends[:count] == self._starts[:count]).tolist()
         self._show(turn, results, ended)
-        self._finish(ended, failed, tell)
+        self._finish(ended, failed)
         self._drop({*ended, *failed})
+        if len(self._untold) >= _GATHERED_SHARE * len(self._trees) or time.perf_counter() >= self._tell_by:
+            self._tell_ended(tell)
 
     def fail(self, error: Exception, tell: Tell) -> None:
-        emissions: list[Emission] = []
         for tree in self._trees:
-            if not tree.aborted and not tree.ended:
+            if not tree.ended:
                 tree.ended = True
-                emissions.append((tree.receiver, Failed(error)))
+                self._untold.append((tree, Failed(error)))
         self._trees.clear()
         self._used = 0
         self._engine.release_all()
-        tell(emissions)
+        self._tell_ended(tell)
 
     def _next_turn(self) -> _Turn:
         ends = self._ends[: len(self._trees)]
@@ -170,15 +176,19 @@ class Forest:
         for place in {*asking, *ended}:
             self._trees[place].show(shown[turn.part(place)], int(self._ends[place] - self._starts[place]))
 
-    def _finish(self, ended: list[int], failed: list[int], tell: Tell) -> None:
-        emissions: list[Emission] = []
+    def _finish(self, ended: list[int], failed: list[int]) -> None:
+        if not self._untold:
+            self._tell_by = time.perf_counter() + _GATHER_SECONDS
         for place in {*ended, *failed}:
             tree = self._trees[place]
-            if not tree.aborted:
-                tree.ended = True
-                event = Failed(MODEL_FAILED) if place in failed else tree.finished()
-                emissions.append((tree.receiver, event))
-        tell(emissions)
+            tree.ended = True
+            self._untold.append((tree, Failed(MODEL_FAILED) if place in failed else tree.finished()))
+
+    def _tell_ended(self, tell: Tell) -> None:
+        """Tell of those that have ended: to hand on a few, and to take up a few in their place, takes about as long as
+        many do."""
+        tell([(tree.receiver, event) for tree, event in self._untold if not tree.aborted])
+        self._untold.clear()
 
     def _drop(self, leaving: Collection[int]) -> None:
         """Free the slots of trees, the last first, so that the last one in use can always fill the hole."""
