@@ -4,9 +4,9 @@ One thread per model runs it and owns the model's engine. What waits, who is let
 models; what a turn does is up to those who hold the sequences that run, see `Running`. A failure belongs to one
 sequence, never to its batch.
 
-Nothing goes on beside a run: its threads use every core, all of them wait for the slowest, and whoever took a core from
-one of them would stop them all. So a turn is accounted for, and what it has brought is handed on, before the next one
-starts.
+Nothing goes on beside a run: its threads use every core, and where they wait for the slowest, whoever took a core from
+one of them would stop them all; where they do not, going on beside those who talk is no faster either. So a turn is
+accounted for, and what it has brought is handed on, before the next one starts.
 """
 
 from __future__ import annotations
