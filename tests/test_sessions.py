@@ -479,9 +479,9 @@ def _count_steps(running: Running) -> list[int]:
     counts: list[int] = []
     run = engine.run
 
-    def counted(rows: range, chunk: Any) -> Any:
+    def counted(rows: range, chunk: Any, **how: bool) -> Any:
         counts.append(len(rows) * len(chunk))
-        return run(rows, chunk)
+        return run(rows, chunk, **how)
 
     engine.run = counted
     return counts
