@@ -61,6 +61,7 @@ _STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_LANES = 4, 4, 12
 # shared with who knows whom.
 _HANDICAP = 1.07
 _DISTURBING_BYTES = 2**21
+_LEAST_SECONDS = 0.001  # of a trial's run: beside shorter ones the interpreter weighs most, and it runs one thread
 
 
 class OnnxEngine:
@@ -312,8 +313,10 @@ class OnnxEngine:
         for size in self._sizes():
             if size < self._threads:
                 continue
-            bucket = _bucket(size)
-            count = min(_STEPS_OF_A_TRIAL, max(1, int(self._chunk_seconds / self._time(size, 1))))
+            bucket, step_seconds = _bucket(size), self._time(size, 1)
+            count = min(_STEPS_OF_A_TRIAL, max(1, int(self._chunk_seconds / step_seconds)))
+            if count * step_seconds < _LEAST_SECONDS:
+                continue
             seconds: dict[int, list[float]] = {1: [], self._threads: []}
             for _ in range(_TRIALS_OF_LANES):  # In turns: what else the machine does is then the same for both.
                 for lanes, measured in seconds.items():
