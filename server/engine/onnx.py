@@ -43,9 +43,10 @@ from server.engine.unrolling import (
     steps_name,
     unroll,
 )
+from server.engine.weights import Weights
 
-# Close together: a chunk is then never much shorter than it may be, and what comes between two chunks weighs less.
-_STEP_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+# Few: each has a graph of its own, and whoever changes from one to another finds nothing of it in the caches.
+_STEP_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
 # Runs that tell more than tokens have fewer graphs, opened when they are needed first, while others wait for that; and
 # what they tell takes memory for every step.
@@ -56,7 +57,7 @@ _LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
 # repeated with more.
 _CANDIDATES = 128
 _TRIALS = 5
-_STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_LANES = 4, 4, 12
+_STEPS_OF_A_TRIAL, _RUNS_OF_A_TRIAL, _TRIALS_OF_LANES = 8, 4, 12
 # Threads with rows of their own have to be so much faster: each reads all weights, and suffers more where caches are
 # shared with who knows whom.
 _HANDICAP = 1.07
@@ -85,6 +86,8 @@ class OnnxEngine:
         check_graph(bundle, opened.session)
         self._provider = opened.provider
         self._step = read_step_graph(bundle)
+        steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
+        self._weights = Weights(self._step.model, steps)
         outputs = bundle.spec.step.outputs
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
@@ -314,7 +317,8 @@ class OnnxEngine:
             if size < self._threads:
                 continue
             bucket, step_seconds = _bucket(size), self._time(size, 1)
-            count = min(_STEPS_OF_A_TRIAL, max(1, int(self._chunk_seconds / step_seconds)))
+            fitting = [count for count in _STEP_COUNTS if count * step_seconds <= self._chunk_seconds]
+            count = min(_STEPS_OF_A_TRIAL, max(fitting, default=1))
             if count * step_seconds < _LEAST_SECONDS:
                 continue
             seconds: dict[int, list[float]] = {1: [], self._threads: []}
@@ -371,7 +375,7 @@ class OnnxEngine:
             captures = not filtered and not any(constant.variable_length for constant in self._step.spec.constants)
             self._graphs[key] = Graph(
                 model,
-                self._step.weights,
+                self._weights,
                 self._bundle.graph_path,
                 self._opener,
                 self._storage,

@@ -34,7 +34,6 @@ from server.decoding import (
 )
 from server.engine.errors import ModelLoadError
 from server.engine.interface import NOTHING, Wanted
-from server.engine.weights import Weights
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
@@ -61,15 +60,13 @@ class StepGraph:
     """A bundle's step graph, ready to be unrolled.
 
     Attributes:
-        model: the graph, without its weights.
-        weights: those.
+        model: the graph.
         spec: what the manifest says of it.
         vocabulary_size: of the tokens it generates; 0 if it generates none.
         forbidden_token: a token that is never generated.
     """
 
     model: onnx.ModelProto
-    weights: Weights
     spec: v1.StepSpec
     vocabulary_size: int
     forbidden_token: int | None
@@ -86,14 +83,13 @@ def read_step_graph(bundle: Bundle) -> StepGraph:
         ModelLoadError: it is no ONNX graph, or one that is too old to be unrolled.
     """
     model = _load(bundle.graph_path)
-    weights = Weights(model, bundle.graph_path)
     spec = bundle.spec.step
     for output in spec.outputs:
         if output.HasField("next_token_logits"):
             text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
             forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
-            return StepGraph(model, weights, spec, text.size, forbidden)
-    return StepGraph(model, weights, spec, 0, None)
+            return StepGraph(model, spec, text.size, forbidden)
+    return StepGraph(model, spec, 0, None)
 
 
 def _load(path: Path) -> onnx.ModelProto:

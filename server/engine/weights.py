@@ -1,44 +1,166 @@
-"""A model's weights, kept once for all of its graphs: a session that reads a graph with its weights inside holds three
-copies of them, and a model has a graph for each number of steps. What a session packs for its products stays its own.
+"""A model's weights, kept once for all of its graphs, in a file that all sessions map: a session that reads a graph
+with its weights inside holds three copies of them, and a model has a graph for each number of steps.
+
+What a session packs for its products it would keep for itself, too. Then whoever changes from one graph to another
+would find none of its weights in the caches, and a model would take as many times its size as it has graphs. So
+onnxruntime writes down what it packs, once. Each session packs what it reads when it is opened, and drops that for what
+is in the file where the two are the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 import onnxruntime
+import structlog
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-_LEAST = 1024  # bytes; below, a constant is no weight, and onnxruntime may compute with it when it opens the graph
+_LEAST = 1024  # bytes; below, a constant is no weight
 _KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
+_FOLDERS = "elman-weights-"
+_FILE, _LOCK = "weights", "lock"
+_PACKED_GRAPH, _PACKED = "packed.onnx", "packed"
+_ALIGNMENT = 64  # bytes; the products load whole lines of the cache, and end the process where one does not begin there
+_ERROR = 3  # the least severe that onnxruntime logs, which else warns that what it writes is for this machine only
+
+_log = structlog.get_logger(__name__)
 
 
 class Weights:
-    """The weights taken out of a graph, which from then on refers to them by name.
+    """The weights taken out of a graph, which from then on refers to the file that holds them. Where there is no room
+    for one they stay in the graph.
 
     Args:
         model: the graph, which is changed.
-        path: its file. onnxruntime wants to know of one, but does not read it again.
+        steps: one with the same weights inside, which multiplies by them as all others will, to have them packed for
+            the CPU; None: they are not.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
-        self._folder = path.parent
-        self._values: dict[str, onnxruntime.OrtValue] = {}
-        for weight in model.graph.initializer:
-            if weight.data_type not in _KINDS:
-                continue
-            value = numpy_helper.to_array(weight)
-            if value.nbytes < _LEAST:
-                continue
-            self._values[weight.name] = onnxruntime.OrtValue.ortvalue_from_numpy(value.copy())
-            reference = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
-            reference.data_location = TensorProto.EXTERNAL
-            reference.external_data.add(key="location", value=path.name)
+    def __init__(self, model: onnx.ModelProto, steps: onnx.ModelProto | None) -> None:
+        self._folder: _Folder | None = None
+        try:
+            folder = _Folder()
+            references = _write(model, folder.path, _pack(steps, folder.path) if steps is not None else {})
+        except OSError as error:
+            _log.warning("every graph keeps the weights for itself: there is no room for a file", reason=str(error))
+            return
+        for weight, reference in references:
             weight.CopyFrom(reference)
+        self._folder = folder
 
     def give_to(self, options: onnxruntime.SessionOptions) -> None:
-        """Have a session use them, which must not outlive them."""
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
-        for name, value in self._values.items():
-            options.add_initializer(name, value)
+        """Have a session use them, which must not be opened after they are gone."""
+        if self._folder is not None:
+            folder = str(self._folder.path)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """What onnxruntime packs of a weight for a kernel.
+
+    Attributes:
+        kernel: what stands for it in onnxruntime's files.
+        parts: what is packed, bytes each.
+    """
+
+    kernel: str
+    parts: list[NDArray[np.uint8]]
+
+
+def _pack(steps: onnx.ModelProto, folder: Path) -> dict[str, list[_Pack]]:
+    """Have onnxruntime write down what it packs of a graph's weights; what there is of each."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(folder / _PACKED_GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _PACKED)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST))
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    try:
+        onnxruntime.InferenceSession(steps.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        written = onnx.load(folder / _PACKED_GRAPH, load_external_data=False)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+        _log.warning("every graph packs the weights for itself", reason=str(error))
+        return {}
+    packs: dict[str, list[_Pack]] = {}
+    for entry in written.graph.initializer:
+        for item in entry.external_data:
+            if item.key.startswith("prepacked"):  # kernel|offset;length;checksum|...
+                kernel, *parts = item.value.split("|")
+                content = np.memmap(folder / _PACKED, np.uint8, "r")
+                places = [tuple(map(int, part.split(";")[:2])) for part in parts]
+                pack = _Pack(kernel, [content[offset : offset + length] for offset, length in places])
+                packs.setdefault(entry.name, []).append(pack)
+    return packs
+
+
+def _write(
+    model: onnx.ModelProto, folder: Path, packs: dict[str, list[_Pack]]
+) -> list[tuple[TensorProto, TensorProto]]:
+    """Write the file; the weights in the graph, and what is to take the place of each."""
+    references = []
+    with (folder / _FILE).open("wb") as file:
+        for weight in model.graph.initializer:
+            value = numpy_helper.to_array(weight) if weight.data_type in _KINDS else np.empty(0)
+            if value.nbytes < _LEAST:
+                continue
+            reference = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+            reference.data_location = TensorProto.EXTERNAL
+            reference.external_data.add(key="location", value=_FILE)
+            reference.external_data.add(key="offset", value=str(_add(file, value)))
+            reference.external_data.add(key="length", value=str(value.nbytes))
+            for number, pack in enumerate(packs.get(weight.name, [])):
+                parts = [f"{_add(file, part)};{part.nbytes};0" for part in pack.parts]
+                reference.external_data.add(key=f"prepacked_{number}", value="|".join([pack.kernel, *parts]))
+            references.append((weight, reference))
+    return references
+
+
+def _add(file: BinaryIO, content: NDArray[Any]) -> int:
+    """Write down what can be computed with where it lies; where that is."""
+    offset = file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
+    file.write(np.ascontiguousarray(content).tobytes())
+    return offset
+
+
+class _Folder:
+    """A folder for as long as this object lives. That of a process that was killed is removed when the next is made.
+
+    Attributes:
+        path: where it is.
+    """
+
+    def __init__(self) -> None:
+        _remove_left()
+        self.path = Path(tempfile.mkdtemp(prefix=_FOLDERS))
+        # Locked before it has its name, so that nobody takes the folder for one that was left.
+        unnamed = self.path / f"new-{_LOCK}"
+        lock = os.open(unnamed, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        unnamed.rename(self.path / _LOCK)
+        weakref.finalize(self, _remove, self.path, lock)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_left() -> None:
+    """Remove the folders of those who have ended without: nobody has their locks."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*/{_LOCK}"):
+        with contextlib.suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
