@@ -19,7 +19,16 @@ from grpc_reflection.v1alpha import reflection
 
 from bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman import v1
-from server.engine import NOTHING, EngineError, ModelLoadError, OnnxEngine, OnnxTreeEngine, Opener, ProviderChoice
+from server.engine import (
+    NOTHING,
+    Cores,
+    EngineError,
+    ModelLoadError,
+    OnnxEngine,
+    OnnxTreeEngine,
+    Opener,
+    ProviderChoice,
+)
 from server.rpc.analysis_servicer import AnalysisServicer
 from server.rpc.compiling import Compiling
 from server.rpc.interceptor import CallInterceptor
@@ -301,14 +310,22 @@ def share_interpreter() -> None:
     gc.set_threshold(_ALLOCATIONS)
 
 
-def serve_bundle(bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractEventLoop) -> ServedModel:
+def serve_bundle(
+    bundle: Bundle, options: ServerOptions, loop: asyncio.AbstractEventLoop, number: int = 0
+) -> ServedModel:
     """Load a bundle's graph and run it once at every likely batch size.
+
+    Args:
+        bundle: the model.
+        options: how to serve it.
+        loop: where its callers are told.
+        number: how many are served already.
 
     Raises:
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
-    opener = Opener(options.provider, options.thread_count)
+    opener = Opener(options.provider, options.thread_count, Cores.all(options.thread_count, number))
     serve = _serve_trees if bundle.spec.step.HasField("tree") else _serve_rows
     try:
         running, provider = serve(bundle, options, opener)

@@ -103,7 +103,7 @@ class FakeEngine:
         lanes = min(self.lane_count, count)
         return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
 
-    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
         assert self.gate.wait(30)
         time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
         given = chunk.inputs["token"]

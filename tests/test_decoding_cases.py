@@ -51,7 +51,7 @@ class TableEngine(FakeEngine):
         super().__init__(capacity=12, step_counts=(1, 2, 4))
         self._table = table
 
-    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
         given = chunk.inputs["token"]
         count = len(chunk)
         tokens = np.zeros((len(rows), count), np.int64)

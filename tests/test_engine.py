@@ -252,7 +252,7 @@ def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
     for number, (first, length, count) in enumerate([*runs, (0, 5, 1)]):
         rows = range(first, min(first + length, 5))
         tokens = (np.arange(len(rows) * count).reshape(-1, count) * 7 + number) % CHARACTERS.size
-        engine.run(rows, make_chunk(tokens), beside=number % 2 == 0)
+        engine.run(rows, make_chunk(tokens), lane=0 if number % 2 == 0 else None)
         engine.commit(rows)
         for row, row_tokens in zip(rows, tokens.tolist(), strict=True):
             histories[row] += row_tokens

@@ -203,8 +203,8 @@ async def _serve(bundles: list[Bundle], options: ServerOptions) -> None:
     loop = asyncio.get_running_loop()
     models = []
     with told_to_end() as told:
-        for bundle in bundles:
-            model = await asyncio.to_thread(serve_bundle, bundle, options, loop)
+        for number, bundle in enumerate(bundles):
+            model = await asyncio.to_thread(serve_bundle, bundle, options, loop, number)
             ability = "generates" if model.generates else "labels"
             log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])
             models.append(model)

@@ -17,7 +17,7 @@ from server.engine.interface import (
 )
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
-from server.engine.threads import side_by_side
+from server.engine.threads import Cores, side_by_side
 from server.engine.trees import OnnxTreeEngine
 from server.engine.unrolling import DTYPES
 
@@ -28,6 +28,7 @@ __all__ = [
     "NO_CHILD",
     "Arrays",
     "Chunk",
+    "Cores",
     "Encoded",
     "Engine",
     "EngineError",

@@ -36,6 +36,7 @@ class Encoder:
         path = bundle.encoder_path
         assert path is not None
         self._session: onnxruntime.InferenceSession = opener.open(path, path).session
+        self._cores = opener.cores
         check_encoder(bundle, path, self._session)
         step = bundle.spec.step
         self._constants = {constant.name: constant.variable_length for constant in step.constants}
@@ -64,7 +65,8 @@ class Encoder:
             padded[row, : len(source)] = source
         names = [*self._constants, *self._states]
         try:
-            found = self._session.run(names, {self._spec.input.name: padded, self._spec.length_name: lengths})
+            with self._cores.settled(0):
+                found = self._session.run(names, {self._spec.input.name: padded, self._spec.length_name: lengths})
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the encoder failed: {error}") from error
         values = dict(zip(names, found, strict=True))

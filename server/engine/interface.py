@@ -213,13 +213,13 @@ class Engine(Protocol):
         its own."""
         ...
 
-    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
         """Compute some steps of `rows` without taking them: the state they lead to is kept aside until `commit`.
 
         Args:
             rows: consecutive rows, as many as the chunk has.
             chunk: the steps, as many as one of `step_counts_for` what it asks.
-            beside: whether other rows are run at the same time.
+            lane: which of the lanes they are, if other rows are run at the same time.
 
         Raises:
             EngineError: a step failed; no row has changed.

@@ -177,10 +177,10 @@ class OnnxEngine:
         lanes = min(self._lane_counts.get(_bucket(count), 1), count)
         return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
 
-    def run(self, rows: range, chunk: Chunk, *, beside: bool = False) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
         if not (chunk.filtered and self._step.generates):
             graph = self._graph(len(chunk), filtered=False, wanted=chunk.wanted)
-            return self._run(graph, rows, self._feeds(chunk), chunk.wanted, beside=beside)
+            return self._run(graph, rows, self._feeds(chunk), chunk.wanted, lane=lane)
         graph = self._graph(len(chunk), filtered=True, wanted=chunk.wanted)
         size = self._step.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
@@ -194,7 +194,7 @@ class OnnxEngine:
                 FILTERS.min_p: chunk.min_p[:, None],
                 FILTERS.candidates: np.array([candidates]),
             }
-            results = self._run(graph, rows, feeds, chunk.wanted, beside=beside)
+            results = self._run(graph, rows, feeds, chunk.wanted, lane=lane)
             if candidates == size or not np.isposinf(graph.read(CHECKS, rows)).any():
                 return results
             candidates *= 8
@@ -209,8 +209,9 @@ class OnnxEngine:
                 feeds[TARGETS] = chosen if chunk.targets is None else chunk.targets
         return feeds
 
-    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, beside: bool = False) -> Results:
-        graph.run(rows, feeds, self._phase_of(rows), alone=beside)
+    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, lane: int | None = None) -> Results:
+        with self._opener.cores.settled(lane or 0):
+            graph.run(rows, feeds, self._phase_of(rows), alone=lane is not None)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._storage.states if wanted.states else []
@@ -349,17 +350,17 @@ class OnnxEngine:
         chunk = Chunk(inputs, np.zeros((size, count), np.float32), ones, full, ones, nothing, filtered, wanted)
         lanes, seconds = self.lanes(size), list[float]()
 
-        def run(rows: range) -> None:
+        def run(lane: int, rows: range) -> None:
             part, started = chunk.part(rows), 0.0
             for number in range(runs):
                 if number == 1:
                     started = time.perf_counter()
-                self.run(rows, part, beside=len(lanes) > 1)
+                self.run(rows, part, lane=lane if len(lanes) > 1 else None)
                 self.commit(rows)
             seconds.append((time.perf_counter() - started) / (runs - 1))
 
         with ThreadPoolExecutor() as executor:
-            side_by_side(executor, [partial(run, rows) for rows in lanes])
+            side_by_side(executor, [partial(run, lane, rows) for lane, rows in enumerate(lanes)])
         return float(np.mean(seconds))  # None of them waits for the others.
 
     def _graph(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:

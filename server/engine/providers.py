@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 import onnxruntime
 
 from server.engine.errors import ModelLoadError
+from server.engine.threads import Cores
 from server.engine.weights import Weights
 
 _WARNING, _FATAL = 2, 4
@@ -55,10 +56,12 @@ class Opener:
     Attributes:
         choice: where graphs are to run; AUTO takes CUDA if it loads, else the CPU.
         threads: how many threads one run may use on the CPU.
+        cores: on which these stay.
     """
 
     choice: ProviderChoice
     threads: int
+    cores: Cores = field(default_factory=Cores)
 
     def open(
         self,
@@ -91,7 +94,7 @@ class Opener:
                     "driver, and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
                     f"--provider auto falls back to the CPU{reason}"
                 )
-        options = _options(threads or self.threads, weights)
+        options = _options(threads or self.threads, weights, self.cores)
         return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU)
 
 
@@ -101,7 +104,7 @@ def _open_on_cuda(
     """A session on CUDA, or none and what onnxruntime says of it."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
-    options = _options(1, weights)
+    options = _options(1, weights, Cores())
     options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
     reason = ""
@@ -121,12 +124,14 @@ def _open_on_cuda(
     return None, reason
 
 
-def _options(threads: int, weights: Weights | None) -> onnxruntime.SessionOptions:
+def _options(threads: int, weights: Weights | None, cores: Cores) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     if weights is not None:
         weights.give_to(options)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if threads > 1 and cores.of_others:
+        options.add_session_config_entry("session.intra_op_thread_affinities", cores.of_others)
     # Within a run threads spin while they wait for each other, not for long: waking one is dear on a virtual machine,
     # and one that spins takes the core from whoever the others wait for. Between runs they sleep, or they would take
     # the cores from the side that talks to the clients.

@@ -44,6 +44,7 @@ class OnnxTreeEngine:
         check_graph(bundle, opened.session)
         self._session: onnxruntime.InferenceSession = opened.session
         self._provider = opened.provider
+        self._cores = opener.cores
         self._capacity = capacity
         step = bundle.spec.step
         self._child_count = step.tree.child_count
@@ -104,7 +105,8 @@ class OnnxTreeEngine:
         try:
             feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
             feeds[self._input] = tokens.astype(self._input_type, copy=False)
-            found = self._session.run([*self._labels, *self._next_names], feeds)
+            with self._cores.settled(0):
+                found = self._session.run([*self._labels, *self._next_names], feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the step failed: {error}") from error
         places = self._take(len(tokens))

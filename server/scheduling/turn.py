@@ -71,6 +71,7 @@ class _Lane:
     """Rows that go through a turn together.
 
     Attributes:
+        number: which of several it is; None if it is the only one.
         rows: which.
         chunk: the steps they may take.
         taken: how many they have taken.
@@ -79,6 +80,7 @@ class _Lane:
         failed_count: how many steps it would have taken.
     """
 
+    number: int | None
     rows: range
     chunk: Chunk
     taken: int = 0
@@ -124,8 +126,10 @@ class Turn:
             are to be run one by one.
         """
         chunk, count = self._plan.chunk, self._plan.count
-        lanes = [_Lane(rows, chunk.part(rows)) for rows in self._engine.lanes(self._row_count)]
-        side_by_side(executor, [partial(self._go, lane, beside=len(lanes) > 1) for lane in lanes])
+        ranges = self._engine.lanes(self._row_count)
+        numbers = range(len(ranges)) if len(ranges) > 1 else [None]
+        lanes = [_Lane(number, rows, chunk.part(rows)) for number, rows in zip(numbers, ranges, strict=True)]
+        side_by_side(executor, [partial(self._go, lane) for lane in lanes])
         if any(lane.failed_count for lane in lanes) and not any(lane.tokens for lane in lanes):
             return self._run_one_by_one(chunk.steps(0, 1)) if count == 1 else None
         counts, committed = np.zeros((2, self._row_count), np.int64)
@@ -140,16 +144,16 @@ class Turn:
             failed_count=max(lane.failed_count for lane in lanes),
         )
 
-    def _go(self, lane: _Lane, *, beside: bool) -> None:
+    def _go(self, lane: _Lane) -> None:
         """Take a lane through the turn."""
         count = self._plan.count
         try:
             while count:
-                count = self._run(lane, count, beside=beside)
+                count = self._run(lane, count)
         finally:
             self._over = True
 
-    def _run(self, lane: _Lane, count: int, *, beside: bool) -> int:
+    def _run(self, lane: _Lane, count: int) -> int:
         """Run a lane's next steps; how many are to follow. Its last run is not committed."""
         if lane.last is not None:
             self._engine.commit(lane.rows)
@@ -157,7 +161,7 @@ class Turn:
             lane.chunk.go_on(lane.taken, lane.tokens[-1][:, -1])
         chunk, started = lane.chunk.steps(lane.taken, lane.taken + count), time.perf_counter()
         try:
-            lane.last = self._engine.run(lane.rows, chunk, beside=beside)
+            lane.last = self._engine.run(lane.rows, chunk, lane=lane.number)
         except EngineError:
             lane.last, lane.failed_count = None, count
             return 0

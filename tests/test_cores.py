@@ -1,0 +1,124 @@
+"""The threads of a run stay on cores of their own while it lasts, and where they please at any other time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle import Bundle
+from server.engine import Cores, OnnxEngine, Opener, ProviderChoice, side_by_side
+from server.engine.graphs import Graph
+from tests.test_engine import make_chunk, run_lanes
+
+if not hasattr(os, "sched_getaffinity"):
+    pytest.skip("this system does not tell which cores there are", allow_module_level=True)
+ALLOWED = sorted(os.sched_getaffinity(0))
+COUNT = len(ALLOWED)
+several = pytest.mark.skipif(COUNT < 2, reason="this machine has one core")
+
+
+def allowed() -> list[int]:
+    """The cores that the calling thread may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def elsewhere(task: Callable[[], Any]) -> Any:
+    """What a thread of its own finds."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(task).result()
+
+
+def make_engine(bundle: Bundle, cores: Cores) -> OnnxEngine:
+    return OnnxEngine(bundle, capacity=8, opener=Opener(ProviderChoice.CPU, COUNT, cores), chunk_seconds=0.005)
+
+
+@several
+def test_every_model_begins_on_another_core() -> None:
+    for start in range(2 * COUNT):
+        numbers = Cores.all(COUNT, start).numbers
+        assert numbers[0] == ALLOWED[start % COUNT]
+        assert sorted(numbers) == ALLOWED
+
+
+@pytest.mark.parametrize("threads", [1, COUNT - 1, COUNT + 1])
+def test_where_cores_are_left_the_system_chooses(threads: int) -> None:
+    cores = Cores.all(threads, 0)
+    assert cores == Cores()
+    with cores.settled(0):
+        assert allowed() == ALLOWED
+
+
+@several
+def test_a_thread_is_let_go_whatever_happens() -> None:
+    def fail() -> None:
+        with Cores.all(COUNT, 1).settled(0):
+            assert allowed() == [ALLOWED[1]]
+            raise ValueError("no")
+
+    def find() -> list[int]:
+        with pytest.raises(ValueError, match="no"):
+            fail()
+        return allowed()
+
+    assert elsewhere(find) == ALLOWED
+
+
+def test_a_core_that_is_not_there_is_no_error() -> None:
+    with Cores((10_000, 10_001)).settled(0):
+        assert allowed() == ALLOWED
+
+
+@several
+@pytest.mark.parametrize("lanes", [1, COUNT])
+def test_runs_stay_on_their_cores(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+    """And what they bring is the same to the bit."""
+    tokens = np.full((8, 4), 3)
+    cores = Cores.all(COUNT, 1)
+    expected = run_lanes(make_engine(bundles["lstm"], Cores()), make_chunk(tokens))
+    engine = make_engine(bundles["lstm"], cores)
+    engine._lane_counts.update(dict.fromkeys(range(4), lanes))
+    seen = []
+    run = Graph.run
+
+    def watched(self: Graph, *args: Any, **options: Any) -> None:
+        seen.append(allowed())
+        run(self, *args, **options)
+
+    monkeypatch.setattr(Graph, "run", watched)
+    found = elsewhere(partial(run_lanes, engine, make_chunk(tokens)))
+    assert sorted(seen) == sorted([number] for number in cores.numbers[: min(lanes, 8)])
+    assert found.tokens.tobytes() == expected.tokens.tobytes()
+    assert allowed() == ALLOWED
+
+
+@several
+def test_the_other_threads_of_a_run_stay_on_theirs(bundles: dict[str, Bundle]) -> None:
+    cores = Cores.all(COUNT, 0)
+    before = set(Path("/proc/self/task").iterdir())
+    engine = make_engine(bundles["gru"], cores)
+    run_lanes(engine, make_chunk(np.full((8, 1), 3)))
+    started = [os.sched_getaffinity(int(path.name)) for path in set(Path("/proc/self/task").iterdir()) - before]
+    assert all({number} in started for number in cores.numbers[1:])
+    assert {cores.numbers[0]} not in started
+
+
+def test_each_has_a_thread_of_its_own() -> None:
+    """And what one of them raises is not lost."""
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with ThreadPoolExecutor() as executor:
+        side_by_side(executor, [partial(done.append, 1), partial(done.append, 2)])
+        assert sorted(done) == [1, 2]
+        with pytest.raises(ValueError, match="no"):
+            side_by_side(executor, [partial(done.append, 3), fail])
+    assert 3 in done
