@@ -28,6 +28,7 @@ from server.engine import (
     OnnxTreeEngine,
     Opener,
     ProviderChoice,
+    core_count,
 )
 from server.rpc.analysis_servicer import AnalysisServicer
 from server.rpc.compiling import Compiling
@@ -124,22 +125,17 @@ class ServerOptions:
         """How many threads one step uses."""
         if self.threads:
             return self.threads
-        return _core_count()
+        return core_count()
 
     @property
     def message_rate(self) -> float:
         """How many messages a second the streams of one model together are sent at most, about."""
-        return self.messages_per_second or _core_count() * MESSAGES_PER_CORE
+        return self.messages_per_second or core_count() * MESSAGES_PER_CORE
 
     def pace(self) -> Pace:
         """How one model is to go."""
         share = 0.0 if self.messages_per_second else _TELLING_SHARE
         return Pace(self.chunk_seconds, self.gather_seconds, self.message_rate, share)
-
-
-def _core_count() -> int:
-    # Not every system can tell which cores the process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_bundles(paths: Iterable[Path]) -> list[Bundle]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bundle import Bundle
-from server.engine import Cores, OnnxEngine, Opener, ProviderChoice, side_by_side
+from server.engine import Cores, OnnxEngine, Opener, ProviderChoice, core_count, side_by_side
 from server.engine.graphs import Graph
 from tests.test_engine import make_chunk, run_lanes
 
@@ -37,6 +37,41 @@ def elsewhere(task: Callable[[], Any]) -> Any:
 
 def make_engine(bundle: Bundle, cores: Cores) -> OnnxEngine:
     return OnnxEngine(bundle, capacity=8, opener=Opener(ProviderChoice.CPU, COUNT, cores), chunk_seconds=0.005)
+
+
+def group(root: Path, line: str, **files: str) -> Path:
+    """A file system that tells of one control group, and what is in it, by path; / is written __."""
+    for name, content in {"proc__self__cgroup": line, **files}.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "count"),
+    [
+        ("0::/", {"sys__fs__cgroup__cpu.max": "100000 100000\n"}, 1),
+        ("0::/", {"sys__fs__cgroup__cpu.max": "50000 100000\n"}, 1),
+        ("0::/", {"sys__fs__cgroup__cpu.max": "max 100000\n"}, COUNT),
+        ("0::/a/b", {"sys__fs__cgroup__a__cpu.max": "100000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 1\n"}, 1),
+        ("0::/docker/b", {"sys__fs__cgroup__cpu.max": f"{COUNT}90 100\n"}, COUNT),
+        ("1:cpu,cpuacct:/", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "100000"}, COUNT),
+        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1"}, COUNT),
+        ("1:name=systemd:/", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "1"}, COUNT),
+        ("nonsense", {}, COUNT),
+    ],
+)
+def test_a_container_that_is_allowed_less_has_fewer_threads(
+    tmp_path: Path, line: str, files: dict[str, str], count: int
+) -> None:
+    assert core_count(group(tmp_path, line, **files)) == count
+
+
+def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    files = {f"sys__fs__cgroup__cpu__cpu.cfs_{name}_us": "100000\n" for name in ("quota", "period")}
+    assert core_count(group(tmp_path, "4:cpu,cpuacct:/docker/b\n0::/", **files)) == 1
+    assert core_count(tmp_path / "nothing here") == COUNT
 
 
 @several

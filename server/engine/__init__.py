@@ -17,7 +17,7 @@ from server.engine.interface import (
 )
 from server.engine.onnx import OnnxEngine, state_arrays
 from server.engine.providers import Opener, Provider, ProviderChoice
-from server.engine.threads import Cores, side_by_side
+from server.engine.threads import Cores, core_count, side_by_side
 from server.engine.trees import OnnxTreeEngine
 from server.engine.unrolling import DTYPES
 
@@ -42,6 +42,7 @@ __all__ = [
     "Results",
     "TreeEngine",
     "Wanted",
+    "core_count",
     "is_filtered",
     "side_by_side",
     "state_arrays",

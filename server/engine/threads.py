@@ -1,4 +1,5 @@
-"""Threads: several things at once, each on a thread of its own, and the cores that threads of a run stay on.
+"""Threads: how many there are cores for, several things at once, each on a thread of its own, and the cores that
+threads of a run stay on.
 
 A run's other threads sleep between runs. Where the system wakes one on the core of the thread that waits for it, the
 two take turns there for some milliseconds, while another core is idle: a run takes up to twice as long then.
@@ -11,6 +12,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/")
 
 
 def side_by_side(executor: Executor, tasks: Sequence[Callable[[], None]]) -> None:
@@ -26,6 +30,46 @@ def side_by_side(executor: Executor, tasks: Sequence[Callable[[], None]]) -> Non
         wait(others)
     for other in others:
         other.result()
+
+
+def core_count(root: Path = _ROOT) -> int:
+    """How many cores this process may use at once: those that it may run on, as far as a container does not allow it
+    less of their time. More threads than that stop each other.
+
+    Args:
+        root: of the file system, which tells what a control group allows (cgroups(7), both versions).
+    """
+    # Not every system can tell which cores the process may use.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([count, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Of how many cores the time is allowed, by every control group that the process is in and that sets a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            mounted = root / "sys/fs/cgroup"
+            if "cpu" in controllers.split(","):
+                mounted /= "cpu"
+            elif controllers:
+                continue
+            # In a container the path may be the one that the host sees, of which nothing is there but its end.
+            place = mounted / path.lstrip("/")
+            for folder in (place, *place.parents):
+                if folder.is_relative_to(mounted):
+                    yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """What one control group allows, if it sets a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if float(quota) > 0:  # "max" is no number, and -1 is none.
+            yield float(quota) / float(period)
 
 
 @dataclass(frozen=True)
