@@ -11,11 +11,12 @@ import numpy as np
 from benchmarks.arrivals import mixed_requests, poisson_requests, run_in_lock_step
 from benchmarks.clients import Request, Round, Stream
 from benchmarks.graphs import Sizes
-from benchmarks.machine import Occupation, core_count, describe
+from benchmarks.machine import Occupation, describe
 from benchmarks.measurement import Served, medians, percentile_ms, serve, summarise
 from benchmarks.model import PRECISIONS, Model, prepare_model
 from benchmarks.reference import measure_reference
 from benchmarks.server_process import RunningServer, run_server
+from server.engine import core_count
 
 Rows = list[dict[str, Any]]
 STREAMS = 64

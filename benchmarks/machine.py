@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from server.engine import core_count
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 # Git-ignored: models made for the benchmarks, and the results of runs too short to be kept.
@@ -19,11 +21,6 @@ TRIALS = SCRATCH / "results"
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("elman", "grpcio", "numpy", "onnxruntime-gpu", "onnxruntime", "protobuf", "torch")
-
-
-def core_count() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def cpu_seconds(pid: int) -> float:

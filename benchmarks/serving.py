@@ -10,11 +10,12 @@ from typing import Any
 
 from benchmarks.clients import Request
 from benchmarks.graphs import Sizes
-from benchmarks.machine import Occupation, core_count, cpu_seconds, describe
+from benchmarks.machine import Occupation, cpu_seconds, describe
 from benchmarks.measurement import medians, serve, summarise
 from benchmarks.model import PRECISIONS, Model, prepare_model
 from benchmarks.reference import measure_reference
 from benchmarks.server_process import RunningServer, run_server
+from server.engine import core_count
 
 Rows = list[dict[str, Any]]
 

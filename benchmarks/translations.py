@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import SCRATCH, Occupation, core_count, describe
+from benchmarks.machine import SCRATCH, Occupation, describe
 from benchmarks.measurement import CALLS
 from benchmarks.model import PRECISIONS
 from benchmarks.server_process import RunningServer, run_server
@@ -20,6 +20,7 @@ from benchmarks.translation_clients import Translated, TranslationOrder, measure
 from benchmarks.translation_reference import TranslationReference, measure_translation_reference
 from bundle import CharacterVocabulary
 from export import NextToken, Source, Token, Values, export_bundle
+from server.engine import core_count
 from training.encoder_decoder import EncoderDecoder
 
 Rows = list[dict[str, Any]]

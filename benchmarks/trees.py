@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import SCRATCH, Occupation, core_count, describe
+from benchmarks.machine import SCRATCH, Occupation, describe
 from benchmarks.measurement import CALLS, medians
 from benchmarks.server_process import run_server
 from benchmarks.tree_clients import Labelled, TreeOrder, measure_labelled
@@ -18,6 +18,7 @@ from benchmarks.tree_set import INNER, VOCABULARY, word
 from bundle import SymbolVocabulary
 from export import Labels, Token, Tree, export_bundle
 from export.networks import TreeStep
+from server.engine import core_count
 from training.tree_networks import TreeNetwork
 
 Rows = list[dict[str, Any]]

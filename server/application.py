@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -62,6 +63,7 @@ _REDIS = ("redis://", "rediss://", "unix://")
 MESSAGES_PER_CORE = 500
 _TELLING_SHARE = 0.05
 
+_FIRST_CORE = secrets.randbelow(2**16)  # Several servers on one machine are not all to begin on the same.
 _SAME_SIGNAL = 1.0  # seconds
 _TURN = 0.0001  # seconds for which a thread may keep the interpreter when another wants it
 _ALLOCATIONS = 20_000  # objects between two collections
@@ -81,7 +83,7 @@ class ServerOptions:
         host: the address to listen on.
         port: 0 for any free one.
         provider: where models run.
-        threads: how many threads one step may use; 0 for one a core.
+        threads: how many threads one step may use; 0 for one for each core that the process may use.
         slots: how many sequences of one model run at once.
         waiting_limit: how many more may wait, per model.
         chunk_seconds: how long one run of the model may take, as far as one step does not take longer: a newcomer
@@ -321,7 +323,7 @@ def serve_bundle(
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
-    opener = Opener(options.provider, options.thread_count, Cores.all(options.thread_count, number))
+    opener = Opener(options.provider, options.thread_count, Cores.all(options.thread_count, _FIRST_CORE + number))
     serve = _serve_trees if bundle.spec.step.HasField("tree") else _serve_rows
     try:
         running, provider = serve(bundle, options, opener)

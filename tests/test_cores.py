@@ -1,4 +1,5 @@
-"""The threads of a run stay on cores of their own while it lasts, and where they please at any other time."""
+"""How many threads there are; those of a run stay on cores of their own while it lasts, and where they please at any
+other time."""
 
 from __future__ import annotations
 
@@ -11,16 +12,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 
 from bundle import Bundle
-from server.engine import Cores, OnnxEngine, Opener, ProviderChoice, core_count, side_by_side
+from server.engine import (
+    NO_CHILD,
+    Cores,
+    OnnxEngine,
+    OnnxTreeEngine,
+    Opener,
+    ProviderChoice,
+    core_count,
+    side_by_side,
+)
+from server.engine.encoder import Encoder
 from server.engine.graphs import Graph
+from tests.encoder_models import make_translator
 from tests.test_engine import make_chunk, run_lanes
 
 if not hasattr(os, "sched_getaffinity"):
     pytest.skip("this system does not tell which cores there are", allow_module_level=True)
 ALLOWED = sorted(os.sched_getaffinity(0))
 COUNT = len(ALLOWED)
+_QUOTA, _PERIOD = (f"sys__fs__cgroup__cpu__cpu.cfs_{name}_us" for name in ("quota", "period"))
 several = pytest.mark.skipif(COUNT < 2, reason="this machine has one core")
 
 
@@ -56,9 +70,11 @@ def group(root: Path, line: str, **files: str) -> Path:
         ("0::/", {"sys__fs__cgroup__cpu.max": "max 100000\n"}, COUNT),
         ("0::/a/b", {"sys__fs__cgroup__a__cpu.max": "100000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 1\n"}, 1),
         ("0::/docker/b", {"sys__fs__cgroup__cpu.max": f"{COUNT}90 100\n"}, COUNT),
-        ("1:cpu,cpuacct:/", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "100000"}, COUNT),
-        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1"}, COUNT),
-        ("1:name=systemd:/", {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "1"}, COUNT),
+        ("0::/", {"sys__fs__cgroup__cpu.max": "199999 100000\n"}, 1),
+        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {_QUOTA: "100000\n", _PERIOD: "100000\n"}, 1),
+        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {_QUOTA: "-1\n", _PERIOD: "100000\n"}, COUNT),
+        ("1:cpu,cpuacct:/", {_QUOTA: "100000\n"}, COUNT),
+        ("1:name=systemd:/", {"sys__fs__cgroup__cpu.max": "100000 100000\n"}, COUNT),
         ("nonsense", {}, COUNT),
     ],
 )
@@ -68,10 +84,8 @@ def test_a_container_that_is_allowed_less_has_fewer_threads(
     assert core_count(group(tmp_path, line, **files)) == count
 
 
-def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
-    files = {f"sys__fs__cgroup__cpu__cpu.cfs_{name}_us": "100000\n" for name in ("quota", "period")}
-    assert core_count(group(tmp_path, "4:cpu,cpuacct:/docker/b\n0::/", **files)) == 1
-    assert core_count(tmp_path / "nothing here") == COUNT
+def test_without_control_groups_all_cores_count(tmp_path: Path) -> None:
+    assert core_count(tmp_path) == COUNT
 
 
 @several
@@ -142,6 +156,38 @@ def test_the_other_threads_of_a_run_stay_on_theirs(bundles: dict[str, Bundle]) -
     started = [os.sched_getaffinity(int(path.name)) for path in set(Path("/proc/self/task").iterdir()) - before]
     assert all({number} in started for number in cores.numbers[1:])
     assert {cores.numbers[0]} not in started
+
+
+@several
+def test_encoders_and_trees_stay_on_theirs(
+    tree_bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = Cores.all(COUNT, 1)
+    opener = Opener(ProviderChoice.CPU, COUNT, cores)
+    tree_engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=opener)
+    encoder = Encoder(make_translator(tmp_path / "translator"), opener)
+    seen = []
+    run = InferenceSession.run
+
+    def watched(self: InferenceSession, *args: Any) -> Any:
+        seen.append(allowed())
+        return run(self, *args)
+
+    monkeypatch.setattr(InferenceSession, "run", watched)
+    elsewhere(lambda: tree_engine.run(np.zeros(2, np.int64), np.full((2, 2), NO_CHILD)))
+    elsewhere(lambda: encoder.encode([encoder.example()]))
+    assert seen == [[cores.numbers[0]]] * 2
+
+
+@several
+def test_a_thread_goes_back_to_where_it_was() -> None:
+    def find() -> list[int]:
+        os.sched_setaffinity(0, {ALLOWED[1]})
+        with Cores(tuple(ALLOWED)).settled(0):
+            assert allowed() == [ALLOWED[0]]
+        return allowed()
+
+    assert elsewhere(find) == [ALLOWED[1]]
 
 
 def test_each_has_a_thread_of_its_own() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import structlog
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,9 +25,10 @@ from tests.test_engine import make_engine, read, same
 _FOLDERS = "elman-weights-*"
 _LIVING = """
 import time
+from pathlib import Path
 from tests.test_weights import make_graph
 from server.engine.weights import Weights
-weights = Weights(make_graph(), make_graph())
+weights = Weights(Path("graph.onnx"), make_graph(), make_graph())
 print("packed", flush=True)
 time.sleep(600)
 """
@@ -84,9 +86,22 @@ def test_a_graph_of_any_form_computes_with_its_own_weights(packed: bool) -> None
     x = np.random.default_rng(1).standard_normal((5, 21), dtype=np.float32)
     expected = onnxruntime.InferenceSession(make_graph().SerializeToString()).run(None, {"x": x})[0]
     graph = make_graph()
-    weights = Weights(graph, make_graph() if packed else None)
+    weights = Weights(Path("graph.onnx"), graph, make_graph() if packed else None)
     assert len(places(graph)["first"]) == (2 if packed else 1)
     assert run(graph, weights, x).tobytes() == expected.tobytes()
+
+
+def test_what_is_packed_is_what_is_computed_with(folder: Path) -> None:
+    """Overwritten, it gives something else; and there is nothing else in the folder."""
+    x = np.random.default_rng(1).standard_normal((5, 21), dtype=np.float32)
+    graph = make_graph()
+    weights = Weights(Path("graph.onnx"), graph, make_graph())
+    expected = run(graph, weights, x)
+    (file,) = folder.glob(f"{_FOLDERS}/*")
+    contents = np.memmap(file, np.float32, "r+")
+    contents[places(graph)["first"][1] // contents.itemsize :] += 1
+    contents.flush()
+    assert not np.allclose(run(graph, weights, x), expected)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
@@ -111,7 +126,9 @@ def test_without_room_every_graph_packs_for_itself(
     tokens = np.random.default_rng(2).integers(0, 30, (6, 3))
     expected = read(make_engine(bundles["lstm"]), tokens, 3)
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
-    shown, states = read(make_engine(bundles["lstm"]), tokens, 3)
+    with structlog.testing.capture_logs() as logged:
+        shown, states = read(make_engine(bundles["lstm"]), tokens, 3)
+    assert [entry["graph"] for entry in logged] == [str(bundles["lstm"].graph_path)]
     assert [values.tobytes() for values in shown] == [values.tobytes() for values in expected[0]]
     assert all(same(state, before) for state, before in zip(states, expected[1], strict=True))
 
@@ -135,7 +152,7 @@ def test_what_a_killed_server_leaves_is_removed_by_the_next(folder: Path) -> Non
         killed.kill()
         killed.wait()
         assert len(list(folder.glob(_FOLDERS))) == 2
-        weights = Weights(make_graph(), make_graph())
+        weights = Weights(Path("graph.onnx"), make_graph(), make_graph())
         assert len(list(folder.glob(_FOLDERS))) == 2
         del weights
     finally:

@@ -35,8 +35,9 @@ class Encoder:
         self._spec = bundle.spec.encoder
         path = bundle.encoder_path
         assert path is not None
-        self._session: onnxruntime.InferenceSession = opener.open(path, path).session
-        self._cores = opener.cores
+        opened = opener.open(path, path)
+        self._session: onnxruntime.InferenceSession = opened.session
+        self._cores = opened.cores
         check_encoder(bundle, path, self._session)
         step = bundle.spec.step
         self._constants = {constant.name: constant.variable_length for constant in step.constants}

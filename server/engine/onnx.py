@@ -45,7 +45,7 @@ from server.engine.unrolling import (
 )
 from server.engine.weights import Weights
 
-# Few: each has a graph of its own, and whoever changes from one to another finds nothing of it in the caches.
+# Few: each has a graph of its own with threads of its own, which sleep until it is run again.
 _STEP_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _MOST_FILTERED_STEPS = 8  # onnxruntime takes seconds to open longer ones, with all that keeps rows to top-k and top-p
 # Runs that tell more than tokens have fewer graphs, opened when they are needed first, while others wait for that; and
@@ -84,10 +84,10 @@ class OnnxEngine:
         self._chunk_seconds = chunk_seconds
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
-        self._provider = opened.provider
+        self._provider, self._cores = opened.provider, opened.cores
         self._step = read_step_graph(bundle)
         steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
-        self._weights = Weights(self._step.model, steps)
+        self._weights = Weights(bundle.graph_path, self._step.model, steps)
         outputs = bundle.spec.step.outputs
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
@@ -210,7 +210,7 @@ class OnnxEngine:
         return feeds
 
     def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, lane: int | None = None) -> Results:
-        with self._opener.cores.settled(lane or 0):
+        with self._cores.settled(lane or 0):
             graph.run(rows, feeds, self._phase_of(rows), alone=lane is not None)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}

@@ -42,11 +42,13 @@ class OpenedSession:
         session: the session.
         provider: where it runs.
         captures: whether its runs are captured as CUDA graphs, which then are replayed without a word from the host.
+        cores: on which the threads of its runs stay.
     """
 
     session: onnxruntime.InferenceSession
     provider: Provider
     captures: bool = False
+    cores: Cores = field(default_factory=Cores)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Opener:
                     f"--provider auto falls back to the CPU{reason}"
                 )
         options = _options(threads or self.threads, weights, self.cores)
-        return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU)
+        return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU, cores=self.cores)
 
 
 def _open_on_cuda(

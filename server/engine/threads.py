@@ -84,12 +84,12 @@ class Cores:
 
     @classmethod
     def all(cls, threads: int, start: int) -> Cores:
-        """Every core that this process may use, if there is one for each of so many threads and no more. Else others
-        might idle while two processes wait for the same.
+        """Every core that this process may use, if there is one for each of so many threads and no more. Else some
+        might idle while two models wait for the same.
 
         Args:
             threads: how many.
-            start: which of them comes first: another for every model, as much of a run is on one core.
+            start: which of them comes first. Much of a run is on that core alone: another one for every model.
         """
         numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         if len(numbers) != threads or threads == 1:
@@ -109,12 +109,14 @@ class Cores:
         if not self.numbers:
             yield
             return
-        self._allow({self.numbers[thread % len(self.numbers)]})
+        before = os.sched_getaffinity(0)
+        _allow({self.numbers[thread % len(self.numbers)]})
         try:
             yield
         finally:
-            self._allow(set(self.numbers))
+            _allow(before)
 
-    def _allow(self, numbers: set[int]) -> None:
-        with contextlib.suppress(OSError):  # A core may have been taken away.
-            os.sched_setaffinity(0, numbers)
+
+def _allow(numbers: set[int]) -> None:
+    with contextlib.suppress(OSError):  # A core may have been taken away.
+        os.sched_setaffinity(0, numbers)

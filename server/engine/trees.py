@@ -43,8 +43,7 @@ class OnnxTreeEngine:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
         self._session: onnxruntime.InferenceSession = opened.session
-        self._provider = opened.provider
-        self._cores = opener.cores
+        self._provider, self._cores = opened.provider, opened.cores
         self._capacity = capacity
         step = bundle.spec.step
         self._child_count = step.tree.child_count

@@ -28,8 +28,8 @@ from onnx import TensorProto, numpy_helper
 
 _LEAST = 1024  # bytes; below, a constant is no weight
 _KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
-_FOLDERS = "elman-weights-"
-_FILE, _LOCK = "weights", "lock"
+_FOLDERS, _UNNAMED = "elman-weights-", "elman-new-"
+_FILE = "weights"
 _PACKED_GRAPH, _PACKED = "packed.onnx", "packed"
 _ALIGNMENT = 64  # bytes; the products load whole lines of the cache, and end the process where one does not begin there
 _ERROR = 3  # the least severe that onnxruntime logs, which else warns that what it writes is for this machine only
@@ -38,22 +38,24 @@ _log = structlog.get_logger(__name__)
 
 
 class Weights:
-    """The weights taken out of a graph, which from then on refers to the file that holds them. Where there is no room
-    for one they stay in the graph.
+    """The weights taken out of a graph, which from then on refers to the file that holds them. Where none can be
+    written they stay in the graph.
 
     Args:
+        path: the graph's file, to be named.
         model: the graph, which is changed.
         steps: one with the same weights inside, which multiplies by them as all others will, to have them packed for
             the CPU; None: they are not.
     """
 
-    def __init__(self, model: onnx.ModelProto, steps: onnx.ModelProto | None) -> None:
+    def __init__(self, path: Path, model: onnx.ModelProto, steps: onnx.ModelProto | None) -> None:
         self._folder: _Folder | None = None
         try:
             folder = _Folder()
-            references = _write(model, folder.path, _pack(steps, folder.path) if steps is not None else {})
+            references = _write(model, folder.path, _pack(path, steps, folder.path) if steps is not None else {})
         except OSError as error:
-            _log.warning("every graph keeps the weights for itself: there is no room for a file", reason=str(error))
+            what = "no file can be written for the weights: every graph keeps its own"
+            _log.warning(what, graph=str(path), reason=str(error))
             return
         for weight, reference in references:
             weight.CopyFrom(reference)
@@ -79,29 +81,35 @@ class _Pack:
     parts: list[NDArray[np.uint8]]
 
 
-def _pack(steps: onnx.ModelProto, folder: Path) -> dict[str, list[_Pack]]:
+def _pack(path: Path, steps: onnx.ModelProto, folder: Path) -> dict[str, list[_Pack]]:
     """Have onnxruntime write down what it packs of a graph's weights; what there is of each."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR
     options.intra_op_num_threads = 1
-    options.optimized_model_filepath = str(folder / _PACKED_GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _PACKED)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_LEAST))
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    try:
-        onnxruntime.InferenceSession(steps.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        written = onnx.load(folder / _PACKED_GRAPH, load_external_data=False)
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-        _log.warning("every graph packs the weights for itself", reason=str(error))
-        return {}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        graph = Path(scratch) / _PACKED_GRAPH
+        options.optimized_model_filepath = str(graph)
+        try:
+            onnxruntime.InferenceSession(steps.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return _packs(onnx.load(graph, load_external_data=False), graph.with_name(_PACKED))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            _log.warning("the weights cannot be packed: every graph packs its own", graph=str(path), reason=str(error))
+            return {}
+
+
+def _packs(written: onnx.ModelProto, file: Path) -> dict[str, list[_Pack]]:
+    """What is packed of each weight of a graph. It is mapped, and stays when the file is removed."""
     packs: dict[str, list[_Pack]] = {}
     for entry in written.graph.initializer:
         for item in entry.external_data:
             if item.key.startswith("prepacked"):  # kernel|offset;length;checksum|...
                 kernel, *parts = item.value.split("|")
-                content = np.memmap(folder / _PACKED, np.uint8, "r")
+                contents = np.memmap(file, np.uint8, "r")
                 places = [tuple(map(int, part.split(";")[:2])) for part in parts]
-                pack = _Pack(kernel, [content[offset : offset + length] for offset, length in places])
+                pack = _Pack(kernel, [contents[offset : offset + length] for offset, length in places])
                 packs.setdefault(entry.name, []).append(pack)
     return packs
 
@@ -136,7 +144,8 @@ def _add(file: BinaryIO, content: NDArray[Any]) -> int:
 
 
 class _Folder:
-    """A folder for as long as this object lives. That of a process that was killed is removed when the next is made.
+    """A folder for as long as this object lives. That of a process that was killed is removed when the next is made:
+    nobody has it locked, which also keeps those away who tidy up (tmpfiles.d(5)).
 
     Attributes:
         path: where it is.
@@ -144,13 +153,27 @@ class _Folder:
 
     def __init__(self) -> None:
         _remove_left()
-        self.path = Path(tempfile.mkdtemp(prefix=_FOLDERS))
-        # Locked before it has its name, so that nobody takes the folder for one that was left.
-        unnamed = self.path / f"new-{_LOCK}"
-        lock = os.open(unnamed, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        unnamed.rename(self.path / _LOCK)
+        unnamed = Path(tempfile.mkdtemp(prefix=_UNNAMED))
+        self.path = unnamed.with_name(_FOLDERS + unnamed.name.removeprefix(_UNNAMED))
+        # Locked before it has its name, so that nobody takes it for one that was left.
+        lock = _lock(unnamed)
+        unnamed.rename(self.path)
         weakref.finalize(self, _remove, self.path, lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder; what is to be closed to unlock it.
+
+    Raises:
+        OSError: it is locked, or not ours.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _remove(folder: Path, lock: int) -> None:
@@ -159,8 +182,6 @@ def _remove(folder: Path, lock: int) -> None:
 
 
 def _remove_left() -> None:
-    """Remove the folders of those who have ended without: nobody has their locks."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*/{_LOCK}"):
-        with contextlib.suppress(OSError), lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with contextlib.suppress(OSError):
+            _remove(folder, _lock(folder))
