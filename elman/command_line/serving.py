@@ -47,9 +47,7 @@ def serve(
         ProviderName,
         typer.Option(help="auto: CUDA where it loads, else the CPU. cuda: CUDA, or the server does not start."),
     ] = ProviderName.auto,
-    threads: Annotated[
-        int, typer.Option(help="Threads of a step on the CPU; 0: one a core it may use.", min=0)
-    ] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of a step on the CPU; 0: one a core it may use.", min=0)] = 0,
     slots: Annotated[int, typer.Option(help="Sequences of one model that run at once.", min=1)] = 128,
     waiting_limit: Annotated[
         int,
