@@ -1,4 +1,5 @@
-"""The cases that a start of all at once does not show: random arrivals, a newcomer, a very long prompt."""
+"""The cases that a start of all at once does not show: random arrivals, a newcomer, a very long prompt, a client that
+calls now and then."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ _PROMPT_TOKENS = 32
 _STEADY_TOKENS = 1024
 _ENDLESS = 65_536  # The largest max_tokens that a server takes.
 _NEWCOMER_SPACING = (0.25, 0.35)  # seconds; each has gone when the next one comes.
+_LONE_SPACING, _LONE_TOKENS = (0.04, 0.08), 64  # Likewise, and the server is idle between two.
 _REFERENCE_SIZES = (1, 16, STREAMS)
 
 
@@ -70,7 +72,7 @@ def measure_cases(options: CaseOptions, advance: Callable[[str], None]) -> Rows:
     rows: Rows = []
     model = prepare_model(Sizes(), options.precisions)
     for precision in options.precisions:
-        found: dict[str, list[dict[str, float]]] = {"poisson": [], "newcomer": [], "long prompt": []}
+        found: dict[str, list[dict[str, float]]] = {"poisson": [], "newcomer": [], "long prompt": [], "lone": []}
         with run_server([model.bundle(precision)], slots=256, options=options.server_options) as server:
             bench = _Bench(model, server, precision, options)
             for repeat in range(options.repeats):
@@ -84,6 +86,8 @@ def measure_cases(options: CaseOptions, advance: Callable[[str], None]) -> Rows:
                 found["newcomer"].append(bench.newcomers(seed=repeat))
                 advance(f"{where}: random arrivals")
                 found["poisson"].append(bench.poisson(seed=repeat))
+                advance(f"{where}: a client that calls now and then")
+                found["lone"].append(bench.lone(seed=repeat))
                 others = occupation.others_share()
                 for repeats in found.values():
                     repeats[-1]["others_share_of_cores"] = others
@@ -98,7 +102,7 @@ def measure_cases(options: CaseOptions, advance: Callable[[str], None]) -> Rows:
 
 def step_count(options: CaseOptions) -> int:
     """How often `measure_cases` advances."""
-    return 4 * options.repeats * len(options.precisions)
+    return 5 * options.repeats * len(options.precisions)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,26 @@ class _Bench:
             "allowed_ms": allowed_ms,
             "p50_ratio": percentile_ms(first_tokens, 50) / allowed_ms,
             "p99_ratio": percentile_ms(first_tokens, 99) / allowed_ms,
+        }
+
+    def lone(self, seed: int) -> dict[str, float]:
+        """Streams that come one after the other on a server that is idle before each: how long they take, against as
+        many of U's steps, whose threads spin all the time."""
+        generator = np.random.default_rng(seed)
+        count = round(self.options.seconds / 2 / float(np.mean(_LONE_SPACING)))
+        times = np.cumsum(generator.uniform(*_LONE_SPACING, size=count))
+        (found,) = self.serve([Request(_PROMPT_TOKENS, _LONE_TOKENS, at=float(time)) for time in times])
+        first_tokens = np.array([stream.times[0] - stream.started for stream in found.streams])
+        wholes = np.array([stream.times[-1] - stream.started for stream in found.streams])
+        forced, free = self._reference_steps(1)
+        raw_ms = 1000 * (_PROMPT_TOKENS * forced + (_LONE_TOKENS - 1) * free)
+        return {
+            "ttft_p50_ms": percentile_ms(first_tokens, 50),
+            "ttft_p99_ms": percentile_ms(first_tokens, 99),
+            "whole_p50_ms": percentile_ms(wholes, 50),
+            "whole_p99_ms": percentile_ms(wholes, 99),
+            "raw_ms": raw_ms,
+            "p50_ratio": percentile_ms(wholes, 50) / raw_ms,
         }
 
     def poisson(self, seed: int) -> dict[str, float]:

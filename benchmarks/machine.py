@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from server.engine import core_count
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 # Git-ignored: models made for the benchmarks, and the results of runs too short to be kept.
@@ -21,6 +19,13 @@ TRIALS = SCRATCH / "results"
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("elman", "grpcio", "numpy", "onnxruntime-gpu", "onnxruntime", "protobuf", "torch")
+
+
+def _core_count() -> int:
+    # Not on top: the clients' process is to load no onnxruntime.
+    from server.engine import core_count
+
+    return core_count()
 
 
 def cpu_seconds(pid: int) -> float:
@@ -45,7 +50,7 @@ class Occupation:
     def others_share(self) -> float:
         """As a share of all cores."""
         others = (_busy_seconds() - self._busy) - (self._own_seconds() - self._ours)
-        return max(0.0, others) / ((time.perf_counter() - self._started) * core_count())
+        return max(0.0, others) / ((time.perf_counter() - self._started) * _core_count())
 
     def _own_seconds(self) -> float:
         ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -62,7 +67,7 @@ def describe() -> dict[str, object]:
     """The machine, the versions and the day, as they stand in every result."""
     return {
         "machine": {
-            "cores": core_count(),
+            "cores": _core_count(),
             "cpu": _of_the_processor("model name") or platform.processor() or "unknown",
             "vector_instructions": _vector_instructions(),
             "system": f"{platform.system()} {platform.machine()}",

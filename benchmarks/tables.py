@@ -65,11 +65,20 @@ CASE_COLUMNS = {
         Column("p99 over\nthe usual", figure("gap_p99_ratio", ".2f")),
         _OTHERS,
     ),
+    "lone": (
+        Column("", figure("precision", "")),
+        Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
+        Column("all tokens ms\np50 / p99", figures(".1f", "whole_p50_ms", "whole_p99_ms")),
+        Column("U's steps ms", figure("raw_ms", ".1f")),
+        Column("p50 over\nU's", figure("p50_ratio", ".2f")),
+        _OTHERS,
+    ),
 }
 CASE_TITLES = {
     "poisson": "Streams that arrive at random, with lengths that differ",
     "newcomer": "A stream that arrives while 63 others run",
     "long prompt": "64 streams, one of them still reading a prompt of 16,384 tokens",
+    "lone": "A client that calls now and then",
 }
 CASE_LEGENDS = {
     "poisson": """\
@@ -78,6 +87,9 @@ where 64 run. Lock step: the same requests worked out in batches of at most 64 t
 steps, without network or scheduling.""",
     "newcomer": "Allowed: two chunks, 5 ms each by default, and a step of the server for each token of the prompt.",
     "long prompt": "The gaps of the 63 others; the usual ones are those of 64 equal streams.",
+    "lone": """\
+Prompts of 32 tokens, 64 generated, one such stream every 40 to 80 ms; the server is idle between two. U has no network,
+and its threads spin all the time.""",
 }
 
 GROWTH_COLUMNS = (

@@ -397,6 +397,29 @@ def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEng
         assert first + inbox(other).tokens_and_end()[0] == continuation(prompt, 400)
 
 
+def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
+    engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs take few numbers of steps: 7 are 4, 2 and 1, one after the other."""
+    engine.seconds = {1: 0.0001, 2: 0.002, 3: 0.003}
+    others = [generation([2], 400), generation([5], 400)]
+    for other in others:
+        scheduler.submit(other)
+        inbox(other).events.get(timeout=10)
+    run = engine.run
+
+    def watched(rows: range, chunk: Any, *, lane: int | None = None) -> Any:
+        engine.ahead.append((0, 0))
+        return run(rows, chunk, lane=lane)
+
+    monkeypatch.setattr(engine, "run", watched)
+    newcomer = generation([1, 2, 3, 4, 5, 6, 7, 8], 2)
+    scheduler.submit(newcomer)
+    assert inbox(newcomer).tokens_and_end()[0] == continuation([1, 2, 3, 4, 5, 6, 7, 8], 2)
+    first = engine.ahead.index((1, 4))
+    assert engine.ahead[first : first + 3] == [(1, 4), (1, 2), (1, 1)]
+
+
 def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -> None:
     other = generation([2], 300)
     scheduler.submit(other)

@@ -149,7 +149,8 @@ class Rows:
         self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
 
     def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
-        self._read_ahead()
+        while self._read_ahead():
+            pass
         plan = self._plan(others_wait)
         looking = self._batch.looking(plan.count)
         self._batch.host.prepare(looking)
@@ -169,23 +170,28 @@ class Rows:
         self._record(outlook, results, endings, tell)
         self._release({*endings, *self._branch(branches)})
 
-    def _read_ahead(self) -> None:
+    def _read_ahead(self) -> bool:
         """Let some who still read their prompts go on with that by themselves for a moment: alone, a few rows take a
-        small part of the time that they take beside many, and whoever has come last has its first token the sooner."""
+        small part of the time that they take beside many, and whoever has come last has its first token the sooner.
+
+        Returns:
+            whether they have: then they may be able to go on with fewer steps, as there are runs of few numbers only.
+        """
         readers = self._batch.readers
         if readers is None or self._single_steps:
-            return
+            return False
         now, available = time.perf_counter(), self._engine.step_counts_for(False, NOTHING)
         most = self._batch.most_ahead(readers)
         count = self._pace.count_ahead(len(readers), len(self._batch), most, available, now)
         if not count:
-            return
+            return False
         try:
             self._engine.read_ahead(readers, self._batch.read_ahead(readers, count))
         except EngineError:
-            return  # Whose fault it is shows as soon as they are run with the others.
+            return False  # Whose fault it is shows as soon as they are run with the others.
         self._pace.note_ahead(len(readers), count, time.perf_counter() - now)
         self._batch.skip(readers, count)
+        return True
 
     def fail(self, error: Exception, tell: Tell) -> None:
         emissions: list[Emission] = []
