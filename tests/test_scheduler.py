@@ -369,6 +369,10 @@ def test_what_is_run_ahead_takes_a_tenth_of_the_time_and_is_worth_it() -> None:
     pace.note(20, 1, 0.002)
     assert pace.count_ahead(20, 64, 100, available, now=200.0) == 0  # They would keep the others waiting for too long.
     assert pace.count_ahead(4, 64, 100, available, now=200.0) == 16  # Unknown, but hoped for.
+    for _ in range(10):
+        pace.note(64, 4, 0.004)
+    assert pace.count_ahead(4, 64, 4, available, now=200.0) == 4
+    assert pace.count_ahead(4, 64, 3, available, now=200.0) == 0  # All take four in the next run.
 
 
 def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
@@ -398,14 +402,21 @@ def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEng
 
 
 def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
-    engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs take few numbers of steps: 7 are 4, 2 and 1, one after the other."""
-    engine.seconds = {1: 0.0001, 2: 0.002, 3: 0.003}
-    others = [generation([2], 400), generation([5], 400)]
-    for other in others:
-        scheduler.submit(other)
-        inbox(other).events.get(timeout=10)
+    """One after the other, as there are runs of few numbers of steps only."""
+    pace = Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9)
+
+    def count_ahead(rows: int, all_rows: int, most: int, available: tuple[int, ...], now: float) -> int:
+        return max((count for count in available if count <= most), default=0)  # There is time for all of it.
+
+    monkeypatch.setattr(pace, "count_ahead", count_ahead)
+    scheduler = make_scheduler(engine, pace=pace)
+    scheduler.start()
+    engine.seconds = {1: 0.001, 2: 0.001}
+    other = generation([2], 400)
+    scheduler.submit(other)
+    inbox(other).events.get(timeout=10)
     run = engine.run
 
     def watched(rows: range, chunk: Any, *, lane: int | None = None) -> Any:
@@ -416,8 +427,32 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
     newcomer = generation([1, 2, 3, 4, 5, 6, 7, 8], 2)
     scheduler.submit(newcomer)
     assert inbox(newcomer).tokens_and_end()[0] == continuation([1, 2, 3, 4, 5, 6, 7, 8], 2)
+    scheduler.stop()
     first = engine.ahead.index((1, 4))
     assert engine.ahead[first : first + 3] == [(1, 4), (1, 2), (1, 1)]
+
+
+def test_first_tokens_are_told_first(engine: FakeEngine) -> None:
+    told: list[list[Emission]] = []
+
+    def deliver(emissions: list[Emission]) -> None:
+        told.append(emissions)
+        hand_over(emissions)
+
+    scheduler = make_scheduler(engine, deliver=deliver)
+    scheduler.start()
+    others = [generation([2], 300), generation([5], 300)]
+    for other in others:
+        scheduler.submit(other)
+        inbox(other).events.get(timeout=10)
+    engine.seconds = {2: 0.001, 3: 0.001}
+    newcomer = generation([1, 2], 2)
+    scheduler.submit(newcomer)
+    inbox(newcomer).tokens_and_end()
+    scheduler.stop()
+    together = next(emissions for emissions in told if newcomer.receiver in [receiver for receiver, _ in emissions])
+    assert len(together) > 1
+    assert together[0][0] is newcomer.receiver
 
 
 def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -> None:

@@ -71,7 +71,7 @@ class Pace:
 
         What is run ahead keeps the others waiting: it may take a tenth of the time, and what it has not taken for a
         while it may take later, but never more than a chunk at once. And it has to be worth it: each of these steps is
-        one that they need not take beside the others.
+        one that they need not take beside the others, but those that all take in the next run cost nothing.
 
         Args:
             rows: how many they are.
@@ -82,6 +82,8 @@ class Pace:
         """
         self._ahead_seconds += _AHEAD_SHARE * (now - self._ahead_since)
         self._ahead_seconds, self._ahead_since = min(self._ahead_seconds, self._chunk_seconds), now
+        if most < self.step_count(all_rows, available[-1], available):
+            return 0
         usual = self._step_seconds.get(all_rows.bit_length(), math.inf)
         # What is not known yet is hoped for, and then known.
         step_seconds = self._step_seconds.get(rows.bit_length(), usual * rows / all_rows)

@@ -430,7 +430,9 @@ class Rows:
                     sequence.show(results, row, steps, self._label_output, last=row in endings)
         interval = self._pace.interval(len(batch))
         snapshots = set(np.flatnonzero(batch.rows["position"] >= batch.rows["snapshot_at"]).tolist())
-        for row in {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}:
+        told = {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}
+        # To write to all takes a while, and whoever waits for its first token has been due for the longest.
+        for row in sorted(told, key=batch.rows["due"].__getitem__):
             sequence = batch.sequences[row]
             tokens = batch.hand_on(row, now, interval)
             if sequence.aborted or sequence.ended:
