@@ -145,7 +145,7 @@ def cases(
     server_option: ServerOptions = _NONE,
     output: Output = None,
 ) -> None:
-    """The special cases: random arrivals, a newcomer, a very long prompt."""
+    """The special cases: random arrivals, a newcomer, a very long prompt, a client that calls now and then."""
     options = special.CaseOptions(
         precisions=tuple(dict.fromkeys(precision)),
         repeats=repeats,
