@@ -355,31 +355,38 @@ def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> Non
     assert fixed.interval(16) == 0.04
 
 
-def test_what_is_run_ahead_takes_a_tenth_of_the_time_and_is_worth_it() -> None:
+def test_what_is_run_ahead_takes_a_twentieth_of_the_time_and_is_worth_it() -> None:
     pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
     available = (1, 2, 4, 8, 16)
     assert pace.count_ahead(1, 64, 100, available, now=100.0) == 0  # Nothing is known of so many rows.
     pace.note(64, 1, 0.004)
-    pace.note(1, 1, 0.0004)
-    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 8  # As long as a chunk, never longer.
-    assert pace.count_ahead(1, 64, 7, available, now=100.0) == 4
-    pace.note_ahead(1, 12, 0.0048)
-    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 0
-    assert pace.count_ahead(1, 64, 100, available, now=100.01) == 2
-    pace.note(20, 1, 0.002)
-    assert pace.count_ahead(20, 64, 100, available, now=200.0) == 0  # They would keep the others waiting for too long.
-    assert pace.count_ahead(4, 64, 100, available, now=200.0) == 16  # Unknown, but hoped for.
+    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 16  # Unknown, but hoped for.
+    pace.note_ahead(1, 16, 0.0064)
+    for _ in range(4):
+        assert pace.count_ahead(1, 64, 100, available, now=100.0) == 8  # As much as four chunks in a row,
+        pace.note_ahead(1, 8, 0.0032)
+    for count in (1, 2, 4):
+        pace.note_ahead(1, count, 0.0004 * count)
+    assert pace.count_ahead(1, 64, 100, available, now=100.07) == 2  # and then a twentieth of the time.
+    assert pace.count_ahead(1, 64, 100, available, now=200.0) == 8  # No run is longer than a chunk.
+    assert pace.count_ahead(1, 64, 7, available, now=200.0) == 4
+    for count in available:
+        pace.note_ahead(20, count, 0.0021 * count)
+    for _ in range(3):  # They would keep the others waiting for too long,
+        assert pace.count_ahead(20, 64, 2, available, now=300.0) == 0
+    assert pace.count_ahead(20, 64, 2, available, now=300.0) == 2  # but that may have been a bad moment.
     for _ in range(10):
         pace.note(64, 4, 0.004)
-    assert pace.count_ahead(4, 64, 4, available, now=200.0) == 4
-    assert pace.count_ahead(4, 64, 3, available, now=200.0) == 0  # All take four in the next run.
+    assert pace.count_ahead(4, 64, 4, available, now=400.0) == 4
+    assert pace.count_ahead(4, 64, 3, available, now=400.0) == 0  # All take four in the next run.
 
 
 def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
     others = [generation([2], 400), generation([5, 5], 400)]
+    begun = []
     for other in others:
         scheduler.submit(other)
-        inbox(other).events.get(timeout=10)
+        begun.append(inbox(other).events.get(timeout=10))
     engine.seconds = {1: 0.0001, 2: 0.002, 3: 0.003, 4: 0.004}
     prompts = [[1 + (length + index) % 8 for index in range(length)] for length in (30, 2, 61, 1, 17)]
     for prompt in prompts:
@@ -395,10 +402,8 @@ def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEng
             if isinstance(event, Snapshot | Finished):
                 assert event.state == {"total": sum(read[: event.position])}
     assert sum(rows * steps for rows, steps in engine.ahead) > sum(map(len, prompts)) / 4
-    for other in others:
-        prompt = other.forced.tolist()
-        first = continuation(prompt, 1)
-        assert first + inbox(other).tokens_and_end()[0] == continuation(prompt, 400)
+    for other, first in zip(others, begun, strict=True):
+        assert [*first.ids, *inbox(other).tokens_and_end()[0]] == continuation(other.forced.tolist(), 400)
 
 
 def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
@@ -430,6 +435,60 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
     scheduler.stop()
     first = engine.ahead.index((1, 4))
     assert engine.ahead[first : first + 3] == [(1, 4), (1, 2), (1, 1)]
+
+
+def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9)
+    monkeypatch.setattr(pace, "count_ahead", lambda rows, all_rows, most, available, now: int(most > 0))
+    scheduler = make_scheduler(engine, pace=pace)
+    scheduler.start()
+    other, first, second = generation([2], 400), generation([1] * 30, 2), generation([3] * 30, 2)
+    scheduler.submit(other)
+    inbox(other).events.get(timeout=10)
+    read_ahead = engine.read_ahead
+
+    def watched(rows: range, inputs: Any) -> None:
+        if not engine.ahead:
+            scheduler.submit(second)
+        read_ahead(rows, inputs)
+
+    monkeypatch.setattr(engine, "read_ahead", watched)
+    scheduler.submit(first)
+    assert inbox(first).tokens_and_end()[0] == continuation([1] * 30, 2)
+    assert inbox(second).tokens_and_end()[0] == continuation([3] * 30, 2)
+    scheduler.stop()
+    assert engine.ahead[:2] == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("patience", [0.0, 10.0])
+def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(
+    engine: FakeEngine, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as they have patience."""
+    monkeypatch.setattr("server.scheduling.rows._PATIENCE", patience)
+    told: list[list[Emission]] = []
+
+    def deliver(emissions: list[Emission]) -> None:
+        if emissions:
+            told.append(emissions)
+        hand_over(emissions)
+
+    scheduler = make_scheduler(engine, deliver=deliver)
+    scheduler.start()
+    other, newcomer = generation([2], 400), generation([5], 2)
+    engine.seconds = {1: 0.001, 2: 0.001}
+    scheduler.submit(other)
+    inbox(other).events.get(timeout=10)
+    engine.gate.clear()
+    time.sleep(0.1)  # The next run has begun.
+    before = len(told)
+    scheduler.submit(newcomer)
+    engine.gate.set()
+    inbox(newcomer).tokens_and_end()
+    scheduler.stop()
+    assert (newcomer.receiver in [receiver for receiver, _ in told[before]]) == (patience > 0)
 
 
 def test_first_tokens_are_told_first(engine: FakeEngine) -> None:
@@ -757,6 +816,6 @@ def test_a_prompt_tells_its_state_just_before_its_last_token_and_nothing_behind_
         snapshots = [event for event in events if isinstance(event, Snapshot)]
         assert snapshots[-1] == Snapshot(length - 1, {"total": sum(prompt[:-1])})
         assert all(snapshot.state == {"total": sum(prompt[: snapshot.position])} for snapshot in snapshots)
-        assert len(snapshots) >= length // 10
+        assert len(snapshots) >= length // 20  # More, but for what is read ahead.
     for other in others:
         scheduler.abort(other)

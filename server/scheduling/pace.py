@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
+
+_Key = TypeVar("_Key")
 
 _FASTER, _SLOWER = 0.5, 0.1  # the weight of a new measurement against all before it
 _FAR = 3600.0  # seconds
-_AHEAD_SHARE = 0.1  # of the time, for those who read ahead
-_AHEAD_CHUNKS = 4  # of all rows, between two runs ahead
-_AHEAD_GAIN = 3  # times as fast as beside all others, at least
+_AHEAD_SHARE = 0.05  # of the time, for those who read ahead
+_AHEAD_CHUNKS = 8  # of all rows, between two runs ahead
+_MOST_AHEAD_CHUNKS = 4  # that are run ahead one after the other
+_AHEAD_GAIN = 2  # times as fast as beside all others, at least
+_HOPE = 0.98  # what is too slow is taken for so much of that at the next time
 _LONGEST_GATHERING = 0.16  # seconds; a text that comes in pieces further apart does not flow any more
 _MOST = 1.5  # times what is known: beyond, a measurement counts as this
 
@@ -37,6 +42,7 @@ class Pace:
         self._ahead_seconds, self._ahead_since = 0.0, 0.0  # what may be run ahead, and as of when
         self._telling_seconds: dict[int, float] = {}  # by the power of two that the number of streams falls below
         self._step_seconds: dict[int, float] = {}  # by the power of two that the number of rows falls below
+        self._ahead_run_seconds: dict[tuple[int, int], float] = {}  # likewise, and by the number of steps
 
     def note(self, rows: int, count: int, seconds: float) -> None:
         """Learn that `count` steps of so many rows took so long."""
@@ -69,9 +75,10 @@ class Pace:
     def count_ahead(self, rows: int, all_rows: int, most: int, available: Sequence[int], now: float) -> int:
         """How many steps some rows that still read may be ahead of the others; 0: none, for now.
 
-        What is run ahead keeps the others waiting: it may take a tenth of the time, and what it has not taken for a
-        while it may take later, but never more than a chunk at once. And it has to be worth it: each of these steps is
-        one that they need not take beside the others, but those that all take in the next run cost nothing.
+        What is run ahead keeps the others waiting: it may take a twentieth of the time, and what it has not taken for a
+        while it may take later, but never more than a chunk in one run, and four in a row. And it has to be worth it:
+        each of these steps is one that they need not take beside the others, but those that all take in the next run
+        cost nothing.
 
         Args:
             rows: how many they are.
@@ -81,16 +88,33 @@ class Pace:
             now: the time.
         """
         self._ahead_seconds += _AHEAD_SHARE * (now - self._ahead_since)
-        self._ahead_seconds, self._ahead_since = min(self._ahead_seconds, self._chunk_seconds), now
+        self._ahead_seconds = min(self._ahead_seconds, _MOST_AHEAD_CHUNKS * self._chunk_seconds)
+        self._ahead_since = now
         if most < self.step_count(all_rows, available[-1], available):
             return 0
         usual = self._step_seconds.get(all_rows.bit_length(), math.inf)
-        # What is not known yet is hoped for, and then known.
-        step_seconds = self._step_seconds.get(rows.bit_length(), usual * rows / all_rows)
-        if _AHEAD_GAIN * step_seconds > usual:
-            return 0
-        fitting = [count for count in available if count <= most and count * step_seconds <= self._ahead_seconds]
-        return fitting[-1] if fitting else 0
+        budget = min(self._ahead_seconds, self._chunk_seconds)
+        for count in reversed(available):
+            if count <= most and self._run_ahead_seconds(rows, count, usual * rows / all_rows, usual) <= budget:
+                return count
+        return 0
+
+    def _run_ahead_seconds(self, rows: int, count: int, hoped: float, usual: float) -> float:
+        """How long `count` steps ahead are expected to take; infinite where that is too long.
+
+        Args:
+            rows: of so many rows.
+            count: the number of steps.
+            hoped: seconds of a step as long as nothing is known.
+            usual: seconds of a step of all rows.
+        """
+        known, key = self._ahead_run_seconds, (rows.bit_length(), count)
+        seconds = known.get(key, hoped * count)
+        if seconds <= self._chunk_seconds and _AHEAD_GAIN * seconds <= usual * count:
+            return seconds
+        if key in known:  # It was so at some moment, which must not decide for all newcomers to come.
+            known[key] *= _HOPE
+        return math.inf
 
     @property
     def until_ahead(self) -> float:
@@ -99,7 +123,7 @@ class Pace:
 
     def note_ahead(self, rows: int, count: int, seconds: float) -> None:
         """Learn that `count` steps ahead of so many rows took so long."""
-        self.note(rows, count, seconds)
+        _learn(self._ahead_run_seconds, (rows.bit_length(), count), seconds)
         self._ahead_seconds -= seconds
 
     def steps_in(self, rows: int, seconds: float) -> int:
@@ -119,8 +143,8 @@ class Pace:
         return math.ldexp(least, doublings)
 
 
-def _learn(known: dict[int, float], bucket: int, measured: float) -> None:
+def _learn(known: dict[_Key, float], key: _Key, measured: float) -> None:
     """Bring what is known nearer to a measurement."""
-    before = known.get(bucket, measured)
+    before = known.get(key, measured)
     weight = _FASTER if measured < before else _SLOWER
-    known[bucket] = before + weight * (min(measured, _MOST * before) - before)
+    known[key] = before + weight * (min(measured, _MOST * before) - before)

@@ -42,6 +42,7 @@ from server.scheduling.sequence import (
 )
 from server.scheduling.turn import Plan, Ran, Turn
 
+_PATIENCE = 0.02  # seconds for which those whose tokens have gathered wait where others are to be let in first
 # A turn is planned for so many times the steps that are expected: what has a core for itself takes more of them.
 _SLACK = 2
 _log = structlog.get_logger(__name__)
@@ -149,7 +150,7 @@ class Rows:
         self._release([row for row, sequence in enumerate(self._batch.sequences) if sequence.aborted])
 
     def take_turn(self, others_wait: bool, tell: Tell, interrupted: Callable[[], bool]) -> None:
-        while self._read_ahead():
+        while self._read_ahead() and not interrupted():  # Who has come meanwhile can read with them.
             pass
         plan = self._plan(others_wait)
         looking = self._batch.looking(plan.count)
@@ -167,7 +168,8 @@ class Rows:
         for rows in ran.lanes:
             self._engine.commit(rows)
         self._batch.advance(ran.counts, results.tokens)
-        self._record(outlook, results, endings, tell)
+        # To tell all takes about as long as it takes a newcomer to its first token.
+        self._record(outlook, results, endings, tell, _PATIENCE if interrupted() else 0.0)
         self._release({*endings, *self._branch(branches)})
 
     def _read_ahead(self) -> bool:
@@ -416,8 +418,11 @@ class Rows:
                     _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
                     endings[row] = _Ending(ending.steps, ending.tokens, error=MODEL_FAILED)
 
-    def _record(self, outlook: Outlook, results: Results, endings: dict[int, _Ending], tell: Tell) -> None:
-        """Give readings what they are shown and generations their tokens; tell whoever is to be told."""
+    def _record(
+        self, outlook: Outlook, results: Results, endings: dict[int, _Ending], tell: Tell, patience: float
+    ) -> None:
+        """Give readings what they are shown and generations their tokens; tell whoever has been due for `patience`
+        seconds, and whoever ends."""
         batch, emissions, now = self._batch, list[Emission](), time.perf_counter()
         for row, ending in endings.items():
             outlook.gained[row] = ending.tokens
@@ -430,7 +435,7 @@ class Rows:
                     sequence.show(results, row, steps, self._label_output, last=row in endings)
         interval = self._pace.interval(len(batch))
         snapshots = set(np.flatnonzero(batch.rows["position"] >= batch.rows["snapshot_at"]).tolist())
-        told = {*batch.due(now, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}
+        told = {*batch.due(now - patience, self._engine.step_counts_for(False, NOTHING)[-1]), *snapshots, *endings}
         # To write to all takes a while, and whoever waits for its first token has been due for the longest.
         for row in sorted(told, key=batch.rows["due"].__getitem__):
             sequence = batch.sequences[row]
