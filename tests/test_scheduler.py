@@ -252,8 +252,9 @@ def test_while_all_read_their_prompts_a_chunk_ends_with_the_first_prompt(engine:
 def test_while_somebody_waits_for_a_row_no_chunk_runs_beyond_the_first_end() -> None:
     engine = FakeEngine(capacity=2)
     run_together(make_scheduler(engine), [generation([1], length) for length in (7, 100, 5)])
-    # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins.
-    assert engine.runs[:4] == [(2, 1), (2, 4), (2, 2), (2, 4)]
+    # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins, and the run
+    # ends with its first token.
+    assert engine.runs[:5] == [(2, 1), (2, 4), (2, 2), (2, 1), (2, 4)]
 
 
 def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEngine) -> None:
@@ -375,10 +376,11 @@ def test_what_is_run_ahead_takes_a_twentieth_of_the_time_and_is_worth_it() -> No
     for _ in range(3):  # They would keep the others waiting for too long,
         assert pace.count_ahead(20, 64, 2, available, now=300.0) == 0
     assert pace.count_ahead(20, 64, 2, available, now=300.0) == 2  # but that may have been a bad moment.
-    for _ in range(10):
-        pace.note(64, 4, 0.004)
-    assert pace.count_ahead(4, 64, 4, available, now=400.0) == 4
-    assert pace.count_ahead(4, 64, 3, available, now=400.0) == 0  # All take four in the next run.
+    for _ in range(4):
+        assert pace.cuts_short(64, now=400.0)  # From the same time, a step each.
+        pace.note_ahead(4, 1, 0.001)
+    assert not pace.cuts_short(64, now=400.0)
+    assert pace.count_ahead(4, 64, 1, available, now=400.0) == 0
 
 
 def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:

@@ -245,6 +245,13 @@ class Batch:
         return left
 
     @property
+    def first_token_in(self) -> int | None:
+        """After how many steps some row generates its first token; None if none still reads its prompt."""
+        rows, left = self.rows, self.prompt_left
+        left = left[rows["generates"] & (left > 0)]
+        return int(left.min()) if left.size else None
+
+    @property
     def halts_in(self) -> int | None:
         """After how many steps at the latest a run has to end, because a row's state just there is wanted."""
         rows = self.rows

@@ -77,8 +77,7 @@ class Pace:
 
         What is run ahead keeps the others waiting: it may take a twentieth of the time, and what it has not taken for a
         while it may take later, but never more than a chunk in one run, and four in a row. And it has to be worth it:
-        each of these steps is one that they need not take beside the others, but those that all take in the next run
-        cost nothing.
+        each of these steps is one that they need not take beside the others.
 
         Args:
             rows: how many they are.
@@ -87,17 +86,28 @@ class Pace:
             available: how many one run can take, ascending.
             now: the time.
         """
-        self._ahead_seconds += _AHEAD_SHARE * (now - self._ahead_since)
-        self._ahead_seconds = min(self._ahead_seconds, _MOST_AHEAD_CHUNKS * self._chunk_seconds)
-        self._ahead_since = now
-        if most < self.step_count(all_rows, available[-1], available):
-            return 0
+        self._note_time(now)
         usual = self._step_seconds.get(all_rows.bit_length(), math.inf)
         budget = min(self._ahead_seconds, self._chunk_seconds)
         for count in reversed(available):
             if count <= most and self._run_ahead_seconds(rows, count, usual * rows / all_rows, usual) <= budget:
                 return count
         return 0
+
+    def cuts_short(self, rows: int, now: float) -> bool:
+        """Whether a run of so many rows ends where one of them has its first token. It costs them about a step, which
+        is taken from the time for those who read ahead."""
+        self._note_time(now)
+        seconds = self._step_seconds.get(rows.bit_length(), math.inf)
+        if seconds > self._ahead_seconds:
+            return False
+        self._ahead_seconds -= seconds
+        return True
+
+    def _note_time(self, now: float) -> None:
+        self._ahead_seconds += _AHEAD_SHARE * (now - self._ahead_since)
+        self._ahead_seconds = min(self._ahead_seconds, _MOST_AHEAD_CHUNKS * self._chunk_seconds)
+        self._ahead_since = now
 
     def _run_ahead_seconds(self, rows: int, count: int, hoped: float, usual: float) -> float:
         """How long `count` steps ahead are expected to take; infinite where that is too long.

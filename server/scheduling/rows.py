@@ -248,6 +248,10 @@ class Rows:
             return Plan(batch.chunk(1), 1, most, exact, available)
         count, quiet = self._pace.step_count(len(batch), most, available, exact=exact), batch.quiet_steps
         if quiet < count:
+            if (first := batch.first_token_in) is not None:
+                shorter = self._pace.step_count(len(batch), first, available)
+                if first <= shorter < count and self._pace.cuts_short(len(batch), time.perf_counter()):
+                    count = shorter
             return Plan(batch.chunk(count), count, most, exact, available)
         until = batch.due_at
         if batch.readers is not None:
