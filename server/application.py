@@ -61,7 +61,7 @@ _REDIS = ("redis://", "rediss://", "unix://")
 # On a fast processor a message costs some 60 us here and 40 us at its client: this many take 3 % of the cores, or 5 %
 # where the clients are on the same machine. Where it costs more, that is seen by what telling takes of the time.
 MESSAGES_PER_CORE = 500
-_TELLING_SHARE = 0.05
+_TELLING_SHARE = 0.025
 
 _FIRST_CORE = secrets.randbelow(2**16)  # Several servers on one machine are not all to begin on the same.
 _SAME_SIGNAL = 1.0  # seconds
