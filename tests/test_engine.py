@@ -294,6 +294,16 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
         assert list(hasty.step_counts_for(filtered, Wanted(states=True))) == [1]
 
 
+def test_one_bad_moment_does_not_divide_rows(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(bundles["gru"], capacity=16, threads=2)
+    monkeypatch.setattr("server.engine.onnx._LEAST_SECONDS", 0.0)
+    # Of 2 rows; of 4, twice; of 8, where it begins, twice; of 16.
+    found = iter([False, True, False, True, True, True])
+    monkeypatch.setattr(engine, "_is_faster_beside", lambda size, count: next(found))
+    engine._divide()
+    assert engine.divided_at == "5 to 16 rows"
+
+
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])
 def test_onnxruntime_has_nothing_to_complain_of(
     bundles: dict[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]

@@ -78,7 +78,7 @@ def serve(
         typer.Option(
             help="Messages a second that all streams of one model together are sent, about: with many streams tokens "
             "gather for longer than --gather-ms. 0: 500 for every core, or fewer where they would take more than a "
-            "twentieth of the time, as long as there is one every 160 ms.",
+            "fortieth of the time, as long as there is one every 160 ms.",
             min=0,
         ),
     ] = 0.0,
