@@ -16,8 +16,9 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml README.md LICENSE /source/
 COPY bundle /source/bundle
-COPY elman /source/elman
+COPY client /source/client
 COPY export /source/export
+COPY protos /source/protos
 COPY server /source/server
 COPY training /source/training
 RUN pip wheel --quiet --no-deps --wheel-dir /wheels /source

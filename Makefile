@@ -36,9 +36,8 @@ format: $(INSTALLED)  ## bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-protos: $(INSTALLED)  ## make the stubs in elman/v1 anew
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --mypy_out=quiet:. protos/elman/v1/*.proto
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. protos/elman/v1/*_service.proto
+protos: $(INSTALLED)  ## regenerate the stubs in protos/elman_protos from protos/elman
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py
 
 image:  ## the server's container image
 	docker build --target server --tag elman .
@@ -51,9 +50,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "elman needs Python 3.11 or later; for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into .venv; the first time this takes some minutes"
 	@$(PYTHON) -m venv .venv
-	@# compat: found by its folder. Else a script beside a clone called elman would take that folder for the package.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --config-settings editable_mode=compat --editable '.[server,training,development]'
+	  --editable '.[server,training,development]'
 	@touch $@
 
 # A model is made once; one whose training was interrupted goes on where it stopped.

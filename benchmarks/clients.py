@@ -18,7 +18,7 @@ import grpc
 
 from benchmarks.machine import cpu_seconds
 from benchmarks.subprocesses import Json, answer, measure
-from elman import v1
+from elman_protos import v1
 
 
 @dataclass(frozen=True)

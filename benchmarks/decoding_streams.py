@@ -19,7 +19,7 @@ from google.protobuf import json_format
 
 from benchmarks.machine import cpu_seconds
 from benchmarks.subprocesses import Json, answer, measure
-from elman import v1
+from elman_protos import v1
 
 _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1)]
 

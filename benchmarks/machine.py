@@ -23,7 +23,7 @@ _PACKAGES = ("elman", "grpcio", "numpy", "onnxruntime-gpu", "onnxruntime", "prot
 
 def _core_count() -> int:
     # Not on top: the clients' process is to load no onnxruntime.
-    from server.engine import core_count
+    from elman_server.engine import core_count
 
     return core_count()
 

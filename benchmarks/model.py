@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.graphs import Sizes, write_int8, write_plain_step, write_products
 from benchmarks.machine import ROOT, SCRATCH
-from bundle import CharacterVocabulary
-from export import NextToken, Token, export_bundle
-from export.networks import NetworkStep
-from training.network import RecurrentNetwork
+from elman_bundle import CharacterVocabulary
+from elman_export import NextToken, Token, export_bundle
+from elman_export.networks import NetworkStep
+from elman_training.network import RecurrentNetwork
 
 PRECISIONS = ("fp32", "int8")
 # What a trained character model's logits spread like: some two nats of entropy, neither a constant nor noise.
@@ -124,8 +124,9 @@ def _made_by(bundle: Path) -> str:
 def _makers() -> str:
     """A digest of the code that makes the files."""
     sources = [ROOT / "benchmarks" / "model.py", ROOT / "benchmarks" / "graphs.py"]
-    sources += [ROOT / "training" / "cells.py", ROOT / "training" / "network.py"]
-    sources += sorted([*(ROOT / "export").glob("*.py"), *(ROOT / "bundle").glob("*.py")])
+    training = ROOT / "training" / "elman_training"
+    sources += [training / "cells.py", training / "network.py"]
+    sources += sorted([*(ROOT / "export").rglob("*.py"), *(ROOT / "bundle").rglob("*.py")])
     digest = hashlib.sha256(version("torch").encode())
     for source in sources:
         digest.update(source.read_bytes())

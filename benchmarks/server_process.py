@@ -57,7 +57,7 @@ def run_server(bundles: Sequence[Path], *, slots: int, options: Sequence[str] = 
     Raises:
         MeasurementError: it did not start; its log is in the message.
     """
-    command = [sys.executable, "-m", "elman.command_line", "serve", *map(str, bundles)]
+    command = [sys.executable, "-m", "elman.cli", "serve", *map(str, bundles)]
     command += ["--listen", "127.0.0.1:0", "--provider", "cpu", "--slots", str(slots), "--log-format", "json", *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -15,7 +15,7 @@ from benchmarks.measurement import medians, serve, summarise
 from benchmarks.model import PRECISIONS, Model, prepare_model
 from benchmarks.reference import measure_reference
 from benchmarks.server_process import RunningServer, run_server
-from server.engine import core_count
+from elman_server.engine import core_count
 
 Rows = list[dict[str, Any]]
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import grpc
 
 from benchmarks.subprocesses import Json, answer, measure
-from elman import v1
+from elman_protos import v1
 
 
 @dataclass(frozen=True)

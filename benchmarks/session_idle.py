@@ -22,7 +22,7 @@ from benchmarks.session_crowd import CrowdOrder, make_crowd
 from benchmarks.session_options import SessionOptions
 from benchmarks.session_stores import CHECKPOINT, MEMORY, Store, make_store
 from benchmarks.subprocesses import MeasurementError
-from bundle import load_bundle
+from elman_bundle import load_bundle
 
 Rows = list[dict[str, Any]]
 Figures = dict[str, float]

@@ -19,8 +19,8 @@ import grpc
 from benchmarks.clients import Round, Stream
 from benchmarks.machine import cpu_seconds
 from benchmarks.subprocesses import Json, answer, measure
-from elman import v1
 from elman.connection import call_metadata
+from elman_protos import v1
 
 _WARM_UP_TOKENS = 32
 _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1)]

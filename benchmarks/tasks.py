@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.report import Column, Rows
 from benchmarks.subprocesses import MeasurementError
-from training.checkpoint import CONFIG, METRICS, RESULT
-from training.curve import seconds_of
+from elman_training.checkpoint import CONFIG, METRICS, RESULT
+from elman_training.curve import seconds_of
 
 
 @dataclass(frozen=True)

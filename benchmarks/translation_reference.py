@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.subprocesses import Json, answer, measure
-from bundle import load_bundle
+from elman_bundle import load_bundle
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from benchmarks.model import PRECISIONS
 from benchmarks.server_process import RunningServer, run_server
 from benchmarks.translation_clients import Translated, TranslationOrder, measure_translations
 from benchmarks.translation_reference import TranslationReference, measure_translation_reference
-from bundle import CharacterVocabulary
-from export import NextToken, Source, Token, Values, export_bundle
-from server.engine import core_count
-from training.encoder_decoder import EncoderDecoder
+from elman_bundle import CharacterVocabulary
+from elman_export import NextToken, Source, Token, Values, export_bundle
+from elman_server.engine import core_count
+from elman_training.encoder_decoder import EncoderDecoder
 
 Rows = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.machine import cpu_seconds
 from benchmarks.subprocesses import Json, answer, measure
 from benchmarks.tree_set import make_trees
-from elman import v1
+from elman_protos import v1
 
 _WARM_UP_SECONDS = 1.0
 

@@ -15,11 +15,11 @@ from benchmarks.server_process import run_server
 from benchmarks.tree_clients import Labelled, TreeOrder, measure_labelled
 from benchmarks.tree_reference import TreeReferenceOrder, measure_tree_reference
 from benchmarks.tree_set import INNER, VOCABULARY, word
-from bundle import SymbolVocabulary
-from export import Labels, Token, Tree, export_bundle
-from export.networks import TreeStep
-from server.engine import core_count
-from training.tree_networks import TreeNetwork
+from elman_bundle import SymbolVocabulary
+from elman_export import Labels, Token, Tree, export_bundle
+from elman_export.networks import TreeStep
+from elman_server.engine import core_count
+from elman_training.tree_networks import TreeNetwork
 
 Rows = list[dict[str, Any]]
 _MODEL = "trees"

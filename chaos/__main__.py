@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.graphs import Sizes
 from benchmarks.machine import RESULTS, TRIALS
 from benchmarks.model import prepare_model
 from benchmarks.report import progress
+from rich.console import Console
+from rich.table import Table
+
 from chaos.chart import draw
 from chaos.fleet import Balancer
 from chaos.redis_server import redis_is_installed

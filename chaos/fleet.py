@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 _BALANCER_CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 _START_SECONDS = 120.0
 _END_SECONDS = 40.0
-_COMMAND = ("-m", "elman.command_line")
+_COMMAND = ("-m", "elman.cli")
 
 
 class FleetError(Exception):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elman.command_line.application import main
-from server.sessions.errors import StoreError
-from server.sessions.session import Change
-from server.sessions.sqlite import SqliteStore
+from elman.cli.application import main
+from elman_server.sessions.errors import StoreError
+from elman_server.sessions.session import Change
+from elman_server.sessions.sqlite import SqliteStore
 
 _PUT_ASIDE = 50  # transactions
 

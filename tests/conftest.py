@@ -10,12 +10,12 @@ from typing import Literal
 import pytest
 import torch
 
-from bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
-from export import Labels, NextToken, Token, export_bundle
-from export.contract import Output
-from export.networks import NetworkStep
+from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
+from elman_export import Labels, NextToken, Token, export_bundle
+from elman_export.contract import Output
+from elman_export.networks import NetworkStep
+from elman_training.network import RecurrentNetwork
 from tests.trees import make_tree_bundles
-from training.network import RecurrentNetwork
 
 # Two-, three- and four-byte characters among them, so that cutting one would show.
 CHARACTERS = CharacterVocabulary([*"�abcdefghijklmnopqrstuvwxyz .,\n", "é", "ß", "語", "🌲"], unknown_id=0)

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bundle import BEGIN, END, Bundle, CharacterVocabulary, SymbolVocabulary, load_bundle
-from bundle.vocabulary import UNKNOWN
-from export import Labels, NextToken, Source, Token, Values, export_bundle
-from export.contract import Tensors
-from training.cells import GRU
+from elman_bundle import BEGIN, END, Bundle, CharacterVocabulary, SymbolVocabulary, load_bundle
+from elman_bundle.vocabulary import UNKNOWN
+from elman_export import Labels, NextToken, Source, Token, Values, export_bundle
+from elman_export.contract import Tensors
+from elman_training.cells import GRU
 
 LETTERS = CharacterVocabulary([UNKNOWN, *"abcdefghijklmnopqrstuvwxyz "], unknown_id=0)
 SOUNDS = SymbolVocabulary([UNKNOWN, BEGIN, END, *(f"S{index}" for index in range(20))], unknown_id=0)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import Bundle, CharacterVocabulary, LabelVocabulary
-from elman import v1
-from server.engine import FREE, Arrays, Chunk, Encoded, EngineError, Results, Wanted
+from elman_bundle import Bundle, CharacterVocabulary, LabelVocabulary
+from elman_protos import v1
+from elman_server.engine import FREE, Arrays, Chunk, Encoded, EngineError, Results, Wanted
 
 LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from bundle import Bundle
-from server.decoding import UniformStream
+from elman_bundle import Bundle
+from elman_server.decoding import UniformStream
 
 
 def choose_token(

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from bundle import Bundle
 from elman import Client
-from server.application import Server, ServerOptions, serve_bundle
-from server.engine import ProviderChoice
-from server.rpc.mailbox import deliver_into
-from server.rpc.models import ServedModel
-from server.rpc.validation import Limits
-from server.scheduling import Rows, Scheduler
+from elman_bundle import Bundle
+from elman_server.application import Server, ServerOptions, serve_bundle
+from elman_server.engine import ProviderChoice
+from elman_server.rpc.mailbox import deliver_into
+from elman_server.rpc.models import ServedModel
+from elman_server.rpc.validation import Limits
+from elman_server.scheduling import Rows, Scheduler
 from tests.fake_engine import SIZE, FakeEngine, fake_bundle
 
 

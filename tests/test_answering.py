@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bundle import Bundle
 from elman import Client
+from elman_bundle import Bundle
 from tests.encoder_models import make_translator
 from tests.test_command_line import Served, check_complaint, elman
 

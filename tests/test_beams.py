@@ -20,7 +20,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutput
 
-from server.decoding.beams import LARGEST_LENGTH_PENALTY, BeamParams, BeamSearch, EarlyStopping, Hypothesis
+from elman_server.decoding.beams import LARGEST_LENGTH_PENALTY, BeamParams, BeamSearch, EarlyStopping, Hypothesis
 
 TRANSFORMERS_NAMES: dict[EarlyStopping, bool | str] = {
     EarlyStopping.FIRST: True,

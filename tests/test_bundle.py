@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bundle import MANIFEST, Bundle, BundleError, load_bundle
-from bundle.storage import write_bundle
-from server.application import ServerOptions, find_bundles, serve_bundle
-from server.engine import ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
+from elman_bundle.storage import write_bundle
+from elman_server.application import ServerOptions, find_bundles, serve_bundle
+from elman_server.engine import ModelLoadError, OnnxEngine, Opener, ProviderChoice
 
 Bundles = dict[str, Bundle]
 Change = Callable[[dict[str, Any]], object]
@@ -120,7 +120,7 @@ def reseal(folder: Path) -> Bundle:
     """Make a changed bundle whole again, so that only the graph itself can be at fault."""
     from google.protobuf import json_format
 
-    from elman import v1
+    from elman_protos import v1
 
     spec = json_format.Parse((folder / MANIFEST).read_text(), v1.ModelSpec())
     write_bundle(folder, spec)

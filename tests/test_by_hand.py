@@ -14,11 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bundle import Bundle
+from elman_bundle import Bundle
+from elman_training.cells import Cell, Elman
+from elman_training.tree_networks import TREE_CELLS, BinaryTreeLSTM, ChildSumTreeLSTM, RecursiveCell
 from tests.conftest import CHARACTERS, make_network
 from tests.reference import read_alone
-from training.cells import Cell, Elman
-from training.tree_networks import TREE_CELLS, BinaryTreeLSTM, ChildSumTreeLSTM, RecursiveCell
 
 Array = NDArray[np.float64]
 State = Mapping[str, Array]

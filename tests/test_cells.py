@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.cells import CELLS
-from training.layers import at_last_step
-from training.network import RecurrentNetwork
-from training.task import pad
+from elman_training.cells import CELLS
+from elman_training.layers import at_last_step
+from elman_training.network import RecurrentNetwork
+from elman_training.task import pad
 
 ALL = sorted(CELLS)
 

@@ -6,12 +6,12 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-
-from bundle import Bundle
 from chaos.fleet import Balancer
 from chaos.history import CallHistory, SessionHistory, check
 from chaos.redis_server import redis_is_installed
 from chaos.trial import Plan, behind_balancer, one_server
+
+from elman_bundle import Bundle
 
 Bundles = dict[str, Bundle]
 
@@ -29,7 +29,7 @@ async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: 
     assert outcome.busy_kills == outcome.kills == 30
     assert outcome.verdict.calls > 500
     # A call that a kill broke off was gone on with, and not begun anew.
-    log = (tmp_path / "server.log").read_text()
+    log = (tmp_path / "elman_server.log").read_text()
     assert log.count('"event": "listening"') == 31
 
 

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from bundle import load_bundle
-from export import ExportError, export_run
+from elman_bundle import load_bundle
+from elman_export import ExportError, export_run
+from elman_training import PRESETS, TextConfig, TrainingError, resume, train
+from elman_training.bidirectional import BidirectionalClassifier
+from elman_training.buckets import make_buckets
+from elman_training.cells import Cell
+from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_labels, load_vocabularies
+from elman_training.corpus import LabelledExample
+from elman_training.examples import read_example_parts
 from tests.serving import serving
-from training import PRESETS, TextConfig, TrainingError, resume, train
-from training.bidirectional import BidirectionalClassifier
-from training.buckets import make_buckets
-from training.cells import Cell
-from training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_labels, load_vocabularies
-from training.corpus import LabelledExample
-from training.examples import read_example_parts
 
 QUIET = Console(quiet=True)
 GOOD = "(4 (2 a) (3 (3 (3 good) (2 (2 old) (2 film))) (2 .)))"

@@ -755,7 +755,7 @@ async def test_mistakes_are_told_in_one_line(address: str, servicer: ScriptedSer
 def test_every_option_of_a_session_command_is_explained_with_its_default() -> None:
     from typer.main import get_command
 
-    from elman.command_line.application import app
+    from elman.cli.application import app
 
     group = get_command(app).commands["session"]  # type: ignore[attr-defined]
     assert group.help

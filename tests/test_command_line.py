@@ -22,12 +22,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bundle import Bundle, CharacterVocabulary
 from elman import Continuation, FinishReason
-from export import NextToken, Token, export_bundle
+from elman_bundle import Bundle, CharacterVocabulary
+from elman_export import NextToken, Token, export_bundle
 from tests.serving import serving
 
-ELMAN = [sys.executable, "-m", "elman.command_line"]
+ELMAN = [sys.executable, "-m", "elman.cli"]
 SMALL = [
     "--cell", "gru", "--layers", "1", "--hidden", "16", "--embedding", "8", "--lanes", "8", "--steps", "60",
     "--validate-every", "30", "--learning-rate", "0.02", "--minimum-count", "1",
@@ -146,7 +146,7 @@ def test_classifying_lines(served: Served) -> None:
 
 
 def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
-    from training.corpus import read_labelled_text
+    from elman_training.corpus import read_labelled_text
 
     found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
     path = tmp_path / "tags.tsv"
@@ -228,7 +228,7 @@ def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_pa
 
 
 def test_json_names_what_there_is_not() -> None:
-    from elman.command_line.generating import _as_json
+    from elman.cli.generating import _as_json
 
     told = json.loads(_as_json(Continuation("", (), FinishReason.END_TOKEN, "", None, (), None, 0)))
     assert told.keys() == JSON_KEYS
@@ -344,7 +344,7 @@ def test_options_of_training_that_would_do_nothing_are_refused(
 def test_every_option_is_explained_with_its_default() -> None:
     from typer.main import get_command
 
-    from elman.command_line.application import app
+    from elman.cli.application import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     calls = {"models", "generate", "translate", "ask", "classify", "score", "inspect", "session", "health"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from bundle import CharacterVocabulary
 from elman import FinishReason
-from export import Token
-from server.decoding.constraints import ConstraintKind
+from elman_bundle import CharacterVocabulary
+from elman_export import Token
+from elman_server.decoding.constraints import ConstraintKind
 from tests.conftest import export_network, make_network
 from tests.serving import serving
 from tests.test_constraints import CHARACTERS, EXPRESSIONS, Vocabulary, matches

@@ -18,12 +18,19 @@ from hypothesis import strategies as st
 from llguidance import LLParserLimits
 from numpy.typing import NDArray
 
-from bundle import ByteVocabulary, CharacterVocabulary
-from bundle.subwords import SubwordVocabulary
-from server.decoding import constraints, expressions
-from server.decoding.constraints import Constraint, ConstraintError, ConstraintKind, Grammars, Matcher, allowed_tokens
-from server.decoding.expressions import grammar_of
-from server.decoding.rehearsal import ENDED
+from elman_bundle import ByteVocabulary, CharacterVocabulary
+from elman_bundle.subwords import SubwordVocabulary
+from elman_server.decoding import constraints, expressions
+from elman_server.decoding.constraints import (
+    Constraint,
+    ConstraintError,
+    ConstraintKind,
+    Grammars,
+    Matcher,
+    allowed_tokens,
+)
+from elman_server.decoding.expressions import grammar_of
+from elman_server.decoding.rehearsal import ENDED
 
 REGEX, JSON_SCHEMA, LARK = ConstraintKind.REGEX, ConstraintKind.JSON_SCHEMA, ConstraintKind.LARK
 

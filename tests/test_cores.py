@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 
-from bundle import Bundle
-from server.engine import (
+from elman_bundle import Bundle
+from elman_server.engine import (
     NO_CHILD,
     Cores,
     OnnxEngine,
@@ -25,8 +25,8 @@ from server.engine import (
     core_count,
     side_by_side,
 )
-from server.engine.encoder import Encoder
-from server.engine.graphs import Graph
+from elman_server.engine.encoder import Encoder
+from elman_server.engine.graphs import Graph
 from tests.encoder_models import make_translator
 from tests.test_engine import make_chunk, run_lanes
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.corpus import (
+from elman_training.corpus import (
     LabelledExample,
     read_labelled_examples,
     read_labelled_text,
     read_text,
     token_classes,
 )
-from training.errors import TrainingError
-from training.lanes import IGNORED, Lanes, align_documents
-from training.splits import split_by_class
+from elman_training.errors import TrainingError
+from elman_training.lanes import IGNORED, Lanes, align_documents
+from elman_training.splits import split_by_class
 
 
 def test_embedded_text_is_python_and_always_the_same() -> None:

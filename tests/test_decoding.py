@@ -14,7 +14,15 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from server.decoding import GREEDY_TEMPERATURE, LEAST_UNIFORM, Filters, Nodes, UniformStream, add_checks, add_choice
+from elman_server.decoding import (
+    GREEDY_TEMPERATURE,
+    LEAST_UNIFORM,
+    Filters,
+    Nodes,
+    UniformStream,
+    add_checks,
+    add_choice,
+)
 from tests.reference import choose_token
 
 finite = st.floats(-50, 50, width=32)

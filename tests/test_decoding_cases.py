@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bundle import CharacterVocabulary
-from server.decoding import UniformStream
-from server.decoding.beams import BeamParams, BeamSearch, EarlyStopping
-from server.decoding.shaping import Shaping
-from server.decoding.stopping import StopCheck
-from server.engine import FREE, Chunk, Results
-from server.scheduling import (
+from elman_bundle import CharacterVocabulary
+from elman_server.decoding import UniformStream
+from elman_server.decoding.beams import BeamParams, BeamSearch, EarlyStopping
+from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.stopping import StopCheck
+from elman_server.engine import FREE, Chunk, Results
+from elman_server.scheduling import (
     Beams,
     BeamsFinished,
     Event,

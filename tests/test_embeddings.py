@@ -12,10 +12,11 @@ import grpc
 import numpy as np
 import pytest
 
-from bundle import Bundle
-from elman import InspectedStep, InspectionStream, InvalidRequestError, ServerError, Token, Unit, v1
-from elman.command_line.inspecting import as_given
-from server.rpc.validation import Limits
+from elman import InspectedStep, InspectionStream, InvalidRequestError, ServerError, Token, Unit
+from elman.cli.inspecting import as_given
+from elman_bundle import Bundle
+from elman_protos import v1
+from elman_server.rpc.validation import Limits
 from tests.conftest import CHARACTERS, export_network, make_byte_bundle, make_small_network
 from tests.fake_engine import LETTERS, POISON, FakeEngine, continuation, fake_bundle
 from tests.reference import read_alone
@@ -86,7 +87,7 @@ async def test_states_are_told_by_name_in_the_order_asked_for(bundles: Bundles) 
 async def test_units_that_are_watched_are_those_of_the_embedding(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("server.rpc.inspecting._PIECE_STEPS", 7)
+    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_STEPS", 7)
     text = random_text(np.random.default_rng(5), 60)
     async with serving(bundles[name]) as running:
         (embedding,) = await running.client.embed([text], every_step=True)
@@ -253,7 +254,7 @@ async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tell
 
 
 async def test_many_units_of_a_small_state_are_read_in_short_pieces(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.rpc.inspecting._PIECE_BYTES", 1_000_000)
+    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_BYTES", 1_000_000)
     tracemalloc.start()
     try:
         steps = 0
@@ -327,7 +328,7 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
 
 
 async def test_who_stops_watching_frees_the_slot(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.rpc.inspecting._PIECE_STEPS", 2)
+    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_STEPS", 2)
     async for step in running.client.inspect("abc" * 300):
         assert step == InspectedStep(1, "a", (1,))
         break

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
-from bundle.errors import EncodingError
-from elman import v1
-from export import ExportError
-from export.contract import Tensors
-from server.application import ServerOptions, serve_bundle
-from server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
-from server.engine.encoder import Encoder
+from elman_bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
+from elman_bundle.errors import EncodingError
+from elman_export import ExportError
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_server.application import ServerOptions, serve_bundle
+from elman_server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from elman_server.engine.encoder import Encoder
 from tests.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
 from tests.test_bundle import change, reseal
 

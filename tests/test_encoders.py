@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle import Bundle, load_bundle
-from elman import Client, ElmanError, InvalidRequestError, v1
-from export import NextToken, Source, Token, Values, export_bundle
-from export.contract import Tensors
-from server.engine import OnnxEngine, Opener, ProviderChoice
-from server.engine.constants import Constants
-from server.engine.encoder import Encoder, _groups
-from server.engine.memory import HostBuffer
+from elman import Client, ElmanError, InvalidRequestError
+from elman_bundle import Bundle, load_bundle
+from elman_export import NextToken, Source, Token, Values, export_bundle
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_server.engine import OnnxEngine, Opener, ProviderChoice
+from elman_server.engine.constants import Constants
+from elman_server.engine.encoder import Encoder, _groups
+from elman_server.engine.memory import HostBuffer
 from tests.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, make_judge, make_translator
 from tests.serving import serving
 
@@ -253,7 +254,7 @@ async def test_a_long_prompt_a_search_and_other_lengths(encoding: Encoding) -> N
 
 
 def one_step(tokens: NDArray[np.int64]) -> Any:
-    from server.engine import Chunk
+    from elman_server.engine import Chunk
 
     count = len(tokens)
     ones = np.ones(count, np.float32)

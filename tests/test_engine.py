@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bundle import Bundle, CharacterVocabulary, load_bundle, write_bundle, write_tokens
-from elman import v1
-from server.engine import (
+from elman_bundle import Bundle, CharacterVocabulary, load_bundle, write_bundle, write_tokens
+from elman_protos import v1
+from elman_server.engine import (
     FREE,
     NOTHING,
     Chunk,
@@ -28,8 +28,8 @@ from server.engine import (
     Wanted,
     is_filtered,
 )
-from server.scheduling import Pace
-from server.scheduling.turn import Plan, Turn
+from elman_server.scheduling import Pace
+from elman_server.scheduling.turn import Plan, Turn
 from tests.conftest import CHARACTERS
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
@@ -296,7 +296,7 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
 
 def test_one_bad_moment_does_not_divide_rows(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(bundles["gru"], capacity=16, threads=2)
-    monkeypatch.setattr("server.engine.onnx._LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("elman_server.engine.onnx._LEAST_SECONDS", 0.0)
     # Of 2 rows; of 4, twice; of 8, where it begins, twice; of 16.
     found = iter([False, True, False, True, True, True])
     monkeypatch.setattr(engine, "_is_faster_beside", lambda size, count: next(found))

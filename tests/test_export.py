@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bundle import CharacterVocabulary, load_bundle
 from elman import ExportError, Labels, NextToken, Token, Values, export_bundle
-from export.graph import make_example, write_graph
-from export.networks import NetworkStep
+from elman_bundle import CharacterVocabulary, load_bundle
+from elman_export.graph import make_example, write_graph
+from elman_export.networks import NetworkStep
+from elman_training.cells import CELLS
 from tests.conftest import CHARACTERS, make_network
-from training.cells import CELLS
 
 LETTERS = CharacterVocabulary("abcd")
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from bundle import load_bundle
-from export import ExportError, export_run
+from elman_bundle import load_bundle
+from elman_export import ExportError, export_run
+from elman_training import PRESETS, FeaturesConfig, TrainingError, resume, train
+from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_features, load_labels
+from elman_training.features import FeaturesTask, FeedForwardNetwork
+from elman_training.tables import Table, read_table
 from tests.serving import serving
-from training import PRESETS, FeaturesConfig, TrainingError, resume, train
-from training.checkpoint import BEST, LAST, RESULT, load_best, load_features, load_labels
-from training.features import FeaturesTask, FeedForwardNetwork
-from training.tables import Table, read_table
 
 QUIET = Console(quiet=True)
 

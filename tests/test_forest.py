@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.engine import NO_CHILD, EngineError, NodeResults
-from server.scheduling import (
+from elman_server.engine import NO_CHILD, EngineError, NodeResults
+from elman_server.scheduling import (
     Event,
     Failed,
     Forest,
@@ -22,8 +22,8 @@ from server.scheduling import (
     Tree,
     forest,
 )
-from server.scheduling.forest import _shares
-from server.scheduling.running import Emission
+from elman_server.scheduling.forest import _shares
+from elman_server.scheduling.running import Emission
 from tests.test_scheduler import Inbox, hand_over, inbox, until_running
 from tests.trees import RandomTree, random_tree
 

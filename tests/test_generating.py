@@ -19,10 +19,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from bundle import Bundle
-from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, ServerError, v1
-from server.decoding import UniformStream
-from server.decoding.rehearsal import Rehearsal
+from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, ServerError
+from elman_bundle import Bundle
+from elman_protos import v1
+from elman_server.decoding import UniformStream
+from elman_server.decoding.rehearsal import Rehearsal
 from tests.conftest import CHARACTERS, make_byte_bundle
 from tests.reference import choose_token
 from tests.serving import serving
@@ -592,7 +593,7 @@ async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_ot
         assert await generated("kept") == "kept"
         gate.clear()
         monkeypatch.setattr(Rehearsal, "complaint", slow)
-        monkeypatch.setattr("server.rpc.compiling._MOST_WAITING", 12)
+        monkeypatch.setattr("elman_server.rpc.compiling._MOST_WAITING", 12)
         try:
             waiting = [asyncio.create_task(generated("ab" * number)) for number in range(1, 13)]
             async with asyncio.timeout(10):

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from server.engine import FREE, Chunk
-from server.scheduling import Failed, Finished, FinishReason, Generation, Pace, SequenceFailedError
-from server.scheduling.turn import Plan, Ran, Turn
+from elman_server.engine import FREE, Chunk
+from elman_server.scheduling import Failed, Finished, FinishReason, Generation, Pace, SequenceFailedError
+from elman_server.scheduling.turn import Plan, Ran, Turn
 from tests.fake_engine import POISON, SIZE, FakeEngine, continuation
 from tests.test_scheduler import generation, inbox, make_scheduler, reading, until_running
 

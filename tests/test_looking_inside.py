@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle import Bundle
 from elman import Client
 from elman.analysis import Unit
-from elman.command_line.inspecting import Reading, as_given, as_html, best_units, colour, correlations
-from elman.command_line.scoring import piece_end
+from elman.cli.inspecting import Reading, as_given, as_html, best_units, colour, correlations
+from elman.cli.scoring import piece_end
 from elman.features import features
+from elman_bundle import Bundle
 from tests.serving import serving
 from tests.test_command_line import ELMAN, Served, check_complaint, elman
 from tests.test_packaging import SERVER_PARTS, run_without
@@ -101,8 +101,8 @@ def test_a_file_longer_than_the_limit_is_scored_in_pieces(
 
 
 async def test_pieces_of_a_large_file_fit_into_messages(bundles: dict[str, Bundle]) -> None:
-    from elman.command_line.scoring import FileScore, scored_pieces
-    from server.rpc.validation import Limits
+    from elman.cli.scoring import FileScore, scored_pieces
+    from elman_server.rpc.validation import Limits
 
     # Beyond the transport's limit too, four times the message's, where the server gives no reason.
     async with serving(bundles["gru"], limits=Limits(message_bytes=3000)) as running:
@@ -358,7 +358,7 @@ def test_mistakes_of_inspecting(served: Served, tmp_path: Path) -> None:
 
 
 def test_inspecting_without_numpy_names_the_extra() -> None:
-    code = "sys.argv = ['elman', 'inspect', '--text', 'a']; from elman.command_line import main; main()"
+    code = "sys.argv = ['elman', 'inspect', '--text', 'a']; from elman.cli import main; main()"
     found = run_without(SERVER_PARTS, code)
     assert found.returncode == 1
     assert "numpy is not installed, and this command needs it: pip install 'elman[server]'" in found.stderr

@@ -10,8 +10,9 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from bundle import Bundle
-from elman import Client, DeadlineExceededError, InvalidRequestError, ModelNotFoundError, UnavailableError, v1
+from elman import Client, DeadlineExceededError, InvalidRequestError, ModelNotFoundError, UnavailableError
+from elman_bundle import Bundle
+from elman_protos import v1
 from tests.encoder_models import make_translator
 from tests.serving import Running, serving
 from tests.trees import as_expression, as_nodes, random_tree

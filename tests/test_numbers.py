@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bundle import Bundle, load_bundle
-from elman import InvalidRequestError, Prediction, v1
-from export import Labels, Values, export_bundle
-from export.contract import Tensors
+from elman import InvalidRequestError, Prediction
+from elman_bundle import Bundle, load_bundle
+from elman_export import Labels, Values, export_bundle
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_training.cells import LSTM
 from tests.serving import Running, serving
-from training.cells import LSTM
 
 SENSORS, HIDDEN = 3, 16
 CONDITIONS = ("fine", "hot", "worn")

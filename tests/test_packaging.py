@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import elman
+import elman_protos.v1
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,13 +40,13 @@ TRAINING_PARTS = {"torch", "onnxscript", "matplotlib"}
 
 
 def test_a_client_needs_neither_torch_nor_onnxruntime() -> None:
-    code = "from elman import Client, ElmanError, v1; import elman.command_line.application; print('fine')"
+    code = "from elman import Client, ElmanError; import elman.cli.application; print('fine')"
     found = run_without(SERVER_PARTS | TRAINING_PARTS, code)
     assert found.stdout == "fine\n", found.stderr
 
 
 def test_a_server_needs_no_torch() -> None:
-    found = run_without(TRAINING_PARTS, "import server.application; print('fine')")
+    found = run_without(TRAINING_PARTS, "import elman_server.application; print('fine')")
     assert found.stdout == "fine\n", found.stderr
 
 
@@ -56,7 +60,7 @@ def test_a_server_needs_no_torch() -> None:
     ],
 )
 def test_a_missing_extra_is_named(command: str, extra: str) -> None:
-    code = f"sys.argv = ['elman', *{command}]; from elman.command_line import main; main()"
+    code = f"sys.argv = ['elman', *{command}]; from elman.cli import main; main()"
     found = run_without(SERVER_PARTS | TRAINING_PARTS, code)
     assert found.returncode == 1
     assert f"pip install 'elman[{extra}]'" in found.stderr
@@ -67,6 +71,7 @@ def test_every_exported_name_is_there() -> None:
     for name in elman.__all__:
         assert getattr(elman, name) is not None
     assert dir(elman) == elman.__all__
+    assert elman.v1 is elman_protos.v1
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         elman.nonsense  # noqa: B018
 
@@ -80,16 +85,49 @@ def test_a_folder_of_the_same_name_beside_a_script_is_not_taken_for_the_package(
     assert found.returncode == 0, found.stderr
 
 
-def test_stubs_are_made_from_the_protos(tmp_path: Path) -> None:
-    protos = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", f"--python_out={tmp_path}"]
-    services = [name for name in protos if name.endswith("_service.proto")]
-    subprocess.run([*command, *protos], cwd=ROOT, check=True, timeout=60)
-    subprocess.run([*command, f"--grpc_python_out={tmp_path}", *services], cwd=ROOT, check=True, timeout=60)
-    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.py"))
-    assert made
-    for path in made:
-        assert (ROOT / path).read_text() == (tmp_path / path).read_text(), f"{path} is stale: run make protos"
+def test_the_stubs_need_neither_the_client_nor_the_server() -> None:
+    code = "from elman_protos import v1; v1.InferenceServiceStub; print('fine')"
+    found = run_without({"elman", "elman_server", "elman_bundle", *SERVER_PARTS, *TRAINING_PARTS}, code)
+    assert found.stdout == "fine\n", found.stderr
+
+
+def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "protos" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = module.generate(tmp_path, stubs=False)
+    assert written
+    for path in written:
+        kept = ROOT / "protos" / "elman_protos" / path.relative_to(tmp_path)
+        assert kept.read_text() == path.read_text(), f"{kept} is stale: run make protos"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True, timeout=110)
+    (built,) = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_installs_only_names_that_begin_with_elman(wheel: zipfile.ZipFile) -> None:
+    names = {name.partition("/")[0] for name in wheel.namelist()}
+    packages = {f"elman_{name}" for name in ("bundle", "export", "protos", "server", "training")} | {"elman"}
+    assert {name for name in names if not name.endswith(".dist-info")} == packages
+    assert all(f"{package}/py.typed" in wheel.namelist() for package in packages)
+
+
+def test_an_installed_wheel_works_from_anywhere(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path / "installed")
+    code = "import elman, elman_protos.v1, elman_server.application; print(elman.__file__, elman.Client.__module__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment, timeout=60
+    )
+    assert found.stdout.split() == [str(tmp_path / "installed" / "elman" / "__init__.py"), "elman.client"], found.stderr
 
 
 def test_the_server_names_no_cell() -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import Bundle
 from elman import Client
-from server.scheduling import Snapshot
-from server.sessions import PrefixCache, SessionModel, StateLayout
-from server.sessions.prefixes import SHORTEST
+from elman_bundle import Bundle
+from elman_server.scheduling import Snapshot
+from elman_server.sessions import PrefixCache, SessionModel, StateLayout
+from elman_server.sessions.prefixes import SHORTEST
 from tests.reference import generate_alone
 from tests.serving import Running, serving
 

@@ -19,19 +19,19 @@ from onnxruntime.quantization import quantize_dynamic
 from rich.console import Console
 from torch import Tensor, nn
 
-from bundle import CharacterVocabulary, load_bundle
-from export import ExportError, Labels, NextToken, Token, Values, export_bundle, export_run
-from export.bounds import declared_bounds, find_bounds
-from export.graph import make_example, open_session, write_graph
-from export.held_out import HeldOut
-from export.networks import NetworkStep
-from export.parity import check_independence
-from export.quantization import find_products, quantize, quantize_weight
-from export.rehearsal import Rehearsal, largest_difference, make_rehearsal, measure_bounds
+from elman_bundle import CharacterVocabulary, load_bundle
+from elman_export import ExportError, Labels, NextToken, Token, Values, export_bundle, export_run
+from elman_export.bounds import declared_bounds, find_bounds
+from elman_export.graph import make_example, open_session, write_graph
+from elman_export.held_out import HeldOut
+from elman_export.networks import NetworkStep
+from elman_export.parity import check_independence
+from elman_export.quantization import find_products, quantize, quantize_weight
+from elman_export.rehearsal import Rehearsal, largest_difference, make_rehearsal, measure_bounds
+from elman_training import TextConfig, TrainingError, train
+from elman_training.cells import CELLS
 from tests.conftest import CHARACTERS, make_network
 from tests.test_command_line import elman
-from training import TextConfig, TrainingError, train
-from training.cells import CELLS
 
 QUIET = Console(quiet=True)
 SENTENCE = "the quick brown fox jumps over the lazy dog. "

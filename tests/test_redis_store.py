@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.redis_server import RedisServer, redis_is_installed, redis_running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from chaos.redis_server import RedisServer, redis_is_installed, redis_running
-from server.application import ServerOptions, StartError, open_store
-from server.sessions.errors import (
+from elman_server.application import ServerOptions, StartError, open_store
+from elman_server.sessions.errors import (
     SessionDamagedError,
     SessionElsewhereError,
     SessionError,
@@ -31,9 +31,9 @@ from server.sessions.errors import (
     StoreOpenError,
     StoreUnavailableError,
 )
-from server.sessions.redis import RedisStore, public_name
-from server.sessions.redis.scripts import key_of
-from server.sessions.session import (
+from elman_server.sessions.redis import RedisStore, public_name
+from elman_server.sessions.redis.scripts import key_of
+from elman_server.sessions.session import (
     REMEMBERED_CALLS,
     TOKEN_TYPE,
     Advance,
@@ -44,7 +44,7 @@ from server.sessions.session import (
     Session,
     Snapshot,
 )
-from server.sessions.store import Lease
+from elman_server.sessions.store import Lease
 
 pytestmark = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
 
@@ -838,7 +838,7 @@ def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monk
         RedisStore(f"unix://{tmp_path}/nobody")
     with pytest.raises(StartError, match="unix:///nowhere: Redis has not answered"):
         open_store(ServerOptions(store="unix:///nowhere"))
-    monkeypatch.setattr("server.sessions.redis.connection.OLDEST", (99, 0))
+    monkeypatch.setattr("elman_server.sessions.redis.connection.OLDEST", (99, 0))
     with pytest.raises(StoreOpenError, match=r"is Redis \d.*; sessions need 99.0 or later"):
         RedisStore(redis.url)
 

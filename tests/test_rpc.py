@@ -25,13 +25,13 @@ from elman import (
     UnavailableError,
     v1,
 )
-from server.rpc.callers import Context
-from server.rpc.errors import ClientTooSlowError
-from server.rpc.generation import Telling, write_generation
-from server.rpc.mailbox import Mailbox, deliver_into
-from server.rpc.validation import Limits
-from server.rpc.writing import Writer
-from server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
+from elman_server.rpc.callers import Context
+from elman_server.rpc.errors import ClientTooSlowError
+from elman_server.rpc.generation import Telling, write_generation
+from elman_server.rpc.mailbox import Mailbox, deliver_into
+from elman_server.rpc.validation import Limits
+from elman_server.rpc.writing import Writer
+from elman_server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.serving import Running, serving_fake
 
@@ -362,7 +362,7 @@ async def test_defect_is_opaque_to_the_client(
     def explode(self: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("server.rpc.models.ServedModel.to_proto", explode)
+    monkeypatch.setattr("elman_server.rpc.models.ServedModel.to_proto", explode)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ListModels(v1.ListModelsRequest())
     check_error(caught.value, "INTERNAL", "INTERNAL", None)

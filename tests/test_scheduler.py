@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.decoding.beams import BeamParams
-from server.decoding.constraints import Constraint, ConstraintKind, Grammars
-from server.scheduling import (
+from elman_server.decoding.beams import BeamParams
+from elman_server.decoding.constraints import Constraint, ConstraintKind, Grammars
+from elman_server.scheduling import (
     Beams,
     BeamsFinished,
     Event,
@@ -34,8 +34,8 @@ from server.scheduling import (
     Snapshot,
     Tokens,
 )
-from server.scheduling.batch import Batch
-from server.scheduling.running import Deliver, Emission
+from elman_server.scheduling.batch import Batch
+from elman_server.scheduling.running import Deliver, Emission
 from tests.fake_engine import LETTERS, MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 
 
@@ -469,7 +469,7 @@ def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(
     engine: FakeEngine, patience: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For as long as they have patience."""
-    monkeypatch.setattr("server.scheduling.rows._PATIENCE", patience)
+    monkeypatch.setattr("elman_server.scheduling.rows._PATIENCE", patience)
     told: list[list[Emission]] = []
 
     def deliver(emissions: list[Emission]) -> None:

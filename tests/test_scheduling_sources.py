@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.scheduling import Failed, Finished, Generation, SequenceFailedError, Source
-from server.scheduling.running import Emission
+from elman_server.scheduling import Failed, Finished, Generation, SequenceFailedError, Source
+from elman_server.scheduling.running import Emission
 from tests.fake_engine import POISON, FakeEngine, continuation
 from tests.test_scheduler import generation, hand_over, inbox, make_scheduler, until_running
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bundle import Bundle, load_bundle
 from elman import (
     DeadlineExceededError,
     ElmanError,
@@ -24,16 +23,17 @@ from elman import (
     ServerError,
     v1,
 )
-from export import export_run
-from server.engine import Chunk, OnnxEngine, Results
-from server.rpc.validation import Limits
+from elman_bundle import Bundle, load_bundle
+from elman_export import export_run
+from elman_server.engine import Chunk, OnnxEngine, Results
+from elman_server.rpc.validation import Limits
+from elman_training import TextConfig, train
 from tests.conftest import CHARACTERS
 from tests.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.reference import generate_alone, read_alone
 from tests.serving import Running, fake_bundle, serving, serving_fake
 from tests.test_rpc import check_error
 from tests.test_wanted import log_softmax
-from training import TextConfig, train
 
 Bundles = dict[str, Bundle]
 ALPHABET = CHARACTERS.tokens[1:]
@@ -313,7 +313,7 @@ async def test_a_text_that_the_vocabulary_cannot_hold_is_refused_with_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = fake_bundle()
-    monkeypatch.setattr("bundle.vocabulary.CharacterVocabulary.encode", _refuse)
+    monkeypatch.setattr("elman_bundle.vocabulary.CharacterVocabulary.encode", _refuse)
     monkeypatch.setattr("tests.serving.fake_bundle", lambda *_, **__: bundle)
     async with serving_fake(FakeEngine()) as running:
         with pytest.raises(InvalidRequestError, match=r"candidates\[0\]\.text: .* \(position 1\)"):
@@ -321,7 +321,7 @@ async def test_a_text_that_the_vocabulary_cannot_hold_is_refused_with_its_place(
 
 
 def _refuse(self: object, text: str) -> Any:
-    from bundle import EncodingError
+    from elman_bundle import EncodingError
 
     raise EncodingError("the character 'é' is not in the model's vocabulary", 1)
 

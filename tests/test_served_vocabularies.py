@@ -15,7 +15,10 @@ import pytest
 import typer
 from rich.console import Console
 
-from bundle import (
+from elman import InvalidRequestError
+from elman.cli.calling import _runs
+from elman.whole import Label
+from elman_bundle import (
     MANIFEST,
     Bundle,
     BundleError,
@@ -24,17 +27,15 @@ from bundle import (
     WordVocabulary,
     load_bundle,
 )
-from bundle.storage import write_bundle
-from elman import InvalidRequestError, v1
-from elman.command_line.calling import _runs
-from elman.whole import Label
-from export import Labels, Token
-from export.training_run import export_run
-from server.rpc.validation import Limits
+from elman_bundle.storage import write_bundle
+from elman_export import Labels, Token
+from elman_export.training_run import export_run
+from elman_protos import v1
+from elman_server.rpc.validation import Limits
+from elman_training import TextConfig, train
 from tests.conftest import export_network, make_small_network
 from tests.reference import generate_alone
 from tests.serving import serving
-from training import TextConfig, train
 
 TEXT = "the 語 in the 🌲, said ß: été!\n" * 150
 PROMPTS = ["the 語", "said", " ", "🌲🌲 of x9\n", "né"]

@@ -14,9 +14,9 @@ import grpc
 import pytest
 import torch
 
-from bundle import Bundle, ByteVocabulary
 from elman import Client, DeadlineExceededError, FinishReason, Token
-from server.engine import Chunk, OnnxEngine, Results
+from elman_bundle import Bundle, ByteVocabulary
+from elman_server.engine import Chunk, OnnxEngine, Results
 from tests.conftest import CHARACTERS, CLASSES, export_network, make_small_network
 from tests.reference import generate_alone
 from tests.serving import serving

@@ -17,10 +17,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from chaos.redis_server import redis_is_installed, redis_running
 from safetensors.numpy import load, save
 
-from bundle import Bundle
-from chaos.redis_server import redis_is_installed, redis_running
 from elman import (
     Client,
     ElmanError,
@@ -38,14 +37,15 @@ from elman import (
     v1,
 )
 from elman.errors import rpc_errors
-from server.rpc.validation import Limits
-from server.sessions import PrefixCache, SessionOptions
-from server.sessions.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
-from server.sessions.file import _checksum
-from server.sessions.journal import Journal
-from server.sessions.redis import RedisStore
-from server.sessions.session import Advance, Change, Create, Delete, Rewind, Snapshot
-from server.sessions.sqlite import SqliteStore
+from elman_bundle import Bundle
+from elman_server.rpc.validation import Limits
+from elman_server.sessions import PrefixCache, SessionOptions
+from elman_server.sessions.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
+from elman_server.sessions.file import _checksum
+from elman_server.sessions.journal import Journal
+from elman_server.sessions.redis import RedisStore
+from elman_server.sessions.session import Advance, Change, Create, Delete, Rewind, Snapshot
+from elman_server.sessions.sqlite import SqliteStore
 from tests.fake_engine import LABELS, MODULUS, FakeEngine, continuation
 from tests.reference import generate_alone
 from tests.serving import Running, serving, serving_fake
@@ -697,7 +697,7 @@ async def test_an_input_that_comes_again_while_it_is_read_gets_the_same_answer()
 async def test_a_session_used_since_the_sweeper_looked_is_spared(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.sessions.sessions._LEAST_SWEEP", 0.05)
+    monkeypatch.setattr("elman_server.sessions.sessions._LEAST_SWEEP", 0.05)
     expired, looked, go_on = SqliteStore.expired, threading.Event(), threading.Event()
 
     def once(store: SqliteStore, before: float) -> list[str]:

@@ -12,9 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-
-from bundle import Bundle
 from chaos.redis_server import redis_is_installed, redis_running
+
 from elman import (
     Chunk,
     Client,
@@ -29,8 +28,9 @@ from elman import (
     UnavailableError,
     v1,
 )
-from server.sessions import SessionOptions
-from server.sessions.sqlite import SqliteStore
+from elman_bundle import Bundle
+from elman_server.sessions import SessionOptions
+from elman_server.sessions.sqlite import SqliteStore
 from tests.reference import generate_alone
 from tests.serving import Running, serving
 

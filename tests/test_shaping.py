@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from transformers.generation.utils import GenerationMixin
 
-from server.decoding import UniformStream
-from server.decoding.shaping import Choices, ShapedRows, Shaping
+from elman_server.decoding import UniformStream
+from elman_server.decoding.shaping import Choices, ShapedRows, Shaping
 from tests.test_decoding import choose as choose_in_graph
 
 NO_TOKENS = np.zeros(0, np.int64)

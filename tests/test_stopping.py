@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.vocabulary import ByteVocabulary
-from server.decoding.stopping import StopCheck, StopScanner
+from elman_bundle.vocabulary import ByteVocabulary
+from elman_server.decoding.stopping import StopCheck, StopScanner
 
 texts = st.text("ab", max_size=40)
 sequences = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.sessions.errors import (
+from elman_server.sessions.errors import (
     SessionDamagedError,
     StoreConflictError,
     StoreError,
@@ -21,7 +21,7 @@ from server.sessions.errors import (
     StoreOpenError,
     StoreUnavailableError,
 )
-from server.sessions.session import (
+from elman_server.sessions.session import (
     REMEMBERED_CALLS,
     TOKEN_TYPE,
     Advance,
@@ -33,7 +33,7 @@ from server.sessions.session import (
     Session,
     Snapshot,
 )
-from server.sessions.sqlite import Fsync, SqliteStore
+from elman_server.sessions.sqlite import Fsync, SqliteStore
 
 STATE_BYTES = 40
 
@@ -143,7 +143,7 @@ def test_listing_counting_and_expiring(path: Path) -> None:
 
 
 def test_a_second_server_cannot_open_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.sessions.sqlite._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("elman_server.sessions.sqlite._BUSY_SECONDS", 0.1)
     store = SqliteStore(path)
     with pytest.raises(StoreOpenError, match="another server has it open"):
         SqliteStore(path)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pytest
 
-from training.stories import PLACES, Story, make_stories
+from elman_training.stories import PLACES, Story, make_stories
 
 STATEMENT = re.compile(
     r"(?P<person>[A-Z][a-z]+) (?:"

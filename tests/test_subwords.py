@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle import BundleError, EncodingError, SubwordVocabulary
+from elman_bundle import BundleError, EncodingError, SubwordVocabulary
 
 TEXTS = ["the quick brown fox jumps over the lazy dog. " * 40, "語の🌲 und Straße, été\n" * 40]
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
 from benchmarks.__main__ import app
 from benchmarks.subprocesses import MeasurementError
 from benchmarks.tasks import FIGURES, gather_tasks
-from training import PRESETS
+from typer.testing import CliRunner
+
+from elman_training import PRESETS
 
 
 def make_run(folder: Path, preset: str | None, *, finished: bool = True, seed: int = 0, **figures: float) -> Path:

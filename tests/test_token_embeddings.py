@@ -12,14 +12,14 @@ from matplotlib.image import imread
 from rich.console import Console
 from typer import BadParameter
 
-from bundle import BEGIN, END, INNER, CharacterVocabulary, SymbolVocabulary, WordVocabulary
-from elman.command_line.application import app
+from elman.cli.application import app
+from elman_bundle import BEGIN, END, INNER, CharacterVocabulary, SymbolVocabulary, WordVocabulary
+from elman_training import TextConfig, TrainingError, TreeConfig, train
+from elman_training.checkpoint import load_best
+from elman_training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
+from elman_training.embeddings import principal_components as components
+from elman_training.encoder_decoder import EncoderDecoder
 from tests.test_tree_training import write_treebank
-from training import TextConfig, TrainingError, TreeConfig, train
-from training.checkpoint import load_best
-from training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
-from training.embeddings import principal_components as components
-from training.encoder_decoder import EncoderDecoder
 
 QUIET = Console(quiet=True)
 RANDOM = np.random.default_rng(0)
@@ -177,6 +177,6 @@ def test_networks_that_read_two_vocabularies_have_two() -> None:
 
 
 def test_a_network_without_embeddings_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.embeddings.load_best", lambda run: torch.nn.Linear(2, 2))
+    monkeypatch.setattr("elman_training.embeddings.load_best", lambda run: torch.nn.Linear(2, 2))
     with pytest.raises(TrainingError, match="run: its network has no embedding"):
         load_embeddings(run)

@@ -13,10 +13,9 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from bundle import BundleError
-from tests.test_command_line import elman
-from training import PRESETS, TextConfig, TrainingError, resume, train
-from training.checkpoint import (
+from elman_bundle import BundleError
+from elman_training import PRESETS, TextConfig, TrainingError, resume, train
+from elman_training.checkpoint import (
     BEST,
     CURVE,
     LAST,
@@ -28,6 +27,7 @@ from training.checkpoint import (
     load_vocabularies,
     save_tensors,
 )
+from tests.test_command_line import elman
 
 QUIET = Console(quiet=True)
 SENTENCE = "the quick brown fox jumps over the lazy dog. "

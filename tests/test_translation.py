@@ -15,21 +15,21 @@ from pydantic import ValidationError
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bundle import load_bundle
-from elman.command_line.application import app
-from export import export_run
-from export.contract import EncoderModule, StepModule
+from elman.cli.application import app
+from elman_bundle import load_bundle
+from elman_export import export_run
+from elman_export.contract import EncoderModule, StepModule
+from elman_training import TrainingError, TranslationConfig, parse_config, resume, train
+from elman_training.beam import beam_search
+from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_vocabularies
+from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.families import make_task
+from elman_training.figures import edit_distance, figures_of
+from elman_training.lanes import IGNORED
+from elman_training.pairs import Pair, read_pairs
+from elman_training.stories import make_stories
+from elman_training.translation import BEAMS, Batch, TranslationTask, sample_inputs
 from tests.serving import serving
-from training import TrainingError, TranslationConfig, parse_config, resume, train
-from training.beam import beam_search
-from training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_vocabularies
-from training.encoder_decoder import EncoderDecoder
-from training.families import make_task
-from training.figures import edit_distance, figures_of
-from training.lanes import IGNORED
-from training.pairs import Pair, read_pairs
-from training.stories import make_stories
-from training.translation import BEAMS, Batch, TranslationTask, sample_inputs
 
 QUIET = Console(quiet=True)
 EVERY_SHAPE = [
@@ -176,7 +176,7 @@ def test_a_batch_of_searches_is_each_of_them_alone_and_a_width_of_1_is_greedy() 
 
 @torch.no_grad()
 def test_the_search_finds_what_the_servers_does() -> None:
-    from server.decoding.beams import BeamParams, BeamSearch
+    from elman_server.decoding.beams import BeamParams, BeamSearch
 
     model = network(tokens=9)
     for parameter in model.parameters():
@@ -311,7 +311,7 @@ def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.Mo
         shares.append(share)
         return batch.inputs
 
-    monkeypatch.setattr("training.translation.sample_inputs", record)
+    monkeypatch.setattr("elman_training.translation.sample_inputs", record)
     task = make_task(small(reversals, scheduled_sampling=0.25, steps=60))
     model = network(source_tokens=task.sizes["source-"], tokens=task.sizes[""])
     for step in (0, 30, 60):
@@ -502,7 +502,7 @@ def test_the_command_line_trains_on_ones_own_pairs(reversals: Path, tmp_path: Pa
 
 
 def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.pairs._STORIES", {"training": 40, "validation": 5, "test": 20})
+    monkeypatch.setattr("elman_training.pairs._STORIES", {"training": 40, "validation": 5, "test": 20})
     corpus = read_pairs("stories", held_out=0.1)
     assert corpus.form == "stories"
     assert [pair.facts for pair in corpus.training] == [1] * 40 + [2] * 40 + [3] * 40
@@ -511,5 +511,5 @@ def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPat
     assert sources[1].isdisjoint(sources[2])
     assert all(pair.targets[0] in pair.choices and pair.source.endswith(" ?") for pair in corpus.test)
     assert read_pairs("stories", held_out=0.1, seed=1).test != corpus.test
-    monkeypatch.setattr("training.pairs.make_stories", lambda count, seed, facts: make_stories(count, 0, facts))
+    monkeypatch.setattr("elman_training.pairs.make_stories", lambda count, seed, facts: make_stories(count, 0, facts))
     assert not read_pairs("stories", held_out=0.1).test

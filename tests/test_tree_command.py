@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from bundle import Bundle
-from elman.command_line.trees import drawn
+from elman.cli.trees import drawn
 from elman.whole import Label
+from elman_bundle import Bundle
 from tests.test_command_line import Served, check_complaint, elman
 from tests.trees import SENTIMENTS, as_expression, graph_scores, probabilities, random_tree
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle import Bundle
-from elman import ExportError, Labels, NextToken, Token, Tree, Values, export_bundle, v1
-from export import Source
+from elman import ExportError, Labels, NextToken, Token, Tree, Values, export_bundle
+from elman_bundle import Bundle
+from elman_export import Source
+from elman_protos import v1
 from tests.trees import (
     INNER,
     SENTIMENTS,

@@ -9,15 +9,15 @@ import onnxruntime
 import pytest
 import torch
 
-from bundle import Bundle, load_bundle
-from elman import v1
-from export import ExportError, export_run
+from elman_bundle import Bundle, load_bundle
+from elman_export import ExportError, export_run
+from elman_protos import v1
+from elman_training import train
+from elman_training.checkpoint import load_best, load_config
+from elman_training.tree_batches import EncodedTree, encode_tree, make_batch
+from elman_training.tree_corpus import parse_tree
+from elman_training.tree_networks import TREE_CELLS, TreeNetwork
 from tests.test_tree_training import CELLS, QUIET, config, negations, write_treebank
-from training import train
-from training.checkpoint import load_best, load_config
-from training.tree_batches import EncodedTree, encode_tree, make_batch
-from training.tree_corpus import parse_tree
-from training.tree_networks import TREE_CELLS, TreeNetwork
 
 
 @pytest.fixture(scope="module", params=CELLS)

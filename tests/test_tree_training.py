@@ -15,14 +15,14 @@ from rich.console import Console
 from torch import Tensor
 from typer import BadParameter
 
-from bundle import INNER, SymbolVocabulary
-from elman.command_line.application import app
-from training import PRESETS, TrainingError, TreeConfig, resume, train
-from training.checkpoint import BEST, LAST, RESULT, load_labels, load_tensors
-from training.tree_batches import EncodedTree, TreeBatch, encode_tree, make_batch
-from training.tree_corpus import LabelledTree, TreeSyntaxError, parse_tree, read_treebank
-from training.tree_networks import TREE_CELLS, TreeNetwork
-from training.trees import TreeTask
+from elman.cli.application import app
+from elman_bundle import INNER, SymbolVocabulary
+from elman_training import PRESETS, TrainingError, TreeConfig, resume, train
+from elman_training.checkpoint import BEST, LAST, RESULT, load_labels, load_tensors
+from elman_training.tree_batches import EncodedTree, TreeBatch, encode_tree, make_batch
+from elman_training.tree_corpus import LabelledTree, TreeSyntaxError, parse_tree, read_treebank
+from elman_training.tree_networks import TREE_CELLS, TreeNetwork
+from elman_training.trees import TreeTask
 
 QUIET = Console(quiet=True)
 CELLS = sorted(TREE_CELLS)

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from bundle import Bundle, load_bundle, write_bundle
-from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeNode, v1
-from export import Labels, NextToken
-from export.contract import Output
-from server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
-from server.rpc import s_expressions
-from server.rpc.errors import FieldError
+from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeNode
+from elman_bundle import Bundle, load_bundle, write_bundle
+from elman_export import Labels, NextToken
+from elman_export.contract import Output
+from elman_protos import v1
+from elman_server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
+from elman_server.rpc import s_expressions
+from elman_server.rpc.errors import FieldError
 from tests.conftest import make_bundle
 from tests.serving import Running, serving
 from tests.trees import (

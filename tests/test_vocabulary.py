@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle import (
+from elman_bundle import (
     BundleError,
     ByteVocabulary,
     CharacterVocabulary,

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bundle import Bundle
-from server.decoding import Nodes, add_log_probabilities, add_score
-from server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
+from elman_bundle import Bundle
+from elman_server.decoding import Nodes, add_log_probabilities, add_score
+from elman_server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
 from tests.conftest import CHARACTERS
 from tests.test_engine import COUNTS, column_bundle, make_chunk, make_engine, run_lanes, same
 
@@ -144,11 +144,12 @@ def test_runs_that_tell_a_lot_are_short(bundles: dict[str, Bundle], monkeypatch:
     engine = make_engine(bundles["lstm"])
     assert list(engine.step_counts_for(False, NOTHING)) == list(COUNTS)
     assert list(engine.step_counts_for(True, Wanted(states=True))) == [1, 2, 4, 8]
-    monkeypatch.setattr("server.engine.onnx._MOST_TOLD_BYTES", 5 * ROWS * 4 * 37 * 4)  # 5 steps of 2 layers' h and c
+    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 5 * ROWS * 4 * 37 * 4)
     assert list(engine.step_counts_for(False, Wanted(states=True))) == [1, 2, 4]
     assert list(engine.step_counts_for(False, Wanted(states=True, outputs=True))) == [1, 2, 4]
     assert list(engine.step_counts_for(False, Wanted(logits=True))) == [1, 2, 4, 8]
-    monkeypatch.setattr("server.engine.onnx._MOST_TOLD_BYTES", 1)
+    # Room for 5 steps of the h and c of 2 layers.
+    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 1)
     assert list(engine.step_counts_for(False, Wanted(outputs=True))) == [1]
 
 
@@ -209,7 +210,7 @@ def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
 ) -> None:
     engine = make_engine(bundles["lstm"], capacity=4)
     engine.warm_up()
-    monkeypatch.delattr("server.engine.onnx.unroll")
+    monkeypatch.delattr("elman_server.engine.onnx.unroll")
     for wanted in (Wanted(logits=True), Wanted(log_probabilities=True)):
         results, _ = run(engine, make_chunk(np.array([[1], [2]]), wanted=wanted))
         assert (results.logits is None) != (results.log_probabilities is None)

@@ -16,10 +16,10 @@ import structlog
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle import Bundle
-from server.engine import OnnxEngine
-from server.engine.providers import Opener, ProviderChoice
-from server.engine.weights import Weights
+from elman_bundle import Bundle
+from elman_server.engine import OnnxEngine
+from elman_server.engine.providers import Opener, ProviderChoice
+from elman_server.engine.weights import Weights
 from tests.test_engine import make_engine, read, same
 
 _FOLDERS = "elman-weights-*"
@@ -27,7 +27,7 @@ _LIVING = """
 import time
 from pathlib import Path
 from tests.test_weights import make_graph
-from server.engine.weights import Weights
+from elman_server.engine.weights import Weights
 weights = Weights(Path("graph.onnx"), make_graph(), make_graph())
 print("packed", flush=True)
 time.sleep(600)

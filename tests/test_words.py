@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bundle import EncodingError, WordVocabulary
-from bundle.words import _pieces
+from elman_bundle import EncodingError, WordVocabulary
+from elman_bundle.words import _pieces
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 

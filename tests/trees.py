@@ -10,10 +10,10 @@ import onnxruntime
 import torch
 from torch import nn
 
-from bundle import Bundle, SymbolVocabulary, load_bundle
-from elman import v1
-from export import Labels, Token, Tree, export_bundle
-from training.tree_networks import TreeNetwork
+from elman_bundle import Bundle, SymbolVocabulary, load_bundle
+from elman_export import Labels, Token, Tree, export_bundle
+from elman_protos import v1
+from elman_training.tree_networks import TreeNetwork
 
 SENTIMENTS = ("0", "1", "2", "3", "4")
 INNER = 1

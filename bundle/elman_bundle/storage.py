@@ -1,0 +1,167 @@
+"""The bundle on disk: a folder with manifest.json (an `elman.v1.ModelSpec`), the ONNX graph and the vocabularies.
+
+`write_bundle` makes one from the files of a folder, `load_bundle` reads one back and trusts nothing in it: what a
+Bundle object holds is whole and consistent. The digest of a bundle is the SHA-256 of its manifest, which lists the
+SHA-256 of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from google.protobuf import json_format
+
+from elman_bundle.errors import BundleError
+from elman_bundle.kinds import read_vocabulary
+from elman_bundle.validation import validate_spec
+from elman_bundle.vocabulary import LabelVocabulary, TextVocabulary, Vocabulary
+from elman_protos import v1
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been read and found good.
+
+    Attributes:
+        path: its folder.
+        spec: its manifest.
+        digest: "sha256:" and 64 hexadecimal digits, over the whole of it.
+        vocabularies: by name.
+    """
+
+    path: Path
+    spec: v1.ModelSpec
+    digest: str
+    vocabularies: Mapping[str, Vocabulary]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def graph_path(self) -> Path:
+        return self.path / self.spec.step.file
+
+    @property
+    def encoder_path(self) -> Path | None:
+        """The graph that reads sources, if the model has one."""
+        return self.path / self.spec.encoder.file if self.spec.HasField("encoder") else None
+
+    def vocabulary_spec(self, name: str) -> v1.VocabularySpec:
+        """What the manifest says of the vocabulary `name`."""
+        return next(spec for spec in self.spec.vocabularies if spec.name == name)
+
+    def text_vocabulary(self, name: str) -> TextVocabulary:
+        """The vocabulary `name`, which a token input or next-token output refers to."""
+        vocabulary = self.vocabularies[name]
+        assert not isinstance(vocabulary, LabelVocabulary)  # validate_spec has refused it
+        return vocabulary
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """The labels of the vocabulary `name`, which a label output refers to."""
+        vocabulary = self.vocabularies[name]
+        assert isinstance(vocabulary, LabelVocabulary)  # validate_spec has refused anything else
+        return vocabulary.tokens
+
+
+def write_bundle(folder: Path, spec: v1.ModelSpec) -> str:
+    """Complete a folder that holds a bundle's files: fill in their digests and write the manifest last.
+
+    Args:
+        folder: holds the graph and every vocabulary and initial state that `spec` names.
+        spec: the manifest; its `files` are replaced.
+
+    Returns:
+        The bundle's digest.
+
+    Raises:
+        BundleError: the manifest is inconsistent or a file it names is missing.
+    """
+    sealed = v1.ModelSpec()
+    sealed.CopyFrom(spec)
+    del sealed.files[:]
+    for path in sorted(referenced_files(sealed)):
+        if not (folder / path).is_file():
+            raise BundleError(f"{folder}: the file {path} that the manifest names is missing")
+        sealed.files.add(path=path, sha256=_sha256((folder / path).read_bytes()))
+    validate_spec(sealed, folder / MANIFEST)
+    text = json_format.MessageToJson(sealed, preserving_proto_field_name=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return load_bundle(folder).digest
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        BundleError: it is not there, or something in it is missing, damaged or inconsistent.
+    """
+    manifest = folder / MANIFEST
+    try:
+        content = manifest.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST}: {error.strerror}") from error
+    spec = v1.ModelSpec()
+    try:
+        json_format.Parse(content, spec)
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise BundleError(f"{manifest}: {error}") from error
+    validate_spec(spec, manifest)
+    _check_files(folder, spec)
+    return Bundle(folder, spec, "sha256:" + _sha256(content), _read_vocabularies(folder, spec))
+
+
+def referenced_files(spec: v1.ModelSpec) -> set[str]:
+    """The paths of all files that a manifest refers to."""
+    files = {spec.step.file}
+    if spec.HasField("encoder"):
+        files.add(spec.encoder.file)
+    files.update(vocabulary.file for vocabulary in spec.vocabularies if vocabulary.file)
+    files.update(state.file for state in spec.step.states if state.HasField("file"))
+    return files
+
+
+def _check_files(folder: Path, spec: v1.ModelSpec) -> None:
+    listed = {file.path: file.sha256 for file in spec.files}
+    unlisted = referenced_files(spec) - listed.keys()
+    if unlisted:
+        raise BundleError(f"{folder / MANIFEST}: files: {min(unlisted)} is used but not listed with its sha256")
+    for path, expected in listed.items():
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise BundleError(f"{folder / MANIFEST}: files: the path {path!r} leads out of the bundle")
+        try:
+            found = _sha256((folder / path).read_bytes())
+        except OSError as error:
+            raise BundleError(
+                f"{folder / path}: cannot be read, but the manifest lists it: {error.strerror}"
+            ) from error
+        if found != expected:
+            raise BundleError(
+                f"{folder / path}: wrong digest: the manifest says sha256 {expected}, the file has {found}"
+            )
+
+
+def _read_vocabularies(folder: Path, spec: v1.ModelSpec) -> dict[str, Vocabulary]:
+    vocabularies: dict[str, Vocabulary] = {}
+    for vocabulary in spec.vocabularies:
+        try:
+            vocabularies[vocabulary.name] = read_vocabulary(folder, vocabulary)
+        except ValueError as error:
+            raise BundleError(f"{folder / vocabulary.file}: {error}") from error
+        size = vocabularies[vocabulary.name].size
+        if size != vocabulary.size:
+            raise BundleError(
+                f"{folder / MANIFEST}: vocabularies[{vocabulary.name}].size is {vocabulary.size}, "
+                f"but {vocabulary.file or 'the kind BYTES'} has {size} tokens"
+            )
+    return vocabularies
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,210 @@
+"""What makes a manifest consistent. Every error names the field by its path in manifest.json."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from elman_bundle.errors import BundleError
+from elman_protos import v1
+
+MANIFEST_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def validate_spec(spec: v1.ModelSpec, manifest: Path) -> None:
+    """Check what can be checked without the other files.
+
+    Raises:
+        BundleError: names `manifest`, the field, and what would be right.
+    """
+    check = _Check(manifest)
+    check.that(
+        spec.manifest_version == MANIFEST_VERSION,
+        "manifest_version",
+        f"is {spec.manifest_version}, but this elman reads version {MANIFEST_VERSION}",
+    )
+    check.that(
+        _NAME.fullmatch(spec.name) is not None,
+        "name",
+        f"{spec.name!r} is not 1 to 64 letters, digits, '.', '_' or '-'",
+    )
+    check.that(spec.step.file != "", "step.file", "is missing: the path of the ONNX file")
+    _check_vocabularies(spec, check)
+    _check_tensors(spec, check)
+    _check_encoder(spec, check)
+    _check_meanings(spec, check)
+    _check_tree(spec, check)
+
+
+class _Check:
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+
+    def that(self, holds: bool, field: str, complaint: str) -> None:
+        if not holds:
+            raise BundleError(f"{self.manifest}: {field} {complaint}")
+
+
+def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
+    _check_unique([vocabulary.name for vocabulary in spec.vocabularies], "vocabularies", check)
+    for vocabulary in spec.vocabularies:
+        field = f"vocabularies[{vocabulary.name}]"
+        check.that(vocabulary.kind in v1.VocabularyKind.values()[1:], f"{field}.kind", "is missing or not known")
+        check.that(vocabulary.size > 0, f"{field}.size", "must be at least 1")
+        needs_file = vocabulary.kind != v1.VOCABULARY_KIND_BYTES
+        check.that(bool(vocabulary.file) == needs_file, f"{field}.file", "is needed for every kind but BYTES")
+        of_words, of_subwords = v1.VOCABULARY_KIND_WORDS, v1.VOCABULARY_KIND_SUBWORDS
+        has_case = vocabulary.kind in (of_words, v1.VOCABULARY_KIND_SYMBOLS)
+        check.that(has_case or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS and SYMBOLS only")
+        knows_all = vocabulary.kind == of_subwords and vocabulary.HasField("unknown_token_id")
+        check.that(not knows_all, f"{field}.unknown_token_id", "is set, but to SUBWORDS nothing is unknown")
+        for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
+            if vocabulary.HasField(special):
+                token = getattr(vocabulary, special)
+                inside = 0 <= token < vocabulary.size
+                check.that(inside, f"{field}.{special}", f"is {token}, outside 0 to {vocabulary.size - 1}")
+
+
+def _check_tensors(spec: v1.ModelSpec, check: _Check) -> None:
+    step = spec.step
+    _check_unique(
+        [
+            *(tensor.name for tensor in step.inputs),
+            *(constant.name for constant in step.constants),
+            *(state.input_name for state in step.states),
+        ],
+        "step: graph inputs",
+        check,
+    )
+    _check_unique(
+        [output.name for output in step.outputs] + [state.output_name for state in step.states],
+        "step: graph outputs",
+        check,
+    )
+    reads = len(step.inputs) > 0 or spec.HasField("encoder")
+    check.that(reads, "step.inputs", "is empty: a step without an encoder reads at least one input")
+    check.that(len(step.outputs) > 0, "step.outputs", "is empty: a step computes at least one output")
+    for tensor in step.inputs:
+        _check_tensor(f"step.inputs[{tensor.name}]", tensor, check)
+    for constant in step.constants:
+        _check_tensor(f"step.constants[{constant.name}]", constant, check)
+    for output in step.outputs:
+        _check_tensor(f"step.outputs[{output.name}]", output, check)
+    for state in step.states:
+        field = f"step.states[{state.input_name}]"
+        check.that(state.output_name != "", f"{field}.output_name", "is missing: the output that is its next value")
+        _check_tensor(field, state, check)
+
+
+def _check_tensor(
+    field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Check
+) -> None:
+    check.that(tensor.data_type in v1.DataType.values()[1:], f"{field}.data_type", "is missing or not known")
+    check.that(all(size > 0 for size in tensor.shape), f"{field}.shape", f"{list(tensor.shape)} must be positive")
+    check.that(
+        0 <= tensor.row_axis <= len(tensor.shape),
+        f"{field}.row_axis",
+        f"is {tensor.row_axis}, but with the row axis the tensor has {len(tensor.shape) + 1} axes",
+    )
+
+
+def _check_encoder(spec: v1.ModelSpec, check: _Check) -> None:
+    encoded = [state.input_name for state in spec.step.states if state.HasField("encoded")]
+    if not spec.HasField("encoder"):
+        check.that(not encoded, f"step.states[{''.join(encoded[:1])}].encoded", "is set, but there is no encoder")
+        variable = [constant.name for constant in spec.step.constants if constant.variable_length]
+        field = f"step.constants[{''.join(variable[:1])}].variable_length"
+        check.that(not variable, field, "is set, but there is no encoder")
+        return
+    encoder, longest = spec.encoder, spec.encoder.longest_source
+    check.that(encoder.file != "", "encoder.file", "is missing: the path of the ONNX file")
+    check.that(encoder.input.name != "", "encoder.input.name", "is missing: the graph input that takes the source")
+    _check_tensor("encoder.input", encoder.input, check)
+    check.that(encoder.input.row_axis == 0, "encoder.input.row_axis", "must be 0")
+    check.that(encoder.length_name != "", "encoder.length_name", "is missing: the graph input that takes the lengths")
+    check.that(longest > 0, "encoder.longest_source", "must be at least 1")
+    for state in spec.step.states:
+        wrong = state.HasField("encoded") and not state.encoded
+        check.that(not wrong, f"step.states[{state.input_name}].encoded", "must be true where it is set")
+    given = [*encoded, *(constant.name for constant in spec.step.constants)]
+    check.that(len(given) > 0, "encoder", "gives nothing: there are no constants, and no states that are encoded")
+    for constant in spec.step.constants:
+        field = f"step.constants[{constant.name}]"
+        check.that(constant.row_axis == 0, f"{field}.row_axis", "must be 0")
+        positions = not constant.variable_length or list(constant.shape[:1]) == [longest]
+        check.that(positions, f"{field}.shape", f"must begin with the encoder's longest_source, {longest}")
+
+
+def _check_tree(spec: v1.ModelSpec, check: _Check) -> None:
+    if not spec.step.HasField("tree"):
+        return
+    step, tree = spec.step, spec.step.tree
+    check.that(not spec.HasField("encoder"), "encoder", "cannot stand beside step.tree")
+    tokens = [tensor.token.vocabulary for tensor in step.inputs if tensor.HasField("token")]
+    check.that(len(tokens) == len(step.inputs) == 1, "step.inputs", "of a tree are one token")
+    check.that(len(step.states) > 0, "step.states", "is empty: a node of a tree reads the states of its children")
+    check.that(tree.child_count >= 0, "step.tree.child_count", "must not be negative")
+    size = next(vocabulary.size for vocabulary in spec.vocabularies if vocabulary.name == tokens[0])
+    inside = 0 <= tree.inner_token_id < size
+    check.that(inside, "step.tree.inner_token_id", f"is {tree.inner_token_id}, outside 0 to {size - 1}")
+    for state in step.states:
+        field = f"step.states[{state.input_name}]"
+        check.that(
+            state.WhichOneof("initial_value") is None, field, "has an initial value, but a tree starts from zeros"
+        )
+        check.that(state.row_axis == 0, f"{field}.row_axis", "must be 0")
+    meanings = [output.WhichOneof("meaning") for output in step.outputs]
+    check.that("label_logits" in meanings, "step.outputs", "of a tree must have one with label_logits")
+    check.that("next_token_logits" not in meanings, "step.outputs", "of a tree cannot have next_token_logits")
+
+
+def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
+    vocabularies = {vocabulary.name: vocabulary for vocabulary in spec.vocabularies}
+    labels = v1.VOCABULARY_KIND_LABELS
+
+    def vocabulary_of(field: str, name: str, of_labels: bool) -> v1.VocabularySpec:
+        check.that(name in vocabularies, f"{field}.vocabulary", f"{name!r} is not one of {sorted(vocabularies)}")
+        wanted = "of kind LABELS" if of_labels else "of text"
+        check.that((vocabularies[name].kind == labels) == of_labels, f"{field}.vocabulary", f"{name!r} is not {wanted}")
+        return vocabularies[name]
+
+    inputs = {f"step.inputs[{tensor.name}]": tensor for tensor in spec.step.inputs}
+    if spec.HasField("encoder"):
+        inputs["encoder.input"] = spec.encoder.input
+    for place, tensor in inputs.items():
+        if tensor.HasField("token"):
+            field = f"{place}.token"
+            vocabulary_of(field, tensor.token.vocabulary, of_labels=False)
+            integer = tensor.data_type in (v1.DATA_TYPE_INT64, v1.DATA_TYPE_INT32)
+            check.that(integer and not tensor.shape, field, "needs an integer data_type and no shape: one id a row")
+    meanings = Counter(output.WhichOneof("meaning") for output in spec.step.outputs)
+    for meaning in ("next_token_logits", "label_logits"):
+        check.that(meanings[meaning] <= 1, "step.outputs", f"has {meanings[meaning]} with {meaning}; at most 1 may")
+    for output in spec.step.outputs:
+        if output.HasField("next_token_logits"):
+            field = f"step.outputs[{output.name}].next_token_logits"
+            vocabulary = vocabulary_of(field, output.next_token_logits.vocabulary, of_labels=False)
+            fed_back = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
+            check.that(
+                fed_back == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back"
+            )
+        elif output.HasField("label_logits"):
+            field = f"step.outputs[{output.name}].label_logits"
+            vocabulary = vocabulary_of(field, output.label_logits.vocabulary, of_labels=True)
+            scoped = output.label_logits.scope in v1.LabelScope.values()[1:]
+            check.that(scoped, f"{field}.scope", "is missing or not known")
+        else:
+            continue
+        check.that(
+            list(output.shape) == [vocabulary.size] and output.row_axis == 0,
+            f"step.outputs[{output.name}].shape",
+            f"is {list(output.shape)}, but {vocabulary.name!r} has {vocabulary.size} entries and the row axis is 0",
+        )
+
+
+def _check_unique(names: list[str], field: str, check: _Check) -> None:
+    check.that(all(names), field, "has an entry without a name")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    check.that(not twice, field, f"names {', '.join(twice)} twice")

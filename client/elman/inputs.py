@@ -1,0 +1,95 @@
+"""What models read, put into requests: text, token ids, numbers."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from elman_protos import v1
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Numbers = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.number[Any]]
+
+Input = str | Sequence[int]
+
+# By their names: the types as requests have them, and as `struct` does.
+DATA_TYPES = {
+    "float32": (v1.DATA_TYPE_FLOAT32, "f"),
+    "float16": (v1.DATA_TYPE_FLOAT16, "e"),
+    "int64": (v1.DATA_TYPE_INT64, "q"),
+    "int32": (v1.DATA_TYPE_INT32, "i"),
+}
+
+
+def set_input(
+    message: v1.GenerateRequest
+    | v1.ChooseRequest
+    | v1.ClassifyRequest
+    | v1.Piece
+    | v1.CreateSessionRequest
+    | v1.AnalysisInput
+    | v1.Source
+    | v1.Choice,
+    given: Input,
+) -> None:
+    """Put an input into a message: text as text, else token ids."""
+    if isinstance(given, str):
+        message.text = given
+    else:
+        message.tokens.ids.extend(given)
+
+
+def set_source(request: v1.GenerateRequest | v1.ChooseRequest | v1.ScoreRequest, given: Input | Numbers | None) -> None:
+    """Put what an encoder is to read into a request; None: nothing."""
+    if given is not None:
+        request.source.SetInParent()
+        set_steps(request.source, given)
+
+
+def set_steps(message: v1.ClassifyRequest | v1.Piece | v1.Source, given: Input | Numbers) -> None:
+    """Put what a model is to label into a message: text, token ids, or numbers, those of a step in each row.
+
+    Numbers are an array of numpy, [steps, *shape], whose double precision becomes single; or lists of floats.
+
+    Raises:
+        ValueError, TypeError: it is nothing of these.
+    """
+    values: Any = given
+    if hasattr(values, "dtype") and (values.dtype.kind == "f" or values.ndim != 1):
+        _set_array(message.tensor, values)
+    elif not isinstance(values, str) and len(values) and isinstance(values[0], float | Sequence):
+        _set_rows(message.tensor, values)
+    else:
+        set_input(message, values)
+
+
+def _set_array(tensor: v1.Tensor, values: NDArray[Any]) -> None:
+    if values.dtype.name == "float64":
+        values = values.astype("float32")
+    if values.dtype.name not in DATA_TYPES:
+        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(DATA_TYPES)} can")
+    tensor.data_type, _ = DATA_TYPES[values.dtype.name]
+    tensor.shape.extend(values.shape)
+    tensor.content = values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+def _set_rows(tensor: v1.Tensor, rows: Sequence[Any]) -> None:
+    shape = [len(rows)]
+    numbers: list[float] = list(rows)
+    if isinstance(rows[0], Sequence):
+        shape.append(len(rows[0]))
+        wrong = next((place for place, row in enumerate(rows) if len(row) != shape[1]), None)
+        if wrong is not None:
+            raise ValueError(f"step {wrong} has {len(rows[wrong])} numbers, but the first has {shape[1]}")
+        numbers = [number for row in rows for number in row]
+    tensor.data_type = v1.DATA_TYPE_FLOAT32
+    tensor.shape.extend(shape)
+    try:
+        tensor.content = struct.pack(f"<{math.prod(shape)}f", *numbers)
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"numbers are needed, in single precision: {error}") from error

@@ -1,0 +1,49 @@
+"""The engine: recurrent state in slots, and the steps on onnxruntime."""
+
+from elman_server.engine.errors import EngineError, ModelLoadError
+from elman_server.engine.interface import (
+    FREE,
+    NO_CHILD,
+    NOTHING,
+    Arrays,
+    Chunk,
+    Encoded,
+    Engine,
+    NodeResults,
+    Results,
+    TreeEngine,
+    Wanted,
+    is_filtered,
+)
+from elman_server.engine.onnx import OnnxEngine, state_arrays
+from elman_server.engine.providers import Opener, Provider, ProviderChoice
+from elman_server.engine.threads import Cores, core_count, side_by_side
+from elman_server.engine.trees import OnnxTreeEngine
+from elman_server.engine.unrolling import DTYPES
+
+__all__ = [
+    "DTYPES",
+    "FREE",
+    "NOTHING",
+    "NO_CHILD",
+    "Arrays",
+    "Chunk",
+    "Cores",
+    "Encoded",
+    "Engine",
+    "EngineError",
+    "ModelLoadError",
+    "NodeResults",
+    "OnnxEngine",
+    "OnnxTreeEngine",
+    "Opener",
+    "Provider",
+    "ProviderChoice",
+    "Results",
+    "TreeEngine",
+    "Wanted",
+    "core_count",
+    "is_filtered",
+    "side_by_side",
+    "state_arrays",
+]

@@ -1,0 +1,121 @@
+"""What stays for the whole of each row's sequence: what its encoder has made of its source.
+
+Constants of variable length have an axis of positions, which is as long as the longest of the rows in use needs, and a
+little longer, so that it seldom changes; behind the end of a shorter row there are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elman_protos import v1
+from elman_server.engine.memory import Buffer
+from elman_server.engine.unrolling import DTYPES
+
+Allocate = Callable[[Iterable[int], Any], Buffer]
+
+_FINE, _COARSE, _COARSE_FROM = 8, 32, 64  # positions
+_NOBODY = -1
+_SHRINK = 0.75  # Where less than this share of the positions is needed, they become fewer.
+
+
+class Constants:
+    """The constants of all rows. Rows in use are 0 to some last one; what is behind it may be lost.
+
+    Args:
+        specs: what the manifest says of them.
+        capacity: the number of rows.
+        longest: the most positions that a row may need.
+        allocate: makes a buffer of `capacity` rows of a shape.
+
+    Attributes:
+        buffers: by name, [capacity, *shape]. Those of variable length are replaced when their length changes.
+        version: another number whenever they have been.
+    """
+
+    def __init__(self, specs: Iterable[v1.ConstantSpec], capacity: int, longest: int, allocate: Allocate) -> None:
+        self.version = 0
+        self._specs = list(specs)
+        self._longest = longest
+        self._allocate = allocate
+        self._positions = min(_FINE, longest)
+        self._lengths = np.zeros(capacity, np.int64)
+        # Whose constants a row holds: rows of one beam search hold the same, and need no copying.
+        self._owners = np.full(capacity, _NOBODY, np.int64)
+        self._numbers = count()
+        self.buffers: dict[str, Buffer] = {spec.name: self._new_buffer(spec) for spec in self._specs}
+
+    def write(self, row: int, values: dict[str, NDArray[Any]]) -> None:
+        """Give a row its constants; it is the last one in use.
+
+        Args:
+            row: which.
+            values: by name, [*shape]; of those of variable length, [length, *shape].
+        """
+        if not self._specs:
+            return
+        variable = [spec.name for spec in self._specs if spec.variable_length]
+        self._lengths[row] = len(values[variable[0]]) if variable else 0
+        self._owners[row] = next(self._numbers)
+        if variable:
+            self._fit(row)
+        for spec in self._specs:
+            value = np.asarray(values[spec.name])
+            if spec.variable_length:
+                padded = np.zeros((self._positions, *value.shape[1:]), value.dtype)
+                padded[: len(value)] = value
+                value = padded
+            self.buffers[spec.name].write(row, value[None])
+
+    def move(self, source: int, destination: int) -> None:
+        """Copy a row to another place."""
+        for buffer in self.buffers.values():
+            buffer.copy_row(source, destination)
+        self._lengths[destination] = self._lengths[source]
+        self._owners[destination] = self._owners[source]
+
+    def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Copy rows to other places, as if all at once; what is the same there already is left."""
+        if not self._specs:
+            return
+        pairs = [
+            (row, source)
+            for row, source in zip(rows, sources, strict=True)
+            if self._owners[row] != self._owners[source]
+        ]
+        if not pairs:
+            return
+        destinations, origins = map(list, zip(*pairs, strict=True))
+        for buffer in self.buffers.values():
+            buffer.copy_rows(origins, destinations)
+        self._lengths[destinations] = self._lengths[origins]
+        self._owners[destinations] = self._owners[origins]
+
+    def _new_buffer(self, spec: v1.ConstantSpec) -> Buffer:
+        shape = [self._positions, *spec.shape[1:]] if spec.variable_length else spec.shape
+        return self._allocate(shape, DTYPES[spec.data_type])
+
+    def _fit(self, last: int) -> None:
+        """Have as many positions as the rows up to the last one need."""
+        longest = int(self._lengths[: last + 1].max())
+        unit = _FINE if longest <= _COARSE_FROM else _COARSE
+        needed = min(-(-longest // unit) * unit, self._longest)
+        if _SHRINK * self._positions < needed <= self._positions:
+            return
+        # What the rows behind hold is not taken along, so that it is nobody's any more.
+        self._owners[last + 1 :] = _NOBODY
+        before, self._positions = self._positions, needed
+        kept = min(before, needed)
+        for spec in self._specs:
+            if spec.variable_length:
+                old = self.buffers[spec.name]
+                self.buffers[spec.name] = new = self._new_buffer(spec)
+                values = np.zeros((last, *new.shape[1:]), new.dtype)
+                values[:, :kept] = old.read(0, last)[:, :kept]
+                new.write(0, values)
+        self.version += 1

@@ -1,0 +1,112 @@
+"""Reading sources: the encoder's graph, run once for a sequence, some of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from elman_bundle import Bundle
+from elman_server.engine.checking import check_encoder
+from elman_server.engine.errors import EngineError
+from elman_server.engine.interface import Encoded
+from elman_server.engine.providers import Opener
+from elman_server.engine.unrolling import DTYPES
+
+_SHORT = 16  # positions; up to twice this, lengths are alike
+_MOST_POSITIONS = 4096  # of the sources that are read at once, padding included
+
+
+class Encoder:
+    """A bundle's encoder.
+
+    Args:
+        bundle: which has one.
+        opener: opens sessions where the model is to run.
+
+    Raises:
+        ModelLoadError: the graph is rejected, or is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, opener: Opener) -> None:
+        self._spec = bundle.spec.encoder
+        path = bundle.encoder_path
+        assert path is not None
+        opened = opener.open(path, path)
+        self._session: onnxruntime.InferenceSession = opened.session
+        self._cores = opened.cores
+        check_encoder(bundle, path, self._session)
+        step = bundle.spec.step
+        self._constants = {constant.name: constant.variable_length for constant in step.constants}
+        self._states = [state.input_name for state in step.states if state.HasField("encoded")]
+        self._shapes = {constant.name: tuple(constant.shape) for constant in step.constants}
+        self._shapes |= {state.input_name: tuple(state.shape) for state in step.states}
+        self._dtype = DTYPES[self._spec.input.data_type]
+        self._shape = tuple(self._spec.input.shape)
+
+    def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        """Read sources, [positions, *shape] each; those of like lengths side by side.
+
+        Raises:
+            EngineError: onnxruntime failed, or has made what it should not.
+        """
+        encoded: dict[int, Encoded] = {}
+        for places in _groups([len(source) for source in sources]):
+            found = self._encode_together([sources[place] for place in places])
+            encoded.update(zip(places, found, strict=True))
+        return [encoded[place] for place in range(len(sources))]
+
+    def _encode_together(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        lengths = np.array([len(source) for source in sources], np.int64)
+        padded = np.zeros((len(sources), int(lengths.max()), *self._shape), self._dtype)
+        for row, source in enumerate(sources):
+            padded[row, : len(source)] = source
+        names = [*self._constants, *self._states]
+        try:
+            with self._cores.settled(0):
+                found = self._session.run(names, {self._spec.input.name: padded, self._spec.length_name: lengths})
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            raise EngineError(f"the encoder failed: {error}") from error
+        values = dict(zip(names, found, strict=True))
+        for name, value in values.items():
+            self._check(name, value, padded.shape)
+        return [self._row(values, row, length) for row, length in enumerate(lengths.tolist())]
+
+    def _check(self, name: str, value: NDArray[Any], padded: tuple[int, ...]) -> None:
+        """Refuse what the manifest does not say: graphs need not tell the shapes of their outputs."""
+        shape = self._shapes[name]
+        if self._constants.get(name):
+            shape = (padded[1], *shape[1:])
+        if value.shape != (padded[0], *shape):
+            raise EngineError(f"the encoder makes {name} of shape {value.shape}, but {(padded[0], *shape)} is right")
+
+    def _row(self, values: dict[str, NDArray[Any]], row: int, length: int) -> Encoded:
+        # Copies: a view would keep the whole batch alive.
+        return Encoded(
+            {
+                name: (values[name][row, :length] if variable else values[name][row]).copy()
+                for name, variable in self._constants.items()
+            },
+            {name: values[name][row].copy() for name in self._states},
+        )
+
+    def example(self) -> NDArray[Any]:
+        """A source of a likely length."""
+        return np.zeros((min(self._spec.longest_source, 16), *self._shape), self._dtype)
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of sources that are read together: the longest of a group is at most twice as long as the shortest, so
+    that not much more than the sources themselves is read, and all of it is bounded, however many there are."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        group = groups[-1] if groups else []
+        shortest = max(lengths[group[0]], _SHORT) if group else 0
+        if group and lengths[place] <= 2 * shortest and (len(group) + 1) * lengths[place] <= _MOST_POSITIONS:
+            group.append(place)
+        else:
+            groups.append([place])
+    return groups

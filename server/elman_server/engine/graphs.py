@@ -1,0 +1,202 @@
+"""A graph of some steps, run for any rows: by all threads together, or by one alone, beside others that run other rows.
+
+With all threads in every operator the weights are read once, but each operator waits for the slowest thread: as soon as
+somebody else needs a core, all wait, and they spin meanwhile. Of threads that have rows of their own each goes on as
+fast as it can. Results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from elman_protos import v1
+from elman_server.engine.constants import Constants
+from elman_server.engine.errors import EngineError, ModelLoadError
+from elman_server.engine.interface import Arrays
+from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
+from elman_server.engine.providers import OpenedSession, Opener, Provider
+from elman_server.engine.unrolling import DTYPES, FILTERS
+from elman_server.engine.weights import Weights
+
+
+@dataclass(frozen=True)
+class State:
+    """A state's two buffers, [capacity, *shape], by the phase of the ping-pong."""
+
+    input_name: str
+    output_name: str
+    buffers: tuple[Buffer, Buffer]
+
+
+class Storage:
+    """The arrays that all graphs of a model share.
+
+    Args:
+        provider: where the model runs.
+        capacity: the number of rows.
+        spec: the model.
+
+    Attributes:
+        constants: what each row's sequence keeps.
+        states: what it carries.
+    """
+
+    def __init__(self, provider: Provider, capacity: int, spec: v1.ModelSpec) -> None:
+        self.capacity = capacity
+        self._buffer: type[HostBuffer] | type[CudaBuffer] = CudaBuffer if provider is Provider.CUDA else HostBuffer
+        self.constants = Constants(spec.step.constants, capacity, spec.encoder.longest_source, self.allocate)
+        self.states: list[State] = []
+        for state in spec.step.states:
+            shape, dtype = state.shape, DTYPES[state.data_type]
+            buffers = (self.allocate(shape, dtype), self.allocate(shape, dtype))
+            self.states.append(State(state.input_name, state.output_name, buffers))
+
+    def allocate(self, shape: Iterable[int], dtype: Any) -> Buffer:
+        """A buffer of `capacity` rows of a shape."""
+        return self._buffer((self.capacity, *shape), dtype)
+
+    def allocate_like(self, values: Iterable[onnx.ValueInfoProto]) -> dict[str, Buffer]:
+        """Buffers for those of a graph's inputs or outputs that are neither constants nor states."""
+        own = {name for state in self.states for name in (state.input_name, state.output_name)}
+        own |= self.constants.buffers.keys()
+        buffers: dict[str, Buffer] = {}
+        for value in values:
+            if value.name not in own:
+                tensor = value.type.tensor_type
+                shape = [size.dim_value if size.HasField("dim_value") else self.capacity for size in tensor.shape.dim]
+                buffers[value.name] = self._buffer(shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return buffers
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a run of some rows needs: where everything is, and which CUDA graph it is."""
+
+    binding: onnxruntime.IOBinding
+    options: onnxruntime.RunOptions | None
+
+
+class Graph:
+    """One graph.
+
+    Args:
+        model: the graph.
+        weights: what it refers to.
+        path: the file to blame.
+        opener: opens its sessions.
+        storage: constants and states.
+        captures: whether runs may be captured as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        weights: Weights,
+        path: Path,
+        opener: Opener,
+        storage: Storage,
+        *,
+        captures: bool,
+    ) -> None:
+        self._model = model.SerializeToString()
+        self._weights = weights
+        self._path = path
+        self._opener = opener
+        self._storage = storage
+        self._captures = captures
+        inputs = storage.allocate_like(model.graph.input)
+        if FILTERS.candidates in inputs:  # One number for all rows of a run; its place is that of the first.
+            inputs[FILTERS.candidates] = storage.allocate((), np.int64)
+        self._inputs: Mapping[str, Buffer] = inputs
+        self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
+        self._bindings: dict[tuple[bool, int, int, int], _Bound] = {}
+        self._version = storage.constants.version
+        self._opening = threading.Lock()
+
+    # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
+    @cached_property
+    def _together(self) -> OpenedSession:
+        return self._opener.open(self._model, self._path, weights=self._weights, captures=self._captures)
+
+    @cached_property
+    def _single(self) -> OpenedSession:
+        return self._opener.open(self._model, self._path, weights=self._weights, threads=1)
+
+    def run(self, rows: range, feeds: Arrays, phase: int, *, alone: bool) -> None:
+        """Run rows that follow each other; others may be run by other threads at the same time.
+
+        Args:
+            rows: the rows.
+            feeds: by input name, [rows, ...].
+            phase: which of a state's buffers is read; the other is written.
+            alone: whether by one thread.
+
+        Raises:
+            EngineError: onnxruntime failed.
+        """
+        for name, values in feeds.items():
+            self._inputs[name].write(rows.start, values)
+        try:
+            with self._opening:
+                opened = self._single if alone else self._together
+                bound = self._bound(opened, rows, phase, alone=alone)
+        except ModelLoadError as error:
+            raise EngineError(str(error)) from error
+        try:
+            opened.session.run_with_iobinding(bound.binding, bound.options)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            raise EngineError(str(error)) from error
+
+    def read(self, name: str, rows: range) -> NDArray[Any]:
+        """An output of the last run, [rows, ...], valid until the next."""
+        return self._outputs[name].read(rows.start, len(rows))
+
+    def _bound(self, opened: OpenedSession, rows: range, phase: int, *, alone: bool) -> _Bound:
+        if opened.captures and rows.start == 0:
+            # A captured graph is of one size; the rows beyond those in use hold what does no harm.
+            rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
+        if self._version != self._storage.constants.version:  # What was bound is not there any more.
+            self._bindings.clear()
+            self._version = self._storage.constants.version
+        key = (alone, rows.start, rows.stop, phase)
+        if key not in self._bindings:
+            options = None
+            if opened.captures:
+                options = _captured_as(2 * len(rows) + phase if rows.start == 0 else -1)
+            self._bindings[key] = _Bound(self._bind(opened, rows, phase), options)
+        return self._bindings[key]
+
+    def _bind(self, opened: OpenedSession, rows: range, phase: int) -> onnxruntime.IOBinding:
+        binding = opened.session.io_binding()
+
+        def place(buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+            return buffer.device, 0, buffer.dtype, (len(rows), *buffer.shape[1:]), buffer.address(rows.start)
+
+        for name, buffer in (*self._inputs.items(), *self._storage.constants.buffers.items()):
+            if name == FILTERS.candidates:
+                binding.bind_input(name, buffer.device, 0, buffer.dtype, (1,), buffer.address(rows.start))
+            else:
+                binding.bind_input(name, *place(buffer))
+        for name, buffer in self._outputs.items():
+            binding.bind_output(name, *place(buffer))
+        for state in self._storage.states:
+            binding.bind_input(state.input_name, *place(state.buffers[phase]))
+            binding.bind_output(state.output_name, *place(state.buffers[1 - phase]))
+        return binding
+
+
+def _captured_as(number: int) -> onnxruntime.RunOptions:
+    """Options of a run that is captured as, and later replayed from, the CUDA graph of a number; -1: is not."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options

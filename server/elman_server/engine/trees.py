@@ -1,0 +1,192 @@
+"""The engine for nodes of trees: their states are kept in pools, from which those of the children are gathered.
+
+The state of a node without children depends on its token alone, and half the nodes of a binary tree have none: such
+states are kept for good, as many as there is memory for, and are not computed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from elman_bundle import Bundle
+from elman_server.engine.checking import check_graph
+from elman_server.engine.errors import EngineError
+from elman_server.engine.interface import NO_CHILD, NodeResults
+from elman_server.engine.providers import Opener
+from elman_server.engine.unrolling import DTYPES
+
+_WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
+_KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children
+
+
+_MOST_CHILDREN = 16_384  # that are gathered for one run, empty places among them
+_ROOMY = 64  # times its capacity: a pool of more places than these is made smaller when all are released
+
+
+class OnnxTreeEngine:
+    """Takes a bundle's steps over trees; implements `TreeEngine`.
+
+    Args:
+        bundle: the model, whose manifest has a tree.
+        capacity: the largest number of nodes in a run.
+        opener: opens sessions where the model is to run.
+
+    Raises:
+        ModelLoadError: the graph is rejected, or is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, *, capacity: int, opener: Opener) -> None:
+        opened = opener.open(bundle.graph_path, bundle.graph_path)
+        check_graph(bundle, opened.session)
+        self._session: onnxruntime.InferenceSession = opened.session
+        self._provider, self._cores = opened.provider, opened.cores
+        self._capacity = capacity
+        step = bundle.spec.step
+        self._child_count = step.tree.child_count
+        self._input, self._input_type = step.inputs[0].name, DTYPES[step.inputs[0].data_type]
+        self._labels = [output.name for output in step.outputs if output.HasField("label_logits")]
+        self._next_names = [state.output_name for state in step.states]
+        # By state input name, [places, *shape]; at NO_CHILD there are zeros.
+        self._pools: dict[str, NDArray[Any]] = {
+            state.input_name: np.zeros((1, *state.shape), DTYPES[state.data_type]) for state in step.states
+        }
+        size = bundle.vocabulary_spec(step.inputs[0].token.vocabulary).size
+        self._known = np.full(size, NO_CHILD)  # by token
+        self._known_left = _KNOWN_BYTES // sum(pool.nbytes for pool in self._pools.values())
+        self._stays = np.zeros(1, np.bool_)  # by place
+        self._free = np.empty(0, np.int64)  # places, of which the first `_free_count` count
+        self._free_count = 0
+        self._size = 1
+        self._grow(capacity)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def provider(self) -> str:
+        return self._provider.value
+
+    @property
+    def child_count(self) -> int:
+        return self._child_count
+
+    @property
+    def kept_count(self) -> int:
+        """The number of states that are kept, but for those that stay."""
+        return self._size - 1 - self._free_count - int(self._stays.sum())
+
+    def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        if children.size <= _MOST_CHILDREN:
+            return self._run(tokens, children)
+        # A few nodes of very many children are not to have all others gather as many.
+        counts = np.maximum((children != NO_CHILD).sum(axis=1), self._child_count or 1)
+        places = np.full(len(tokens), NO_CHILD)
+        outputs: dict[str, NDArray[Any]] = {}
+        for nodes in _groups(counts):
+            width = int(counts[nodes].max())
+            try:
+                found = self._run(tokens[nodes], children[nodes, :width])
+            except EngineError:
+                self.release(places[places != NO_CHILD])
+                raise
+            places[nodes] = found.places
+            for name, values in found.outputs.items():
+                whole = np.zeros((len(tokens), *values.shape[1:]), values.dtype)
+                outputs.setdefault(name, whole)[nodes] = values
+        return NodeResults(places, outputs)
+
+    def _run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        try:
+            feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
+            feeds[self._input] = tokens.astype(self._input_type, copy=False)
+            with self._cores.settled(0):
+                found = self._session.run([*self._labels, *self._next_names], feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            raise EngineError(f"the step failed: {error}") from error
+        places = self._take(len(tokens))
+        for pool, values in zip(self._pools.values(), found[len(self._labels) :], strict=True):
+            pool[places] = values
+        self._learn(tokens, children, places)
+        return NodeResults(places, dict(zip(self._labels, found, strict=False)))
+
+    def known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._known[tokens]
+
+    def _learn(self, tokens: NDArray[np.int64], children: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Have states of nodes without children stay where they are."""
+        if not self._known_left:
+            return
+        leaves = np.flatnonzero(children[:, 0] == NO_CHILD)
+        new = leaves[self._known[tokens[leaves]] == NO_CHILD][: self._known_left]
+        if new.size:
+            self._known[tokens[new]] = places[new]  # Of several with one token the last.
+            staying = self._known[tokens[new]]
+            self._stays[staying] = True
+            self._known_left -= len(np.unique(staying))
+
+    def release(self, places: NDArray[np.int64]) -> None:
+        places = places[~self._stays[places]]
+        self._free[self._free_count : self._free_count + len(places)] = places
+        self._free_count += len(places)
+
+    def release_all(self) -> None:
+        if self._size > _ROOMY * self._capacity:
+            self._shrink()
+            return
+        free = np.flatnonzero(~self._stays)[1:]
+        self._free[: len(free)] = free
+        self._free_count = len(free)
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        if count > self._free_count:
+            self._grow(max(count, self._size))
+        self._free_count -= count
+        return self._free[self._free_count : self._free_count + count].copy()
+
+    def _grow(self, count: int) -> None:
+        """Have so many places more."""
+        for name, pool in self._pools.items():
+            self._pools[name] = np.concatenate([pool, np.zeros((count, *pool.shape[1:]), pool.dtype)])
+        free = np.empty(self._size - 1 + count, np.int64)
+        free[: self._free_count] = self._free[: self._free_count]
+        free[self._free_count : self._free_count + count] = np.arange(self._size, self._size + count)
+        self._free, self._free_count = free, self._free_count + count
+        self._stays = np.concatenate([self._stays, np.zeros(count, np.bool_)])
+        self._size += count
+
+    def _shrink(self) -> None:
+        """Give back the room that many large trees have taken, when none of them is left."""
+        staying = np.flatnonzero(self._stays)
+        count = len(staying)
+        moved = np.full(self._size, NO_CHILD)
+        moved[staying] = np.arange(1, count + 1)
+        self._known[self._known != NO_CHILD] = moved[self._known[self._known != NO_CHILD]]
+        for name, pool in self._pools.items():
+            self._pools[name] = np.concatenate([pool[:1], pool[staying]])
+        self._stays = np.arange(count + 1) > 0
+        self._size, self._free, self._free_count = count + 1, np.empty(0, np.int64), 0
+        self._grow(self._capacity)
+
+    def warm_up(self) -> None:
+        """Run every batch size that is likely, so that no caller pays for first-time work."""
+        for size in {*(2**power for power in range((self.capacity - 1).bit_length())), self.capacity}:
+            for width in (self._child_count,) if self._child_count else _WARMED_WIDTHS:
+                self.run(np.zeros(size, np.int64), np.full((size, width), NO_CHILD))
+                self.release_all()
+
+
+def _groups(counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Nodes with so many children each, those with the fewest first, as they can run together."""
+    order = np.argsort(counts, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * counts[order[end]] > _MOST_CHILDREN:
+            groups.append(order[start:end])
+            start = end
+    return groups

@@ -1,0 +1,330 @@
+"""K steps in one run: a bundle's step graph, written down K times in a row, and the next token chosen in between.
+
+The unrolled graph knows no cell: it takes the step's nodes as they are, and the manifest says which tensors are wired
+to which. Weights are shared by all copies. Every tensor it adds has the row on axis 0 and the step on axis 1.
+
+Axes: B rows, K steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import TensorProto, helper
+
+from elman_bundle import Bundle
+from elman_protos import v1
+from elman_server.decoding import (
+    PREFIX,
+    Choice,
+    Filters,
+    Nodes,
+    Score,
+    add_checks,
+    add_choice,
+    add_log_probabilities,
+    add_score,
+)
+from elman_server.engine.errors import ModelLoadError
+from elman_server.engine.interface import NOTHING, Wanted
+
+TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
+CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
+LOGITS = f"{PREFIX}logits"  # float32 [B, V], after the last step, untouched
+TARGETS = f"{PREFIX}targets"  # int64 [B, K], the tokens that are scored; FREE: those that are chosen
+LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
+UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
+TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
+FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
+
+DTYPES: dict[int, type[np.generic]] = {
+    v1.DATA_TYPE_FLOAT32: np.float32,
+    v1.DATA_TYPE_FLOAT16: np.float16,
+    v1.DATA_TYPE_INT64: np.int64,
+    v1.DATA_TYPE_INT32: np.int32,
+}
+
+_OLDEST_OPSET = 18  # From here on the nodes we add have the form they have today.
+_OPSET = 20
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """A bundle's step graph, ready to be unrolled.
+
+    Attributes:
+        model: the graph.
+        spec: what the manifest says of it.
+        vocabulary_size: of the tokens it generates; 0 if it generates none.
+        forbidden_token: a token that is never generated.
+    """
+
+    model: onnx.ModelProto
+    spec: v1.StepSpec
+    vocabulary_size: int
+    forbidden_token: int | None
+
+    @property
+    def generates(self) -> bool:
+        return self.vocabulary_size > 0
+
+
+def read_step_graph(bundle: Bundle) -> StepGraph:
+    """Read a bundle's step graph.
+
+    Raises:
+        ModelLoadError: it is no ONNX graph, or one that is too old to be unrolled.
+    """
+    model = _load(bundle.graph_path)
+    spec = bundle.spec.step
+    for output in spec.outputs:
+        if output.HasField("next_token_logits"):
+            text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
+            forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
+            return StepGraph(model, spec, text.size, forbidden)
+    return StepGraph(model, spec, 0, None)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's exceptions share no base class with onnx's.
+        raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
+    opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
+    if opset < _OLDEST_OPSET:
+        with contextlib.suppress(Exception):  # What cannot be converted is told below.
+            return onnx.version_converter.convert_version(model, _OPSET)
+        raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
+    return model
+
+
+def steps_name(output: str) -> str:
+    """What an output of the step is called that has its values at every step."""
+    return f"{PREFIX}steps.{output}"
+
+
+def states_name(input_name: str) -> str:
+    """What a state is called that has its values after every step."""
+    return f"{PREFIX}states.{input_name}"
+
+
+def unroll(step: StepGraph, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> onnx.ModelProto:
+    """`count` steps as one graph.
+
+    Its inputs are the step's, those that change at every step with the step on axis 1, a token being negative where
+    the row goes on with its own; the constants and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS
+    if `filtered`; TARGETS if log-probabilities are wanted. Its outputs are the states after the last step, every output
+    that means labels (any output, if outputs are wanted) with the step on axis 1, named by `steps_name`, TOKENS and
+    CHECKS if the model generates, and what else is wanted: LOGITS and LOG_PROBABILITIES if the model generates, and the
+    states after every step, named by `states_name`. The row is axis 0 of all of them, whichever it is in the step.
+    """
+    return _Unrolled(step, count, filtered, wanted).model()
+
+
+class _Unrolled:
+    def __init__(self, step: StepGraph, count: int, filtered: bool, wanted: Wanted) -> None:
+        self._step = step
+        self._count = count
+        self._filtered = filtered and step.generates
+        self._scored = wanted.log_probabilities and step.generates
+        self._logits_wanted = wanted.logits and step.generates
+        self._kept_states = step.spec.states if wanted.states else []
+        self._shown = [output for output in step.spec.outputs if wanted.outputs or output.HasField("label_logits")]
+        self._nodes = Nodes()
+
+    def model(self) -> onnx.ModelProto:
+        spec, graph = self._step.spec, self._step.model.graph
+        state = {kept.input_name: self._turned(kept.input_name, kept) for kept in spec.states}
+        constants = {kept.name: self._turned(kept.name, kept) for kept in spec.constants}
+        shown: dict[str, list[str]] = {steps_name(output.name): [] for output in self._shown}
+        shown |= {states_name(kept.input_name): [] for kept in self._kept_states}
+        choices: list[Choice] = []
+        scores: list[Score] = []
+        inputs = {given.name: self._inputs(given) for given in spec.inputs}
+        uniforms = self._columns(UNIFORMS) if self._step.generates else []
+        target = self._targets() if self._scored else None
+        for index in range(self._count):
+            wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
+            if index == self._count - 1:  # The last step's state is the whole graph's.
+                wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
+            self._copy(graph.node, wires, f"step{index}/")
+            state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
+            for output in self._shown:
+                shown[steps_name(output.name)].append(self._one_step(wires[output.name], output))
+            for kept in self._kept_states:
+                shown[states_name(kept.input_name)].append(self._one_step(wires[kept.output_name], kept))
+            if self._step.generates:
+                logits = self._logits(wires)
+                choices.append(self._choose(logits, uniforms[index]))
+                if target:
+                    token = target(index, choices[-1])
+                    scores.append(add_score(self._nodes, logits, token, self._step.vocabulary_size))
+                if self._logits_wanted and index == self._count - 1:
+                    self._nodes.add("Identity", logits, output=LOGITS)
+        for kept in spec.states:
+            if kept.row_axis:
+                self._nodes.add("Transpose", state[kept.input_name], output=kept.output_name, perm=_rows_first(kept))
+        for name, steps in shown.items():
+            self._nodes.add("Concat", *steps, output=name, axis=1)
+        if self._step.generates:
+            self._nodes.add("Concat", *(choice.token for choice in choices), output=TOKENS, axis=1)
+            add_checks(self._nodes, choices, self._step.vocabulary_size, CHECKS)
+        if self._scored:
+            add_log_probabilities(self._nodes, scores, LOG_PROBABILITIES)
+        return self._assemble()
+
+    def _turned(self, name: str, spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec) -> str:
+        """A row-first tensor with its rows where the step wants them."""
+        if not spec.row_axis:
+            return name
+        order = [*range(1, spec.row_axis + 1), 0, *range(spec.row_axis + 1, len(spec.shape) + 1)]
+        return self._nodes.add("Transpose", name, perm=order)
+
+    def _one_step(self, name: str, spec: v1.StateSpec | v1.OutputSpec) -> str:
+        """[B, 1, *shape] of a tensor that has its rows where the step wants them."""
+        if spec.row_axis:
+            name = self._nodes.add("Transpose", name, perm=_rows_first(spec))
+        return self._nodes.add("Unsqueeze", name, self._int64([1]))
+
+    def _columns(self, name: str) -> list[str]:
+        """[B, K] as K times [B, 1]."""
+        if self._count == 1:
+            return [name]
+        return self._nodes.split(name, self._count, axis=1)
+
+    def _inputs(self, given: v1.InputSpec) -> Callable[[int, list[Choice]], str]:
+        """What gives the value of an input at a step, after the choices before it."""
+        if not given.HasField("token"):
+            return lambda index, _: self._turned(
+                self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1), given
+            )
+        values = self._columns(given.name)
+        free: list[str] = []
+        if self._step.generates and self._count > 1:  # A row's first step is forced or reads what the host knows.
+            nothing = self._nodes.constant(np.zeros((), DTYPES[given.data_type]))
+            free = self._columns(self._nodes.add("Less", given.name, nothing))
+
+        def token(index: int, choices: list[Choice]) -> str:
+            value = values[index]
+            if choices:
+                own = choices[-1].token
+                if given.data_type == v1.DATA_TYPE_INT32:
+                    own = self._nodes.add("Cast", own, to=TensorProto.INT32)
+                value = self._nodes.add("Where", free[index], own, value)
+            return self._turned(self._nodes.add("Squeeze", value, self._int64([1])), given)
+
+        return token
+
+    def _targets(self) -> Callable[[int, Choice], str]:
+        """What gives the token of a step whose log-probability is wanted, after the choice of that step."""
+        targets = self._columns(TARGETS)
+        free = self._columns(self._nodes.add("Less", TARGETS, self._nodes.constant(np.int64(0))))
+        return lambda index, choice: self._nodes.add("Where", free[index], choice.token, targets[index])
+
+    def _logits(self, wires: dict[str, str]) -> str:
+        """A step's logits, float32 [B, V]."""
+        output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
+        if output.data_type == v1.DATA_TYPE_FLOAT32:
+            return wires[output.name]
+        return self._nodes.add("Cast", wires[output.name], to=TensorProto.FLOAT)
+
+    def _choose(self, logits: str, uniforms: str) -> Choice:
+        return add_choice(
+            self._nodes,
+            logits,
+            self._step.vocabulary_size,
+            uniforms=uniforms,
+            temperatures=TEMPERATURES,
+            forbidden_token=self._step.forbidden_token,
+            filters=FILTERS if self._filtered else None,
+        )
+
+    def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
+        """Write the step's nodes down once more. `wires` says what its tensors are called now, and is added to."""
+        for node in nodes:
+            for name in node.output:
+                if name:
+                    wires.setdefault(name, prefix + name)
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = prefix + node.name if node.name else ""
+            _rename(copy, wires)
+            self._nodes.nodes.append(copy)
+
+    def _assemble(self) -> onnx.ModelProto:
+        step, spec = self._step.model, self._step.spec
+        steps: list[str | int] = ["rows", self._count]
+        inputs = [_value(given.name, given.data_type, [*steps, *given.shape]) for given in spec.inputs]
+        for kept in spec.constants:
+            shape: list[str | int] = ["positions", *kept.shape[1:]] if kept.variable_length else [*kept.shape]
+            inputs.append(_value(kept.name, kept.data_type, ["rows", *shape]))
+        inputs += [_value(state.input_name, state.data_type, ["rows", *state.shape]) for state in spec.states]
+        outputs = [_value(kept.output_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        outputs += [_value(steps_name(shown.name), shown.data_type, [*steps, *shown.shape]) for shown in self._shown]
+        outputs += [
+            _value(states_name(kept.input_name), kept.data_type, [*steps, *kept.shape]) for kept in self._kept_states
+        ]
+        if self._step.generates:
+            inputs.append(_value(UNIFORMS, v1.DATA_TYPE_FLOAT32, steps))
+            inputs.append(_value(TEMPERATURES, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            outputs.append(_value(TOKENS, v1.DATA_TYPE_INT64, steps))
+            outputs.append(_value(CHECKS, v1.DATA_TYPE_FLOAT32, steps))
+        if self._scored:
+            inputs.append(_value(TARGETS, v1.DATA_TYPE_INT64, steps))
+            outputs.append(_value(LOG_PROBABILITIES, v1.DATA_TYPE_FLOAT32, steps))
+        if self._logits_wanted:
+            outputs.append(_value(LOGITS, v1.DATA_TYPE_FLOAT32, ["rows", self._step.vocabulary_size]))
+        if self._filtered:
+            inputs.append(_value(FILTERS.top_k, v1.DATA_TYPE_INT64, ["rows", 1]))
+            inputs.append(_value(FILTERS.top_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            inputs.append(_value(FILTERS.min_p, v1.DATA_TYPE_FLOAT32, ["rows", 1]))
+            inputs.append(_value(FILTERS.candidates, v1.DATA_TYPE_INT64, [1]))
+        graph = helper.make_graph(
+            self._nodes.nodes,
+            f"{self._count} steps",
+            inputs,
+            outputs,
+            [*step.graph.initializer, *self._nodes.constants],
+            sparse_initializer=step.graph.sparse_initializer,
+        )
+        return helper.make_model(
+            graph, opset_imports=step.opset_import, functions=step.functions, ir_version=step.ir_version
+        )
+
+    def _int64(self, values: list[int]) -> str:
+        return self._nodes.constant(np.array(values, np.int64))
+
+
+def _rows_first(spec: v1.StateSpec | v1.OutputSpec) -> list[int]:
+    """The order of axes that brings a tensor's rows to the front."""
+    return [spec.row_axis, *(axis for axis in range(len(spec.shape) + 1) if axis != spec.row_axis)]
+
+
+def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
+    """Give a node's tensors the names they have now, in the graphs inside it, too."""
+    node.input[:] = [wires.get(name, name) for name in node.input]
+    node.output[:] = [wires.get(name, name) for name in node.output]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {value.name for value in graph.input} | {value.name for value in graph.initializer}
+            own |= {name for inner in graph.node for name in inner.output}
+            outer = {name: wire for name, wire in wires.items() if name not in own}
+            for inner in graph.node:
+                _rename(inner, outer)
+            _rename_outputs(graph, outer)
+
+
+def _rename_outputs(graph: Any, wires: dict[str, str]) -> None:
+    for value in graph.output:
+        value.name = wires.get(value.name, value.name)
+
+
+def _value(name: str, data_type: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[data_type])), shape)

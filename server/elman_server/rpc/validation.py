@@ -1,0 +1,405 @@
+"""From a request to what scheduling runs. Every complaint names the field, what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from elman_bundle import EncodingError, TextVocabulary
+from elman_bundle.vocabulary import TokenIds
+from elman_protos import v1
+from elman_server.decoding.errors import shortened
+from elman_server.engine import DTYPES
+from elman_server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
+from elman_server.rpc.lengthy import by_length
+from elman_server.rpc.models import ServedModel
+from elman_server.scheduling import Source
+from elman_server.sessions import Target
+
+LONGEST_INTERVAL = 60  # seconds
+LONGEST_REQUEST_ID = 64  # characters
+# Fields that change how or when a call is answered, and nothing about the answer.
+_HOW_AND_NOT_WHAT = (
+    "session",
+    "received_token_count",
+    "interval",
+    "single_tokens",
+    "request_id",
+    "bypass_prefix_cache",
+)
+_Text = (
+    v1.GenerateRequest
+    | v1.ChooseRequest
+    | v1.ClassifyRequest
+    | v1.Piece
+    | v1.CreateSessionRequest
+    | v1.AnalysisInput
+    | v1.Source
+    | v1.Choice
+)
+_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        max_tokens: generated tokens.
+        input_tokens: tokens of a prompt, an input or a piece.
+        message_bytes: bytes of one message.
+    """
+
+    max_tokens: int = 65_536
+    input_tokens: int = 65_536
+    message_bytes: int = 4 * 1024 * 1024
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all inputs together, where a request has several."""
+        return 16 * self.input_tokens
+
+
+def check_size(message: Message, limits: Limits) -> None:
+    """Refuse a message that is too large.
+
+    Raises:
+        MessageTooLargeError: it is.
+    """
+    size = message.ByteSize()
+    if size > limits.message_bytes:
+        raise MessageTooLargeError(
+            f"the message has {size} bytes, the limit is {limits.message_bytes}",
+            size=size,
+            limit=limits.message_bytes,
+        )
+
+
+def delivery_interval(request: v1.GenerateRequest) -> float | None:
+    """Seconds for which tokens may gather; None: the caller leaves it to the server.
+
+    Raises:
+        FieldError: it is negative or too long.
+    """
+    if request.HasField("single_tokens"):
+        return 0.0
+    if not request.HasField("interval"):
+        return None
+    seconds = duration_seconds(request.interval, "interval")
+    if seconds > LONGEST_INTERVAL:
+        raise FieldError("interval", f"is {seconds:g} seconds, but must be 0 to {LONGEST_INTERVAL}")
+    return seconds
+
+
+def duration_seconds(duration: Duration, field: str) -> float:
+    """A duration in seconds.
+
+    Raises:
+        FieldError: it is negative.
+    """
+    seconds = duration.seconds + duration.nanos / 1e9
+    if seconds < 0:
+        raise FieldError(field, f"is {seconds:g} seconds, but must not be negative")
+    return seconds
+
+
+def requested_seed(request: v1.GenerateRequest | v1.CreateSessionRequest | v1.ForkSessionRequest) -> int | None:
+    """The seed that a request brings, if any."""
+    return request.seed if request.HasField("seed") else None
+
+
+def session_target(
+    request: v1.GenerateRequest | v1.ClassifyRequest | v1.StreamConfig, field: str = "session"
+) -> Target:
+    """What a call says about its session.
+
+    Raises:
+        FieldError: the id is missing or can be none, the position negative, or the name too long.
+    """
+    call = request.session
+    if not call.session_id:
+        raise FieldError(f"{field}.session_id", "is needed: it says which session the call continues")
+    check_session_id(call.session_id, f"{field}.session_id")
+    if call.position < 0:
+        raise FieldError(f"{field}.position", f"is {call.position}, but must not be negative")
+    name = call.request_id
+    check_request_id(name, f"{field}.request_id")
+    position = call.position if call.HasField("position") else None
+    return Target(call.session_id, position, name, fingerprint(request))
+
+
+def check_request_id(name: str, field: str) -> None:
+    """Refuse a name that is too long.
+
+    Raises:
+        FieldError: it is.
+    """
+    if len(name) > LONGEST_REQUEST_ID:
+        raise FieldError(field, f"has {len(name)} characters, but may have {LONGEST_REQUEST_ID}")
+
+
+def received_count(request: v1.GenerateRequest) -> int:
+    """How many tokens the caller has already.
+
+    Raises:
+        FieldError: it is negative, or the call has no name by which it could have been made before.
+    """
+    count = request.received_token_count
+    if count < 0:
+        raise FieldError("received_token_count", f"is {count}, but must not be negative")
+    if count and not request.session.request_id:
+        raise FieldError("received_token_count", "needs the session.request_id of the first try")
+    return count
+
+
+def fingerprint(request: Message) -> bytes:
+    """Of what a call asks for: equal for a call and its repetition, 16 bytes."""
+    asked = type(request)()
+    asked.CopyFrom(request)
+    for field in _HOW_AND_NOT_WHAT:
+        if field in asked.DESCRIPTOR.fields_by_name:
+            asked.ClearField(field)
+    kind = asked.DESCRIPTOR.full_name.encode()  # Different ones may look the same when they are written down.
+    return hashlib.blake2b(kind + b"\n" + asked.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def new_session_id(session_id: str, field: str) -> str:
+    """The id of a session to be made; may be empty.
+
+    Raises:
+        FieldError: it is not one.
+    """
+    if session_id:
+        check_session_id(session_id, field)
+    return session_id
+
+
+def check_session_id(session_id: str, field: str) -> None:
+    """Refuse what can be no session's id.
+
+    Raises:
+        FieldError: it cannot.
+    """
+    if not _SESSION_ID.fullmatch(session_id):
+        raise FieldError(field, "must be 1 to 64 letters, digits, '.', '_' or '-'")
+
+
+async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """What a session starts with, the begin token first where the model has one; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    ids = await _prompt_ids(request, model, limits)
+    return model.with_begin_token(ids) if len(ids) else ids
+
+
+async def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """What follows in a session; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return await _prompt_ids(request, model, limits)
+
+
+async def prompt_ids(request: v1.GenerateRequest | v1.ChooseRequest, model: ServedModel, limits: Limits) -> TokenIds:
+    """The prompt's ids, the begin token first where the model has one.
+
+    Raises:
+        FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
+    """
+    ids = model.with_begin_token(await _prompt_ids(request, model, limits))
+    if not len(ids):
+        raise FieldError(
+            request.WhichOneof("prompt") or "text",
+            f"is empty, but {model.name!r} has no begin token: give a prompt of one token or more",
+        )
+    return ids
+
+
+async def requested_source(
+    request: v1.GenerateRequest | v1.ChooseRequest | v1.ScoreRequest, model: ServedModel, limits: Limits
+) -> Source | None:
+    """What the encoder is to read, if the model has one.
+
+    Raises:
+        FieldError: it is missing, or given where none belongs, or it is empty, too long, or not what the model reads.
+    """
+    if not model.has_encoder:
+        if request.HasField("source"):
+            raise FieldError("source", f"is given, but {model.name!r} has no encoder: leave it out")
+        return None
+    source, spec = request.source, model.bundle.spec.encoder.input
+    chosen = source.WhichOneof("form")
+    numbers = not spec.HasField("token")
+    wanted = f"a tensor, {_said(spec, 'positions')}" if numbers else "text or tokens"
+    if chosen is None:
+        raise FieldError("source", f"is needed: {model.name!r} starts from one; give {wanted}")
+    if numbers != (chosen == "tensor"):
+        raise FieldError(f"source.{chosen}", f"is given, but the encoder of {model.name!r} takes {wanted}")
+    if numbers:
+        values = _numbers(source.tensor, spec, "source.tensor", limits, "positions")
+    else:
+        values = await _input_ids(chosen, source, model.source_vocabulary, model.name, limits, "source.")
+    return checked_source(values, f"source.{chosen}", model)
+
+
+def checked_source(values: NDArray[Any], field: str, model: ServedModel) -> Source:
+    """A source of a length that the model takes.
+
+    Raises:
+        FieldError: it is empty or too long.
+    """
+    longest = model.bundle.spec.encoder.longest_source
+    if not len(values):
+        raise FieldError(field, "is empty: a source has one position or more")
+    if len(values) > longest:
+        message = f"has {len(values)} positions, but {model.name!r} reads sources of up to {longest}"
+        raise InputTooLongError(field, message, limit=longest)
+    return Source(values)
+
+
+async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: Limits) -> NDArray[Any]:
+    """The ids, or the numbers [steps, *shape], of an input to label.
+
+    Raises:
+        FieldError: it is empty, cannot be encoded, or is not what the model reads.
+    """
+    if request.HasField("tree"):
+        wanted = f"a tensor, {_said(model.input_spec)}" if model.reads_numbers else "text or tokens"
+        raise FieldError("tree", f"is given, but {model.name!r} does not read trees: give {wanted}")
+    if request.every_node:
+        raise FieldError("every_node", f"is set, but {model.name!r} does not read trees: leave it out")
+    steps = await _input_steps(request, model, limits, "")
+    if not len(steps):
+        missing = "tensor" if model.reads_numbers else "text"
+        raise FieldError(request.WhichOneof("input") or missing, "is empty: there is nothing to label")
+    return steps
+
+
+async def piece_steps(piece: v1.Piece, model: ServedModel, limits: Limits) -> NDArray[Any]:
+    """The ids, or the numbers [steps, *shape], of a piece; none if it is empty.
+
+    Raises:
+        FieldError: it cannot be encoded, or is not what the model reads.
+    """
+    return await _input_steps(piece, model, limits, "piece.")
+
+
+async def _input_steps(
+    message: v1.ClassifyRequest | v1.Piece, model: ServedModel, limits: Limits, prefix: str
+) -> NDArray[Any]:
+    chosen = message.WhichOneof("input")
+    if model.reads_numbers:
+        spec = model.input_spec
+        if chosen in ("text", "tokens"):
+            complaint = f"is given, but {model.name!r} reads numbers: give a tensor, {_said(spec)}"
+            raise FieldError(f"{prefix}{chosen}", complaint)
+        axis = "positions" if model.reads_source_only else "steps"
+        return _numbers(message.tensor, spec, f"{prefix}tensor", limits, axis)
+    if chosen == "tensor":
+        raise FieldError(f"{prefix}tensor", f"is given, but {model.name!r} reads text: give text or tokens")
+    return await _input_ids(chosen, message, model.vocabulary, model.name, limits, prefix)
+
+
+async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of one input of an AnalysisService request; may be nothing.
+
+    Raises:
+        FieldError: it cannot be encoded.
+    """
+    return await _input_ids(given.WhichOneof("input"), given, model.vocabulary, model.name, limits, f"{field}.")
+
+
+async def choice_ids(given: v1.Choice, field: str, model: ServedModel, limits: Limits) -> TokenIds:
+    """The ids of one choice, without the end token.
+
+    Raises:
+        FieldError: it is empty or cannot be encoded.
+    """
+    ids = await _input_ids(given.WhichOneof("form"), given, model.vocabulary, model.name, limits, f"{field}.")
+    if not len(ids):
+        raise FieldError(f"{field}.{given.WhichOneof('form') or 'text'}", "is empty: a choice has one token or more")
+    return ids
+
+
+async def _prompt_ids(
+    request: v1.GenerateRequest | v1.ChooseRequest | v1.CreateSessionRequest, model: ServedModel, limits: Limits
+) -> TokenIds:
+    return await _input_ids(request.WhichOneof("prompt"), request, model.vocabulary, model.name, limits, "")
+
+
+async def _input_ids(
+    chosen: str | None,
+    message: _Text,
+    vocabulary: TextVocabulary,
+    name: str,
+    limits: Limits,
+    prefix: str,
+) -> TokenIds:
+    # Looked at before any work is done, by what a text must have at least.
+    least = -(-len(message.text) // vocabulary.characters_per_token)
+    _check_length(max(least, len(message.tokens.ids)), f"{prefix}{chosen}", limits)
+    if chosen == "tokens":
+        ids = np.array(message.tokens.ids, dtype=np.int64)
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))
+        if wrong.size:
+            raise FieldError(
+                f"{prefix}tokens.ids[{wrong[0]}]",
+                f"is {ids[wrong[0]]}, but the ids of {name!r} are 0 to {vocabulary.size - 1}",
+            )
+    else:
+        try:
+            ids = await by_length(len(message.text), lambda: vocabulary.encode(message.text))
+        except EncodingError as error:
+            raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
+    _check_length(len(ids), f"{prefix}{chosen}", limits)
+    return ids
+
+
+def _check_length(tokens: int, field: str, limits: Limits) -> None:
+    if tokens > limits.input_tokens:
+        message = f"has {tokens} tokens or more, the limit is {limits.input_tokens}"
+        raise InputTooLongError(field, message, limit=limits.input_tokens)
+
+
+def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, axis: str = "steps") -> NDArray[Any]:
+    """The numbers of some steps, [steps, *shape], or of what else the axis is; of none where nothing is given."""
+    dtype = np.dtype(DTYPES[spec.data_type])
+    if not tensor.ByteSize():
+        return np.empty((0, *spec.shape), dtype)
+    if tensor.name not in ("", spec.name):
+        raise FieldError(f"{field}.name", f"is {shortened(tensor.name)!r}, but the input is {spec.name!r}")
+    if tensor.data_type != spec.data_type:
+        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec, axis)}")
+    shape = list(tensor.shape)
+    if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
+        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec, axis)}")
+    _check_length(shape[0], field, limits)
+    size = math.prod(shape) * dtype.itemsize
+    if len(tensor.content) != size:
+        raise FieldError(f"{field}.content", f"has {len(tensor.content)} bytes, but numbers of this shape have {size}")
+    values = np.frombuffer(tensor.content, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        place = wrong[0].tolist()
+        raise FieldError(f"{field}.content", f"is {values[tuple(place)]} at {place}, but every number must be finite")
+    return values
+
+
+def _said(spec: v1.InputSpec, axis: str = "steps") -> str:
+    """What numbers an input takes, for people."""
+    return f"{_type_name(spec.data_type)} [{', '.join([axis, *map(str, spec.shape)])}]"
+
+
+def _type_name(data_type: int) -> str:
+    return np.dtype(DTYPES[data_type]).name if data_type in DTYPES else f"type {data_type}"

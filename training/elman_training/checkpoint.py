@@ -1,0 +1,155 @@
+"""A run's folder: what training writes and what resuming and exporting read.
+
+    config.json         the configuration
+    vocabulary.json     the tokens (absent for bytes; for subwords tokenizer.json); what has a second vocabulary has
+                        another such file, whose name begins with "source-"
+    labels.json         the classes, if there are some
+    features.json       what the numbers are called that are read, if there are some
+    last.safetensors    everything needed to go on: weights, optimiser, carried state, step
+    best.safetensors    the weights that did best on the held-out part
+    metrics.jsonl       the log, one JSON object a line
+    result.json         what the kept weights measured, in the end
+    loss.png            the curve
+
+Every file is replaced whole or not at all, so that a killed run leaves a readable folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from elman_bundle import InputVocabulary, LabelVocabulary, read_tokens, write_tokens, write_vocabulary
+from elman_bundle.kinds import read_vocabulary
+from elman_training.config import TrainingConfig, parse_config
+from elman_training.errors import TrainingError
+from elman_training.families import make_network
+from elman_training.task import Task
+
+CONFIG = "config.json"
+LABELS = "labels.json"
+FEATURES = "features.json"
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+CURVE = "loss.png"
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then move over it: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors with JSON-able metadata."""
+    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    # Not save_file, which lets nobody but the owner read the file.
+    content = save(plain, {"elman": json.dumps(metadata)})
+    replace_file(path, lambda part: part.write_bytes(content))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        TrainingError: there is no such file or it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, json.loads(file.metadata()["elman"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read as a checkpoint: {error}") from error
+
+
+def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        TrainingError: the folder holds a run already.
+    """
+    if (run / CONFIG).exists():
+        raise TrainingError(
+            f"{run}: holds a run already; go on with it by --resume {run}, delete it, or choose another --output"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    for prefix, vocabulary in task.vocabularies.items():
+        write_vocabulary(run, vocabulary, prefix)
+    for name, entries in ((LABELS, task.labels), (FEATURES, task.features)):
+        if entries is not None:
+            write_tokens(run / name, entries)
+    replace_file(run / CONFIG, lambda part: part.write_text(config.model_dump_json(indent=2) + "\n"))
+
+
+def load_config(run: Path) -> TrainingConfig:
+    """The configuration of a run.
+
+    Raises:
+        TrainingError: the folder holds no run, or one that this version cannot read.
+    """
+    try:
+        return parse_config(json.loads((run / CONFIG).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(f"{run}: holds no run: {CONFIG}: {error.strerror}") from error
+    except ValueError as error:
+        raise TrainingError(f"{run / CONFIG}: {error}") from error
+
+
+def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocabulary]:
+    """The vocabularies of a run, by what their files' names begin with.
+
+    Raises:
+        BundleError: a file cannot be read.
+        TrainingError: a file holds no vocabulary of its kind.
+    """
+    found: dict[str, InputVocabulary] = {}
+    for name, spec in config.vocabularies().items():
+        try:
+            vocabulary = read_vocabulary(run, spec)
+        except ValueError as error:
+            raise TrainingError(f"{run / spec.file}: {error}") from error
+        assert not isinstance(vocabulary, LabelVocabulary)
+        found[name] = vocabulary
+    return found
+
+
+def load_labels(run: Path) -> tuple[str, ...] | None:
+    """The classes of a run, or None where there are none."""
+    return _read_list(run / LABELS)
+
+
+def load_features(run: Path) -> tuple[str, ...] | None:
+    """What the numbers are called that a run's network reads, or None where it reads none."""
+    return _read_list(run / FEATURES)
+
+
+def _read_list(path: Path) -> tuple[str, ...] | None:
+    return tuple(read_tokens(path)) if path.exists() else None
+
+
+def load_best(run: Path) -> nn.Module:
+    """The network that did best, ready for use (no dropout).
+
+    Raises:
+        TrainingError: the run has kept none yet.
+    """
+    config = load_config(run)
+    sizes = {name: vocabulary.size for name, vocabulary in load_vocabularies(run, config).items()}
+    listed = {"labels": load_labels(run), "features": load_features(run)}
+    sizes |= {name: len(entries) for name, entries in listed.items() if entries is not None}
+    network = make_network(config, sizes)
+    if not (run / BEST).exists():
+        raise TrainingError(f"{run}: has kept no weights yet: train it first")
+    tensors, _ = load_tensors(run / BEST)
+    network.load_state_dict(tensors)
+    return network.eval()
