@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elman_bundle.errors import BundleError
 from elman_protos import v1
+from elman_protos.element_types import BY_DATA_TYPE, element_type
 
 MANIFEST_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -101,7 +102,7 @@ def _check_tensors(spec: v1.ModelSpec, check: _Check) -> None:
 def _check_tensor(
     field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Check
 ) -> None:
-    check.that(tensor.data_type in v1.DataType.values()[1:], f"{field}.data_type", "is missing or not known")
+    check.that(tensor.data_type in BY_DATA_TYPE, f"{field}.data_type", "is missing or not known")
     check.that(all(size > 0 for size in tensor.shape), f"{field}.shape", f"{list(tensor.shape)} must be positive")
     check.that(
         0 <= tensor.row_axis <= len(tensor.shape),
@@ -177,7 +178,7 @@ def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
         if tensor.HasField("token"):
             field = f"{place}.token"
             vocabulary_of(field, tensor.token.vocabulary, of_labels=False)
-            integer = tensor.data_type in (v1.DATA_TYPE_INT64, v1.DATA_TYPE_INT32)
+            integer = element_type(tensor.data_type).is_integer
             check.that(integer and not tensor.shape, field, "needs an integer data_type and no shape: one id a row")
     meanings = Counter(output.WhichOneof("meaning") for output in spec.step.outputs)
     for meaning in ("next_token_logits", "label_logits"):

@@ -21,8 +21,9 @@ import grpc
 
 from elman.connection import Connection
 from elman.errors import expressible, rpc_errors
-from elman.inputs import DATA_TYPES, Input, set_input, set_source
+from elman.inputs import Input, set_input, set_source
 from elman_protos import v1
+from elman_protos.element_types import BY_NAME, element_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from elman.inputs import Numbers
 
 _Response = TypeVar("_Response")
-
-_DATA_TYPE_NAMES = {data_type: name for name, (data_type, _) in DATA_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,8 @@ class Tensor:
 
     def values(self) -> tuple[float, ...]:
         """The numbers, the last axis first."""
-        _, letter = DATA_TYPES[self.data_type]
-        return struct.unpack(f"<{math.prod(self.shape)}{letter}", self.content)
+        code = BY_NAME[self.data_type].struct_code
+        return struct.unpack(f"<{math.prod(self.shape)}{code}", self.content)
 
     def to_numpy(self) -> NDArray[Any]:
         """The array, for whoever has numpy."""
@@ -405,7 +404,7 @@ def _score(total: v1.TotalScore, tokens: list[TokenScore]) -> Score:
 def _embedding(embedding: v1.Embedding) -> Embedding:
     return Embedding(
         tensors={
-            tensor.name: Tensor(tensor.name, _DATA_TYPE_NAMES[tensor.data_type], tuple(tensor.shape), tensor.content)
+            tensor.name: Tensor(tensor.name, element_type(tensor.data_type).name, tuple(tensor.shape), tensor.content)
             for tensor in embedding.tensors
         },
         step_count=embedding.step_count,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from elman_protos import v1
+from elman_protos.element_types import BY_NAME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     Numbers = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.number[Any]]
 
 Input = str | Sequence[int]
-
-# By their names: the types as requests have them, and as `struct` does.
-DATA_TYPES = {
-    "float32": (v1.DATA_TYPE_FLOAT32, "f"),
-    "float16": (v1.DATA_TYPE_FLOAT16, "e"),
-    "int64": (v1.DATA_TYPE_INT64, "q"),
-    "int32": (v1.DATA_TYPE_INT32, "i"),
-}
 
 
 def set_input(
@@ -71,9 +64,9 @@ def set_steps(message: v1.ClassifyRequest | v1.Piece | v1.Source, given: Input |
 def _set_array(tensor: v1.Tensor, values: NDArray[Any]) -> None:
     if values.dtype.name == "float64":
         values = values.astype("float32")
-    if values.dtype.name not in DATA_TYPES:
-        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(DATA_TYPES)} can")
-    tensor.data_type, _ = DATA_TYPES[values.dtype.name]
+    if values.dtype.name not in BY_NAME:
+        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(BY_NAME)} can")
+    tensor.data_type = BY_NAME[values.dtype.name].data_type
     tensor.shape.extend(values.shape)
     tensor.content = values.astype(values.dtype.newbyteorder("<")).tobytes()
 

@@ -43,16 +43,14 @@ from elman_export.parity import check_independence, check_padding, check_parity
 from elman_export.precision import Evaluate, precision_of, quantize_graph
 from elman_export.trees import check_tree, check_tree_independence, check_tree_parity
 from elman_protos import v1
+from elman_protos.element_types import ELEMENT_TYPES
 
 _GRAPH = "step.onnx"
 _ENCODER = "encoder.onnx"
 _LABELS = "labels.json"
 _INITIAL_STATE = "initial_state.safetensors"
-_DATA_TYPES = {
-    torch.float32: v1.DATA_TYPE_FLOAT32,
-    torch.float16: v1.DATA_TYPE_FLOAT16,
-    torch.int64: v1.DATA_TYPE_INT64,
-    torch.int32: v1.DATA_TYPE_INT32,
+_DATA_TYPES: dict[torch.dtype, v1.DataType.ValueType] = {
+    getattr(torch, row.name): row.data_type for row in ELEMENT_TYPES
 }
 _SCOPES = {"sequence": v1.LABEL_SCOPE_SEQUENCE, "step": v1.LABEL_SCOPE_STEP}
 

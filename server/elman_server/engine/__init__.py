@@ -19,10 +19,8 @@ from elman_server.engine.onnx import OnnxEngine, state_arrays
 from elman_server.engine.providers import Opener, Provider, ProviderChoice
 from elman_server.engine.threads import Cores, core_count, side_by_side
 from elman_server.engine.trees import OnnxTreeEngine
-from elman_server.engine.unrolling import DTYPES
 
 __all__ = [
-    "DTYPES",
     "FREE",
     "NOTHING",
     "NO_CHILD",

@@ -6,20 +6,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from elman_bundle import Bundle
 from elman_protos import v1
+from elman_protos.element_types import element_type
 from elman_server.engine.errors import ModelLoadError
-from elman_server.engine.unrolling import DTYPES
 
-_ONNX_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
 _OPEN = "rows"
 _ANY = 2  # children; an axis of more than one that is given as a position is to be open
 TensorSpec = v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec
@@ -98,10 +91,9 @@ def _check_side(
         if name in positions and shape[0] > 1:
             shape[0] = _OPEN
         shape.insert(spec.row_axis, _OPEN)
-        if _ONNX_TYPES.get(node.type) is not DTYPES[spec.data_type]:
-            raise ModelLoadError(
-                f"{path}: {side} {name!r} is {node.type}, the manifest says {np.dtype(DTYPES[spec.data_type])}"
-            )
+        expected = element_type(spec.data_type)
+        if node.type != expected.onnxruntime_type:
+            raise ModelLoadError(f"{path}: {side} {name!r} is {node.type}, the manifest says {expected.name}")
         if not _shapes_agree(node.shape, shape):
             raise ModelLoadError(
                 f"{path}: {side} {name!r} has shape {node.shape}, the manifest says {shape}; "

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_protos import v1
+from elman_protos.element_types import element_type
 from elman_server.engine.memory import Buffer
-from elman_server.engine.unrolling import DTYPES
 
 Allocate = Callable[[Iterable[int], Any], Buffer]
 
@@ -98,7 +98,7 @@ class Constants:
 
     def _new_buffer(self, spec: v1.ConstantSpec) -> Buffer:
         shape = [self._positions, *spec.shape[1:]] if spec.variable_length else spec.shape
-        return self._allocate(shape, DTYPES[spec.data_type])
+        return self._allocate(shape, element_type(spec.data_type).dtype)
 
     def _fit(self, last: int) -> None:
         """Have as many positions as the rows up to the last one need."""

@@ -10,11 +10,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_bundle import Bundle
+from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_encoder
 from elman_server.engine.errors import EngineError
 from elman_server.engine.interface import Encoded
 from elman_server.engine.providers import Opener
-from elman_server.engine.unrolling import DTYPES
 
 _SHORT = 16  # positions; up to twice this, lengths are alike
 _MOST_POSITIONS = 4096  # of the sources that are read at once, padding included
@@ -44,7 +44,7 @@ class Encoder:
         self._states = [state.input_name for state in step.states if state.HasField("encoded")]
         self._shapes = {constant.name: tuple(constant.shape) for constant in step.constants}
         self._shapes |= {state.input_name: tuple(state.shape) for state in step.states}
-        self._dtype = DTYPES[self._spec.input.data_type]
+        self._dtype = element_type(self._spec.input.data_type).dtype
         self._shape = tuple(self._spec.input.shape)
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:

@@ -20,12 +20,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_protos import v1
+from elman_protos.element_types import element_type
 from elman_server.engine.constants import Constants
 from elman_server.engine.errors import EngineError, ModelLoadError
 from elman_server.engine.interface import Arrays
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
-from elman_server.engine.unrolling import DTYPES, FILTERS
+from elman_server.engine.unrolling import FILTERS
 from elman_server.engine.weights import Weights
 
 
@@ -57,7 +58,7 @@ class Storage:
         self.constants = Constants(spec.step.constants, capacity, spec.encoder.longest_source, self.allocate)
         self.states: list[State] = []
         for state in spec.step.states:
-            shape, dtype = state.shape, DTYPES[state.data_type]
+            shape, dtype = state.shape, element_type(state.data_type).dtype
             buffers = (self.allocate(shape, dtype), self.allocate(shape, dtype))
             self.states.append(State(state.input_name, state.output_name, buffers))
 

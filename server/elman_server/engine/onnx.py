@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from elman_bundle import Bundle
 from elman_protos import v1
+from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.errors import ModelLoadError
@@ -30,7 +31,6 @@ from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.threads import side_by_side
 from elman_server.engine.unrolling import (
     CHECKS,
-    DTYPES,
     FILTERS,
     LOG_PROBABILITIES,
     LOGITS,
@@ -124,7 +124,7 @@ class OnnxEngine:
             *(spec.states if wanted.states else ()),
             *(spec.outputs if wanted.outputs else ()),
         ]
-        sizes = [math.prod(tensor.shape) * np.dtype(DTYPES[tensor.data_type]).itemsize for tensor in told]
+        sizes = [math.prod(tensor.shape) * element_type(tensor.data_type).dtype.itemsize for tensor in told]
         return _MOST_TOLD_BYTES // max(1, sum(sizes) * self.capacity)
 
     @property
@@ -349,7 +349,7 @@ class OnnxEngine:
         """Run `count` steps of so many rows, twice at least: from both halves of the ping-pong; the seconds of a run,
         but the first, which may have first-time work to do."""
         inputs = {
-            given.name: np.zeros((size, count, *given.shape), DTYPES[given.data_type])
+            given.name: np.zeros((size, count, *given.shape), element_type(given.data_type).dtype)
             for given in self._step.spec.inputs
         }
         ones = np.ones(size, np.float32)
@@ -396,7 +396,7 @@ class OnnxEngine:
 def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """The dtype and shape of a row's state, by state input name."""
     states = bundle.spec.step.states
-    return {state.input_name: (np.dtype(DTYPES[state.data_type]), tuple(state.shape)) for state in states}
+    return {state.input_name: (element_type(state.data_type).dtype, tuple(state.shape)) for state in states}
 
 
 def _disturb(over: threading.Event) -> None:
@@ -415,7 +415,7 @@ def _bucket(size: int) -> int:
 def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
     values: dict[str, NDArray[Any]] = {}
     for state in bundle.spec.step.states:
-        dtype, shape = DTYPES[state.data_type], tuple(state.shape)
+        dtype, shape = element_type(state.data_type).dtype, tuple(state.shape)
         if not state.HasField("file"):
             values[state.input_name] = np.full(shape, state.fill, dtype)
             continue

@@ -13,11 +13,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_bundle import Bundle
+from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
 from elman_server.engine.errors import EngineError
 from elman_server.engine.interface import NO_CHILD, NodeResults
 from elman_server.engine.providers import Opener
-from elman_server.engine.unrolling import DTYPES
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
 _KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children
@@ -47,12 +47,12 @@ class OnnxTreeEngine:
         self._capacity = capacity
         step = bundle.spec.step
         self._child_count = step.tree.child_count
-        self._input, self._input_type = step.inputs[0].name, DTYPES[step.inputs[0].data_type]
+        self._input, self._input_type = step.inputs[0].name, element_type(step.inputs[0].data_type).dtype
         self._labels = [output.name for output in step.outputs if output.HasField("label_logits")]
         self._next_names = [state.output_name for state in step.states]
         # By state input name, [places, *shape]; at NO_CHILD there are zeros.
         self._pools: dict[str, NDArray[Any]] = {
-            state.input_name: np.zeros((1, *state.shape), DTYPES[state.data_type]) for state in step.states
+            state.input_name: np.zeros((1, *state.shape), element_type(state.data_type).dtype) for state in step.states
         }
         size = bundle.vocabulary_spec(step.inputs[0].token.vocabulary).size
         self._known = np.full(size, NO_CHILD)  # by token

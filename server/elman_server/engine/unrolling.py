@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
 from elman_protos import v1
+from elman_protos.element_types import element_type
 from elman_server.decoding import (
     PREFIX,
     Choice,
@@ -43,13 +44,6 @@ LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
 UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
-
-DTYPES: dict[int, type[np.generic]] = {
-    v1.DATA_TYPE_FLOAT32: np.float32,
-    v1.DATA_TYPE_FLOAT16: np.float16,
-    v1.DATA_TYPE_INT64: np.int64,
-    v1.DATA_TYPE_INT32: np.int32,
-}
 
 _OLDEST_OPSET = 18  # From here on the nodes we add have the form they have today.
 _OPSET = 20
@@ -208,15 +202,15 @@ class _Unrolled:
         values = self._columns(given.name)
         free: list[str] = []
         if self._step.generates and self._count > 1:  # A row's first step is forced or reads what the host knows.
-            nothing = self._nodes.constant(np.zeros((), DTYPES[given.data_type]))
+            nothing = self._nodes.constant(np.zeros((), element_type(given.data_type).dtype))
             free = self._columns(self._nodes.add("Less", given.name, nothing))
 
         def token(index: int, choices: list[Choice]) -> str:
             value = values[index]
             if choices:
                 own = choices[-1].token
-                if given.data_type == v1.DATA_TYPE_INT32:
-                    own = self._nodes.add("Cast", own, to=TensorProto.INT32)
+                if given.data_type != v1.DATA_TYPE_INT64:
+                    own = self._nodes.add("Cast", own, to=element_type(given.data_type).onnx_type)
                 value = self._nodes.add("Where", free[index], own, value)
             return self._turned(self._nodes.add("Squeeze", value, self._int64([1])), given)
 
@@ -326,5 +320,5 @@ def _rename_outputs(graph: Any, wires: dict[str, str]) -> None:
         value.name = wires.get(value.name, value.name)
 
 
-def _value(name: str, data_type: int, shape: list[str | int]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[data_type])), shape)
+def _value(name: str, data_type: v1.DataType.ValueType, shape: list[str | int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, element_type(data_type).onnx_type, shape)

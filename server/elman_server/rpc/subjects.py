@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_protos import v1
-from elman_server.engine import DTYPES, NOTHING, Wanted
+from elman_protos.element_types import element_type
+from elman_server.engine import NOTHING, Wanted
 from elman_server.rpc.errors import FieldError, listed
 from elman_server.rpc.models import ServedModel
 from elman_server.scheduling import ReadingFinished
@@ -146,7 +147,7 @@ def _numbers(spec: v1.StateSpec | v1.OutputSpec) -> int:
 
 
 def _size(spec: v1.StateSpec | v1.OutputSpec) -> int:
-    return _numbers(spec) * np.dtype(DTYPES[spec.data_type]).itemsize
+    return _numbers(spec) * element_type(spec.data_type).dtype.itemsize
 
 
 def _tensor(spec: v1.StateSpec | v1.OutputSpec, values: NDArray[Any]) -> v1.Tensor:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from elman_bundle import EncodingError, TextVocabulary
 from elman_bundle.vocabulary import TokenIds
 from elman_protos import v1
+from elman_protos.element_types import BY_DATA_TYPE, element_type
 from elman_server.decoding.errors import shortened
-from elman_server.engine import DTYPES
 from elman_server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
 from elman_server.rpc.lengthy import by_length
 from elman_server.rpc.models import ServedModel
@@ -374,7 +374,7 @@ def _check_length(tokens: int, field: str, limits: Limits) -> None:
 
 def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, axis: str = "steps") -> NDArray[Any]:
     """The numbers of some steps, [steps, *shape], or of what else the axis is; of none where nothing is given."""
-    dtype = np.dtype(DTYPES[spec.data_type])
+    dtype = element_type(spec.data_type).dtype
     if not tensor.ByteSize():
         return np.empty((0, *spec.shape), dtype)
     if tensor.name not in ("", spec.name):
@@ -401,5 +401,5 @@ def _said(spec: v1.InputSpec, axis: str = "steps") -> str:
     return f"{_type_name(spec.data_type)} [{', '.join([axis, *map(str, spec.shape)])}]"
 
 
-def _type_name(data_type: int) -> str:
-    return np.dtype(DTYPES[data_type]).name if data_type in DTYPES else f"type {data_type}"
+def _type_name(data_type: v1.DataType.ValueType) -> str:
+    return BY_DATA_TYPE[data_type].name if data_type in BY_DATA_TYPE else f"type {data_type}"
