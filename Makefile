@@ -23,7 +23,7 @@ bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON an
 	$(BIN)/python -m benchmarks sessions
 
 chaos: $(INSTALLED)  ## servers are killed while sessions stream: nothing may be lost, doubled or different
-	$(BIN)/python -m chaos
+	$(BIN)/python -m tests.chaos
 
 lint: $(INSTALLED)  ## style, types, the direction of imports, the proto files
 	$(BIN)/ruff check .

@@ -1,0 +1,115 @@
+"""Servers that are killed lose nothing; and the one who says so can tell."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from elman_bundle import Bundle
+from tests.chaos.fleet import Balancer
+from tests.chaos.history import CallHistory, SessionHistory, check
+from tests.chaos.trial import Plan, behind_balancer, one_server
+from tests.support.redis_server import redis_is_installed
+
+Bundles = dict[str, Bundle]
+
+
+def quietly(_: str) -> None:
+    """Nobody watches."""
+
+
+@pytest.mark.timeout(600)
+async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: Path) -> None:
+    outcome = await one_server(Plan(bundles["lstm"].path, tmp_path), quietly)
+    assert outcome.verdict.reasons == []
+    assert outcome.verdict.sound
+    assert outcome.verdict.sessions == 64
+    assert outcome.busy_kills == outcome.kills == 30
+    assert outcome.verdict.calls > 500
+    # A call that a kill broke off was gone on with, and not begun anew.
+    log = (tmp_path / "elman_server.log").read_text()
+    assert log.count('"event": "listening"') == 31
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
+@pytest.mark.skipif(not Balancer.is_installed(), reason="nginx is not installed")
+async def test_64_sessions_of_two_servers_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: Path) -> None:
+    outcome = await behind_balancer(Plan(bundles["lstm"].path, tmp_path), quietly)
+    assert outcome.verdict.reasons == []
+    assert outcome.verdict.sound
+    assert outcome.verdict.sessions == 64
+    assert outcome.busy_kills > 25
+    assert outcome.verdict.calls > 500
+    starts = [(tmp_path / f"server-{number}.log").read_text().count('"event": "listening"') for number in (1, 2)]
+    assert sum(starts) == 32
+    assert min(starts) > 5
+
+
+@pytest.mark.timeout(300)
+async def test_a_store_that_lies_is_found_out(bundles: Bundles, tmp_path: Path) -> None:
+    plan = Plan(bundles["lstm"].path, tmp_path, kills=2)
+    outcome = await one_server(plan, quietly, "-m", "tests.support.broken_server")
+    assert outcome.verdict.lost
+    assert any(
+        "received, but not held" in reason or "acknowledged, but" in reason for reason in outcome.verdict.reasons
+    )
+
+
+def sound_history() -> tuple[SessionHistory, dict[str, list[list[int]]]]:
+    calls = [
+        CallHistory("ab", 3, 2, [5, 6, 7], generated=3, end=7),
+        CallHistory("", 2, 7, [8, 9], generated=2, end=9),
+    ]
+    held = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    return SessionHistory("s", 0, "xy", calls, held), {"s": [[5, 6, 7], [8, 9]]}
+
+
+def test_a_sound_history_is_sound() -> None:
+    history, unbroken = sound_history()
+    verdict = check([history], unbroken)
+    assert verdict.sound
+    assert (verdict.sessions, verdict.calls, verdict.tokens) == (1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a token not received", "lost"),
+        ("a token received twice", "doubled"),
+        ("another token", "different"),
+        ("a token held otherwise", "different"),
+        ("the last token not held", "lost"),
+        ("a token held that nobody sent", "doubled"),
+        ("acknowledged and gone", "lost"),
+        ("there without having been acknowledged", "doubled"),
+        ("a call that failed", "lost"),
+    ],
+)
+def test_every_fault_is_found(name: str, found: str) -> None:
+    history, unbroken = sound_history()
+    faulty = deepcopy(history)
+    first, last = faulty.calls
+    if name == "a token not received":
+        del last.tokens[0]
+    elif name == "a token received twice":
+        last.tokens.insert(0, 8)
+    elif name == "another token":
+        first.tokens[1] = 66
+    elif name == "a token held otherwise":
+        faulty.held[5] = 66
+    elif name == "the last token not held":
+        del faulty.held[-1]
+    elif name == "a token held that nobody sent":
+        faulty.held.append(10)
+    elif name == "acknowledged and gone":
+        last.conflict = 5
+    elif name == "there without having been acknowledged":
+        last.conflict = 8
+    else:
+        last.tokens, last.failure = [8], "gone"
+    verdict = check([faulty], unbroken)
+    assert getattr(verdict, found) > 0
+    assert verdict.reasons

@@ -1,0 +1,507 @@
+"""The commands, as a person types them: from text to a stream, and every mistake told in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import math
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from elman import Continuation, FinishReason
+from elman_bundle import Bundle, CharacterVocabulary
+from elman_export import NextToken, Token, export_bundle
+from tests.support.command_line import ELMAN, Served, check_complaint, elman
+from tests.support.serving import serving
+
+SMALL = [
+    "--cell", "gru", "--layers", "1", "--hidden", "16", "--embedding", "8", "--lanes", "8", "--steps", "60",
+    "--validate-every", "30", "--learning-rate", "0.02", "--minimum-count", "1",
+]  # fmt: skip
+WINDOW = ["--window", "10"]
+
+
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
+JSON_KEYS = {"text", "token_ids", "finish_reason", "stop_sequence", "score", "log_probabilities", "usage"}
+
+
+class Excluding(nn.Module):
+    """Holds two of four characters impossible."""
+
+    def initial_state(self, rows: int) -> dict[str, torch.Tensor]:
+        return {"sum": torch.zeros(rows, 4)}
+
+    def step(
+        self, inputs: dict[str, torch.Tensor], constants: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        total = state["sum"] + functional.one_hot(inputs["token"], 4).float()
+        return {"logits": total + torch.tensor([2e38, 2e38, -2e38, -2e38])}, {"sum": total}
+
+
+@pytest.fixture(scope="module")
+def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
+    server = Served(bundles["gru"].path, bundles["tags"].path, bundles["classes"].path, "--provider", "cpu")
+    yield server
+    assert server.end() == 0
+    assert '"ended"' in server.log[-1]
+
+
+def test_the_whole_road(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    run, bundle = tmp_path / "run", tmp_path / "fox"
+    trained = elman("train", "--task", "lm", "--corpus", text, "--output", run, *SMALL, *WINDOW, "--stop-after", 30)
+    assert trained.returncode == 0, trained.stderr
+    assert "go on with: elman train --resume" in trained.stderr
+    resumed = elman("train", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step 60: held out" in resumed.stderr
+    exported = elman("export", run, "--output", bundle, "--name", "fox")
+    assert exported.returncode == 0, exported.stderr
+    server = Served(bundle)
+    try:
+        # The continuation and nothing else goes to standard output.
+        once = elman("generate", "the quick ", "--max-tokens", 30, "--temperature", 0, "--server", server.address)
+        assert (once.returncode, once.stderr) == (0, "")
+        assert len(once.stdout) == 30
+        options = ["--max-tokens", 30, "--seed", 5, "--model", "fox", "--server", server.address]
+        assert elman("generate", "the ", *options).stdout == elman("generate", "the ", *options).stdout
+    finally:
+        assert server.end(signal.SIGINT) == 0
+
+
+def test_listing_and_health(served: Served) -> None:
+    listed = elman("models", "--server", served.address)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "classes", "gru", "tags"]
+    assert elman("models", ELMAN_SERVER=served.address).stdout == listed.stdout
+    assert elman("health", "--server", served.address).returncode == 0
+    check_complaint(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 does not serve")
+
+
+def test_classifying_lines(served: Served) -> None:
+    lines = ["abc", "the 語", "z"]
+    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\n".join(lines))
+    rows = [line.split("\t") for line in found.stdout.splitlines()]
+    assert [row[2] for row in rows] == lines
+    assert all(row[0] in ("red", "green", "blue") and 0 <= float(row[1]) <= 1 for row in rows)
+
+
+def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
+    from elman_training.corpus import read_labelled_text
+
+    found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
+    path = tmp_path / "tags.tsv"
+    path.write_text(found.stdout + "x\tanother label\n", encoding="utf-8")
+    read = read_labelled_text(str(path))
+    assert read.text == "a\tb\\c 語 deabx"
+    assert read.starts == [0, 10, 12]
+
+
+def test_following_a_growing_stream(served: Served) -> None:
+    arguments = [*ELMAN, "classify", "--follow", "--model", "classes", "--server", served.address]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    answers = []
+    for piece in ("ab", "cd"):
+        process.stdin.write(piece)
+        process.stdin.flush()
+        answers.append(process.stdout.readline().split("\t"))  # Comes before the stream has ended.
+    process.stdin.close()
+    assert process.stdout.read() == ""
+    process.stdout.close()
+    assert process.wait(timeout=10) == 0
+    whole = elman("classify", "--model", "classes", "--server", served.address, stdin="abcd")
+    assert answers[1] == [*whole.stdout.split("\t")[:1], whole.stdout.split("\t")[1] + "\n"]
+
+
+def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served: Served) -> None:
+    def on_terminal(*arguments: str, stdin: bytes = b"") -> str:
+        terminal, end = pty.openpty()
+        process = subprocess.Popen([*ELMAN, *arguments], stdin=subprocess.PIPE, stdout=end)
+        os.close(end)
+        process.communicate(stdin, timeout=30)
+        shown = b""
+        while True:
+            try:
+                part = os.read(terminal, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+        os.close(terminal)
+        return shown.decode()
+
+    generated = on_terminal("generate", "abc", "--max-tokens", "5", "--server", served.address)
+    assert generated.endswith("\r\n")
+    tagged = on_terminal("classify", "--model", "tags", "--server", served.address, stdin=b"abc\n")
+    assert "\x1b[" in tagged
+
+
+def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
+    found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
+    assert len(found.stdout) == 3
+    note = "2 tokens of the prompt stand for what the model does not know"
+    assert note in found.stderr
+    for several in ("--samples", "--beams"):
+        assert note in elman("generate", "a?b?", several, 2, "--max-tokens", 3, "--server", served.address).stderr
+
+
+def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_path: Path) -> None:
+    server = ["--server", served.address]
+    options = ["abc", "--max-tokens", 12, "--seed", 4, *server]
+    drawn = elman("generate", *options, "--samples", 2).stdout
+    assert drawn.startswith("--- 1 of 2\n" + elman("generate", *options).stdout)
+    best, *_ = elman("generate", *options, "--beams", 3, "--results", 2, "--json").stdout.splitlines()
+    assert json.loads(best).keys() == JSON_KEYS
+    assert json.loads(best)["log_probabilities"] == []
+    shown = elman("generate", *options, "--beams", 3, "--results", 2).stdout
+    assert f"--- 1 of 2, score {json.loads(best)['score']:.4f}\n{json.loads(best)['text']}\n" in shown
+    whole = elman("generate", *options).stdout
+    told = json.loads(elman("generate", *options, "--stop", whole[6:8], "--json", "--log-probabilities", 2).stdout)
+    assert told["text"] == whole[: whole.index(whole[6:8])]
+    assert (told["finish_reason"], told["stop_sequence"]) == ("stop_sequence", whole[6:8])
+    assert [len(report["most_likely"]) for report in told["log_probabilities"]] == [2] * len(told["token_ids"])
+    biased = elman("generate", *options, "--bias", "3=100", "--repetition-penalty", 1.1, "--forbid", 4, "--min-p", 0.1)
+    assert biased.stdout == "c" * 12
+    assert json.loads(elman("generate", *options, "--json").stdout)["stop_sequence"] is None
+
+
+def test_json_names_what_there_is_not() -> None:
+    from elman.cli.generating import _as_json
+
+    told = json.loads(_as_json(Continuation("", (), FinishReason.END_TOKEN, "", None, (), None, 0)))
+    assert told.keys() == JSON_KEYS
+    assert told["token_ids"] == told["log_probabilities"] == []
+    assert told["stop_sequence"] is told["score"] is told["usage"] is None
+
+
+def test_json_has_no_infinite_numbers(tmp_path: Path) -> None:
+    module = Excluding()
+    inputs, outputs = {"token": Token(CharacterVocabulary("abcd"))}, {"logits": NextToken()}
+    export_bundle(module, tmp_path / "some", name="some", inputs=inputs, outputs=outputs)
+    server = Served(tmp_path / "some", "--provider", "cpu")
+    found = elman("generate", "a", "--max-tokens", 1, "--json", "--log-probabilities", 4, "--server", server.address)
+    server.end()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(found.stdout, parse_constant=refuse)
+    (report,) = told["log_probabilities"]
+    likely = [token["log_probability"] for token in report["most_likely"]]
+    assert likely[2:] == [None, None]
+    assert sum(map(math.exp, likely[:2])) == pytest.approx(1)
+
+
+def test_mistakes_with_a_server(served: Served) -> None:
+    server = ["--server", served.address]
+    check_complaint(elman("generate", "", *server), "error: text: is empty")
+    check_complaint(elman("generate", "a", "--model", "nope", *server), "there is no model 'nope'; this server holds")
+    check_complaint(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: is 0, but must be 1 to")
+    check_complaint(elman("generate", "a", "--temperature", "nan", *server), "sampling.temperature: is nan")
+    check_complaint(elman("generate", "a", "--model", "tags", *server), "'tags' does not generate text")
+    check_complaint(
+        elman("classify", *server, stdin="a"), "model: is needed, because 2 models of this server can label"
+    )
+    check_complaint(elman("classify", "--model", "gru", *server, stdin="a"), "'gru' has no labels")
+    check_complaint(
+        elman("classify", "--follow", "--model", "gru", *server, stdin="a"), "config.model: 'gru' has no labels"
+    )
+    check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
+    check_complaint(
+        elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of"
+    )
+    check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: has 0 characters")
+    for wrong in (
+        ("--samples", 2, "--beams", 2),
+        ("--samples", 2, "--session", "s"),
+        ("--bias", "three=1"),
+        ("--log-probabilities", 1),
+        ("--beams", 2, "--json", "--log-probabilities", 2),
+        ("--results", 3),
+        ("--length-penalty", 9),
+        ("--timeout", "nan"),
+    ):
+        refused = elman("generate", "a", *wrong, *server)
+        assert refused.returncode == 2
+        assert wrong[0] in refused.stderr
+
+
+def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    good = bundles["gru"].path
+    check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
+    (tmp_path / "config.json").write_text("{}")
+    check_complaint(elman("serve", tmp_path), f"is a training run, not a bundle: elman export {tmp_path} makes one")
+    check_complaint(elman("serve", good, "--listen", "nonsense"), "expected HOST:PORT")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = elman("serve", good, "--listen", address, "--provider", "cpu")
+    assert found.returncode == 1
+    assert f"cannot listen on {address}" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_mistakes_of_training(tmp_path: Path) -> None:
+    run = ["--output", tmp_path / "run"]
+    check_complaint(elman("train", "--corpus", tmp_path / "nope", *run), "there is no such file or folder")
+    check_complaint(elman("train", "--hidden", 0, *run), "--hidden 0: Input should be greater than or equal to 1")
+    check_complaint(elman("train", "--task", "tag", "--preset", "shakespeare", *run), "is for the task lm, not tag")
+    check_complaint(elman("train", "--resume", tmp_path), "holds no run")
+    check_complaint(elman("export", tmp_path), "holds no run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (
+            ("--vocabulary-size", 9),
+            "--vocabulary-size does nothing with --vocabulary characters, only words or subwords",
+        ),
+        (("--vocabulary", "bytes", "--vocabulary-size", 9), "with --vocabulary bytes"),
+        (("--vocabulary", "bytes", "--minimum-count", 9), "with --vocabulary bytes, only characters or words"),
+        (("--vocabulary", "subwords", "--minimum-count", 9), "--minimum-count does nothing with --vocabulary subwords"),
+        (
+            ("--task", "classify", "--corpus-limit", 9),
+            "--corpus-limit does nothing with --task classify, only lm or tag",
+        ),
+        (("--task", "classify", "--window", 9), "--window does nothing with --task classify, only lm or tag"),
+        (("--task", "tag", "--restart", 0.1), "--restart does nothing with --task tag, only lm"),
+    ],
+)
+def test_options_of_training_that_would_do_nothing_are_refused(
+    tmp_path: Path, options: tuple[object, ...], complaint: str
+) -> None:
+    found = elman("train", *options, "--output", tmp_path / "run", "--stop-after", 1)
+    check_complaint(found, complaint)
+    assert found.returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_is_explained_with_its_default() -> None:
+    from typer.main import get_command
+
+    from elman.cli.application import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    calls = {"models", "generate", "translate", "ask", "classify", "score", "inspect", "session", "health"}
+    assert set(commands) == {"train", "export", "embeddings", "serve", *calls}
+    for name, command in commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            assert parameter.help, (name, parameter.name)
+            needed = (
+                parameter.required or getattr(parameter, "is_flag", False) or parameter.name in ("resume", "prompt")
+            )
+            assert needed or parameter.show_default, (name, parameter.name)
+
+
+def test_many_lines_that_fail_are_one_complaint(served: Served) -> None:
+    found = elman("classify", "--model", "nope", "--server", served.address, stdin="line\n" * 200)
+    check_complaint(found, "there is no model 'nope'")
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_many_lines_keep_their_order(served: Served) -> None:
+    lines = [f"line {'abcdefghij'[index % 10]}" for index in range(300)]
+    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\r\n".join(lines))
+    assert [line.split("\t")[2] for line in found.stdout.splitlines()] == lines
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) -> None:
+    corpus = tmp_path / "own.tsv"
+    corpus.write_text("abc\tfirst\n123\tsecond\n\n" * 200)
+    options = SMALL if task == "classify" else [*SMALL, *WINDOW]
+    trained = elman("train", "--task", task, "--corpus", corpus, "--output", tmp_path / "run", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert "right: 100.00%" in trained.stderr
+    assert elman("export", tmp_path / "run", "--output", tmp_path / "own").returncode == 0
+
+
+def test_options_beside_resume_are_refused(tmp_path: Path) -> None:
+    check_complaint(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden cannot stand beside --resume")
+    check_complaint(elman("train", "--resume", tmp_path, "--task", "lm"), "--task cannot stand beside --resume")
+
+
+def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
+    name = r"n[/]ope:smile:\[bold]"
+    check_complaint(elman("generate", "x", "--model", name, "--server", served.address), repr(name))
+
+
+def test_a_second_signal_ends_the_server_at_once(bundles: dict[str, Bundle]) -> None:
+    server = Served(bundles["gru"].path, "--provider", "cpu", "--max-tokens-limit", "2000000000")
+    generating = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "2000000000", "--server", server.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert generating.stdout is not None
+    generating.stdout.read(1)
+    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(signal.SIGTERM)  # The same wish by another way.
+    time.sleep(1.5)
+    assert server.process.poll() is None
+    assert server.end(signal.SIGINT) == 130
+    generating.communicate(timeout=20)
+    assert generating.returncode == 1
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    arguments = ["train", "--corpus", text, "--output", tmp_path / "run", *SMALL, *WINDOW, "--steps", 100_000]
+    process = subprocess.Popen([*ELMAN, *map(str, arguments)], stderr=subprocess.PIPE, encoding="utf-8")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: elman train --resume" in shown
+    assert "Traceback" not in shown
+
+
+def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None:
+    server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1")
+    generating = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "6000", "--seed", "1", "--server", server.address],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert generating.stdout is not None
+    begun = generating.stdout.read(1)
+    assert server.end() == 0
+    # Not communicate(), which reads past what read(1) has buffered.
+    rest = generating.stdout.read()
+    generating.stdout.close()
+    assert len(begun + rest) == 6000
+    assert generating.wait(timeout=10) == 0
+
+
+def test_control_c_while_generating_is_quiet(served: Served) -> None:
+    process = subprocess.Popen(
+        [*ELMAN, "generate", "abc", "--max-tokens", "60000", "--repetition-penalty", "1.1", "--server", served.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert complaint == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("classify", "--model", "classes"),
+        ("classify", "--follow", "--model", "classes"),
+        ("score", "--model", "gru"),
+        ("inspect", "--model", "gru", "--unit", "state.layer0.hidden:0"),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read_is_one_complaint(
+    served: Served, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    for redirection in ("<&-", f"0>{tmp_path / 'written'}"):
+        arguments = [*ELMAN, *command, "--server", served.address]
+        found = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirection}', "sh", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=30,
+        )
+        check_complaint(found, "error: standard input: cannot be read: Bad file descriptor")
+        assert len(found.stderr.splitlines()) == 1
+
+
+async def test_a_description_is_no_markup(bundles: dict[str, Bundle]) -> None:
+    spec = copy.deepcopy(bundles["gru"].spec)
+    spec.description = "reads [/a], [bold]writes"
+    async with serving(replace(bundles["gru"], spec=spec)) as running:
+        found = await asyncio.to_thread(elman, "models", "--server", running.address)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[1].rstrip().endswith(spec.description)
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--lark"])
+def test_files_of_expressions_are_read_as_utf_8(served: Served, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "expression"
+    path.write_bytes(b"caf\xe9")
+    check_complaint(
+        elman("generate", "a", option, path, "--server", served.address), f"error: {path}: is not text in UTF-8"
+    )
+
+
+def test_a_grammar_is_read_as_utf_8_whatever_the_locale(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "grammar"
+    path.write_text('start: "\u00e9"', encoding="utf-8")
+    environment = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "utf-8"}
+    assert elman("generate", "a", "--lark", path, "--server", served.address, **environment).stdout == "\u00e9"
+
+
+def test_what_the_output_cannot_show_is_escaped(served: Served) -> None:
+    options = ["--lark", "/dev/stdin", "--server", served.address]
+    found = elman("generate", "a", *options, stdin='start: "\u00e9\U0001f332"', PYTHONIOENCODING="ascii")
+    assert (found.returncode, found.stdout) == (0, r"\xe9\U0001f332"), found.stderr
+
+
+@pytest.mark.parametrize(
+    "write", ["models", "session create --model gru", "generate a --samples 2", "classify --model tags"]
+)
+def test_a_reader_who_has_gone_is_no_complaint(served: Served, write: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [*ELMAN, *write.split(), "--server", served.address],
+        env=BUFFERED,
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    _, complaint = process.communicate(b"abc\n" * 1000, timeout=30)
+    assert (process.returncode, complaint) == (1, b"")
+
+
+def test_a_full_disk_is_one_complaint(served: Served) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [*ELMAN, "generate", "a", "--max-tokens", "3", "--samples", "2", "--server", served.address],
+            env=BUFFERED,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+        )
+    assert process.returncode == 1
+    assert process.stderr == b"error: standard output: No space left on device\n"
+
+
+def test_a_closed_output_is_nobody_who_reads(served: Served) -> None:
+    command = [*ELMAN, "generate", "a", "--max-tokens", "3", "--server", served.address]
+    found = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
+    assert (found.returncode, found.stderr) == (0, b"")

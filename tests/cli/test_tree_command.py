@@ -1,0 +1,69 @@
+"""`elman classify --tree`: trees as a person types them, and what is drawn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from elman.cli.trees import drawn
+from elman.whole import Label
+from elman_bundle import Bundle
+from tests.support.command_line import Served, check_complaint, elman
+from tests.support.trees import SENTIMENTS, as_expression, graph_scores, probabilities, random_tree
+
+TREE = "(x (x w1) (x (x w2) (x w3)))"
+
+
+@pytest.fixture(scope="module")
+def served(tree_bundles: dict[str, Bundle]) -> Iterator[Served]:
+    server = Served(tree_bundles["binary"].path, "--provider", "cpu")
+    yield server
+    assert server.end() == 0
+
+
+def test_the_label_of_the_root(served: Served, tree_bundles: dict[str, Bundle]) -> None:
+    trees = [random_tree(seed, 2, 20) for seed in range(3)]
+    expressions = [as_expression(tree)[0] for tree in trees]
+    given = elman("classify", "--tree", expressions[0], "--tree", "-", "--server", served.address,
+                  stdin="\n".join([expressions[1], "", expressions[2]]))  # fmt: skip
+    assert given.returncode == 0, given.stderr
+    for tree, expression, line in zip(trees, expressions, given.stdout.splitlines(), strict=True):
+        found = probabilities(graph_scores(tree_bundles["binary"], tree))[tree.root]
+        assert line == f"{SENTIMENTS[found.argmax()]}\t{found.max():.4f}\t{expression}"
+
+
+def test_every_node_is_drawn(served: Served) -> None:
+    given = elman("classify", "--every-node", "--tree", TREE, "--server", served.address)
+    assert given.returncode == 0, given.stderr
+    lines = [line.rstrip() for line in given.stdout.splitlines()]
+    assert len(lines) == 5
+    assert [line.lstrip("│├└─ ").split()[2:] for line in lines] == [[], ["w1"], [], ["w2"], ["w3"]]
+    assert [len(line) - len(line.lstrip("│├└─ ")) for line in lines] == [0, 4, 4, 8, 8]
+    for line in lines:
+        label, probability = line.lstrip("│├└─ ").split()[:2]
+        assert label in SENTIMENTS
+        assert 0.2 <= float(probability) <= 1
+
+
+def test_what_is_drawn_is_taken_as_it_is() -> None:
+    """A word or a label is no markup, and a node may have a word and children."""
+    labels = [Label("[bold]", 0.5), Label("b", 0.25)]
+    tree = drawn("(a [red] (b [/]))", labels)
+    (root,) = tree.children
+    (child,) = root.children
+    assert (str(root.label), str(child.label)) == ("[bold] 0.50  [red]", "b 0.25  [/]")
+
+
+def test_bad_trees_are_told_in_a_line(served: Served) -> None:
+    server = ("--server", served.address)
+    check_complaint(elman("classify", "--tree", "(x w1", *server), "the bracket at character 0 is not closed")
+    check_complaint(elman("classify", "--tree", "", *server), "is empty: give an s_expression")
+    check_complaint(elman("classify", "--every-node", *server, stdin="w1"), "needs --tree")
+    check_complaint(elman("classify", "--follow", "--tree", TREE, *server), "a tree is read as a whole")
+    check_complaint(
+        elman("classify", *server, stdin="w1 w2\n"), "text: is given, but 'binary' reads trees: give a tree"
+    )
+    found = elman("classify", "--tree", TREE, "--tree", "(x w1", *server)
+    assert found.returncode != 0
+    assert found.stdout.endswith(f"{TREE}\n")

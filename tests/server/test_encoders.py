@@ -1,0 +1,440 @@
+"""Models with an encoder, served: a source is read once, and what follows is the same to the bit in any company."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from elman import Client, ElmanError, InvalidRequestError
+from elman_bundle import Bundle, load_bundle
+from elman_export import NextToken, Source, Token, Values, export_bundle
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_server.engine import OnnxEngine, Opener, ProviderChoice
+from elman_server.engine.constants import Constants
+from elman_server.engine.encoder import Encoder, _groups
+from elman_server.engine.memory import HostBuffer
+from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, make_judge, make_translator
+from tests.support.serving import serving
+
+QUICK = {"chunk_seconds": 0.0005}  # Few steps a run, so that few graphs are opened.
+WORDS = ["a", "elman", "the quick brown fox jumps over the lazy dog", "x" * LONGEST, "jordan", "serial order"]
+
+
+class Encoding(dict[str, Bundle]):
+    """Bundles by name, each made when it is needed first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Bundle:
+        made: dict[str, Callable[[Path], Bundle]] = {
+            "translator": make_translator,
+            "int8": lambda folder: make_translator(folder, name="int8", quantize="int8"),
+            "judge": make_judge,
+            "frames": make_listener,
+        }
+        self[name] = made[name](self._folder / name)
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def encoding(tmp_path_factory: pytest.TempPathFactory) -> Encoding:
+    return Encoding(tmp_path_factory.mktemp("encoders"))
+
+
+class Listener(nn.Module):
+    """A sequence of frames, summed up to a first state that is all the decoder gets: many to many by way of one
+    vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.sum, self.next = nn.Linear(3, 16), nn.Linear(16, 16)
+        self.embedding, self.head = nn.Embedding(SOUNDS.size, 16), nn.Linear(16, SOUNDS.size)
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {"hidden": torch.zeros(rows, 16)}
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        mask = (torch.arange(source.shape[1]) < lengths[:, None]).float()[:, None]  # [B, 1, S]
+        return {}, {"hidden": torch.tanh((mask @ torch.tanh(self.sum(source)))[:, 0])}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        hidden = torch.tanh(self.next(state["hidden"]) + self.embedding(inputs["token"]))
+        return {"logits": self.head(hidden)}, {"hidden": hidden}
+
+
+def make_listener(folder: Path) -> Bundle:
+    export_bundle(
+        Listener(),
+        folder,
+        name="frames",
+        inputs={"token": Token(SOUNDS, begin_id=1, end_id=2)},
+        outputs={"logits": NextToken()},
+        source=Source(Values((3,)), 50),
+    )
+    return load_bundle(folder)
+
+
+def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], list[float]]:
+    """The greedy tokens of a source and their log-probabilities, by onnxruntime alone in a plain loop."""
+    providers = ["CPUExecutionProvider"]
+    encoder = onnxruntime.InferenceSession(bundle.encoder_path, providers=providers)
+    step = onnxruntime.InferenceSession(bundle.graph_path, providers=providers)
+    names = [output.name for output in encoder.get_outputs()]
+    kept = dict(
+        zip(names, encoder.run(names, {"source": source[None], "lengths": np.array([len(source)])}), strict=True)
+    )
+    token, tokens, log_probabilities = 1, [], []
+    while len(tokens) < count:
+        outputs = step.run(["logits", "next.hidden"], {"token": np.array([token]), **kept})
+        kept["state.hidden"] = outputs[1]
+        logits = outputs[0][0].astype(np.float64)
+        logits[0] = -np.inf  # The unknown token.
+        token = int(logits.argmax())
+        shifted = outputs[0][0].astype(np.float64) - logits.max()
+        if token == 2:
+            break
+        tokens.append(token)
+        log_probabilities.append(float(shifted[token] - np.log(np.exp(shifted).sum())))
+    return tokens, log_probabilities
+
+
+async def spelled(client: Client, word: str | NDArray[Any], model: str, **options: Any) -> tuple[Any, ...]:
+    """Tokens and log-probabilities, to the bit."""
+    stream = client.generate(source=word, model=model, max_tokens=40, log_probabilities=0, **options)
+    chunks = [chunk async for chunk in stream]
+    return (
+        tuple(token for chunk in chunks for token in chunk.token_ids),
+        tuple(report.log_probability for chunk in chunks for report in chunk.reports),
+        "".join(chunk.text for chunk in chunks),
+    )
+
+
+async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Encoding) -> None:
+    async with serving(encoding["translator"], **QUICK) as running:
+        seen = set()
+        for word in WORDS:
+            tokens, log_probabilities, text = await spelled(running.client, word, "", temperature=0)
+            expected, numbers = alone(encoding["translator"], LETTERS.encode(word), 40)
+            assert list(tokens) == expected
+            assert list(log_probabilities) == pytest.approx(numbers, abs=1e-5)
+            assert text == " ".join(SOUNDS.tokens[token] for token in tokens)
+            seen.add(tokens)
+        assert len(seen) > 3  # The source matters.
+
+
+@pytest.mark.parametrize("name", ["translator", "int8"])
+async def test_in_any_company_it_is_the_same_to_the_bit(
+    encoding: Encoding, bundles: dict[str, Bundle], name: str
+) -> None:
+    random = np.random.default_rng(4)
+    words = ["".join(random.choice(list("abcdefgh xyz"), size=length)) for length in random.integers(1, LONGEST, 40)]
+    async with serving(encoding[name], encoding["judge"], bundles["lstm"], slots=16, **QUICK) as running:
+        client = running.client
+
+        async def ask(index: int) -> Any:
+            word = words[index]
+            if index % 4 == 3:
+                found = await client.search(source=word, model=name, width=3, count=3, max_tokens=12)
+                return [(one.token_ids, one.score) for one in found]
+            return await spelled(client, word, name, temperature=index % 3, seed=index)
+
+        lone = [await ask(index) for index in range(len(words))]
+        text = await client.generate("once", model="lstm", max_tokens=300, seed=1).text()
+        verdicts = [await client.classify(word, model="judge") for word in words]
+        beside = asyncio.gather(
+            *(client.generate("once", model="lstm", max_tokens=300, seed=1).text() for _ in range(8)),
+        )
+        judged = asyncio.gather(*(client.classify(word, model="judge") for word in words))
+        assert await asyncio.gather(*map(ask, range(len(words)))) == lone
+        assert await judged == verdicts
+        assert await beside == [text] * 8
+        await running.until_idle()
+
+
+def test_rows_of_different_lengths_come_and_go(encoding: Encoding) -> None:
+    """The engine alone: constants grow, shrink, move and are copied, and each row goes on as it would alone."""
+    bundle = encoding["translator"]
+    engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), chunk_seconds=0.005)
+    sources = [LETTERS.encode(word) for word in WORDS]
+    encoded = engine.encode(sources)
+    expected = [alone(bundle, source, 12)[0] + [2] for source in sources]
+    rows: list[tuple[int, list[int]]] = []  # Which word, and its tokens so far.
+
+    def step() -> None:
+        chunk = one_step(np.array([tokens[-1] if tokens else 1 for _, tokens in rows]))
+        results = engine.run(range(len(rows)), chunk)
+        engine.commit(range(len(rows)))
+        for (_, tokens), token in zip(rows, results.tokens[:, 0].tolist(), strict=True):
+            tokens.append(token)
+
+    def join(word: int) -> None:
+        engine.insert(len(rows), encoded=encoded[word])
+        rows.append((word, []))
+
+    def leave(row: int) -> None:
+        last = len(rows) - 1
+        if row != last:
+            engine.move(last, row)
+            rows[row] = rows[last]
+        rows.pop()
+
+    def branch(row: int) -> None:
+        engine.rearrange([len(rows)], [row])
+        word, tokens = rows[row]
+        rows.append((word, list(tokens)))
+
+    for change in (
+        lambda: join(0), lambda: join(3), lambda: join(1), lambda: leave(1), lambda: join(2), lambda: leave(0),
+        lambda: leave(0), lambda: join(0), lambda: join(4), lambda: branch(0), lambda: leave(1), lambda: join(5),
+    ):  # fmt: skip
+        change()
+        step()
+    for word, tokens in rows:
+        wanted = expected[word]
+        assert tokens[: len(wanted)] == wanted[: len(tokens)]
+
+
+def test_a_beam_whose_row_another_has_had_is_copied_again() -> None:
+    """What a row holds behind the last one in use is lost when the buffers change: it is nobody's any more."""
+    spec = v1.ConstantSpec(name="memory", data_type=v1.DATA_TYPE_FLOAT32, shape=[64, 2], variable_length=True)
+    kept = Constants([spec], 6, 64, lambda shape, dtype: HostBuffer((6, *shape), dtype))
+
+    def memory(row: int, length: int) -> list[float]:
+        return kept.buffers["memory"].read(row, 1)[0, :length, 0].tolist()
+
+    for row, length in enumerate((5, 5, 6)):
+        kept.write(row, {"memory": np.full((length, 2), row + 1, np.float32)})
+    kept.move(2, 1)
+    kept.move(1, 0)  # The search is alone, in row 0; rows 1 and 2 still hold the same.
+    kept.write(1, {"memory": np.full((40, 2), 9, np.float32)})
+    kept.rearrange([0, 2, 3], [0, 0, 0])
+    assert [memory(row, 6) for row in (0, 2, 3)] == [[3.0] * 6] * 3
+    assert memory(1, 40) == [9.0] * 40
+    assert not kept.buffers["memory"].read(0, 4)[[0, 2, 3], 6:].any()
+
+
+@pytest.mark.parametrize("lengths", [[1], [1] * 127 + [1024], [30, 1, 17, 64, 3, 1000], [2000] * 9])
+def test_sources_of_like_lengths_are_read_together(lengths: list[int]) -> None:
+    groups = _groups(lengths)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    for group in groups:
+        found = [lengths[place] for place in group]
+        assert len(group) == 1 or max(found) <= 2 * max(min(found), 16)
+        assert len(group) == 1 or len(group) * max(found) <= 4096
+
+
+async def test_a_long_prompt_a_search_and_other_lengths(encoding: Encoding) -> None:
+    """Searches whose prompts take several runs, while others of all lengths come and go beside them."""
+    prompt = " ".join(f"S{index % 20}" for index in range(70))
+    async with serving(encoding["translator"], slots=8, **QUICK) as running:
+        client = running.client
+
+        async def search(word: str) -> Any:
+            found = await client.search(prompt, source=word, width=4, count=4, max_tokens=6, min_tokens=3)
+            return [(one.token_ids, one.score) for one in found]
+
+        lone = [await search(word) for word in WORDS]
+        beside = [spelled(client, word * 2 if len(word) < 30 else word, "", seed=1) for word in WORDS * 5]
+        together = await asyncio.gather(*map(search, WORDS), *beside)
+        assert list(together[: len(WORDS)]) == lone
+
+
+def one_step(tokens: NDArray[np.int64]) -> Any:
+    from elman_server.engine import Chunk
+
+    count = len(tokens)
+    ones = np.ones(count, np.float32)
+    return Chunk(
+        {"token": tokens[:, None]},
+        np.full((count, 1), 1e-7, np.float32),
+        np.full(count, 1e-4, np.float32),  # As good as greedy.
+        np.full(count, SOUNDS.size),
+        ones,
+        np.zeros(count, np.float32),
+    )
+
+
+async def test_numbers_can_be_a_source(encoding: Encoding) -> None:
+    async with serving(encoding["frames"], **QUICK) as running:
+        frames = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
+        tokens, *_ = await spelled(running.client, frames, "frames", temperature=0)
+        assert list(tokens) == alone(encoding["frames"], frames, 40)[0]
+        assert await spelled(running.client, frames.tolist(), "", temperature=0) == await spelled(
+            running.client, frames, "", temperature=0
+        )
+
+
+async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
+    encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, sources: Any) -> Any:
+        read.append(len(sources))
+        return encode(self, sources)
+
+    async with serving(encoding["translator"], **QUICK) as running:
+        monkeypatch.setattr(Encoder, "encode", counted)
+        client = running.client
+        samples = await client.sample(source="jordan", count=5, seed=3, max_tokens=10)
+        assert sum(read) == 1
+        assert len({sample.token_ids for sample in samples}) > 1
+        for index, sample in enumerate(samples):
+            ids, *_ = await spelled(client, "jordan", "", seed=3 + index)
+            assert sample.token_ids == ids[:10]
+        for call in (
+            lambda: client.search(source="jordan", width=6, max_tokens=10),
+            lambda: client.choose(["S1", "S2 S3", "S4"], source="jordan"),
+            lambda: client.sample("S1 S2 S3", source="jordan", count=4, max_tokens=3),
+        ):
+            read.clear()
+            await call()
+            assert sum(read) == 1
+
+
+async def test_a_search_tells_what_scoring_tells(encoding: Encoding) -> None:
+    async with serving(encoding["translator"], **QUICK) as running:
+        for word in WORDS:
+            found = await running.client.search(source=word, width=4, count=4, max_tokens=8, length_penalty=0)
+            assert len(found) == 4
+            for one in found:
+                ids = [*one.token_ids, *([2] if one.finish_reason is not None and len(one.token_ids) < 8 else [])]
+                score = await running.client.score(ids, source=word)
+                assert score.log_likelihood == pytest.approx(one.score, abs=1e-4)
+
+
+async def test_choosing_is_scoring_with_the_end(encoding: Encoding) -> None:
+    choices = ["S1", "S1 S2", "S7 S8 S9"]
+    async with serving(encoding["translator"], **QUICK) as running:
+        client = running.client
+        for prompt in ("", "S3 S4"):
+            found = await client.choose(choices, source="serial order", prompt=prompt)
+            scored = [
+                await client.score([*SOUNDS.encode(choice).tolist(), 2], source="serial order", context=prompt)
+                for choice in choices
+            ]
+            likelihoods = [score.log_likelihood for score in scored]
+            assert [score.log_likelihood for score in found.scores] == likelihoods
+            assert [score.token_count for score in found.scores] == [2, 3, 4]
+            assert found.source_unknown_count == 0
+            assert found.index == int(np.argmax(likelihoods))
+            weights = np.exp(np.array(likelihoods) - max(likelihoods))
+            assert [score.probability for score in found.scores] == pytest.approx((weights / weights.sum()).tolist())
+        opened = await client.choose(choices, source="serial order", open_ended=True)
+        assert [score.token_count for score in opened.scores] == [1, 2, 3]
+        assert opened.scores[0].log_likelihood > opened.scores[1].log_likelihood  # The beginning of another.
+
+
+async def test_choosing_tells_what_is_unknown(encoding: Encoding) -> None:
+    async with serving(encoding["translator"], **QUICK) as running:
+        found = await running.client.choose(["S1 nope", "what ever"], source="Ä ö")
+        assert found.source_unknown_count == 2
+        assert [score.unknown_token_count for score in found.scores] == [1, 2]
+        stream = running.client.score_candidates(["S1"], source="Äa")
+        _ = [score async for score in stream]
+        assert stream.source_unknown_count == 1
+
+
+async def test_a_model_without_an_encoder_chooses_too(bundles: dict[str, Bundle]) -> None:
+    async with serving(bundles["lstm"], **QUICK) as running:
+        found = await running.client.choose(["pon", "re"], prompt="once u")
+        for choice, score in zip(["pon", "re"], found.scores, strict=True):
+            scored = await running.client.score(choice, context="once u")
+            assert score.log_likelihood == scored.log_likelihood
+
+
+async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Encoding) -> None:
+    module = Judge().eval()
+    async with serving(encoding["judge"], **QUICK) as running:
+        for word in WORDS:
+            found = await running.client.classify(word)
+            ids = torch.from_numpy(LETTERS.encode(word))[None]
+            with torch.no_grad():
+                constants, _ = module.encode(ids, torch.tensor([ids.shape[1]]))
+                expected = torch.softmax(module.step({}, constants, {})[0]["logits"][0].double(), dim=0)
+            assert {label.name: label.probability for label in found.labels} == pytest.approx(
+                dict(zip(["bad", "fair", "good"], expected.tolist(), strict=True)), abs=1e-6
+            )
+            assert found.step_count == len(word)
+
+
+WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
+    (lambda client: client.generate().text(), "source: is needed: 'translator' starts from one; give text or tokens"),
+    (lambda client: client.generate(source="").text(), "source.text: is empty: a source has one position or more"),
+    (
+        lambda client: client.generate(source="word " * 100_000).text(),
+        "source.text: has 500000 tokens or more, the limit is 65536",
+    ),
+    (
+        lambda client: client.generate(source="w" * (LONGEST + 1)).text(),
+        "source.text: has 65 positions, but 'translator' reads sources of up to 64",
+    ),
+    (lambda client: client.generate(source=[1, 99]).text(), "source.tokens.ids[1]: is 99, but the ids of"),
+    (
+        lambda client: client.generate(source=[[1.0, 2.0]]).text(),
+        "source.tensor: is given, but the encoder of 'translator' takes text or tokens",
+    ),
+    (lambda client: client.choose(["S1"], source="a"), "choices: are 1, but must be 2 to 1024"),
+    (lambda client: client.choose(["S1", ""], source="a"), "choices[1].text: is empty: a choice has one token"),
+    (lambda client: client.choose(["S1", "S2"]), "source: is needed"),
+    (lambda client: client.score("S1 S2"), "source: is needed"),
+    (
+        lambda client: client.create_session("a", model="translator"),
+        "starts from a source, and sessions keep only tokens",
+    ),
+    (
+        lambda client: client.embed(["S1"], model="translator"),
+        "starts from a source, which this call does not have",
+    ),
+    (lambda client: client.classify("abc"), "model: no model of this server can label"),
+    (
+        lambda client: client.generate(source="a", regex="S1( S2)*").text(),
+        "constraint: is given, but the tokens of 'translator' are symbols, with spaces between them that none",
+    ),
+]
+
+
+async def test_wrong_sources_are_named(encoding: Encoding) -> None:
+    async with serving(encoding["translator"], **QUICK) as running:
+        fine = await spelled(running.client, "fine", "", temperature=0)
+        for ask, complaint in WRONG:
+            with pytest.raises(ElmanError) as caught:
+                await ask(running.client)
+            assert complaint in str(caught.value)
+            assert await spelled(running.client, "fine", "", temperature=0) == fine
+
+
+async def test_a_source_where_none_belongs_is_named(encoding: Encoding, bundles: dict[str, Bundle]) -> None:
+    async with serving(bundles["lstm"], encoding["judge"], encoding["frames"], **QUICK) as running:
+        client = running.client
+        with pytest.raises(InvalidRequestError, match="source: is given, but 'lstm' has no encoder: leave it out"):
+            await client.generate("once", source="a", model="lstm").text()
+        session = await client.create_session("once", model="lstm")
+        with pytest.raises(InvalidRequestError, match="source: is given, but a session goes on from its own state"):
+            await client.generate("a", source="a", session=session.session_id).text()
+        with pytest.raises(InvalidRequestError, match="reads its whole input at once"):
+            _ = [found async for found in client.stream_classify(["a"], model="judge")]
+        with pytest.raises(InvalidRequestError, match="text: has 65 positions"):
+            await client.classify("w" * 65, model="judge")
+        for wrong, complaint in (
+            ([[1.0, 2.0]], r"source.tensor.shape: is \[1, 2\], but must be float32 \[positions, 3\]"),
+            ([[1.0, math.nan, 3.0]], r"source.tensor.content: is nan at \[0, 1\], but every number must be finite"),
+            ("abc", r"source.text: is given, but the encoder of 'frames' takes a tensor, float32 \[positions, 3\]"),
+        ):
+            with pytest.raises(InvalidRequestError, match=complaint):
+                await client.generate(source=wrong, model="frames").text()

@@ -1,0 +1,246 @@
+"""Models that read numbers: faults in telemetry, step by step and whole, beside text in the same server."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from elman import InvalidRequestError, Prediction
+from elman_bundle import Bundle, load_bundle
+from elman_export import Labels, Values, export_bundle
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_training.cells import LSTM
+from tests.support.serving import Running, serving
+
+SENSORS, HIDDEN = 3, 16
+CONDITIONS = ("fine", "hot", "worn")
+
+
+class Telemetry(nn.Module):
+    """An LSTM over what three sensors say at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.cell = LSTM(SENSORS, HIDDEN)
+        self.head = nn.Linear(HIDDEN, len(CONDITIONS))
+
+    def initial_state(self, rows: int) -> Tensors:
+        return self.cell.initial_state(rows)
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        features, after = self.cell.step(inputs["frame"], state)
+        return {"logits": self.head(features)}, after
+
+
+class Picture(nn.Module):
+    """A feed-forward network over a picture of 4 by 4: one step, no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, len(CONDITIONS)))
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return {"logits": self.layers(inputs["picture"])}, {}
+
+
+@pytest.fixture(scope="module")
+def numeric(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """By name: a tagger of frames, a classifier of them, and one of pictures."""
+    folder = tmp_path_factory.mktemp("numeric")
+    made: list[tuple[str, nn.Module, str, tuple[int, ...], Labels]] = [
+        ("steps", Telemetry(), "frame", (SENSORS,), Labels(CONDITIONS, "step")),
+        ("whole", Telemetry(), "frame", (SENSORS,), Labels(CONDITIONS)),
+        ("pictures", Picture(), "picture", (4, 4), Labels(CONDITIONS)),
+    ]
+    for name, module, given, shape, labels in made:
+        export_bundle(module, folder / name, name=name, inputs={given: Values(shape)}, outputs={"logits": labels})
+    return {name: load_bundle(folder / name) for name, *_ in made}
+
+
+def alone(bundle: Bundle, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The probabilities of the labels after each step, by onnxruntime alone."""
+    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    step = bundle.spec.step
+    state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
+    shown = []
+    for value in values:
+        names = ["logits", *(spec.output_name for spec in step.states)]
+        logits, *after = session.run(names, {step.inputs[0].name: value[None], **state})
+        state = dict(zip(state, after, strict=True))
+        weights = np.exp(logits[0].astype(np.float64) - logits[0].max())
+        shown.append(weights / weights.sum())
+    return np.stack(shown)
+
+
+def frames(seed: int, count: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, *(shape or (SENSORS,)))).astype(np.float32)
+
+
+def by_label(prediction: Prediction) -> list[float]:
+    found = {label.name: label.probability for label in prediction.labels}
+    return [found[name] for name in CONDITIONS]
+
+
+async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: dict[str, Bundle]) -> None:
+    async with serving(numeric["steps"], numeric["whole"], numeric["pictures"]) as running:
+        values = frames(1, 50)
+        expected = alone(numeric["steps"], values)
+        tagged = await running.client.classify(values, model="steps")
+        assert [CONDITIONS.index(step.name) for step in tagged.steps] == expected.argmax(axis=1).tolist()
+        assert [step.probability for step in tagged.steps] == pytest.approx(expected.max(axis=1).tolist(), rel=1e-5)
+        classified = await running.client.classify(values, model="whole")
+        assert by_label(classified) == pytest.approx(expected[-1].tolist(), rel=1e-5)
+        picture = frames(2, 1, 4, 4)
+        assert by_label(await running.client.classify(picture, model="pictures")) == pytest.approx(
+            alone(numeric["pictures"], picture)[0].tolist(), rel=1e-5
+        )
+
+
+async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
+    numeric: dict[str, Bundle], bundles: dict[str, Bundle]
+) -> None:
+    async with serving(numeric["steps"], numeric["whole"], bundles["lstm"], slots=64) as running:
+        client = running.client
+        inputs = [frames(seed, 5 + 3 * seed) for seed in range(40)]
+        lone = [await client.classify(values, model="steps") for values in inputs]
+        ends = [await client.classify(values, model="whole") for values in inputs]
+        text = await client.generate("once", max_tokens=200, seed=1).text()
+
+        async def in_pieces(values: NDArray[np.float32]) -> list[Any]:
+            pieces = [values[start : start + 4] for start in range(0, len(values), 4)]
+            return [step async for found in client.stream_classify(pieces, model="steps") for step in found.steps]
+
+        beside = asyncio.gather(*(client.generate("once", max_tokens=200, seed=1).text() for _ in range(20)))
+        together = await asyncio.gather(*(client.classify(values, model="steps") for values in inputs))
+        whole = await asyncio.gather(*(client.classify(values, model="whole") for values in inputs))
+        streamed = await asyncio.gather(*(in_pieces(values) for values in inputs))
+        assert together == lone
+        assert whole == ends
+        assert streamed == [list(prediction.steps) for prediction in lone]
+        assert await beside == [text] * 20
+        await running.until_idle()
+
+
+async def test_a_stream_keeps_the_state_between_pieces(numeric: dict[str, Bundle]) -> None:
+    async with serving(numeric["whole"]) as running:
+        values = frames(3, 9)
+        pieces = [values[:2], values[2:2], values[2:7], values[7:]]
+        found = [prediction async for prediction in running.client.stream_classify(pieces)]
+        assert [prediction.step_count for prediction in found] == [2, 2, 7, 9]
+        assert found[1].labels == found[0].labels
+        for prediction in found:
+            assert prediction.labels == (await running.client.classify(values[: prediction.step_count])).labels
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda values: values.astype(np.float64),
+        lambda values: values.tolist(),
+        lambda values: [tuple(row) for row in values.tolist()],
+        np.asfortranarray,
+        lambda values: values[::-1][::-1],
+        lambda values: values.astype(">f4"),
+    ],
+)
+async def test_numbers_can_be_given_in_several_ways(
+    numeric: dict[str, Bundle], same: Callable[[NDArray[np.float32]], Any]
+) -> None:
+    async with serving(numeric["steps"]) as running:
+        values = frames(4, 7)
+        assert await running.client.classify(same(values)) == await running.client.classify(values)
+
+
+async def refused(running: Running, request: v1.ClassifyRequest) -> str:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await v1.InferenceServiceStub(channel).Classify(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    return caught.value.details() or ""
+
+
+def tensor(shape: list[int], numbers: list[float], **changes: Any) -> v1.Tensor:
+    values = {"data_type": v1.DATA_TYPE_FLOAT32, "shape": shape, "content": struct.pack(f"<{len(numbers)}f", *numbers)}
+    return v1.Tensor(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({}, "tensor: is empty: there is nothing to label"),
+        ({"tensor": tensor([0, 3], [])}, "tensor: is empty: there is nothing to label"),
+        ({"text": "hot"}, "text: is given, but 'steps' reads numbers: give a tensor, float32 [steps, 3]"),
+        ({"tokens": {"ids": [1]}}, "tokens: is given, but 'steps' reads numbers: give a tensor, float32 [steps, 3]"),
+        ({"tensor": tensor([3], [1, 2, 3])}, "tensor.shape: is [3], but must be float32 [steps, 3]"),
+        ({"tensor": tensor([1, 4], [0] * 4)}, "tensor.shape: is [1, 4], but must be float32 [steps, 3]"),
+        ({"tensor": tensor([-1, 3], [0] * 3)}, "tensor.shape: is [-1, 3], but must be float32 [steps, 3]"),
+        ({"tensor": tensor([1] * 500, [0])}, "tensor.shape: is [1, 1, 1,"),
+        ({"tensor": tensor([2, 3], [0] * 5)}, "tensor.content: has 20 bytes, but numbers of this shape have 24"),
+        (
+            {"tensor": tensor([1, 3], [0] * 3, data_type=v1.DATA_TYPE_INT64)},
+            "tensor.data_type: is int64, but must be float32 [steps, 3]",
+        ),
+        (
+            {"tensor": tensor([1, 3], [0] * 3, data_type=0)},
+            "tensor.data_type: is type 0, but must be float32 [steps, 3]",
+        ),
+        ({"tensor": tensor([1, 3], [0] * 3, name="speed")}, "tensor.name: is 'speed', but the input is 'frame'"),
+        (
+            {"tensor": tensor([2, 3], [0, 0, 0, 0, float("nan"), 0])},
+            "tensor.content: is nan at [1, 1], but every number must be finite",
+        ),
+        (
+            {"tensor": tensor([1, 3], [0, 0, float("-inf")])},
+            "tensor.content: is -inf at [0, 2], but every number must be finite",
+        ),
+        ({"tensor": tensor([70_000, 3], [0] * 210_000)}, "tensor: has 70000 tokens or more, the limit is 65536"),
+        (
+            {"tensor": tensor([1, 3], [0] * 3), "session": {"session_id": "one"}},
+            "model: 'steps' reads numbers, and sessions keep tokens: a stream of pieces keeps its state",
+        ),
+    ],
+)
+async def test_what_is_no_input_of_the_model_is_refused_and_disturbs_nobody(
+    numeric: dict[str, Bundle], given: dict[str, Any], complaint: str
+) -> None:
+    async with serving(numeric["steps"]) as running:
+        values = frames(5, 400)
+        beside = asyncio.create_task(running.client.classify(values))
+        assert (await refused(running, v1.ClassifyRequest(model="steps", **given))).startswith(complaint)
+        assert await beside == await running.client.classify(values)
+
+
+async def test_text_is_no_numbers(numeric: dict[str, Bundle], bundles: dict[str, Bundle]) -> None:
+    async with serving(numeric["steps"], bundles["tags"]) as running:
+        client = running.client
+        with pytest.raises(InvalidRequestError, match="tensor: is given, but 'tags' reads text: give text or tokens"):
+            await client.classify(frames(1, 2), model="tags")
+        for call in (client.embed(["a"], model="steps"), client.create_session("a", model="steps")):
+            with pytest.raises(InvalidRequestError, match="model: 'steps' reads numbers"):
+                await call
+        # Without a name the one that reads text is meant.
+        assert len(await client.embed(["a"])) == 1
+        with pytest.raises(InvalidRequestError, match=r"step 1 has 1 numbers, but the first has 2"):
+            await client.classify([[1.0, 2.0], [3.0]], model="steps")
+        with pytest.raises(InvalidRequestError, match="an array of bool cannot be sent"):
+            await client.classify(np.ones((2, 3), np.bool_), model="steps")
+        with pytest.raises(InvalidRequestError, match=r"piece\.text: is given, but 'steps' reads numbers"):
+            [found async for found in client.stream_classify(["hot"], model="steps")]
+        with pytest.raises(InvalidRequestError, match="model: 'steps' reads numbers, and sessions keep tokens"):
+            [found async for found in client.stream_classify([[[1.0, 2.0, 3.0]]], model="steps", session="one")]

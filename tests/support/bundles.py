@@ -1,0 +1,63 @@
+"""Small networks with random weights, and their bundles, made by the real export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
+from elman_export import Labels, NextToken, Token, export_bundle
+from elman_export.contract import Output
+from elman_export.networks import NetworkStep
+from elman_training.network import RecurrentNetwork
+
+# Two-, three- and four-byte characters among them, so that cutting one would show.
+CHARACTERS = CharacterVocabulary([*"�abcdefghijklmnopqrstuvwxyz .,\n", "é", "ß", "語", "🌲"], unknown_id=0)
+
+
+CLASSES = ("red", "green", "blue")
+
+
+def make_network(
+    cell: str, outputs: int, layers: int = 2, hidden: int = 37, *, tokens: int = CHARACTERS.size, embedding: int = 16
+) -> RecurrentNetwork:
+    torch.manual_seed(0)
+    return RecurrentNetwork(
+        cell=cell, tokens=tokens, outputs=outputs, layers=layers, embedding=embedding, hidden=hidden, dropout=0.0
+    )
+
+
+def make_small_network(tokens: int, outputs: int | None = None) -> RecurrentNetwork:
+    """One small layer; without `outputs` it scores the next token."""
+    return make_network("gru", outputs or tokens, layers=1, hidden=16, tokens=tokens, embedding=8)
+
+
+def export_network(
+    network: RecurrentNetwork,
+    folder: Path,
+    name: str,
+    token: Token,
+    meaning: Output | None = None,
+    quantize: Literal["int8"] | None = None,
+) -> Bundle:
+    """The bundle of a network, in a folder of its name; without `meaning` its output scores the next token."""
+    export_bundle(
+        NetworkStep(network),
+        folder / name,
+        name=name,
+        inputs={"token": token},
+        outputs={"logits": meaning or NextToken()},
+        quantize=quantize,
+    )
+    return load_bundle(folder / name)
+
+
+def make_bundle(folder: Path, name: str, cell: str, meaning: Output, quantize: Literal["int8"] | None = None) -> Bundle:
+    outputs = len(meaning.names) if isinstance(meaning, Labels) else CHARACTERS.size
+    return export_network(make_network(cell, outputs), folder, name, Token(CHARACTERS), meaning, quantize)
+
+
+def make_byte_bundle(folder: Path) -> Bundle:
+    return export_network(make_small_network(256), folder, "bytes", Token(ByteVocabulary()))

@@ -1,0 +1,78 @@
+"""Real engines without a scheduler: forced steps, free steps, their states."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elman_bundle import Bundle
+from elman_server.engine import (
+    FREE,
+    Chunk,
+    OnnxEngine,
+    Opener,
+    ProviderChoice,
+    Results,
+    is_filtered,
+)
+from elman_server.scheduling import Pace
+from elman_server.scheduling.turn import Plan, Turn
+from tests.support.bundles import CHARACTERS
+
+COUNTS = (1, 2, 4, 8)
+State = dict[str, Any]
+
+
+def make_engine(bundle: Bundle, capacity: int = 64, threads: int = 1) -> OnnxEngine:
+    """An engine that takes any of COUNTS steps, however long they take here."""
+    engine = OnnxEngine(bundle, capacity=capacity, opener=Opener(ProviderChoice.CPU, threads), chunk_seconds=0.005)
+    engine._step_counts[:] = COUNTS
+    return engine
+
+
+def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
+    """A chunk [B, K] of a model over CHARACTERS, sampled at temperature 1."""
+    rows = len(tokens)
+    values: dict[str, Any] = {
+        "uniforms": np.full(tokens.shape, 0.5, np.float32),
+        "temperatures": np.ones(rows, np.float32),
+        "top_k": np.full(rows, CHARACTERS.size),
+        "top_p": np.ones(rows, np.float32),
+        "min_p": np.zeros(rows, np.float32),
+    }
+    values |= changes
+    filtered = is_filtered(values["top_k"], values["top_p"], values["min_p"], CHARACTERS.size)
+    return Chunk({"token": tokens}, **values, filtered=filtered)
+
+
+def run_lanes(engine: OnnxEngine, chunk: Chunk) -> Results:
+    """Run the rows that come first as a turn does: in the engine's lanes."""
+    rows = len(chunk.uniforms)
+    plan = Plan(chunk, len(chunk), len(chunk), True, (len(chunk),))
+    turn = Turn(engine, Pace(1.0, 0.0, 1.0), plan, lambda: False, np.full((rows, 1), FREE))
+    with ThreadPoolExecutor() as executor:
+        ran = turn.run(executor)
+    assert ran is not None
+    assert ran.counts.tolist() == [len(chunk)] * rows
+    return ran.results
+
+
+def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:
+    """Forced steps [steps, rows] of tokens from the initial state, `count` at a time; what was shown after every step,
+    [rows, ...] each, and the last state of every row."""
+    for row in range(rows):
+        engine.insert(row)
+    shown: list[Any] = []
+    for start in range(0, len(tokens), count):
+        results = run_lanes(engine, make_chunk(tokens[start : start + count, :rows].T))
+        values = next(iter(results.outputs.values()), results.tokens)
+        shown.extend(values[:, step].copy() for step in range(values.shape[1]))
+        engine.commit(range(rows))
+    return shown, [engine.extract(row) for row in range(rows)]
+
+
+def same(found: State, expected: State) -> bool:
+    return all(found[name].tobytes() == value.tobytes() for name, value in expected.items())

@@ -1,0 +1,180 @@
+"""An engine whose outputs can be computed by hand, and a model around it.
+
+Its state is the sum of all tokens read; it shows certainty that the next token is that sum modulo 9. Its logits and its
+labels are the same numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elman_bundle import Bundle, CharacterVocabulary, LabelVocabulary, TextVocabulary
+from elman_protos import v1
+from elman_server.engine import FREE, Arrays, Chunk, Encoded, EngineError, Results, Wanted
+
+LETTERS = "�abcdefghij"
+SIZE = len(LETTERS)
+MODULUS = 9
+LABELS = tuple(f"sum{index}" for index in range(SIZE))
+POISON = LETTERS.index("j")  # A step that reads it fails.
+NAN = LETTERS.index("i")  # A step that reads it shows NaN.
+
+
+def continuation(prompt: list[int], count: int) -> list[int]:
+    """What the fake model continues a prompt with, greedily: worked out without any batch."""
+    total = sum(prompt)
+    tokens = []
+    for _ in range(count):
+        tokens.append(total % MODULUS or 1)
+        total += tokens[-1]
+    return tokens
+
+
+def log_probabilities(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float32]:
+    """Of tokens [B, K] under logits [B, K, V], in double precision."""
+    values = logits.astype(np.float64)
+    values -= np.log(np.exp(values).sum(axis=2, keepdims=True))
+    return np.take_along_axis(values, targets[:, :, None], axis=2)[:, :, 0].astype(np.float32)
+
+
+class FakeEngine:
+    """Implements `Engine`, as far as greedy decoding goes.
+
+    Args:
+        capacity: the number of rows.
+        step_counts: how many steps one run can take.
+
+    Attributes:
+        gate: while it is cleared, runs wait.
+        runs: the number of rows and of steps of every run.
+        replays: the number of steps of every replay.
+        ahead: the number of rows and of steps of everything that was read ahead.
+        seconds: a step of so many rows takes so long, by the number of rows.
+        lane_count: how many lanes rows make, as far as there are so many.
+    """
+
+    provider = "cpu"
+
+    def __init__(self, capacity: int = 4, step_counts: tuple[int, ...] = (1, 2, 4)) -> None:
+        self.capacity = capacity
+        self.step_counts = step_counts
+        self.gate = threading.Event()
+        self.gate.set()
+        self.runs: list[tuple[int, int]] = []
+        self.replays: list[int] = []
+        self.ahead: list[tuple[int, ...]] = []
+        self.seconds: dict[int, float] = {}
+        self.lane_count = 1
+        self.encoded: list[int] = []
+        self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
+        self._back = np.full(capacity, 10**6)
+
+    def step_counts_for(self, filtered: bool, wanted: Wanted) -> tuple[int, ...]:
+        return self.step_counts
+
+    def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
+        """The sum of a source is where its sequence's total begins."""
+        self.encoded.append(len(sources))
+        if any((source == POISON).any() for source in sources):
+            raise EngineError("poison")
+        return [Encoded({}, {"total": np.array(source.sum())}) for source in sources]
+
+    def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
+        initial = 0 if encoded is None else encoded.state["total"]
+        self._front[row] = initial if state is None else state["total"]
+
+    def move(self, source: int, destination: int) -> None:
+        self._front[destination] = self._front[source]
+
+    def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        self._front[list(rows)] = self._front[list(sources)]
+
+    def extract(self, row: int) -> dict[str, NDArray[Any]]:
+        return {"total": self._front[row].copy()}
+
+    def lanes(self, count: int) -> list[range]:
+        lanes = min(self.lane_count, count)
+        return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
+
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+        assert self.gate.wait(30)
+        time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
+        given = chunk.inputs["token"]
+        assert len(rows) == len(given)
+        assert len(chunk) in self.step_counts
+        assert (given[:, 0] != FREE).all()
+        labels = np.full((len(rows), len(chunk), SIZE), -100.0, dtype=np.float32)
+        tokens = np.zeros((len(rows), len(chunk)), dtype=np.int64)
+        failed = np.zeros((len(rows), len(chunk)), dtype=np.bool_)
+        totals = np.zeros((len(rows), len(chunk)), dtype=np.int64)
+        for index, row in enumerate(rows):
+            total = int(self._front[row])
+            for step in range(len(chunk)):
+                token = int(given[index, step]) if given[index, step] != FREE else int(tokens[index, step - 1])
+                if token == POISON:
+                    raise EngineError("poison")
+                total += token
+                totals[index, step] = total
+                labels[index, step, total % MODULUS] = 0.0
+                if token == NAN:
+                    labels[index, step], failed[index, step] = np.nan, True
+                # The unknown token is never generated; with all others equal, the lowest id is.
+                tokens[index, step] = total % MODULUS or 1
+            self._back[row] = total
+        self.runs.append((len(rows), len(chunk)))
+        wanted = chunk.wanted
+        outputs = {"labels": labels} | ({"logits": labels} if wanted.outputs else {})
+        targets = tokens if chunk.targets is None else np.where(chunk.targets == FREE, tokens, chunk.targets)
+        return Results(
+            outputs,
+            tokens,
+            failed,
+            logits=labels[:, -1] if wanted.logits else None,
+            log_probabilities=log_probabilities(labels, targets) if wanted.log_probabilities else None,
+            states={"total": totals} if wanted.states else {},
+        )
+
+    def replay(self, row: int, inputs: Arrays) -> None:
+        assert (inputs["token"] != FREE).all()
+        self.replays.append(len(inputs["token"]))
+        self._back[row] = self._front[row] + inputs["token"].sum()
+
+    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+        given = inputs["token"]
+        assert (given != FREE).all()
+        assert given.shape[1] in self.step_counts
+        if (given == POISON).any():
+            raise EngineError("poison")
+        self.ahead.append(given.shape)
+        self._front[rows.start : rows.stop] += given.sum(axis=1)
+
+    def commit(self, rows: range) -> None:
+        some = slice(rows.start, rows.stop)
+        self._front[some], self._back[some] = self._back[some].copy(), self._front[some].copy()
+
+
+def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:
+    """A bundle, as far as the rpc room looks at it: it generates and labels."""
+    spec = v1.ModelSpec(manifest_version=1, name=name)
+    spec.vocabularies.add(name="text", kind=v1.VOCABULARY_KIND_CHARACTERS, size=SIZE, unknown_token_id=0)
+    spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, size=SIZE)
+    spec.step.inputs.add(name="token", data_type=v1.DATA_TYPE_INT64).token.vocabulary = "text"
+    spec.step.states.add(input_name="total", output_name="total_after", data_type=v1.DATA_TYPE_INT64)
+    spec.step.outputs.add(
+        name="logits", data_type=v1.DATA_TYPE_FLOAT32, shape=[SIZE]
+    ).next_token_logits.vocabulary = "text"
+    meaning = spec.step.outputs.add(name="labels", data_type=v1.DATA_TYPE_FLOAT32, shape=[SIZE]).label_logits
+    meaning.vocabulary = "labels"
+    meaning.scope = v1.LABEL_SCOPE_STEP if every_step else v1.LABEL_SCOPE_SEQUENCE
+    vocabularies: dict[str, TextVocabulary | LabelVocabulary] = {
+        "text": CharacterVocabulary(LETTERS, unknown_id=0),
+        "labels": LabelVocabulary(LABELS),
+    }
+    return Bundle(Path("fake"), spec, "sha256:fake", vocabularies)

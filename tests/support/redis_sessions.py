@@ -1,0 +1,52 @@
+"""Sessions in Redis, with their leases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from elman_server.sessions.errors import (
+    SessionError,
+)
+from elman_server.sessions.redis import RedisStore
+from elman_server.sessions.session import (
+    Advance,
+    Create,
+    Rewind,
+    Session,
+)
+from elman_server.sessions.store import Lease
+
+
+def empty(session_id: str = "s", **changes: object) -> Session:
+    session = Session(session_id, "model", "sha256:0", 2**63 - 1, "me", 1.1, 2.2)
+    return replace(session, **changes)  # type: ignore[arg-type]
+
+
+def created(store: RedisStore, session_id: str = "s", **changes: object) -> Session:
+    """A new session that this store has a lease of."""
+    session = empty(session_id, **changes)
+    assert store.apply([Create(session)]) == [None]
+    return leased(store, session)
+
+
+def acquired(store: RedisStore, session_id: str) -> Lease:
+    (lease,) = store.acquire([session_id])
+    if isinstance(lease, SessionError):
+        raise lease
+    return lease
+
+
+def leased(store: RedisStore, session: Session) -> Session:
+    lease = acquired(store, session.session_id)
+    assert lease.version == session.version
+    session.fence = lease.fence
+    return session
+
+
+def stamped(session: Session, *changes: Advance | Rewind) -> list[Any]:
+    """Changes as the session's next ones."""
+    return [
+        replace(change, version=session.version + number, fence=session.fence)
+        for number, change in enumerate(changes, 1)
+    ]

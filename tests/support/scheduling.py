@@ -1,0 +1,80 @@
+"""Schedulers around the fake engine, and what their requests receive."""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import Any
+
+import numpy as np
+
+from elman_server.scheduling import (
+    Event,
+    Generation,
+    Pace,
+    Reading,
+    Rows,
+    SamplingParams,
+    Scheduler,
+    Sequence,
+    Tokens,
+)
+from elman_server.scheduling.running import Deliver, Emission
+from tests.support.fake_engine import SIZE, FakeEngine
+
+
+class Inbox:
+    def __init__(self) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+
+    def receive(self, event: Event) -> None:
+        self.events.put(event)
+
+    def tokens_and_end(self) -> tuple[list[int], Event]:
+        tokens: list[int] = []
+        while True:
+            event = self.events.get(timeout=10)
+            if not isinstance(event, Tokens):
+                return tokens, event
+            tokens.extend(event.ids)
+
+
+def hand_over(emissions: list[Emission]) -> None:
+    for receiver, event in emissions:
+        receiver.receive(event)
+
+
+def make_scheduler(
+    engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None, deliver: Deliver = hand_over
+) -> Scheduler:
+    rows = Rows(
+        "fake",
+        engine,
+        input_name="token",
+        vocabulary_size=SIZE,
+        label_output="labels",
+        pace=pace or Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
+    )
+    return Scheduler("fake", rows, waiting_limit=waiting_limit, deliver=deliver)
+
+
+def generation(prompt: list[int], max_tokens: int, end_token: int | None = None, **options: Any) -> Generation:
+    params = SamplingParams(temperature=0.0, seed=0, max_tokens=max_tokens, end_token=end_token)
+    return Generation(np.array(prompt), Inbox(), params=params, **options)
+
+
+def reading(tokens: list[int], *, every_step: bool = False, **options: Any) -> Reading:
+    return Reading(np.array(tokens), Inbox(), every_step=every_step, **options)
+
+
+def until_running(scheduler: Scheduler, count: int) -> None:
+    """Wait for it: an end is told a moment before its row is free."""
+    deadline = time.monotonic() + 10
+    while scheduler.running_count != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def inbox(sequence: Sequence) -> Inbox:
+    assert isinstance(sequence.receiver, Inbox)
+    return sequence.receiver

@@ -1,0 +1,71 @@
+"""Sessions as a store keeps them."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from dataclasses import replace
+
+from elman_server.sessions.session import (
+    TOKEN_TYPE,
+    Advance,
+    Call,
+    Change,
+    Create,
+    Rewind,
+    Session,
+    Snapshot,
+)
+from elman_server.sessions.sqlite import SqliteStore
+
+STATE_BYTES = 40
+
+
+def tokens_of(*ids: int) -> array[int]:
+    return array(TOKEN_TYPE, ids)
+
+
+def empty(session_id: str = "s", **changes: object) -> Session:
+    session = Session(session_id, "model", "sha256:0", 7, "me", 1.0, 2.0)
+    return replace(session, **changes)  # type: ignore[arg-type]
+
+
+def call_of(name: str, start: int, prompt: int, generated: int = 0, outcome: str = "") -> Call:
+    return Call(name, b"f" * 16, start, prompt, generated, outcome, b"answer")
+
+
+def told(store: SqliteStore, session: Session, *changes: Change) -> None:
+    """Have both the store and the session go through changes."""
+    assert store.apply(changes) == [None] * len(changes)
+    for change in changes:
+        assert isinstance(change, Advance | Rewind)
+        session.take(change)
+
+
+def same(one: Session | None, other: Session) -> bool:
+    return one is not None and replace(one, version=0) == replace(other, version=0)
+
+
+def long_session(store: SqliteStore, steps: int = 3000) -> Session:
+    """A session of several segments, snapshots and calls."""
+    session = empty()
+    store.apply([Create(session)])
+    stream = random.Random(0)
+    while session.position < steps:
+        new = tokens_of(*(stream.randrange(1000) for _ in range(stream.randrange(1, 200))))
+        call = call_of(f"call {session.position}", session.position, 1, len(new) - 1, "max_tokens")
+        state = Snapshot(session.position + len(new) - 1, stream.randbytes(STATE_BYTES))
+        dropped = tuple(session.superfluous(state))
+        told(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
+    return session
+
+
+def is_earlier(found: Session, whole: Session) -> bool:
+    """Whether a session is a true, though perhaps earlier, form of another."""
+    states = {snapshot.position: snapshot for snapshot in whole.snapshots}
+    return (
+        found.tokens == whole.tokens[: found.position]
+        and all(states[snapshot.position] == snapshot for snapshot in found.snapshots)
+        and all(whole.calls[name] == call for name, call in found.calls.items())
+        and (found.seed, found.digest, found.model) == (whole.seed, whole.digest, whole.model)
+    )

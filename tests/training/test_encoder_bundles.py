@@ -1,0 +1,245 @@
+"""Bundles with an encoder: what is refused when they are made, and when they are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from elman_bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
+from elman_bundle.errors import EncodingError
+from elman_export import ExportError
+from elman_export.contract import Tensors
+from elman_protos import v1
+from elman_server.application import ServerOptions, serve_bundle
+from elman_server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from elman_server.engine.encoder import Encoder
+from tests.support.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
+from tests.support.manifests import change, reseal
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_translator(tmp_path_factory.mktemp("made") / "translator")
+
+
+@pytest.fixture
+def copy(translator: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(translator.path, tmp_path / "translator"))
+
+
+_INCONSISTENT: dict[str, tuple[Change, str]] = {
+    "no file": (lambda m: m["encoder"].pop("file"), "encoder.file is missing"),
+    "no input name": (lambda m: m["encoder"]["input"].pop("name"), "encoder.input.name is missing"),
+    "no lengths": (lambda m: m["encoder"].pop("length_name"), "encoder.length_name is missing"),
+    "no longest": (lambda m: m["encoder"].pop("longest_source"), "encoder.longest_source must be at least 1"),
+    "row axis": (lambda m: m["encoder"]["input"].update(row_axis=1), "encoder.input.row_axis is 1"),
+    "vocabulary": (
+        lambda m: m["encoder"]["input"]["token"].update(vocabulary="nope"),
+        r"encoder.input.token.vocabulary 'nope' is not one of \['source', 'text'\]",
+    ),
+    "other positions": (
+        lambda m: m["step"]["constants"][0].update(shape=[7, 48]),
+        r"step.constants\[constant.memory\].shape must begin with the encoder's longest_source, 64",
+    ),
+    "not encoded": (
+        lambda m: m["step"]["states"][0].update(encoded=False),
+        r"step.states\[state.hidden\].encoded must be true where it is set",
+    ),
+    "no encoder": (lambda m: m.pop("encoder"), r"step.states\[state.hidden\].encoded is set, but there is no encoder"),
+    "nothing given": (
+        lambda m: (m["step"].pop("constants"), m["step"]["states"][0].pop("encoded")),
+        "encoder gives nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _INCONSISTENT)
+def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
+    edit, complaint = _INCONSISTENT[name]
+    change(copy, edit)
+    with pytest.raises(BundleError, match=complaint):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the manifest names the input 'words'"),
+        (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the manifest names the input 'sizes'"),
+        (
+            lambda m: m["step"]["constants"].append(
+                {"name": "constant.more", "data_type": "DATA_TYPE_FLOAT32", "shape": [3]}
+            ),
+            r"step\.onnx: the manifest names the input 'constant\.more'",
+        ),
+        (
+            lambda m: m["step"]["constants"][0].update(variable_length=False),
+            r"step\.onnx: input 'constant\.memory' has shape",
+        ),
+    ],
+)
+def test_graphs_that_are_not_what_the_manifest_says(copy: Path, edit: Change, complaint: str) -> None:
+    change(copy, edit)
+    if "memory" in complaint:  # An open axis agrees with any size; one that is closed does not with another.
+        close_positions(copy / "step.onnx")
+        change(copy, lambda m: m["step"]["constants"][0].update(variable_length=True))
+    with pytest.raises(ModelLoadError, match=complaint):
+        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+
+
+def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Path) -> None:
+    """Nothing that is classified would bring a source."""
+    shown = {"name": "next.hidden", "data_type": "DATA_TYPE_FLOAT32"}
+
+    def label(manifest: dict[str, Any]) -> None:
+        labels = {"name": "labels", "kind": "VOCABULARY_KIND_LABELS", "file": "l.json", "size": 24}
+        manifest["vocabularies"].append(labels)
+        meaning = {"vocabulary": "labels", "scope": "LABEL_SCOPE_SEQUENCE"}
+        manifest["step"]["outputs"].append({**shown, "name": "shown", "shape": [24], "label_logits": meaning})
+
+    change(copy, label)
+    write_tokens(copy / "l.json", [f"l{index}" for index in range(24)])
+    with pytest.raises(ModelLoadError, match="is served if it generates tokens and has no labels"):
+        serve_bundle(reseal(copy), ServerOptions(), asyncio.new_event_loop())
+
+
+def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:
+    change(copy, lambda m: m["step"]["constants"].reverse())
+    model = onnx.load(copy / "encoder.onnx")
+    swapped = {"constant.keys": "constant.memory", "constant.memory": "constant.keys"}
+    for output in model.graph.output:
+        output.name = swapped.get(output.name, output.name)
+    for node in model.graph.node:
+        node.output[:] = [swapped.get(name, name) for name in node.output]
+        node.input[:] = [swapped.get(name, name) for name in node.input]
+    onnx.save(model, copy / "encoder.onnx")
+    with pytest.raises(ModelLoadError, match=r"encoder\.onnx: output 'constant\.\w+' has shape"):
+        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+
+
+def test_shapes_that_show_only_when_it_runs_fail_by_name(translator: Bundle) -> None:
+    """A graph need not tell the shapes of its outputs."""
+    encoder = Encoder(translator, Opener(ProviderChoice.CPU, 1))
+    encoder._shapes["constant.keys"] = (64, 25)
+    with pytest.raises(EngineError, match=r"makes constant\.keys of shape \(1, 3, 24\), but \(1, 3, 25\) is right"):
+        encoder.encode([LETTERS.encode("abc")])
+
+
+def close_positions(path: Path) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    memory = next(value for value in model.graph.input if value.name == "constant.memory")
+    memory.type.tensor_type.shape.dim[1].dim_value = 64
+    onnx.save(model, path)
+
+
+def test_a_manifest_says_what_the_encoder_gives(translator: Bundle, tmp_path: Path) -> None:
+    spec = json.loads((translator.path / MANIFEST).read_text())
+    assert [constant["name"] for constant in spec["step"]["constants"]] == [
+        "constant.memory", "constant.keys", "constant.mask",
+    ]  # fmt: skip
+    assert all(constant["variable_length"] for constant in spec["step"]["constants"])
+    assert spec["step"]["states"][0]["encoded"]
+    assert {file["path"] for file in spec["files"]} == {
+        "step.onnx", "encoder.onnx", "vocabulary.json", "source-vocabulary.json",
+    }  # fmt: skip
+    assert translator.vocabulary_spec("source").size == LETTERS.size
+    assert translator.vocabulary_spec("text").kind == v1.VOCABULARY_KIND_SYMBOLS
+    assert translator.spec.metrics["padding_largest_difference"] == 0  # To the bit.
+    judge = make_judge(tmp_path / "judge")
+    assert not judge.spec.step.inputs
+    assert not judge.spec.step.states
+
+
+class AcrossRows(Translator):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        constants, states = super().encode(source, lengths)
+        return {**constants, "memory": constants["memory"] + constants["memory"].mean()}, states
+
+
+class ReadsPadding(Translator):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        constants, states = super().encode(source, lengths)
+        return constants, {"hidden": states["hidden"] + source.shape[1]}
+
+
+class Unmasked(Translator):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        constants, states = super().encode(source, lengths)
+        return {**constants, "keys": constants["keys"] + 1}, states
+
+
+class AttendsToPadding(Translator):
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return super().step(inputs, {**constants, "mask": torch.ones_like(constants["mask"])}, state)
+
+
+class Forgets(Translator):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        constants, states = super().encode(source, lengths)
+        return {"memory": constants["memory"]}, states
+
+
+class Fails(Translator):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        raise ValueError("no way")
+
+
+@pytest.mark.parametrize(
+    ("module", "complaint"),
+    [
+        (AcrossRows, "is not zero behind a source's end|differs by .* alone and beside others"),
+        (ReadsPadding, "differs by .* alone and beside others"),
+        (Unmasked, "constant.keys: is not zero behind a source's end; encode"),
+        (AttendsToPadding, "zeros behind the end of a source change a result by"),
+        (Forgets, r"encode\(\) gives \['constant.memory', 'state.hidden'\], but the constants are"),
+        (Fails, r"encode\(\) failed on source torch.int64 \(3, 12\): no way"),
+    ],
+)
+def test_an_encoder_that_leaks_is_not_written(module: type[Translator], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=complaint):
+        export_translator(module(), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_has_a_source_needs_encode(tmp_path: Path) -> None:
+    class Plain(torch.nn.Module):
+        def initial_state(self, rows: int) -> Tensors:
+            return {}
+
+        def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            return {}, {}
+
+    with pytest.raises(ExportError, match=r"Plain needs the method encode\(source, lengths\), because"):
+        export_translator(Plain(), tmp_path / "bundle")
+
+
+def test_symbols_are_what_white_space_parts() -> None:
+    vocabulary = SymbolVocabulary.from_texts(["HH AH0 L OW1", "W ER1 L D"], 100, reserved=("\x02", "\x03"))
+    assert vocabulary.tokens[:4] == ("\N{REPLACEMENT CHARACTER}", "\x02", "\x03", "L")
+    ids = vocabulary.encode("  L OW1\tnope\nL ").tolist()
+    assert [vocabulary.tokens[token] for token in ids] == ["L", "OW1", "\N{REPLACEMENT CHARACTER}", "L"]
+    decoder = vocabulary.decoder()
+    pieces = [decoder.decode(part, final=False) for part in ([3], [], [4, 5], [6])]
+    assert "".join(pieces) == " ".join(vocabulary.tokens[3:7])
+    assert pieces[1] == ""
+    assert SymbolVocabulary(["a", "b"], lower_case=True).encode("A b").tolist() == [0, 1]
+    with pytest.raises(EncodingError, match="the symbol 'c' is not in the model's vocabulary") as caught:
+        SymbolVocabulary(["a", "b"]).encode("b  a c")
+    assert caught.value.position == 5
+    with pytest.raises(ValueError, match="has no white space in it, but there is 'a b'"):
+        SymbolVocabulary(["a b"])
+    with pytest.raises(ValueError, match="the symbol 'a' is listed twice"):
+        SymbolVocabulary(["a", "a"])

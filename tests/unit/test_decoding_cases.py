@@ -1,0 +1,284 @@
+"""Random requests in random company, on an engine whose logits are a table: each is what a plain Python decoder brings.
+
+The engine chooses inside itself where a graph would; everything else is the server's own.
+"""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from elman_bundle import CharacterVocabulary
+from elman_server.decoding import UniformStream
+from elman_server.decoding.beams import BeamParams, BeamSearch, EarlyStopping
+from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.stopping import StopCheck
+from elman_server.engine import FREE, Chunk, Results
+from elman_server.scheduling import (
+    Beams,
+    BeamsFinished,
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    Pace,
+    Rows,
+    SamplingParams,
+    Scheduler,
+    Sequence,
+    Tokens,
+)
+from tests.support.fake_engine import LETTERS, SIZE, FakeEngine
+from tests.support.reference import choose_token
+
+MODULUS = 13
+UNKNOWN = 0
+CASES_AT_ONCE = 4
+EXAMPLES = 2500  # of about so many cases each
+VOCABULARY = CharacterVocabulary(LETTERS, unknown_id=UNKNOWN)
+
+
+class TableEngine(FakeEngine):
+    """Its logits after tokens are a row of a table: that of their sum."""
+
+    def __init__(self, table: NDArray[np.float32]) -> None:
+        super().__init__(capacity=12, step_counts=(1, 2, 4))
+        self._table = table
+
+    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+        given = chunk.inputs["token"]
+        count = len(chunk)
+        tokens = np.zeros((len(rows), count), np.int64)
+        logits = np.zeros((len(rows), SIZE), np.float32)
+        for index, row in enumerate(rows):
+            total = int(self._front[row])
+            for step in range(count):
+                total += int(given[index, step]) if given[index, step] != FREE else int(tokens[index, step - 1])
+                logits[index] = self._table[total % MODULUS]
+                known = logits[index].copy()
+                known[UNKNOWN] = -np.inf
+                top_k, top_p = int(chunk.top_k[index]), float(chunk.top_p[index])
+                min_p = float(chunk.min_p[index])
+                tokens[index, step] = choose_token(
+                    known,
+                    float(chunk.temperatures[index]) if chunk.temperatures[index] > 1e-30 else 0.0,
+                    float(chunk.uniforms[index, step]),
+                    None if top_k == SIZE else top_k,
+                    top_p,
+                    min_p,
+                )
+            self._back[row] = total
+        self.runs.append((len(rows), count))
+        nothing = np.zeros((len(rows), count), np.bool_)
+        return Results({}, tokens, nothing, logits=logits if chunk.wanted.logits else None)
+
+
+@dataclass
+class Case:
+    """A request, and what has come of it."""
+
+    prompt: list[int]
+    max_tokens: int
+    end_token: int | None
+    temperature: float
+    seed: int
+    top_k: int | None
+    top_p: float
+    min_p: float
+    shaping: Shaping | None
+    stop: tuple[str, ...]
+    report_count: int | None
+    width: int  # 0: no search
+    length_penalty: float
+    early_stopping: EarlyStopping
+    interval: float | None
+    events: queue.Queue[Event] = field(default_factory=queue.Queue)
+
+    def receive(self, event: Event) -> None:
+        self.events.put(event)
+
+    def sequence(self) -> Sequence:
+        if self.width:
+            return Beams(np.array(self.prompt), self, params=self.beam_params, shaping=self.shaping)
+        return Generation(
+            np.array(self.prompt),
+            self,
+            params=SamplingParams(
+                self.temperature,
+                self.seed,
+                self.max_tokens,
+                self.top_k,
+                self.top_p,
+                self.min_p,
+                self.end_token,
+                self.shaping,
+            ),
+            stop=StopCheck(self.stop, VOCABULARY.decoder()) if self.stop else None,
+            report_count=self.report_count,
+            interval=self.interval,
+        )
+
+    @property
+    def beam_params(self) -> BeamParams:
+        count = max(1, self.width - 1)
+        return BeamParams(self.width, count, self.max_tokens, self.end_token, self.length_penalty, self.early_stopping)
+
+    def outcome(self) -> Any:
+        tokens: list[int] = []
+        reports: list[Any] = []
+        while True:
+            event = self.events.get(timeout=20)
+            if isinstance(event, Tokens):
+                tokens += event.ids
+                reports += event.reports
+                continue
+            if isinstance(event, BeamsFinished):
+                return list(event.hypotheses)
+            assert isinstance(event, Finished), event
+            assert len(reports) == (0 if self.report_count is None else len(tokens))
+            return tokens, event.reason
+
+
+def shaped(scores: NDArray[Any], case: Case, generated: list[int]) -> NDArray[np.float64]:
+    """The scores of what may follow, one token after the other."""
+    single = np.float32
+    values = list(scores.astype(single))
+    shaping = case.shaping or Shaping()
+    for token in range(SIZE):
+        values[token] += single(shaping.logit_bias.get(token, 0.0))
+        if token in case.prompt or token in generated:
+            penalty = single(shaping.repetition_penalty)
+            values[token] = values[token] * penalty if values[token] < 0 else values[token] / penalty
+        values[token] -= single(shaping.frequency_penalty) * single(generated.count(token))
+        values[token] -= single(shaping.presence_penalty) * single(token in generated)
+        if token == case.end_token and len(generated) < shaping.min_tokens:
+            values[token] = single(-np.inf)
+    if len(generated) < len(shaping.forced_tokens):
+        forced = shaping.forced_tokens[len(generated)]
+        values = [0.0 if token == forced else -np.inf for token in range(SIZE)]
+    for token in (*shaping.forbidden_tokens, UNKNOWN):
+        values[token] = -np.inf
+    return np.array(values)
+
+
+def decoded(case: Case, table: NDArray[np.float32]) -> Any:
+    """What a case brings, alone."""
+    if case.width:
+        return searched(case, table)
+    uniforms = UniformStream(case.seed)
+    generated: list[int] = []
+    while len(generated) < case.max_tokens:
+        tokens = case.prompt + generated
+        values = shaped(table[sum(tokens) % MODULUS], case, generated)
+        token = drawn(values, case, float(uniforms.take(len(tokens), 1)[0]))
+        if token == case.end_token:
+            return generated, FinishReason.END_TOKEN
+        generated.append(token)
+        text = VOCABULARY.decoder().decode(generated)
+        if any(stop in text for stop in case.stop):
+            return generated, FinishReason.STOP_SEQUENCE
+    return generated, FinishReason.MAX_TOKENS
+
+
+def drawn(values: NDArray[np.float64], case: Case, uniform: float) -> int:
+    """A token by its probability: among the most probable ones from the most probable on, among all by their ids."""
+    if case.temperature == 0:
+        return int(values.argmax())
+    weights = np.exp((values - values.max()) / case.temperature)
+    order = list(range(SIZE))
+    if case.top_k is not None or case.top_p < 1 or case.min_p:
+        order = np.argsort(-values, kind="stable")[: case.top_k].tolist()
+        enough = case.top_p * weights[order].sum()
+        order = [token for place, token in enumerate(order) if weights[order[:place]].sum() < enough]
+        order = [token for token in order if weights[token] >= case.min_p]
+    cumulative = weights[order].cumsum()
+    return order[int(np.flatnonzero(cumulative > uniform * cumulative[-1])[0])]
+
+
+def searched(case: Case, table: NDArray[np.float32]) -> Any:
+    """A search whose beams are read from their first token on at every step."""
+    search = BeamSearch(case.beam_params, SIZE)
+    beams: list[list[int]] = [[]]
+    while not search.done:
+        rows = []
+        for beam in beams:
+            logits = table[sum(case.prompt + beam) % MODULUS]
+            distances = logits - logits.max()
+            scores = distances - np.log(np.exp(distances).sum())
+            rows.append(shaped(scores, case, beam))
+        branches = search.advance(np.array(rows, np.float32))
+        beams = [
+            [*beams[source], token]
+            for source, token in zip(branches.sources.tolist(), branches.tokens.tolist(), strict=True)
+        ]
+    return search.results()
+
+
+letters = st.integers(1, SIZE - 1)
+penalties = st.sampled_from([0.0, 0.0, 0.5, -0.5, 1.5])
+shapings = st.builds(
+    Shaping,
+    logit_bias=st.dictionaries(letters, st.sampled_from([-2.0, 0.5, 3.0]), max_size=3),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.5, 2.0]),
+    frequency_penalty=penalties,
+    presence_penalty=penalties,
+    forbidden_tokens=st.lists(letters, max_size=3).map(tuple),
+    min_tokens=st.integers(0, 3),
+    forced_tokens=st.lists(letters, max_size=3).map(tuple),
+).filter(lambda shaping: not set(shaping.forced_tokens) & set(shaping.forbidden_tokens))
+cases = st.builds(
+    Case,
+    prompt=st.lists(letters, min_size=1, max_size=9),
+    max_tokens=st.integers(3, 14),
+    end_token=st.one_of(st.none(), letters),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    seed=st.integers(0, 2**40),
+    top_k=st.one_of(st.none(), st.integers(1, SIZE - 1)),
+    top_p=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1, 0.5]),
+    shaping=st.one_of(st.none(), shapings),
+    stop=st.lists(st.text("abcdefghij", min_size=1, max_size=2), max_size=2).map(tuple),
+    report_count=st.one_of(st.none(), st.integers(0, 3)),
+    width=st.sampled_from([0, 0, 0, 0, 1, 2, 4]),
+    length_penalty=st.sampled_from([0.0, 1.0, -1.0]),
+    early_stopping=st.sampled_from(list(EarlyStopping)),
+    interval=st.sampled_from([None, 0.0, 0.5]),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
+def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
+    table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)
+    rows = Rows(
+        "table",
+        TableEngine(table),
+        input_name="token",
+        vocabulary_size=SIZE,
+        forbidden_token=UNKNOWN,
+        label_output=None,
+        pace=Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
+    )
+    scheduler = Scheduler(
+        "table",
+        rows,
+        waiting_limit=100,
+        deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
+    )
+    for case in requests[: len(requests) // 2]:
+        scheduler.submit(case.sequence())
+    scheduler.start()
+    for case in requests[len(requests) // 2 :]:  # They come while the others run.
+        scheduler.submit(case.sequence())
+    try:
+        outcomes = [case.outcome() for case in requests]
+    finally:
+        scheduler.stop()
+    for case, outcome in zip(requests, outcomes, strict=True):
+        assert outcome == decoded(case, table)

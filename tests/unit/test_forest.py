@@ -1,0 +1,334 @@
+"""Trees in the loop, on an engine that can be computed by hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from elman_server.engine import NO_CHILD, EngineError, NodeResults
+from elman_server.scheduling import (
+    Event,
+    Failed,
+    Forest,
+    ReadingFinished,
+    Scheduler,
+    SchedulerStoppedError,
+    SequenceFailedError,
+    Tree,
+    forest,
+)
+from elman_server.scheduling.forest import _shares
+from elman_server.scheduling.running import Emission
+from tests.support.scheduling import Inbox, hand_over, inbox, until_running
+from tests.support.trees import RandomTree, random_tree
+
+MODULUS, LABELS = 1009, 7
+POISON = 9  # A run in which a node reads it fails.
+
+
+def value_of(token: int, children: list[int]) -> int:
+    """What the fake model makes of a node: the order of the children matters."""
+    return (token + sum((place + 2) * child for place, child in enumerate(children))) % MODULUS
+
+
+class FakeTreeEngine:
+    """Implements `TreeEngine`. A node's state is its value; it shows certainty of the value modulo 7.
+
+    Args:
+        capacity: the largest number of nodes in a run.
+        child_count: how many children a node has that has any; 0 for any number.
+
+    Attributes:
+        gate: while it is cleared, runs wait.
+        runs: the number of nodes of every run.
+        states: what is kept, by place.
+    """
+
+    provider = "cpu"
+
+    def __init__(self, capacity: int = 16, child_count: int = 0) -> None:
+        self.capacity, self.child_count = capacity, child_count
+        self.gate = threading.Event()
+        self.gate.set()
+        self.runs: list[int] = []
+        self.states: dict[int, int] = {}
+        self.leaves: dict[int, int] = {}
+        self._next = 0
+
+    def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        assert self.gate.wait(30)
+        assert 0 < len(tokens) <= self.capacity
+        assert children.shape[1] == self.child_count or (not self.child_count and children.shape[1])
+        self.runs.append(len(tokens))
+        if POISON in tokens:
+            raise EngineError("poison")
+        outputs = np.full((len(tokens), LABELS), -100.0, np.float32)
+        places = []
+        for row, (token, own) in enumerate(zip(tokens.tolist(), children.tolist(), strict=True)):
+            below = [self.states[place] for place in own if place != NO_CHILD]
+            assert own[len(below) :] == [NO_CHILD] * (len(own) - len(below))
+            value = value_of(token, below)
+            outputs[row, value % LABELS] = 0.0
+            self._next += 1
+            self.states[self._next] = value
+            places.append(self._next)
+            if not below:
+                self.leaves.setdefault(token, self._next)
+        return NodeResults(np.array(places), {"labels": outputs})
+
+    def known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([self.leaves.get(token, NO_CHILD) for token in tokens.tolist()], np.int64)
+
+    def release(self, places: NDArray[np.int64]) -> None:
+        for place in places.tolist():
+            if place not in self.leaves.values():
+                del self.states[place]  # Fails if it is not kept, or has been released before.
+
+    def release_all(self) -> None:
+        self.states = {place: self.states[place] for place in self.leaves.values()}
+
+    @property
+    def kept_count(self) -> int:
+        """The number of states that are kept, but for those that stay."""
+        return len(self.states) - len(self.leaves)
+
+
+@pytest.fixture
+def engine() -> FakeTreeEngine:
+    return FakeTreeEngine()
+
+
+@pytest.fixture
+def scheduler(engine: FakeTreeEngine) -> Iterator[Scheduler]:
+    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=100, deliver=hand_over)
+    scheduler.start()
+    yield scheduler
+    engine.gate.set()
+    scheduler.stop()
+
+
+def order_of(tree: RandomTree) -> tuple[list[int], list[int]]:
+    """All nodes, those nearer to the root first, and how far from it they are."""
+    order, depths = [tree.root], [0]
+    for node in order:
+        depths += [depths[order.index(node)] + 1] * len(tree.children[node])
+        order += tree.children[node]
+    return order, depths
+
+
+def submitted(tree: RandomTree, *, every_node: bool = False) -> Tree:
+    order, depths = order_of(tree)
+    return Tree(
+        np.array([tree.tokens[node] for node in order]),
+        Inbox(),
+        depths=np.array(depths),
+        child_counts=np.array([len(tree.children[node]) for node in order]),
+        order=np.array(order) if every_node else None,
+    )
+
+
+def labels_of(tree: RandomTree) -> list[int]:
+    """Of every node, worked out without any batch."""
+    values: dict[int, int] = {}
+    for node in reversed(order_of(tree)[0]):
+        values[node] = value_of(tree.tokens[node], [values[child] for child in tree.children[node]])
+    return [values[node] % LABELS for node in range(len(tree.tokens))]
+
+
+def found(tree: Tree) -> list[int]:
+    event = inbox(tree).events.get(timeout=10)
+    assert isinstance(event, ReadingFinished), event
+    labels: list[int] = event.outputs.argmax(axis=1).tolist()
+    return labels
+
+
+def without_poison(seed: int, children: int, size: int) -> RandomTree:
+    tree = random_tree(seed, children, size)
+    return RandomTree([token + (token == POISON) for token in tree.tokens], tree.children, tree.root)
+
+
+@pytest.mark.parametrize("child_count", [0, 2])
+def test_trees_that_come_and_go_are_what_each_is_alone(child_count: int) -> None:
+    """More of them than slots, with more nodes than there is room for at first, some asking for every node."""
+    engine = FakeTreeEngine(capacity=8, child_count=child_count)
+    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=200, deliver=hand_over)
+    random = np.random.default_rng(1)
+    trees = [without_poison(seed, child_count, int(random.choice([1, 4, 30, 400]))) for seed in range(60)]
+    wanted = [submitted(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
+    for one in wanted[:30]:
+        scheduler.submit(one)
+    scheduler.start()
+    for one in wanted[30:]:
+        time.sleep(random.random() * 0.003)
+        scheduler.submit(one)
+    for tree, one in zip(trees, wanted, strict=True):
+        labels = labels_of(tree)
+        assert found(one) == (labels if one.order is not None else [labels[tree.root]])
+    until_running(scheduler, 0)
+    scheduler.stop()
+    assert engine.kept_count == 0
+    assert max(engine.runs) == engine.capacity
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1000.0, [2, 2, 1, 1, 1, 1]), (0.0, [1, 1, 1, 1, 1, 1, 1, 1])])
+def test_ends_gather_until_they_are_a_quarter_of_those_who_run_or_for_a_moment(
+    engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[int]
+) -> None:
+    """Eight chains of 1 to 8 nodes: one ends in each turn."""
+    monkeypatch.setattr(forest, "_GATHER_SECONDS", seconds)
+    counts: list[int] = []
+
+    def count(emissions: list[Emission]) -> None:
+        if emissions:
+            counts.append(len(emissions))
+        hand_over(emissions)
+
+    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=9, deliver=count)
+    chains = [RandomTree([1] * size, [[node + 1] for node in range(size - 1)] + [[]], 0) for size in range(1, 9)]
+    wanted = [submitted(chain) for chain in chains]
+    for one in wanted:
+        scheduler.submit(one)
+    scheduler.start()
+    for chain, one in zip(chains, wanted, strict=True):
+        assert found(one) == [labels_of(chain)[0]]
+    scheduler.stop()
+    assert counts == told
+
+
+def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
+    engine.gate.clear()
+    trees = [without_poison(seed, 0, 20) for seed in range(6)]
+    bad = RandomTree([3, POISON, 4, 5], [[1, 2], [], [3], []], 0)
+    wanted = [submitted(tree) for tree in [*trees[:3], bad, *trees[3:], bad]]
+    for one in wanted:
+        scheduler.submit(one)
+    engine.gate.set()
+    for tree, one in zip([*trees[:3], bad, *trees[3:], bad], wanted, strict=True):
+        if tree is not bad:
+            assert found(one) == [labels_of(tree)[tree.root]]
+            continue
+        event = inbox(one).events.get(timeout=10)
+        assert isinstance(event, Failed)
+        assert isinstance(event.error, SequenceFailedError)
+    until_running(scheduler, 0)
+    assert engine.kept_count == 0
+
+
+def test_who_is_aborted_leaves_nothing_behind(
+    scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staying, leaving = without_poison(1, 0, 200), without_poison(2, 0, 3000)
+    wanted = [submitted(staying), submitted(leaving, every_node=True)]
+    run = engine.run
+
+    def aborting(tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
+        if len(engine.runs) == 20:
+            scheduler.abort(wanted[1])
+        return run(tokens, children)
+
+    monkeypatch.setattr(engine, "run", aborting)
+    for one in wanted:
+        scheduler.submit(one)
+    assert found(wanted[0]) == [labels_of(staying)[staying.root]]
+    until_running(scheduler, 0)
+    assert inbox(wanted[1]).events.empty()
+    assert engine.kept_count == 0
+
+
+def test_a_newcomer_is_in_the_next_turn_and_a_large_tree_leaves_it_room(
+    scheduler: Scheduler, engine: FakeTreeEngine
+) -> None:
+    runs_before_end: dict[str, int] = {}
+
+    class Noting(Inbox):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def receive(self, event: Event) -> None:
+            runs_before_end[self.name] = len(engine.runs)
+            super().receive(event)
+
+    large, small = submitted(without_poison(3, 0, 5000)), without_poison(4, 0, 30)
+    large.receiver = Noting("large")
+    engine.gate.clear()
+    scheduler.submit(large)
+    until_running(scheduler, 1)
+    one = submitted(small)
+    one.receiver = Noting("small")
+    scheduler.submit(one)
+    engine.gate.set()
+    assert found(one) == [labels_of(small)[small.root]]
+    found(large)
+    # A turn for each of its levels, of which none has more nodes than half a run takes, and one that was under way.
+    assert runs_before_end["small"] <= max(order_of(small)[1]) + 30
+    assert runs_before_end["large"] > 2 * runs_before_end["small"]
+
+
+def test_states_of_leaves_are_computed_once(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
+    tree = RandomTree([1, 4, 5, 4], [[1, 2, 3], [], [], []], 0)
+    one = submitted(tree)
+    scheduler.submit(one)
+    assert found(one) == [labels_of(tree)[0]]
+    until_running(scheduler, 0)
+    before = len(engine.runs)
+    again = submitted(tree)
+    scheduler.submit(again)
+    assert found(again) == [labels_of(tree)[0]]
+    assert engine.runs[before:] == [1]
+    every = submitted(tree, every_node=True)
+    scheduler.submit(every)
+    assert found(every) == labels_of(tree)
+    alone = submitted(RandomTree([4], [[]], 0))
+    scheduler.submit(alone)
+    assert found(alone) == [4]
+
+
+def test_the_end_and_a_defect_are_told(
+    scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+
+    def explode(*arguments: object) -> None:
+        broken.set()
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._running, "_show", explode)
+        victim = submitted(without_poison(5, 0, 50))
+        scheduler.submit(victim)
+        assert isinstance(inbox(victim).events.get(timeout=10), Failed)
+    tree = without_poison(6, 0, 50)
+    later = submitted(tree)
+    scheduler.submit(later)
+    assert found(later) == [labels_of(tree)[tree.root]]
+    until_running(scheduler, 0)
+    assert engine.kept_count == 0
+    engine.gate.clear()
+    last = submitted(without_poison(7, 0, 50))
+    scheduler.submit(last)
+    until_running(scheduler, 1)
+    threading.Timer(0.05, engine.gate.set).start()
+    scheduler.stop()
+    event = inbox(last).events.get(timeout=10)
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, SchedulerStoppedError)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_are_fair(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    wanted = random.integers(1, 40, random.integers(1, 30))
+    most = int(random.integers(len(wanted), 200))
+    shares = _shares(wanted, most)
+    assert (shares >= 1).all()
+    assert (shares <= wanted).all()
+    assert shares.sum() <= most
+    cut = shares < wanted
+    # Nobody gets more than one who is cut short, and what is left over does not suffice to give each of these one more.
+    assert not cut.any() or (shares.max() == shares[cut].min() and most - shares.sum() < cut.sum())

@@ -1,0 +1,135 @@
+"""Rows that go through a turn beside others: each as fast as it can, and none of them any different."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from elman_server.engine import FREE, Chunk
+from elman_server.scheduling import Failed, Finished, FinishReason, Generation, Pace, SequenceFailedError
+from elman_server.scheduling.turn import Plan, Ran, Turn
+from tests.support.fake_engine import POISON, SIZE, FakeEngine, continuation
+from tests.support.scheduling import generation, inbox, make_scheduler, reading, until_running
+
+SLOW = 0.005  # seconds a step
+PACE = {"chunk_seconds": 0.01, "gather_seconds": 0.1, "messages_per_second": 1e9}
+
+
+def uneven(capacity: int = 5, lanes: int = 2) -> FakeEngine:
+    """Of five rows two run fast, three slowly."""
+    engine = FakeEngine(capacity)
+    engine.lane_count = lanes
+    engine.seconds = {3: SLOW}
+    return engine
+
+
+def take_turn(engine: FakeEngine, tokens: list[int], steps: int, seconds: float, **changes: object) -> Ran | None:
+    """A turn of rows that read a token and then go on by themselves."""
+    rows = len(tokens)
+    inputs = np.full((rows, steps), FREE)
+    inputs[:, 0] = tokens
+    for row in range(rows):
+        engine.insert(row)
+    ones = np.ones(rows, np.float32)
+    nothing = np.zeros(rows, np.float32)
+    chunk = Chunk({"token": inputs}, np.zeros((rows, steps), np.float32), ones, np.full(rows, SIZE), ones, nothing)
+    plan = Plan(chunk, 1, steps, True, (1,), quiet=steps - 1, until=time.perf_counter() + seconds)
+    end_tokens = np.full((rows, 1), changes.get("end_token", -1))
+    with ThreadPoolExecutor() as executor:
+        return Turn(engine, Pace(**PACE), plan, lambda: False, end_tokens).run(executor)
+
+
+def test_nobody_waits_for_a_slower_lane() -> None:
+    engine = uneven()
+    ran = take_turn(engine, [1, 2, 3, 4, 5], steps=1000, seconds=0.1)
+    assert ran is not None
+    assert ran.lanes == [range(2), range(2, 5)]
+    fast, slow = ran.counts[0], ran.counts[2]
+    assert ran.counts.tolist() == [fast] * 2 + [slow] * 3
+    assert fast > 2 * slow
+    assert slow >= 2
+    for row, count in enumerate(ran.counts.tolist()):
+        assert ran.results.tokens[row, :count].tolist() == continuation([row + 1], count)
+        assert not ran.results.tokens[row, count:].any()
+        assert ran.committed[row] == count - 1
+    for rows in ran.lanes:
+        engine.commit(rows)
+    for row, count in enumerate(ran.counts.tolist()):
+        assert engine.extract(row)["total"] == sum([row + 1, *continuation([row + 1], count - 1)])
+
+
+def test_what_ends_one_lane_ends_all_as_soon_as_they_have_run() -> None:
+    engine = uneven()
+    # The rows that begin with 7 and 8 choose 7 and 8 all the time, the others come by 5.
+    ran = take_turn(engine, [7, 8, 7, 8, 5], steps=1000, seconds=10, end_token=5)
+    assert ran is not None
+    assert ran.counts[2] == 1
+    assert ran.counts[0] < 1000
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_sequences_are_what_they_are_alone(seed: int, lanes: int) -> None:
+    chance = random.Random(seed)
+    engine = uneven(lanes=lanes)
+    scheduler = make_scheduler(engine, pace=Pace(**PACE))
+    sequences: list[tuple[Generation, list[int], int]] = []
+    for number in range(12):
+        prompt = [chance.randrange(1, POISON - 1) for _ in range(chance.randrange(1, 9))]
+        count = chance.randrange(1, 60)
+        options = {"keep_state": True} if number % 3 == 0 else {}
+        end_token = chance.randrange(1, 9) if number % 2 else None
+        sequences.append((generation(prompt, count, end_token, **options), prompt, count))
+    for sequence, _, _ in sequences:
+        scheduler.submit(sequence)
+    scheduler.start()
+    for sequence, prompt, count in sequences:
+        tokens, end = inbox(sequence).tokens_and_end()
+        expected = continuation(prompt, count)
+        reason, end_token = FinishReason.MAX_TOKENS, sequence.params.end_token
+        if end_token in expected:
+            expected, reason = expected[: expected.index(end_token)], FinishReason.END_TOKEN
+        assert tokens == expected
+        assert isinstance(end, Finished)
+        assert end.reason is reason
+        if sequence.keep_state:
+            assert end.state is not None
+            assert end.position == len(prompt) + len(expected) - 1  # The last token is not read.
+            assert end.state["total"] == sum([*prompt, *expected][:-1])
+    scheduler.stop()
+
+
+def test_a_failure_is_told_to_its_own_sequence_only() -> None:
+    engine = uneven()
+    good = [generation([token], 40) for token in (1, 2, 3, 4)]
+    bad = generation([1] * 9 + [POISON], 40)
+    run = [good[0], good[1], bad, good[2], good[3]]
+    scheduler = make_scheduler(engine, pace=Pace(**PACE))
+    for sequence in run:
+        scheduler.submit(sequence)
+    scheduler.start()
+    _, end = inbox(bad).tokens_and_end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, SequenceFailedError)
+    for token, sequence in zip((1, 2, 3, 4), good, strict=True):
+        assert inbox(sequence).tokens_and_end()[0] == continuation([token], 40)
+    scheduler.stop()
+
+
+def test_readings_in_lanes_see_what_is_theirs() -> None:
+    engine = uneven()
+    scheduler = make_scheduler(engine)
+    tokens = [[1, 2], [3, 4], [5], [6, 7, 1], [2, 2, 2, 2]]
+    sequences = [reading(some, every_step=True) for some in tokens]
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    scheduler.start()
+    for some, sequence in zip(tokens, sequences, strict=True):
+        end = inbox(sequence).events.get(timeout=10)
+        assert end.outputs.argmax(axis=1).tolist() == (np.cumsum(some) % 9).tolist()
+    until_running(scheduler, 0)
+    scheduler.stop()

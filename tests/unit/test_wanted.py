@@ -1,0 +1,208 @@
+"""What a run tells beside tokens: right, the same to the bit whoever shares the batch, and without a trace on them."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from elman_bundle import Bundle
+from elman_server.decoding import Nodes, add_log_probabilities, add_score
+from elman_server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
+from tests.support.bundles import CHARACTERS
+from tests.support.engines import COUNTS, make_chunk, make_engine, run_lanes, same
+from tests.support.scores import log_softmax
+
+ROWS, STEPS = 64, 8
+EVERYTHING = Wanted(logits=True, log_probabilities=True, states=True, outputs=True)
+WANTED = [Wanted(*flags) for flags in product([False, True], repeat=4)]
+
+
+@pytest.fixture(scope="module", params=["lstm", "lstm-int8", "gru", "elman"])
+def engine(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> OnnxEngine:
+    return make_engine(bundles[request.param], threads=2)
+
+
+def mixed_chunk(filtered: bool, wanted: Wanted = NOTHING) -> Chunk:
+    """Free and forced steps, sampled, and targets of both kinds."""
+    random = np.random.default_rng(11)
+    tokens = random.integers(0, CHARACTERS.size, (ROWS, STEPS))
+    tokens[random.random(tokens.shape) < 0.5] = FREE
+    tokens[:, 0] = 5
+    targets = random.integers(0, CHARACTERS.size, tokens.shape)
+    targets[random.random(tokens.shape) < 0.5] = FREE
+    changes: dict[str, Any] = {"uniforms": random.random(tokens.shape).astype(np.float32)}
+    changes["temperatures"] = random.choice([0.5, 1.0, 2.0], ROWS).astype(np.float32)
+    if filtered:
+        changes["top_k"] = random.choice([3, CHARACTERS.size], ROWS)
+        changes["top_p"] = random.choice([0.4, 1.0], ROWS).astype(np.float32)
+        changes["min_p"] = random.choice([0, 0.3], ROWS).astype(np.float32)
+    return make_chunk(tokens, wanted=wanted, targets=targets, **changes)
+
+
+def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list[dict[str, Any]]]:
+    """A chunk from the initial state; what it has brought and the states it leads to."""
+    rows = range(first, first + len(chunk.uniforms))
+    for row in range(rows.stop):
+        engine.insert(row)
+    results = engine.run(rows, chunk)
+    engine.commit(rows)
+    return results, [engine.extract(row) for row in rows]
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_tokens_are_the_same_to_the_bit_whatever_is_wanted(engine: OnnxEngine, filtered: bool) -> None:
+    plain, states = run(engine, mixed_chunk(filtered))
+    tokens = plain.tokens.copy()
+    for wanted in WANTED:
+        results, after = run(engine, mixed_chunk(filtered, wanted))
+        assert results.tokens.tolist() == tokens.tolist()
+        assert all(same(*pair) for pair in zip(after, states, strict=True))
+        assert not results.failed.any()
+        assert (results.logits is not None) == wanted.logits
+        assert (results.log_probabilities is not None) == wanted.log_probabilities
+        assert bool(results.states) == wanted.states
+        assert bool(results.outputs) == wanted.outputs
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bool) -> None:
+    """Of one run of many steps, against runs of one step each and arithmetic in double precision."""
+    chunk = mixed_chunk(filtered, EVERYTHING)
+    told, _ = run(engine, chunk)
+    given, targets = chunk.inputs["token"].copy(), chunk.targets
+    assert targets is not None
+    assert told.logits is not None
+    assert told.log_probabilities is not None
+    for row in range(ROWS):
+        engine.insert(row)
+    for step in range(STEPS):
+        tokens = given[:, step]
+        tokens = np.where(tokens == FREE, told.tokens[:, step - 1], tokens)
+        uniforms = chunk.uniforms[:, step : step + 1]
+        options = {name: getattr(chunk, name) for name in ("temperatures", "top_k", "top_p", "min_p")}
+        results = engine.run(
+            range(ROWS), make_chunk(tokens[:, None], uniforms=uniforms, wanted=Wanted(logits=True), **options)
+        )
+        assert results.logits is not None
+        engine.commit(range(ROWS))
+        assert results.tokens[:, 0].tolist() == told.tokens[:, step].tolist()
+        assert told.outputs["logits"][:, step].tobytes() == results.logits.tobytes()
+        meant = np.where(targets[:, step] == FREE, told.tokens[:, step], targets[:, step])
+        expected = log_softmax(results.logits)[np.arange(ROWS), meant]
+        assert told.log_probabilities[:, step] == pytest.approx(expected, abs=4e-7)
+        for row in range(ROWS):
+            assert same({name: values[row, step] for name, values in told.states.items()}, engine.extract(row))
+        if step == STEPS - 1:
+            assert told.logits.tobytes() == results.logits.tobytes()
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, lanes: int) -> None:
+    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
+    chunk = mixed_chunk(True, EVERYTHING)
+    for row in range(ROWS):
+        engine.insert(row)
+    together = run_lanes(engine, chunk)
+    assert together.logits is not None
+    assert together.log_probabilities is not None
+    kept = (together.logits.copy(), together.log_probabilities.copy(), together.outputs["logits"].copy())
+    states = {name: values.copy() for name, values in together.states.items()}
+    for row in (0, 1, 31, 63):
+        for first in (0, 5):  # Wherever it is.
+            alone, _ = run(engine, chunk.part(range(row, row + 1)), first)
+            assert alone.logits is not None
+            assert alone.log_probabilities is not None
+            found = (alone.logits, alone.log_probabilities, alone.outputs["logits"])
+            for values, expected in zip(found, kept, strict=True):
+                assert values[0].tobytes() == expected[row].tobytes()
+            assert same(alone.states, {name: values[row : row + 1] for name, values in states.items()})
+
+
+def test_without_targets_the_chosen_tokens_are_meant(engine: OnnxEngine) -> None:
+    chunk = mixed_chunk(False, Wanted(log_probabilities=True, outputs=True))
+    results, _ = run(engine, make_chunk(chunk.inputs["token"], uniforms=chunk.uniforms, wanted=chunk.wanted))
+    expected = np.take_along_axis(log_softmax(results.outputs["logits"]), results.tokens[:, :, None], axis=2)
+    assert results.log_probabilities == pytest.approx(expected[:, :, 0], abs=4e-7)
+
+
+def test_runs_that_tell_a_lot_are_short(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(bundles["lstm"])
+    assert list(engine.step_counts_for(False, NOTHING)) == list(COUNTS)
+    assert list(engine.step_counts_for(True, Wanted(states=True))) == [1, 2, 4, 8]
+    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 5 * ROWS * 4 * 37 * 4)
+    assert list(engine.step_counts_for(False, Wanted(states=True))) == [1, 2, 4]
+    assert list(engine.step_counts_for(False, Wanted(states=True, outputs=True))) == [1, 2, 4]
+    assert list(engine.step_counts_for(False, Wanted(logits=True))) == [1, 2, 4, 8]
+    # Room for 5 steps of the h and c of 2 layers.
+    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 1)
+    assert list(engine.step_counts_for(False, Wanted(outputs=True))) == [1]
+
+
+def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: dict[str, Bundle]) -> None:
+    engine = make_engine(bundles["tags"])
+    tokens = np.arange(12).reshape(3, 4)
+    results, after = run(engine, make_chunk(tokens, wanted=EVERYTHING))
+    assert (results.logits, results.log_probabilities) == (None, None)
+    assert set(results.states) == {state.input_name for state in bundles["tags"].spec.step.states}
+    for row, state in enumerate(after):
+        assert same({name: values[row, -1] for name, values in results.states.items()}, state)
+    assert results.outputs["logits"].shape == (3, 4, 3)
+
+
+def test_a_third_partys_row_axis_is_honoured_in_what_is_told(column_bundle: Bundle) -> None:
+    engine = make_engine(column_bundle, capacity=4)
+    results, _ = run(engine, make_chunk(np.array([[1, 2], [0, 1], [2, 2]]), wanted=EVERYTHING))
+    assert results.states["before"].tolist() == [[[1.5] * 2, [3.5] * 2], [[0.5] * 2, [1.5] * 2], [[2.5] * 2, [4.5] * 2]]
+    assert results.outputs["scores"].tolist() == results.states["before"].tolist()
+
+
+@pytest.mark.parametrize("width", [1, 2, 16, 17, 96, 1000, 32_003])
+def test_log_probabilities_of_any_vocabulary(width: int) -> None:
+    """Rounded once, whatever the logits are, and the same for a row by itself."""
+    nodes = Nodes()
+    add_log_probabilities(nodes, [add_score(nodes, "logits", "token", width)], "found")
+    inputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", width]),
+        helper.make_tensor_value_info("token", TensorProto.INT64, ["B", 1]),
+    ]
+    outputs = [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["B", 1])]
+    graph = helper.make_graph(nodes.nodes, "scores", inputs, outputs, nodes.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(width)
+    rows = 40
+    logits = (random.normal(size=(rows, width)) * random.choice([0.1, 3, 30], (rows, 1))).astype(np.float32)
+    logits[0] -= 1000
+    logits[1, 1:] = -np.inf
+    tokens = random.integers(0, width, (rows, 1))
+    tokens[1] = width - 1
+    (found,) = session.run(None, {"logits": logits, "token": tokens})
+    expected = np.take_along_axis(log_softmax(logits), tokens, axis=1)
+    assert found == pytest.approx(expected, rel=1e-7, abs=3e-7)
+    for row in range(rows):
+        part = slice(row, row + 1)
+        (alone,) = session.run(None, {"logits": logits[part], "token": tokens[part]})
+        assert alone.tobytes() == found[part].tobytes()
+    for bad in (np.nan, np.inf):
+        logits[2, width // 2] = bad
+        (found,) = session.run(None, {"logits": logits, "token": tokens})
+        assert np.isnan(found[2, 0])
+        assert np.isfinite(found[3:]).all()
+
+
+def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(bundles["lstm"], capacity=4)
+    engine.warm_up()
+    monkeypatch.delattr("elman_server.engine.onnx.unroll")
+    for wanted in (Wanted(logits=True), Wanted(log_probabilities=True)):
+        results, _ = run(engine, make_chunk(np.array([[1], [2]]), wanted=wanted))
+        assert (results.logits is None) != (results.log_probabilities is None)
+    with pytest.raises(NameError):
+        run(engine, make_chunk(np.array([[1], [2]]), wanted=EVERYTHING))
