@@ -27,6 +27,7 @@ _LIVING = """
 import time
 from pathlib import Path
 from elman_server.engine.weights import Weights
+from tests.support.graphs import make_products_graph
 weights = Weights(Path("graph.onnx"), make_products_graph(), make_products_graph())
 print("packed", flush=True)
 time.sleep(600)
