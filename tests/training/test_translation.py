@@ -24,7 +24,7 @@ from elman_training.beam import beam_search
 from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_vocabularies
 from elman_training.encoder_decoder import EncoderDecoder
 from elman_training.families import make_task
-from elman_training.figures import edit_distance, figures_of
+from elman_training.figures import figures_of
 from elman_training.lanes import IGNORED
 from elman_training.pairs import Pair, read_pairs
 from elman_training.stories import make_stories
@@ -395,12 +395,17 @@ def test_configurations_that_cannot_be_are_named() -> None:
         small("x", window=5)
 
 
-def test_edit_distances() -> None:
-    assert edit_distance("kitten", "sitting") == 3
-    assert edit_distance("", "abc") == edit_distance("abc", "") == 3
-    assert edit_distance("abcdef", "badcfe") == 4
-    assert edit_distance("intention", "execution") == 5
-    assert edit_distance("abcdef", "af") == edit_distance("af", "abcdef") == 4
+@pytest.mark.parametrize(
+    ("target", "written", "errors"),
+    [
+        ("kitten", "sitting", 3), ("abc", "", 3), ("abcdef", "badcfe", 4), ("intention", "execution", 5),
+        ("abcdef", "af", 4), ("af", "abcdef", 4),
+    ],
+)  # fmt: skip
+def test_error_rates_count_edits(target: str, written: str, errors: int) -> None:
+    """Insertions, deletions and substitutions, each worth one."""
+    found = figures_of("pronunciations", [Pair("word", (" ".join(target),))], [" ".join(written)])
+    assert found["test_phoneme_error_rate"] == pytest.approx(errors / len(target))
 
 
 def test_the_figures_of_each_form() -> None:

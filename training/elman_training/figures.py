@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from elman_training.pairs import Form, Pair
 
@@ -54,21 +54,7 @@ def _symbol_error_rate(pairs: Sequence[Pair], written: Sequence[str]) -> float:
     errors = symbols = 0
     for pair, text in zip(pairs, written, strict=True):
         distance, length = min(
-            (edit_distance(target.split(), text.split()), len(target.split())) for target in pair.targets
+            (Levenshtein.distance(target.split(), text.split()), len(target.split())) for target in pair.targets
         )
         errors, symbols = errors + distance, symbols + length
     return errors / symbols
-
-
-def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein 1966)."""
-    row = np.arange(len(second) + 1)
-    for place, item in enumerate(first, start=1):
-        differs = np.array([item != other for other in second], dtype=np.int64)
-        row_above, row = row, np.empty_like(row)
-        row[0] = place
-        row[1:] = np.minimum(row_above[:-1] + differs, row_above[1:] + 1)
-        # An insertion follows what stands to its left: row[j] = min over i <= j of row[i] + j - i.
-        steps = np.arange(len(row))
-        row = np.minimum.accumulate(row - steps) + steps
-    return int(row[-1])

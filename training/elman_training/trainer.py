@@ -40,6 +40,7 @@ from elman_training.curve import draw_curve, read_metrics, seconds_of
 from elman_training.errors import TrainingError
 from elman_training.families import make_network, make_task
 from elman_training.network import detached, parameter_count
+from elman_training.optimization import advance_schedule, make_average, make_optimizer, make_schedule
 from elman_training.precision import precision_here, products_in
 from elman_training.task import Task, Validation
 
@@ -108,13 +109,10 @@ class _Trainer:
         self.folder = run
         self.console = console
         self.network = make_network(config, task.sizes)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.network, config.weight_decay), config.learning_rate, fused=True
-        )
-        # The running mean of the weights (Polyak and Juditsky 1992): what is validated and kept.
-        self.average = make_network(config, task.sizes).eval()
-        for network in (self.network, self.average):
-            task.prepare(network)
+        task.prepare(self.network)
+        self.optimizer = make_optimizer(self.network, config)
+        self.schedule = make_schedule(self.optimizer, config)
+        self.mean = make_average(self.network, config.average_decay)
         self.fingerprint = task.fingerprint()
         self.precision = precision_here(config.precision)
         self.carried: dict[str, Tensor] = {}
@@ -148,12 +146,12 @@ class _Trainer:
                     if minutes is not None and time.monotonic() - started > minutes * 60:
                         self.console.print(f"stopped after {minutes} minutes, as asked")
                         break
+                    rate = self.schedule.get_last_lr()[0]
                     loss, norm, read = self._train_step()
                     tokens_read += read
                     if self.step % _LOG_EVERY == 0:
                         speed = tokens_read / (time.monotonic() - since)
                         tokens_read, since = 0, time.monotonic()
-                        rate = self._learning_rate(self.step - 1)
                         _log(log, step=self.step, nats=loss, bits=loss / math.log(2), gradient_norm=norm,
                              learning_rate=rate, tokens_per_second=round(speed),
                              seconds=round(self.seconds, 1))  # fmt: skip
@@ -175,8 +173,6 @@ class _Trainer:
     def _train_step(self) -> tuple[float, float, int]:
         # Seeded by the step, so that dropout needs no state of its own to be resumed.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step)
         self.network.train()
         with products_in(self.precision):
             loss, state, read = self.task.loss(self.network, self.step, self.carried)
@@ -186,26 +182,16 @@ class _Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        self.schedule.step()
+        self.mean.update_parameters(self.network)
         self.carried = {name: value.float() for name, value in detached(state).items()}
         self.step += 1
-        self._update_average()
         return loss.item(), norm.item(), read
 
-    def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine (Loshchilov and Hutter 2017)."""
-        config = self.config
-        if step < config.warmup_steps:
-            return config.learning_rate * (step + 1) / config.warmup_steps
-        share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        floor = config.final_learning_rate
-        return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # The first weights are random and must fade: a mean over the last tenth of the steps at most.
-        decay = min(self.config.average_decay, self.step / (self.step + 10))
-        for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+    @property
+    def average(self) -> nn.Module:
+        """The network with the running mean of the weights."""
+        return self.mean.module
 
     @torch.no_grad()
     def _validate(self, log: Any, *, scheduled: bool = True) -> None:
@@ -290,6 +276,8 @@ class _Trainer:
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        advance_schedule(self.schedule, self.step)
+        self.mean.n_averaged.fill_(1 + self.step)
 
     def _progress(self) -> Progress:
         return Progress(
@@ -301,12 +289,6 @@ class _Trainer:
             TimeRemainingColumn(),
             console=self.console,
         )
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

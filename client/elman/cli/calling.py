@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import groupby
 from typing import Annotated
@@ -14,6 +14,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.text import Text
+from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from elman.cli.in_order import answer_in_order
 from elman.cli.options import Server, Timeout, model_option
@@ -181,16 +182,23 @@ def health(
 
 
 async def _serves(server: str, wait: float) -> bool:
-    end = time.monotonic() + wait
+    """Ask until the server is serving or the time is up.
+
+    Args:
+        server: host and port.
+        wait: seconds; 0 asks once.
+    """
     async with grpc.aio.insecure_channel(server) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        while True:
-            try:
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return True
-            except grpc.aio.AioRpcError:
-                pass  # Not there, or not yet.
-            if time.monotonic() >= end:
-                return False
-            await asyncio.sleep(0.1)
+
+        async def is_serving() -> bool:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=3)  # type: ignore[attr-defined]
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        asking = AsyncRetrying(
+            retry=retry_if_exception_type(grpc.aio.AioRpcError) | retry_if_result(operator.not_),
+            wait=wait_fixed(0.1),
+            stop=stop_after_delay(wait),
+            retry_error_callback=lambda _: False,
+        )
+        return await asking(is_serving)
