@@ -20,17 +20,8 @@ from grpc_reflection.v1alpha import reflection
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_protos import v1
-from elman_server.engine import (
-    NOTHING,
-    Cores,
-    EngineError,
-    ModelLoadError,
-    OnnxEngine,
-    OnnxTreeEngine,
-    Opener,
-    ProviderChoice,
-    core_count,
-)
+from elman_server.engine import NOTHING, Cores, OnnxEngine, OnnxTreeEngine, Opener, ProviderChoice, core_count
+from elman_server.errors import EngineError, ModelLoadError, StartError
 from elman_server.rpc.analysis_servicer import AnalysisServicer
 from elman_server.rpc.compiling import Compiling
 from elman_server.rpc.interceptor import CallInterceptor
@@ -42,7 +33,6 @@ from elman_server.rpc.validation import Limits
 from elman_server.rpc.writing import Writer
 from elman_server.scheduling import Forest, Pace, Rows, Running, Scheduler
 from elman_server.sessions import Fsync, MemoryStore, PrefixCache, SessionOptions, Sessions, SqliteStore, Store
-from elman_server.sessions.errors import StoreOpenError
 from elman_server.sessions.redis import RedisStore, public_name
 
 _SERVICES = ("elman.v1.AnalysisService", "elman.v1.InferenceService", "elman.v1.SessionService")
@@ -69,10 +59,6 @@ _TURN = 0.0001  # seconds for which a thread may keep the interpreter when anoth
 _ALLOCATIONS = 20_000  # objects between two collections
 
 _log = structlog.get_logger(__name__)
-
-
-class StartError(Exception):
-    """The server cannot start. The message says why and what would help."""
 
 
 @dataclass(frozen=True)
@@ -163,16 +149,13 @@ def open_store(options: ServerOptions) -> Store:
     """The store of sessions.
 
     Raises:
-        StartError: it cannot be opened.
+        StoreOpenError: it cannot be opened.
     """
     if options.store == MEMORY:
         return MemoryStore()
-    try:
-        if options.store.startswith(_REDIS):
-            return RedisStore(options.store)
-        return SqliteStore(Path(options.store), options.fsync)
-    except StoreOpenError as error:
-        raise StartError(str(error)) from error
+    if options.store.startswith(_REDIS):
+        return RedisStore(options.store)
+    return SqliteStore(Path(options.store), options.fsync)
 
 
 def store_name(options: ServerOptions) -> str:
@@ -188,7 +171,7 @@ class Server:
         models: what to serve; `serve_bundle` makes them.
 
     Raises:
-        StartError: the store of sessions cannot be opened.
+        StoreOpenError: the store of sessions cannot be opened.
     """
 
     def __init__(self, options: ServerOptions, models: Iterable[ServedModel]) -> None:

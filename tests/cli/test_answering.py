@@ -66,10 +66,8 @@ async def test_an_answer_is_written_or_chosen(answering: Served) -> None:
 def test_mistakes_are_named(answering: Served) -> None:
     at = ("--server", answering.address)
     check_complaint(elman("ask", "a", "b", "--choice", "S1", *at), "--choice is given once, but there must be two or")
-    check_complaint(elman("generate", *at), "source: is needed: 'translator' starts from one; give text or tokens")
-    check_complaint(
-        elman("translate", "x" * 65, *at), f"{'x' * 60}...': source.text: has 65 positions, but 'translator'"
-    )
+    check_complaint(elman("generate", *at), "source: got none; 'translator' starts from a source. Give text or tokens")
+    check_complaint(elman("translate", "x" * 65, *at), f"{'x' * 60}...': source.text: got 65 positions; 'translator'")
     asked = elman("ask", "Äa", "b", "--choice", "S1", "--choice", "nope", *at)
     assert "1 tokens of the passage and question stand for" in asked.stderr
     assert "1 tokens of the choices stand for" in asked.stderr

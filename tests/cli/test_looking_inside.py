@@ -133,7 +133,7 @@ def test_mistakes_of_scoring(served: Served, narrow: Served, tmp_path: Path) -> 
         ([good, binary], f"error: {binary}: is not text in UTF-8 (see byte 2)"),
         ([good, empty], f"error: {empty}: is empty: there is nothing to read"),
         ([], "error: standard input: is empty: there is nothing to read"),
-        ([short], f"error: {short}: candidates[0]: has one token with nothing before it"),
+        ([short], f"error: {short}: candidates[0]: got one token without a context; a first token has no probability"),
         ([good, "--model", "tags"], "'tags' does not generate text"),
     ):
         found = elman("score", *wrong, *server)
@@ -340,7 +340,10 @@ def test_mistakes_of_inspecting(served: Served, tmp_path: Path) -> None:
     for wrong, complaint in (
         ([tmp_path / "nope"], f"error: {tmp_path / 'nope'}: No such file or directory"),
         ([tmp_path / "empty"], f"error: {tmp_path / 'empty'}: is empty: there is nothing to read"),
-        (["--text", "a", "--unit", "nope:1"], "is no state of 'gru'; it has state.layer0.hidden"),
+        (
+            ["--text", "a", "--unit", "nope:1"],
+            "units[0].state_name: got 'nope'; the states of 'gru' are: state.layer0.hidden",
+        ),
         (["--text", "a", "--unit", unit_name(served).rpartition(":")[0] + ":99999"], "99999"),
     ):
         found = elman("inspect", *wrong, *server)

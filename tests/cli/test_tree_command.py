@@ -58,12 +58,12 @@ def test_what_is_drawn_is_taken_as_it_is() -> None:
 def test_bad_trees_are_told_in_a_line(served: Served) -> None:
     server = ("--server", served.address)
     check_complaint(elman("classify", "--tree", "(x w1", *server), "the bracket at character 0 is not closed")
-    check_complaint(elman("classify", "--tree", "", *server), "is empty: give an s_expression")
+    check_complaint(
+        elman("classify", "--tree", "", *server), "got an empty text; a tree is needed. Give an s_expression"
+    )
     check_complaint(elman("classify", "--every-node", *server, stdin="w1"), "needs --tree")
     check_complaint(elman("classify", "--follow", "--tree", TREE, *server), "a tree is read as a whole")
-    check_complaint(
-        elman("classify", *server, stdin="w1 w2\n"), "text: is given, but 'binary' reads trees: give a tree"
-    )
+    check_complaint(elman("classify", *server, stdin="w1 w2\n"), "text: got text; 'binary' reads trees. Give a tree")
     found = elman("classify", "--tree", TREE, "--tree", "(x w1", *server)
     assert found.returncode != 0
     assert found.stdout.endswith(f"{TREE}\n")

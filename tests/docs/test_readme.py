@@ -49,7 +49,7 @@ async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> N
         code = CLIENT_CODE.replace("Client()", f"Client({running.address!r})")
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "gru 7 FinishReason.MAX_TOKENS" in shown
-    assert "{'sampling.temperature': 'is -1.0, but must be" in shown
+    assert "{'sampling.temperature': 'got -1.0; must be" in shown
 
 
 async def test_decoding_code_runs(tmp_path: Path) -> None:

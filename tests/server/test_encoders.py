@@ -374,37 +374,46 @@ async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Encoding) 
 
 
 WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
-    (lambda client: client.generate().text(), "source: is needed: 'translator' starts from one; give text or tokens"),
-    (lambda client: client.generate(source="").text(), "source.text: is empty: a source has one position or more"),
+    (
+        lambda client: client.generate().text(),
+        "source: got none; 'translator' starts from a source. Give text or tokens",
+    ),
+    (
+        lambda client: client.generate(source="").text(),
+        "source.text: got an empty source; a source has one position or more",
+    ),
     (
         lambda client: client.generate(source="word " * 100_000).text(),
-        "source.text: has 500000 tokens or more, the limit is 65536",
+        "source.text: got 500000 tokens or more; at most 65536 are allowed",
     ),
     (
         lambda client: client.generate(source="w" * (LONGEST + 1)).text(),
-        "source.text: has 65 positions, but 'translator' reads sources of up to 64",
+        "source.text: got 65 positions; 'translator' reads sources of at most 64",
     ),
-    (lambda client: client.generate(source=[1, 99]).text(), "source.tokens.ids[1]: is 99, but the ids of"),
+    (lambda client: client.generate(source=[1, 99]).text(), "source.tokens.ids[1]: got 99; the ids of"),
     (
         lambda client: client.generate(source=[[1.0, 2.0]]).text(),
-        "source.tensor: is given, but the encoder of 'translator' takes text or tokens",
+        "source.tensor: got tensor; the encoder of 'translator' reads text or tokens",
     ),
-    (lambda client: client.choose(["S1"], source="a"), "choices: are 1, but must be 2 to 1024"),
-    (lambda client: client.choose(["S1", ""], source="a"), "choices[1].text: is empty: a choice has one token"),
-    (lambda client: client.choose(["S1", "S2"]), "source: is needed"),
-    (lambda client: client.score("S1 S2"), "source: is needed"),
+    (lambda client: client.choose(["S1"], source="a"), "choices: got 1; must be 2 to 1024"),
+    (
+        lambda client: client.choose(["S1", ""], source="a"),
+        "choices[1].text: got an empty choice; a choice has one token",
+    ),
+    (lambda client: client.choose(["S1", "S2"]), "source: got none; 'translator' starts from a source"),
+    (lambda client: client.score("S1 S2"), "source: got none; 'translator' starts from a source"),
     (
         lambda client: client.create_session("a", model="translator"),
-        "starts from a source, and sessions keep only tokens",
+        "it starts from a source, and a session keeps tokens only",
     ),
     (
         lambda client: client.embed(["S1"], model="translator"),
-        "starts from a source, which this call does not have",
+        "it starts from a source, which this call does not have",
     ),
-    (lambda client: client.classify("abc"), "model: no model of this server can label"),
+    (lambda client: client.classify("abc"), "model: got none; no model of this server can label"),
     (
         lambda client: client.generate(source="a", regex="S1( S2)*").text(),
-        "constraint: is given, but the tokens of 'translator' are symbols, with spaces between them that none",
+        "constraint: got a constraint; the tokens of 'translator' are symbols, separated by spaces that no token holds",
     ),
 ]
 
@@ -422,19 +431,21 @@ async def test_wrong_sources_are_named(encoding: Encoding) -> None:
 async def test_a_source_where_none_belongs_is_named(encoding: Encoding, bundles: dict[str, Bundle]) -> None:
     async with serving(bundles["lstm"], encoding["judge"], encoding["frames"], **QUICK) as running:
         client = running.client
-        with pytest.raises(InvalidRequestError, match="source: is given, but 'lstm' has no encoder: leave it out"):
+        with pytest.raises(InvalidRequestError, match=r"source: got a source; 'lstm' has no encoder\. Leave it out"):
             await client.generate("once", source="a", model="lstm").text()
         session = await client.create_session("once", model="lstm")
-        with pytest.raises(InvalidRequestError, match="source: is given, but a session goes on from its own state"):
+        with pytest.raises(
+            InvalidRequestError, match=r"source: got a source; a session continues from its own state\. Leave it out"
+        ):
             await client.generate("a", source="a", session=session.session_id).text()
-        with pytest.raises(InvalidRequestError, match="reads its whole input at once"):
+        with pytest.raises(InvalidRequestError, match=r"it reads its whole input at once\. Use Classify"):
             _ = [found async for found in client.stream_classify(["a"], model="judge")]
-        with pytest.raises(InvalidRequestError, match="text: has 65 positions"):
+        with pytest.raises(InvalidRequestError, match="text: got 65 positions; "):
             await client.classify("w" * 65, model="judge")
         for wrong, complaint in (
-            ([[1.0, 2.0]], r"source.tensor.shape: is \[1, 2\], but must be float32 \[positions, 3\]"),
-            ([[1.0, math.nan, 3.0]], r"source.tensor.content: is nan at \[0, 1\], but every number must be finite"),
-            ("abc", r"source.text: is given, but the encoder of 'frames' takes a tensor, float32 \[positions, 3\]"),
+            ([[1.0, 2.0]], r"source.tensor.shape: got \[1, 2\]; must be float32 \[positions, 3\]"),
+            ([[1.0, math.nan, 3.0]], r"source.tensor.content: got nan at \[0, 1\]; every number must be finite"),
+            ("abc", r"source.text: got text; the encoder of 'frames' reads a tensor, float32 \[positions, 3\]"),
         ):
             with pytest.raises(InvalidRequestError, match=complaint):
                 await client.generate(source=wrong, model="frames").text()

@@ -144,7 +144,7 @@ async def test_one_that_fails_fails_alone(translator: Bundle, tree_bundles: dict
         call = stub.ClassifyMany(iter([v1.ClassifyManyRequest(requests=[tree(1), bad, tree(2)])]))
         answers = {answer.request_index: answer async for message in call for answer in message.answers}
         assert [answers[index].WhichOneof("outcome") for index in range(3)] == ["response", "failure", "response"]
-        assert "character 0 is not closed" in answers[1].failure.message
+        assert "got too few ')'; the bracket at character 0 is not closed" in answers[1].failure.message
 
 
 async def test_a_call_does_not_stand_in_its_own_way(tree_bundles: dict[str, Bundle]) -> None:

@@ -183,36 +183,37 @@ def tensor(shape: list[int], numbers: list[float], **changes: Any) -> v1.Tensor:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({}, "tensor: is empty: there is nothing to label"),
-        ({"tensor": tensor([0, 3], [])}, "tensor: is empty: there is nothing to label"),
-        ({"text": "hot"}, "text: is given, but 'steps' reads numbers: give a tensor, float32 [steps, 3]"),
-        ({"tokens": {"ids": [1]}}, "tokens: is given, but 'steps' reads numbers: give a tensor, float32 [steps, 3]"),
-        ({"tensor": tensor([3], [1, 2, 3])}, "tensor.shape: is [3], but must be float32 [steps, 3]"),
-        ({"tensor": tensor([1, 4], [0] * 4)}, "tensor.shape: is [1, 4], but must be float32 [steps, 3]"),
-        ({"tensor": tensor([-1, 3], [0] * 3)}, "tensor.shape: is [-1, 3], but must be float32 [steps, 3]"),
-        ({"tensor": tensor([1] * 500, [0])}, "tensor.shape: is [1, 1, 1,"),
-        ({"tensor": tensor([2, 3], [0] * 5)}, "tensor.content: has 20 bytes, but numbers of this shape have 24"),
+        ({}, "tensor: got an empty input; there is nothing to label"),
+        ({"tensor": tensor([0, 3], [])}, "tensor: got an empty input; there is nothing to label"),
+        ({"text": "hot"}, "text: got text; 'steps' reads numbers. Give a tensor, float32 [steps, 3]"),
+        ({"tokens": {"ids": [1]}}, "tokens: got tokens; 'steps' reads numbers. Give a tensor, float32 [steps, 3]"),
+        ({"tensor": tensor([3], [1, 2, 3])}, "tensor.shape: got [3]; must be float32 [steps, 3]"),
+        ({"tensor": tensor([1, 4], [0] * 4)}, "tensor.shape: got [1, 4]; must be float32 [steps, 3]"),
+        ({"tensor": tensor([-1, 3], [0] * 3)}, "tensor.shape: got [-1, 3]; must be float32 [steps, 3]"),
+        ({"tensor": tensor([1] * 500, [0])}, "tensor.shape: got [1, 1, 1,"),
+        ({"tensor": tensor([2, 3], [0] * 5)}, "tensor.content: got 20 bytes; numbers of this shape have 24"),
         (
             {"tensor": tensor([1, 3], [0] * 3, data_type=v1.DATA_TYPE_INT64)},
-            "tensor.data_type: is int64, but must be float32 [steps, 3]",
+            "tensor.data_type: got int64; must be float32 [steps, 3]",
         ),
         (
             {"tensor": tensor([1, 3], [0] * 3, data_type=0)},
-            "tensor.data_type: is type 0, but must be float32 [steps, 3]",
+            "tensor.data_type: got type 0; must be float32 [steps, 3]",
         ),
-        ({"tensor": tensor([1, 3], [0] * 3, name="speed")}, "tensor.name: is 'speed', but the input is 'frame'"),
+        ({"tensor": tensor([1, 3], [0] * 3, name="speed")}, "tensor.name: got 'speed'; the input is named 'frame'"),
         (
             {"tensor": tensor([2, 3], [0, 0, 0, 0, float("nan"), 0])},
-            "tensor.content: is nan at [1, 1], but every number must be finite",
+            "tensor.content: got nan at [1, 1]; every number must be finite",
         ),
         (
             {"tensor": tensor([1, 3], [0, 0, float("-inf")])},
-            "tensor.content: is -inf at [0, 2], but every number must be finite",
+            "tensor.content: got -inf at [0, 2]; every number must be finite",
         ),
-        ({"tensor": tensor([70_000, 3], [0] * 210_000)}, "tensor: has 70000 tokens or more, the limit is 65536"),
+        ({"tensor": tensor([70_000, 3], [0] * 210_000)}, "tensor: got 70000 tokens or more; at most 65536 are allowed"),
         (
             {"tensor": tensor([1, 3], [0] * 3), "session": {"session_id": "one"}},
-            "model: 'steps' reads numbers, and sessions keep tokens: a stream of pieces keeps its state",
+            "model: got 'steps'; it reads numbers, and a session keeps tokens only. "
+            "Use StreamClassify, which keeps its state",
         ),
     ],
 )
@@ -229,10 +230,10 @@ async def test_what_is_no_input_of_the_model_is_refused_and_disturbs_nobody(
 async def test_text_is_no_numbers(numeric: dict[str, Bundle], bundles: dict[str, Bundle]) -> None:
     async with serving(numeric["steps"], bundles["tags"]) as running:
         client = running.client
-        with pytest.raises(InvalidRequestError, match="tensor: is given, but 'tags' reads text: give text or tokens"):
+        with pytest.raises(InvalidRequestError, match=r"tensor: got a tensor; 'tags' reads text\. Give text or tokens"):
             await client.classify(frames(1, 2), model="tags")
         for call in (client.embed(["a"], model="steps"), client.create_session("a", model="steps")):
-            with pytest.raises(InvalidRequestError, match="model: 'steps' reads numbers"):
+            with pytest.raises(InvalidRequestError, match="model: got 'steps'; it reads numbers"):
                 await call
         # Without a name the one that reads text is meant.
         assert len(await client.embed(["a"])) == 1
@@ -240,7 +241,9 @@ async def test_text_is_no_numbers(numeric: dict[str, Bundle], bundles: dict[str,
             await client.classify([[1.0, 2.0], [3.0]], model="steps")
         with pytest.raises(InvalidRequestError, match="an array of bool cannot be sent"):
             await client.classify(np.ones((2, 3), np.bool_), model="steps")
-        with pytest.raises(InvalidRequestError, match=r"piece\.text: is given, but 'steps' reads numbers"):
+        with pytest.raises(InvalidRequestError, match=r"piece\.text: got text; 'steps' reads numbers\. Give a tensor"):
             [found async for found in client.stream_classify(["hot"], model="steps")]
-        with pytest.raises(InvalidRequestError, match="model: 'steps' reads numbers, and sessions keep tokens"):
+        with pytest.raises(
+            InvalidRequestError, match="model: got 'steps'; it reads numbers, and a session keeps tokens only"
+        ):
             [found async for found in client.stream_classify([[[1.0, 2.0, 3.0]]], model="steps", session="one")]

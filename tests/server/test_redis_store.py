@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from elman_server.application import ServerOptions, StartError, open_store
-from elman_server.sessions.errors import (
+from elman_server.application import ServerOptions, open_store
+from elman_server.errors import (
     SessionDamagedError,
     SessionElsewhereError,
     SessionMovedError,
@@ -390,7 +390,9 @@ def test_a_damaged_heading_is_named(store: RedisStore, redis: RedisServer, field
     created(store)
     sound = created(store, "sound")
     redis.ask("HSET", key("header"), field, "8?" if field in ("position", "version") else "8")
-    with pytest.raises(SessionDamagedError, match=r"redis://127.0.0.1:\d+/0: what it holds of session 's' is damaged"):
+    with pytest.raises(
+        SessionDamagedError, match=r"session_id: got 's'; its record in redis://127.0.0.1:\d+/0 is damaged"
+    ):
         store.load("s")
     redis.ask("HDEL", key("header"), field)
     with pytest.raises(SessionDamagedError):
@@ -445,7 +447,9 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
     one, other = open_one(lease_seconds=SHORT), open_one(lease_seconds=SHORT)
     first = created(one)
     told(one, first, more(first, 1))
-    with pytest.raises(SessionElsewhereError, match="another server has session 's'") as refusal:
+    with pytest.raises(
+        SessionElsewhereError, match="session_id: got 's'; another server holds this session"
+    ) as refusal:
         acquired(other, "s")
     assert 0 < refusal.value.seconds <= SHORT
     time.sleep(refusal.value.seconds + 0.05)  # The first one is dead, or believes to have it yet.
@@ -802,7 +806,7 @@ def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monk
         RedisStore(redis.url.replace("/0", "/99"))
     with pytest.raises(StoreOpenError, match="the sessions cannot be opened"):
         RedisStore(f"unix://{tmp_path}/nobody")
-    with pytest.raises(StartError, match="unix:///nowhere: Redis has not answered"):
+    with pytest.raises(StoreOpenError, match="unix:///nowhere: Redis has not answered"):
         open_store(ServerOptions(store="unix:///nowhere"))
     monkeypatch.setattr("elman_server.sessions.redis.connection.OLDEST", (99, 0))
     with pytest.raises(StoreOpenError, match=r"is Redis \d.*; sessions need 99.0 or later"):

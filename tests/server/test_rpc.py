@@ -23,8 +23,8 @@ from elman import (
     UnavailableError,
     v1,
 )
+from elman_server.errors import ClientTooSlowError
 from elman_server.rpc.callers import Context
-from elman_server.rpc.errors import ClientTooSlowError
 from elman_server.rpc.generation import Telling, write_generation
 from elman_server.rpc.mailbox import Mailbox, deliver_into
 from elman_server.rpc.validation import Limits
@@ -72,7 +72,7 @@ async def test_greedy_is_temperature_zero(stub: Any) -> None:
 async def test_without_max_tokens_a_low_limit_is_what_is_generated(engine: FakeEngine) -> None:
     async with serving_fake(engine, limits=Limits(max_tokens=5)) as running:
         assert await running.client.generate("abc", temperature=0).text() == letters(continuation([1, 2, 3], 5))
-        with pytest.raises(InvalidRequestError, match="max_tokens: is 6, but must be 1 to 5"):
+        with pytest.raises(InvalidRequestError, match="max_tokens: got 6; must be 1 to 5"):
             await running.client.generate("abc", max_tokens=6).text()
 
 
@@ -380,12 +380,14 @@ async def test_a_timeout_that_is_no_limit_is_none(running: Running) -> None:
 
 
 async def test_client_raises_its_own_exceptions(running: Running) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"there is no model 'nope'; this server holds fake") as not_found:
+    with pytest.raises(
+        ModelNotFoundError, match=r"name: got 'nope'; there is no such model; this server holds fake"
+    ) as not_found:
         await running.client.get_model("nope")
     assert not_found.value.reason == "MODEL_NOT_FOUND"
     with pytest.raises(InvalidRequestError) as invalid:
         await running.client.generate("a", temperature=-1).text()
-    assert invalid.value.fields == {"sampling.temperature": "is -1.0, but must be finite and not negative"}
+    assert invalid.value.fields == {"sampling.temperature": "got -1.0; must be finite and not negative"}
     with pytest.raises(ServerError) as failed:
         await running.client.classify("aj")
     assert failed.value.reason == "MODEL_FAILED"

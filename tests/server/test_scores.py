@@ -279,7 +279,7 @@ async def test_bad_score_request(stub: Any, running: Running, engine: FakeEngine
 
 async def test_too_many_candidates(engine: FakeEngine) -> None:
     async with serving_fake(engine, limits=Limits()) as running:
-        with pytest.raises(InvalidRequestError, match="are 16385, but must be 1 to 16384"):
+        with pytest.raises(InvalidRequestError, match="got 16385; must be 1 to 16384"):
             await collected(running.client.score_candidates(["a"] * 16_385, context="a"))
         scores = await collected(running.client.score_candidates(["ab"] * 5000, context="a", totals_only=True))
         assert len(scores) == 5000
@@ -292,7 +292,9 @@ async def test_a_text_that_the_vocabulary_cannot_hold_is_refused_with_its_place(
     monkeypatch.setattr("elman_bundle.vocabulary.CharacterVocabulary.encode", _refuse)
     monkeypatch.setattr("tests.support.serving.fake_bundle", lambda *_, **__: bundle)
     async with serving_fake(FakeEngine()) as running:
-        with pytest.raises(InvalidRequestError, match=r"candidates\[0\]\.text: .* \(position 1\)"):
+        with pytest.raises(
+            InvalidRequestError, match=r"candidates\[0\]\.text: got a text that cannot be encoded at position 1; "
+        ):
             await running.client.score("aé", context=[1])
 
 
@@ -304,7 +306,7 @@ def _refuse(self: object, text: str) -> Any:
 
 async def test_a_model_with_labels_only_does_not_score(bundles: Bundles) -> None:
     async with serving(bundles["tags"]) as running:
-        with pytest.raises(InvalidRequestError, match="has labels") as caught:
+        with pytest.raises(InvalidRequestError, match="it has labels and does not generate text") as caught:
             await running.client.score("ab", model="tags")
         assert caught.value.reason == "MODEL_UNSUITABLE"
         with pytest.raises(InvalidRequestError, match="no model of this server can generate"):

@@ -163,11 +163,15 @@ async def test_limits_count_tokens_and_not_characters(
         stream = running.client.generate(TEXT, max_tokens=1)
         await stream.text()
         assert stream.prompt_token_count == limit
-        with pytest.raises(InvalidRequestError, match=f"text: has {limit + 1} tokens or more, the limit is {limit}"):
+        with pytest.raises(
+            InvalidRequestError, match=f"text: got {limit + 1} tokens or more; at most {limit} are allowed"
+        ):
             await running.client.generate(TEXT + "x", max_tokens=1).text()
         longest = limit * vocabulary.characters_per_token
         monkeypatch.setattr(type(vocabulary), "encode", None)  # What cannot fit is refused without being looked at.
-        with pytest.raises(InvalidRequestError, match=f"text: has {limit + 1} tokens or more, the limit is {limit}"):
+        with pytest.raises(
+            InvalidRequestError, match=f"text: got {limit + 1} tokens or more; at most {limit} are allowed"
+        ):
             await running.client.generate(" " * (longest + 1), max_tokens=1).text()
 
 

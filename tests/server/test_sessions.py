@@ -94,7 +94,7 @@ async def test_a_session_may_begin_empty_and_calls_may_bring_their_own_seed(bund
     async with serving(bundles["lstm"], store=store) as running:
         session = await running.client.create_session()
         assert session.position == 0
-        with pytest.raises(InvalidRequestError, match="is empty, and so is the prompt") as caught:
+        with pytest.raises(InvalidRequestError, match=r"text: got an empty prompt; session '.*' is empty") as caught:
             await running.client.generate(session=session.session_id).text()
         assert list(caught.value.fields) == ["text"]
         stream = running.client.generate("ab", session=session.session_id, seed=5, max_tokens=20, temperature=0.5)
@@ -118,10 +118,12 @@ async def test_a_fork_continues_as_a_fresh_session_given_its_text(bundles: Bundl
         # The parent knows nothing of it.
         assert (await client.get_session(session.session_id)).position == len(text)
         assert await client.generate(session=same.session_id, max_tokens=9).text() == alone(bundle, text, 9)
-        with pytest.raises(SessionConflictError, match=f"reaches from 0 to {len(text)}, not to 9999") as caught:
+        with pytest.raises(
+            SessionConflictError, match=f"position: got 9999; session '.*' reaches from 0 to {len(text)}"
+        ) as caught:
             await client.fork_session(session.session_id, position=9999)
         assert caught.value.position == len(text)
-        with pytest.raises(SessionExistsError, match="there is a session"):
+        with pytest.raises(SessionExistsError, match="a session with this id exists"):
             await client.fork_session(session.session_id, new_session_id=same.session_id)
 
 
@@ -157,12 +159,14 @@ async def test_a_call_that_comes_again_is_not_run_again(bundles: Bundles, store:
             assert stream.generated_token_count == 50
             assert stream.session_position == len(PROMPT) + 51
         assert (await client.get_session(session)).position == len(PROMPT) + 51
-        with pytest.raises(InvalidRequestError, match="asked for something else") as caught:
+        with pytest.raises(InvalidRequestError, match=r"a different request on session '.*' has used it") as caught:
             await client.generate("y", **again).text()
         assert caught.value.reason == "REQUEST_MISMATCH"
-        with pytest.raises(InvalidRequestError, match="is 51, but this call has generated 50"):
+        with pytest.raises(InvalidRequestError, match="received_token_count: got 51; this call has generated 50"):
             await client.generate("x", **again, received_token_count=51).text()
-        with pytest.raises(SessionConflictError, match="is at position 70, not 19") as conflict:
+        with pytest.raises(
+            SessionConflictError, match=r"session\.position: got 19; session '.*' is at position 70"
+        ) as conflict:
             await client.generate("x", **{**again, "request_id": "twice"}).text()
         assert conflict.value.position == len(PROMPT) + 51
         assert conflict.value.reason == "POSITION_MISMATCH"
@@ -213,7 +217,7 @@ async def test_what_was_broken_off_can_be_gone_on_from_by_others_but_not_by_both
         assert content.token_ids[len(PROMPT) :][: len(seen)] == tuple(seen)
         found = await client.generate("q", session=session, max_tokens=20).text()
         assert found == alone(bundles["lstm"], content.text + "q", 20)
-        with pytest.raises(SessionConflictError, match="was broken off at position") as caught:
+        with pytest.raises(SessionConflictError, match="this call was interrupted at position") as caught:
             await client.generate(**call, request_id="broken").text()
         assert caught.value.position == content.session.position + 21
 
@@ -259,18 +263,18 @@ async def test_while_a_call_runs_others_are_told_and_deleting_ends_it(bundles: B
         chunks = aiter(stream)
         await anext(chunks)
         assert (await client.get_session(session)).running
-        with pytest.raises(SessionConflictError, match="a call is under way") as caught:
+        with pytest.raises(SessionConflictError, match="a call is running on this session") as caught:
             await client.generate(session=session).text()
         assert caught.value.reason == "SESSION_BUSY"
-        with pytest.raises(SessionConflictError, match="a call is under way"):
+        with pytest.raises(SessionConflictError, match="a call is running on this session"):
             await client.rewind_session(session, 1)
         fork = await client.fork_session(session)  # What is written can be copied at any time.
         assert fork.position > len(PROMPT)
         await client.delete_session(session)
-        with pytest.raises(SessionNotFoundError, match="has been deleted"):
+        with pytest.raises(SessionNotFoundError, match="the session has been deleted during this call"):
             async for _ in chunks:
                 pass
-        with pytest.raises(SessionNotFoundError, match=f"there is no session '{session}'"):
+        with pytest.raises(SessionNotFoundError, match=f"session_id: got '{session}'; there is no such session"):
             await client.get_session(session)
         assert [found.session_id async for found in client.list_sessions()] == [fork.session_id]
 
@@ -365,7 +369,9 @@ async def test_a_file_of_another_bundle_or_a_damaged_one_is_refused(bundles: Bun
                 await running.client.import_session(part, session_id="damaged")
             assert list(caught.value.fields) == ["content"]
     async with serving(_renamed(bundles["gru"], "lstm")) as running:
-        with pytest.raises(InvalidRequestError, match="a state means nothing to another bundle") as other:
+        with pytest.raises(
+            InvalidRequestError, match=r"content: got a state of .*, and a state is valid for its own bundle only"
+        ) as other:
             await running.client.import_session(content)
         assert other.value.reason == "BUNDLE_MISMATCH"
 
@@ -389,7 +395,7 @@ async def test_sessions_of_another_bundle_are_kept_but_not_continued(bundles: Bu
             running.client.rewind_session("old", 0),
             running.client.export_session("old"),
         ):
-            with pytest.raises(InvalidRequestError, match="began with 'lstm' sha256:") as caught:
+            with pytest.raises(InvalidRequestError, match=r"session '.*': got a state of 'lstm' sha256:") as caught:
                 await call
             assert caught.value.reason == "BUNDLE_MISMATCH"
         assert (await running.client.session_tokens("old")).text == PROMPT
@@ -439,7 +445,7 @@ async def test_nobody_has_more_sessions_than_they_may_and_unused_ones_go(bundles
                 made = await asyncio.gather(*at_once, return_exceptions=True)
                 assert sum(isinstance(found, OverloadedError) for found in made) == 3
                 fork = next(found for found in made if isinstance(found, Session))
-                with pytest.raises(OverloadedError, match="has 2 sessions already") as caught:
+                with pytest.raises(OverloadedError, match="a caller may have at most 2") as caught:
                     await client.fork_session(fork.session_id)
                 assert caught.value.reason == "SESSION_LIMIT"
             await me.delete_session(fork.session_id)
@@ -566,11 +572,11 @@ async def test_every_complaint_names_the_field(bundles: Bundles, change: dict[st
 async def test_complaints_about_sessions_themselves(bundles: Bundles) -> None:
     async with serving(bundles["lstm"], bundles["gru"]) as running:
         client = running.client
-        with pytest.raises(InvalidRequestError, match="model: is needed, because 2 models of this server can keep"):
+        with pytest.raises(InvalidRequestError, match="model: got none; 2 models of this server can keep"):
             await client.create_session("a")
-        with pytest.raises(InvalidRequestError, match="session_id: must be 1 to 64 letters"):
+        with pytest.raises(InvalidRequestError, match=r"session_id: got '.*'; must be 1 to 64 letters"):
             await client.create_session("a", session_id="a b", model="gru")
-        with pytest.raises(SessionNotFoundError, match="there is no session 'none'") as caught:
+        with pytest.raises(SessionNotFoundError, match="session_id: got 'none'; there is no such session") as caught:
             await client.generate(session="none").text()
         assert caught.value.reason == "SESSION_NOT_FOUND"
         for number in range(5):

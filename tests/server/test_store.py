@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     SessionDamagedError,
     StoreConflictError,
     StoreError,
@@ -179,7 +179,7 @@ def test_a_damaged_heading_is_named(path: Path) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty()), Create(empty("sound"))])
     store._connection.execute("UPDATE sessions SET seed = 8 WHERE session_id = 's'")
-    with pytest.raises(SessionDamagedError, match=r"elman.db: what it holds of session 's' is damaged"):
+    with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in .*elman.db is damaged"):
         store.load("s")
     assert same(store.load("sound"), empty("sound"))
     store.apply([Delete("s")])  # So that its id can be had again.

@@ -25,9 +25,9 @@ from elman_bundle import Bundle, load_bundle, write_bundle
 from elman_export import Labels, NextToken
 from elman_export.contract import Output
 from elman_protos import v1
-from elman_server.engine import NO_CHILD, ModelLoadError, OnnxTreeEngine, Opener, ProviderChoice
+from elman_server.engine import NO_CHILD, OnnxTreeEngine, Opener, ProviderChoice
+from elman_server.errors import InvalidFieldError, ModelLoadError
 from elman_server.rpc import s_expressions
-from elman_server.rpc.errors import FieldError
 from tests.support.bundles import make_bundle
 from tests.support.serving import Running, serving
 from tests.support.trees import (
@@ -209,49 +209,56 @@ def chain(count: int) -> v1.Tree:
 EXPRESSION, NODES = "tree.s_expression", "tree.nodes.nodes"
 W = {"word": "w1"}
 BAD_TREES: dict[str, tuple[v1.Tree, str, str]] = {
-    "nothing": (v1.Tree(), "tree", "give an s_expression"),
-    "no nodes": (v1.Tree(nodes=v1.TreeNodes()), "tree.nodes", "is empty"),
-    "empty": (written(""), EXPRESSION, "is empty"),
-    "white space": (written(" \t\n "), EXPRESSION, "is empty"),
-    "no bracket": (written("word"), EXPRESSION, "'word' at character 0 stands where a tree begins with '('"),
-    "no label": (written("(a ((b w1) (c w1)))"), EXPRESSION, "'(' at character 4 stands where a label is needed"),
-    "empty bracket": (written("(a () (c w1))"), EXPRESSION, "')' at character 4 stands where a label is needed"),
+    "nothing": (v1.Tree(), "tree", "got none; a tree is needed. Give an s_expression"),
+    "no nodes": (v1.Tree(nodes=v1.TreeNodes()), "tree.nodes", "got no nodes; a tree has one node or more"),
+    "empty": (written(""), EXPRESSION, "got an empty text; a tree is needed"),
+    "white space": (written(" \t\n "), EXPRESSION, "got an empty text; a tree is needed"),
+    "no bracket": (written("word"), EXPRESSION, "got 'word' at character 0; a tree begins with '('"),
+    "no label": (written("(a ((b w1) (c w1)))"), EXPRESSION, "got '(' at character 4; a label is needed here"),
+    "empty bracket": (written("(a () (c w1))"), EXPRESSION, "got ')' at character 4; a label is needed here"),
     "not closed": (written("(a (b w1) (c w1)"), EXPRESSION, "the bracket at character 0 is not closed"),
     "inner not closed": (written("(a (b w1) (c w1"), EXPRESSION, "the bracket at character 10 is not closed"),
-    "closed twice": (written("(a w1))"), EXPRESSION, "')' at character 6 follows the end of the tree"),
-    "text behind": (written("(a w1) more"), EXPRESSION, "'more' at character 7 follows the end of the tree"),
-    "two trees": (written("(a w1) (a w1)"), EXPRESSION, "'(' at character 7 follows the end of the tree"),
-    "two words": (written("(a w1 w2)"), EXPRESSION, "'w2' at character 6 stands where a bracket or ')' is needed"),
-    "word behind": (written("(a (b w1) w2)"), EXPRESSION, "'w2' at character 10 stands where a bracket"),
-    "leaf without a word": (written("(a (b) (c w1))"), EXPRESSION, "at character 3 has neither a word nor children"),
-    "one child": (written("(a (b w1))"), EXPRESSION, "at character 0 has 1 children, but a node of 'binary' has 2"),
-    "deep": (written("(a " * 1001 + "w1" + ")" * 1001), EXPRESSION, "character 3000 is node 1001 on its way"),
-    "many": (written("(a w1)" * 10_001), EXPRESSION, "has 10001 nodes, but a tree may have 10000"),
-    "many nodes": (listed(*[W] * 10_001), "tree.nodes", "has 10001 nodes, but a tree may have 10000"),
-    "deep nodes": (chain(1001), f"{NODES}[1000]", "the node is node 1001 on its way from the root"),
-    "unknown child": (listed({"children": [1, 3]}, W, W), f"{NODES}[0].children[1]", "is 3, but the nodes are 0 to 2"),
-    "negative child": (listed({"children": [-1, 1]}, W), f"{NODES}[0].children[0]", "is -1, but the nodes are 0 to 1"),
-    "twice": (listed({"children": [1, 1]}, W), f"{NODES}[0].children[1]", "is 1, which is named twice"),
+    "closed twice": (written("(a w1))"), EXPRESSION, "')' at character 6; the tree has ended before it"),
+    "text behind": (written("(a w1) more"), EXPRESSION, "got 'more' at character 7; the tree has ended before it"),
+    "two trees": (written("(a w1) (a w1)"), EXPRESSION, "got '(' at character 7; the tree has ended before it"),
+    "two words": (written("(a w1 w2)"), EXPRESSION, "got 'w2' at character 6; a bracket or ')' is needed here"),
+    "word behind": (written("(a (b w1) w2)"), EXPRESSION, "got 'w2' at character 10; a bracket"),
+    "leaf without a word": (
+        written("(a (b) (c w1))"), EXPRESSION,
+        "got neither a word nor children in the bracket at character 3; a leaf has a word",
+    ),
+    "one child": (
+        written("(a (b w1))"), EXPRESSION, "got 1 children in the bracket at character 0; a node of 'binary' has 2",
+    ),
+    "deep": (written("(a " * 1001 + "w1" + ")" * 1001), EXPRESSION, "character 3000 at depth 1001; at most 1000"),
+    "many": (written("(a w1)" * 10_001), EXPRESSION, "got 10001 nodes; a tree may have at most 10000"),
+    "many nodes": (listed(*[W] * 10_001), "tree.nodes", "got 10001 nodes; a tree may have at most 10000"),
+    "deep nodes": (chain(1001), f"{NODES}[1000]", "got a node at depth 1001; at most 1000"),
+    "unknown child": (listed({"children": [1, 3]}, W, W), f"{NODES}[0].children[1]", "got 3; the nodes are 0 to 2"),
+    "negative child": (listed({"children": [-1, 1]}, W), f"{NODES}[0].children[0]", "got -1; the nodes are 0 to 1"),
+    "twice": (listed({"children": [1, 1]}, W), f"{NODES}[0].children[1]", "got node 1 again; a node has one parent"),
     "two parents": (
         listed({"children": [1, 2]}, {"children": [3, 2]}, W, W),
-        f"{NODES}[1].children[1]", "is 2, which is a child of node 0 already",
+        f"{NODES}[1].children[1]", "got 2, a child of node 0; a node has one parent",
     ),
-    "itself": (listed({"children": [0, 1]}, W), "tree.nodes", "has no root"),
+    "itself": (listed({"children": [0, 1]}, W), "tree.nodes", "got no root; every node is the child of another"),
     "cycle": (listed({"children": [1]}, {"children": [0]}), "tree.nodes", "they form a cycle"),
     "cycle beside": (
         listed({"children": [1, 2]}, W, W, {"children": [4, 5]}, {"children": [3, 6]}, W, W),
-        f"{NODES}[4].children[0]", "is 3, from which the way leads back: that is a cycle",
+        f"{NODES}[4].children[0]", "got 3, an ancestor; a tree has no cycle",
     ),
     "two roots": (
-        listed({"children": [1, 2]}, W, W, W), f"{NODES}[3]", "is no child of any node, and neither is node 0",
+        listed({"children": [1, 2]}, W, W, W), f"{NODES}[3]", "got a second root besides node 0; a tree has one root",
     ),
-    "one child in a list": (listed({"children": [1]}, W), f"{NODES}[0].children", "has 1 children, but a node of"),
-    "three children": (listed({"children": [1, 2, 3]}, W, W, W), f"{NODES}[0].children", "has 3 children"),
-    "nothing at a leaf": (listed({"children": [1, 2]}, W, {}), f"{NODES}[2]", "has neither a word nor children"),
+    "one child in a list": (listed({"children": [1]}, W), f"{NODES}[0].children", "got 1 children; a node of"),
+    "three children": (listed({"children": [1, 2, 3]}, W, W, W), f"{NODES}[0].children", "got 3 children; a node of"),
+    "nothing at a leaf": (
+        listed({"children": [1, 2]}, W, {}), f"{NODES}[2]", "got neither a word nor children; a leaf has a word",
+    ),
     "empty word": (listed({"word": ""}), f"{NODES}[0].word", "this is 0 to the model"),
     "two tokens": (listed({"word": "w1 w2"}), f"{NODES}[0].word", "a node's word is one token, but this is 2"),
-    "id outside": (listed({"token_id": 40}), f"{NODES}[0].token_id", "is 40, but the ids of 'binary' are 0 to 39"),
-    "negative id": (listed({"token_id": -1}), f"{NODES}[0].token_id", "is -1, but the ids of 'binary' are 0 to 39"),
+    "id outside": (listed({"token_id": 40}), f"{NODES}[0].token_id", "got 40; the ids of 'binary' are 0 to 39"),
+    "negative id": (listed({"token_id": -1}), f"{NODES}[0].token_id", "got -1; the ids of 'binary' are 0 to 39"),
 }  # fmt: skip
 
 
@@ -292,10 +299,10 @@ async def test_the_largest_trees_are_taken(stub: Any) -> None:
 @pytest.mark.parametrize(
     ("request_", "field", "complaint"),
     [
-        (v1.ClassifyRequest(model="binary"), "tree", "is needed: give an s_expression"),
-        (v1.ClassifyRequest(model="binary", text="w1"), "text", "is given, but 'binary' reads trees"),
-        (v1.ClassifyRequest(model="binary", tokens={"ids": [1]}), "tokens", "reads trees: give a tree"),
-        (v1.ClassifyRequest(model="binary", tensor={"name": "x"}), "tensor", "reads trees: give a tree"),
+        (v1.ClassifyRequest(model="binary"), "tree", "got none; a tree is needed. Give an s_expression"),
+        (v1.ClassifyRequest(model="binary", text="w1"), "text", "got text; 'binary' reads trees"),
+        (v1.ClassifyRequest(model="binary", tokens={"ids": [1]}), "tokens", "'binary' reads trees. Give a tree"),
+        (v1.ClassifyRequest(model="binary", tensor={"name": "x"}), "tensor", "'binary' reads trees. Give a tree"),
     ],
 )  # fmt: skip
 async def test_a_model_of_trees_reads_nothing_else(
@@ -332,14 +339,14 @@ async def test_calls_that_trees_do_not_have_say_so(mixed: Running) -> None:
         assert caught.value.reason == "MODEL_UNSUITABLE", what
         assert list(caught.value.fields) == ["config.model" if what == "stream" else "model"], what
         assert "'binary'" in str(caught.value)
-    with pytest.raises(InvalidRequestError, match="'language' has no labels"):
+    with pytest.raises(InvalidRequestError, match="model: got 'language'; it generates text and has no labels"):
         await client.classify(tree="(a w1)", session=session.session_id)
 
 
 async def test_other_models_read_no_trees(mixed: Running) -> None:
-    with pytest.raises(InvalidRequestError, match="tree: is given, but 'classes' does not read trees: give text"):
+    with pytest.raises(InvalidRequestError, match=r"tree: got a tree; 'classes' does not read trees\. Give text"):
         await mixed.client.classify(tree="(a a)", model="classes")
-    with pytest.raises(InvalidRequestError, match="every_node: is set, but 'classes' does not read trees"):
+    with pytest.raises(InvalidRequestError, match="every_node: got true; 'classes' does not read trees"):
         await mixed.client.classify("a", every_node=True, model="classes")
 
 
@@ -465,7 +472,7 @@ def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: 
                 yield found
 
     monkeypatch.setattr(s_expressions, "_PIECE", Noting())
-    with pytest.raises(FieldError, match="at character 6 follows the end of the tree"):
+    with pytest.raises(InvalidFieldError, match="at character 6; the tree has ended before it"):
         s_expressions.parsed(["(a b) " + piece * 600_000], partial(s_expressions.read_bracket, token_of=len))
     assert len(seen) < 2_000
 
@@ -525,9 +532,9 @@ def test_whatever_is_written_is_read_by_the_rule(texts: list[str]) -> None:
     expected = [by_the_rule(text) for text in texts]
     bracket = partial(s_expressions.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
     if None in expected:
-        with pytest.raises(FieldError, match=s_expressions.FIELD) as together:
+        with pytest.raises(InvalidFieldError, match=s_expressions.FIELD) as together:
             s_expressions.parsed(texts, bracket)
-        with pytest.raises(FieldError) as alone:
+        with pytest.raises(InvalidFieldError) as alone:
             s_expressions.parsed([texts[expected.index(None)]], bracket)
         assert str(together.value) == str(alone.value)
         return

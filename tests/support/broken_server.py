@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elman.cli.application import main
-from elman_server.sessions.errors import StoreError
+from elman_server.errors import StoreError
 from elman_server.sessions.session import Change
 from elman_server.sessions.sqlite import SqliteStore
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from elman_bundle import Bundle, CharacterVocabulary, LabelVocabulary, TextVocabulary
 from elman_protos import v1
-from elman_server.engine import FREE, Arrays, Chunk, Encoded, EngineError, Results, Wanted
+from elman_server.engine import FREE, Arrays, Chunk, Encoded, Results, Wanted
+from elman_server.errors import EngineError
 
 LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)

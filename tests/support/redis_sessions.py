@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     SessionError,
 )
 from elman_server.sessions.redis import RedisStore

@@ -20,8 +20,9 @@ from elman_export import ExportError
 from elman_export.contract import Tensors
 from elman_protos import v1
 from elman_server.application import ServerOptions, serve_bundle
-from elman_server.engine import EngineError, ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.engine.encoder import Encoder
+from elman_server.errors import EngineError, ModelLoadError
 from tests.support.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
 from tests.support.manifests import change, reseal
 

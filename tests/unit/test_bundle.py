@@ -9,7 +9,8 @@ import pytest
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_server.application import ServerOptions, find_bundles, serve_bundle
-from elman_server.engine import ModelLoadError, OnnxEngine, Opener, ProviderChoice
+from elman_server.engine import OnnxEngine, Opener, ProviderChoice
+from elman_server.errors import ModelLoadError
 from tests.support.manifests import Change, change, reseal
 
 Bundles = dict[str, Bundle]

@@ -10,15 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elman_bundle import Bundle, CharacterVocabulary
-from elman_server.engine import (
-    FREE,
-    NOTHING,
-    EngineError,
-    OnnxEngine,
-    Opener,
-    ProviderChoice,
-    Wanted,
-)
+from elman_server.engine import FREE, NOTHING, OnnxEngine, Opener, ProviderChoice, Wanted
+from elman_server.errors import EngineError
 from tests.support.bundles import CHARACTERS
 from tests.support.engines import COUNTS, State, make_chunk, make_engine, read, same
 

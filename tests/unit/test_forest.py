@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from elman_server.engine import NO_CHILD, EngineError, NodeResults
-from elman_server.scheduling import (
-    Event,
-    Failed,
-    Forest,
-    ReadingFinished,
-    Scheduler,
-    SchedulerStoppedError,
-    SequenceFailedError,
-    Tree,
-    forest,
-)
+from elman_server.engine import NO_CHILD, NodeResults
+from elman_server.errors import EngineError, ModelFailedError, ServerDrainingError
+from elman_server.scheduling import Event, Failed, Forest, ReadingFinished, Scheduler, Tree, forest
 from elman_server.scheduling.forest import _shares
 from elman_server.scheduling.running import Emission
 from tests.support.scheduling import Inbox, hand_over, inbox, until_running
@@ -214,7 +205,7 @@ def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeT
             continue
         event = inbox(one).events.get(timeout=10)
         assert isinstance(event, Failed)
-        assert isinstance(event.error, SequenceFailedError)
+        assert isinstance(event.error, ModelFailedError)
     until_running(scheduler, 0)
     assert engine.kept_count == 0
 
@@ -317,7 +308,7 @@ def test_the_end_and_a_defect_are_told(
     scheduler.stop()
     event = inbox(last).events.get(timeout=10)
     assert isinstance(event, Failed)
-    assert isinstance(event.error, SchedulerStoppedError)
+    assert isinstance(event.error, ServerDrainingError)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from elman_server.engine import FREE, Chunk
-from elman_server.scheduling import Failed, Finished, FinishReason, Generation, Pace, SequenceFailedError
+from elman_server.errors import ModelFailedError
+from elman_server.scheduling import Failed, Finished, FinishReason, Generation, Pace
 from elman_server.scheduling.turn import Plan, Ran, Turn
 from tests.support.fake_engine import POISON, SIZE, FakeEngine, continuation
 from tests.support.scheduling import generation, inbox, make_scheduler, reading, until_running
@@ -114,7 +115,7 @@ def test_a_failure_is_told_to_its_own_sequence_only() -> None:
     scheduler.start()
     _, end = inbox(bad).tokens_and_end()
     assert isinstance(end, Failed)
-    assert isinstance(end.error, SequenceFailedError)
+    assert isinstance(end.error, ModelFailedError)
     for token, sequence in zip((1, 2, 3, 4), good, strict=True):
         assert inbox(sequence).tokens_and_end()[0] == continuation([token], 40)
     scheduler.stop()

@@ -12,6 +12,7 @@ import pytest
 
 from elman_server.decoding.beams import BeamParams
 from elman_server.decoding.constraints import Constraint, ConstraintKind, Grammars
+from elman_server.errors import ModelFailedError, QueueFullError, ServerDrainingError
 from elman_server.scheduling import (
     Beams,
     BeamsFinished,
@@ -21,13 +22,10 @@ from elman_server.scheduling import (
     FinishReason,
     Generation,
     Pace,
-    QueueFullError,
     Reading,
     ReadingFinished,
     SamplingParams,
     Scheduler,
-    SchedulerStoppedError,
-    SequenceFailedError,
     Snapshot,
     Tokens,
 )
@@ -555,7 +553,7 @@ def test_step_that_fails_ends_only_the_sequence_at_fault(scheduler: Scheduler, e
     tokens, end = inbox(bad).tokens_and_end()
     assert tokens == []
     assert isinstance(end, Failed)
-    assert isinstance(end.error, SequenceFailedError)
+    assert isinstance(end.error, ModelFailedError)
     for sequence in good:
         assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 10)
 
@@ -686,8 +684,8 @@ def test_stop_tells_those_who_run_and_those_who_wait() -> None:
     for sequence in (running, waiting):
         end = inbox(sequence).tokens_and_end()[1]
         assert isinstance(end, Failed)
-        assert isinstance(end.error, SchedulerStoppedError)
-    with pytest.raises(SchedulerStoppedError):
+        assert isinstance(end.error, ServerDrainingError)
+    with pytest.raises(ServerDrainingError):
         scheduler.submit(generation([1], 1))
 
 

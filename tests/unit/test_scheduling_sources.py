@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elman_server.scheduling import Failed, Finished, Generation, SequenceFailedError, Source
+from elman_server.errors import ModelFailedError
+from elman_server.scheduling import Failed, Finished, Generation, Source
 from elman_server.scheduling.running import Emission
 from tests.support.fake_engine import POISON, FakeEngine, continuation
 from tests.support.scheduling import generation, hand_over, inbox, make_scheduler, until_running
@@ -95,7 +96,7 @@ def test_a_source_that_cannot_be_read_fails_alone(company: int) -> None:
     tokens, end = inbox(bad).tokens_and_end()
     assert tokens == []
     assert isinstance(end, Failed)
-    assert isinstance(end.error, SequenceFailedError)
+    assert isinstance(end.error, ModelFailedError)
     for index, sequence in enumerate(fine):
         assert inbox(sequence).tokens_and_end()[0] == expected([2, index])
     until_running(scheduler, 0)

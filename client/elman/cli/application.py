@@ -106,7 +106,7 @@ def _other_errors() -> tuple[type[Exception], ...]:
         "elman_training.errors": "TrainingError",
         "elman_export.errors": "ExportError",
         "elman_bundle.errors": "BundleError",
-        "elman_server.engine.errors": "ModelLoadError",
+        "elman_server.errors": "ModelLoadError",
         "elman_server.application": "StartError",
     }
     return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)

@@ -22,9 +22,9 @@ from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
-from elman_server.decoding.errors import ConstraintError
 from elman_server.decoding.expressions import Constraint, ConstraintKind, explained, grammar_of
 from elman_server.decoding.rehearsal import ENDED, LIMITS, Rehearsal, tokenizer_of
+from elman_server.errors import ConstraintError
 
 __all__ = ["Constraint", "ConstraintError", "ConstraintKind", "Grammar", "Grammars", "Matcher", "allowed_tokens"]
 

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from elman_server.decoding.errors import ConstraintError, shortened
 from elman_server.decoding.schemas import KEYWORDS, checked_schema, key_position
+from elman_server.errors import ConstraintError, shortened
 
 LONGEST = 100_000  # characters
 

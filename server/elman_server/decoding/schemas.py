@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from elman_server.decoding.errors import ConstraintError, shortened
+from elman_server.errors import ConstraintError, shortened
 
 _IN_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _IN_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})

@@ -1,6 +1,5 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
-from elman_server.engine.errors import EngineError, ModelLoadError
 from elman_server.engine.interface import (
     FREE,
     NO_CHILD,
@@ -29,8 +28,6 @@ __all__ = [
     "Cores",
     "Encoded",
     "Engine",
-    "EngineError",
-    "ModelLoadError",
     "NodeResults",
     "OnnxEngine",
     "OnnxTreeEngine",

@@ -11,7 +11,7 @@ import onnxruntime
 from elman_bundle import Bundle
 from elman_protos import v1
 from elman_protos.element_types import element_type
-from elman_server.engine.errors import ModelLoadError
+from elman_server.errors import ModelLoadError
 
 _OPEN = "rows"
 _ANY = 2  # children; an axis of more than one that is given as a position is to be open

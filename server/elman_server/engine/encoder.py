@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from elman_bundle import Bundle
 from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_encoder
-from elman_server.engine.errors import EngineError
 from elman_server.engine.interface import Encoded
 from elman_server.engine.providers import Opener
+from elman_server.errors import EngineError
 
 _SHORT = 16  # positions; up to twice this, lengths are alike
 _MOST_POSITIONS = 4096  # of the sources that are read at once, padding included

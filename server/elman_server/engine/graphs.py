@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from elman_protos import v1
 from elman_protos.element_types import element_type
 from elman_server.engine.constants import Constants
-from elman_server.engine.errors import EngineError, ModelLoadError
 from elman_server.engine.interface import Arrays
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
 from elman_server.engine.unrolling import FILTERS
 from elman_server.engine.weights import Weights
+from elman_server.errors import EngineError, ModelLoadError
 
 
 @dataclass(frozen=True)

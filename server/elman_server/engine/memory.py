@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from elman_server.engine.errors import EngineError, ModelLoadError
+from elman_server.errors import EngineError, ModelLoadError
 
 
 class Buffer(Protocol):

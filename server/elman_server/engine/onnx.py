@@ -24,7 +24,6 @@ from elman_protos import v1
 from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
 from elman_server.engine.encoder import Encoder
-from elman_server.engine.errors import ModelLoadError
 from elman_server.engine.graphs import Graph, Storage
 from elman_server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted
 from elman_server.engine.providers import Opener, Provider
@@ -44,6 +43,7 @@ from elman_server.engine.unrolling import (
     unroll,
 )
 from elman_server.engine.weights import Weights
+from elman_server.errors import ModelLoadError
 
 # Few: each has a graph of its own with threads of its own, which sleep until it is run again.
 _STEP_COUNTS = (1, 2, 4, 8, 16, 32, 64)

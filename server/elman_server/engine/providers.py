@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from elman_server.engine.errors import ModelLoadError
 from elman_server.engine.threads import Cores
 from elman_server.engine.weights import Weights
+from elman_server.errors import ModelLoadError
 
 _WARNING, _FATAL = 2, 4
 _SPIN_MICROSECONDS = 300

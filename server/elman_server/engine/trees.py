@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from elman_bundle import Bundle
 from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
-from elman_server.engine.errors import EngineError
 from elman_server.engine.interface import NO_CHILD, NodeResults
 from elman_server.engine.providers import Opener
+from elman_server.errors import EngineError
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
 _KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children

@@ -33,8 +33,8 @@ from elman_server.decoding import (
     add_log_probabilities,
     add_score,
 )
-from elman_server.engine.errors import ModelLoadError
 from elman_server.engine.interface import NOTHING, Wanted
+from elman_server.errors import ModelLoadError
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from elman_protos import v1
+from elman_server.errors import ModelFailedError, ResponseTooLargeError
 from elman_server.rpc.analysis_validation import candidate_ids, context_ids, embedded_ids, inspected_ids
 from elman_server.rpc.callers import Context, caller_of
-from elman_server.rpc.errors import AnswerTooLargeError, ModelFailedError
 from elman_server.rpc.inspecting import inspect
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import Models
@@ -17,7 +17,7 @@ from elman_server.rpc.scoring import Scoring
 from elman_server.rpc.subjects import Subject, Units, embedded_subject, inspected_units
 from elman_server.rpc.validation import Limits, check_size, requested_source
 from elman_server.rpc.writing import Writer, grouped
-from elman_server.scheduling import Reading, SequenceFailedError
+from elman_server.scheduling import Reading
 from elman_server.sessions import PrefixCache
 
 _MESSAGE_BYTES = 64 * 1024  # of a stream's messages, about, as far as the limit does not say less
@@ -111,7 +111,7 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
                             unknown_token_count=model.count_unknown(ids),
                             token_ids=ids.tolist() if request.every_step else (),
                         )
-        except SequenceFailedError as error:
+        except ModelFailedError as error:
             raise ModelFailedError(f"inputs[{len(response.embeddings)}]: {error}") from error
         return response
 
@@ -119,16 +119,18 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
         """Refuse to embed what could not be sent.
 
         Raises:
-            AnswerTooLargeError: it could not.
+            ResponseTooLargeError: it could not.
         """
         size = sum(subject.size(count if every_step else 1) for count in step_counts)
         size += _ID_BYTES * sum(step_counts) if every_step else 0
         limit = self._limits.message_bytes
         if size > limit:
             less = "for the last step only, " if every_step else ""
-            raise AnswerTooLargeError(
+            raise ResponseTooLargeError(
                 "inputs",
-                f"would make an answer of about {size} bytes, the limit is {limit}: ask {less}for less in one request",
+                f"a response of about {size} bytes",
+                f"at most {limit} are allowed",
+                f"Ask {less}for less in one request",
                 size=size,
                 limit=limit,
             )
@@ -160,13 +162,15 @@ class AnalysisServicer(v1.AnalysisServiceServicer):
         """Refuse to show so many units that one step could not be sent.
 
         Raises:
-            AnswerTooLargeError: it could not.
+            ResponseTooLargeError: it could not.
         """
         size, limit = _STEP_BYTES + _VALUE_BYTES * len(units), self._limits.message_bytes
         if size > limit:
-            raise AnswerTooLargeError(
+            raise ResponseTooLargeError(
                 "units",
-                f"are {len(units)}, of which one step takes about {size} bytes, the limit is {limit}: name fewer",
+                f"{len(units)} units, about {size} bytes a step",
+                f"at most {limit} are allowed",
+                "Name fewer",
                 size=size,
                 limit=limit,
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from elman_bundle.vocabulary import TokenIds
 from elman_protos import v1
-from elman_server.rpc.errors import FieldError
+from elman_server.errors import InvalidFieldError
 from elman_server.rpc.models import ServedModel
 from elman_server.rpc.several import encode_all
 from elman_server.rpc.validation import Limits, analysis_ids
@@ -19,7 +19,7 @@ async def context_ids(request: v1.ScoreRequest, model: ServedModel, limits: Limi
     """What goes before every candidate, the begin token first where the model has one; may be nothing.
 
     Raises:
-        FieldError: it cannot be encoded.
+        InvalidFieldError: it cannot be encoded.
     """
     return model.with_begin_token(await analysis_ids(request.context, "context", model, limits))
 
@@ -36,15 +36,16 @@ async def candidate_ids(
         limits: what may be asked for.
 
     Raises:
-        FieldError: there are none or too many, or one is empty, cannot be encoded, or has nothing to be scored.
+        InvalidFieldError: there are none or too many, or one is empty, cannot be encoded, or has nothing to be scored.
     """
     candidates = await _all_ids(request.candidates, "candidates", context_length, model, limits)
     for index, ids in enumerate(candidates):
         if len(ids) == 1 and not context_length:
-            raise FieldError(
+            raise InvalidFieldError(
                 f"candidates[{index}]",
-                "has one token with nothing before it, and a first token has no probability: give a context, or two "
-                "tokens or more",
+                "one token without a context",
+                "a first token has no probability",
+                "Give a context, or two tokens or more",
             )
     return candidates
 
@@ -53,7 +54,7 @@ async def embedded_ids(request: v1.EmbedRequest, model: ServedModel, limits: Lim
     """The inputs' ids, the begin token first where the model generates and has one.
 
     Raises:
-        FieldError: there are none or too many, or one is empty or cannot be encoded.
+        InvalidFieldError: there are none or too many, or one is empty or cannot be encoded.
     """
     inputs = await _all_ids(request.inputs, "inputs", 0, model, limits)
     return [model.with_begin_token(ids) for ids in inputs]
@@ -63,7 +64,7 @@ async def inspected_ids(request: v1.InspectRequest, model: ServedModel, limits: 
     """The input's ids, the begin token first where the model generates and has one.
 
     Raises:
-        FieldError: it is empty or cannot be encoded.
+        InvalidFieldError: it is empty or cannot be encoded.
     """
     return model.with_begin_token(await _some_ids(request.input, "input", model, limits))
 
@@ -82,5 +83,5 @@ async def _all_ids(
 async def _some_ids(given: v1.AnalysisInput, field: str, model: ServedModel, limits: Limits) -> TokenIds:
     ids = await analysis_ids(given, field, model, limits)
     if not len(ids):
-        raise FieldError(field, "is empty: there is nothing to read")
+        raise InvalidFieldError(field, "an empty input", "there is nothing to read")
     return ids

@@ -22,7 +22,7 @@ async def requested_choices(request: v1.ChooseRequest, model: ServedModel, limit
     it out.
 
     Raises:
-        FieldError: there are too few or too many, or one is empty or cannot be encoded.
+        InvalidFieldError: there are too few or too many, or one is empty or cannot be encoded.
     """
     end = [] if request.open_ended or model.end_token is None else [model.end_token]
 
@@ -42,7 +42,7 @@ async def choose(prompt: Prefill, ids: TokenIds, choices: list[TokenIds]) -> v1.
 
     Raises:
         ModelFailedError: the model failed on one, or has shown what is no number.
-        SchedulingError: what else keeps one from its end.
+        DomainError: what else keeps one from its end.
     """
     model = prompt.model
     scoring = Scoring(model, ids, prompt.state, prompt.source, totals_only=True, longest=1, field="choices")

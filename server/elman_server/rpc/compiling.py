@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from elman_server.decoding.constraints import Constraint, ConstraintError, Grammar, Grammars
-from elman_server.rpc.errors import FieldError, QueueFullRequestError
+from elman_server.decoding.constraints import Constraint, Grammar, Grammars
+from elman_server.errors import QueueFullError
 from elman_server.rpc.models import ServedModel
 
 _MOST_WAITING = 64  # different constraints; at two seconds each, the worst, for two minutes
@@ -25,15 +25,12 @@ class Compiling:
         """The grammar of a constraint, at once where it is kept. A call that is cancelled gives its place up.
 
         Raises:
-            FieldError: there is none such.
-            QueueFullRequestError: too many others wait.
+            ConstraintError: there is none such.
+            QueueFullError: too many others wait.
         """
         grammars = self._grammars.get(model.name)
-        try:
-            kept = grammars.kept(constraint) if grammars else None
-            return kept or await self._on_thread(model, constraint)
-        except ConstraintError as error:
-            raise FieldError("constraint", str(error)) from error
+        kept = grammars.kept(constraint) if grammars else None
+        return kept or await self._on_thread(model, constraint)
 
     def close(self) -> None:
         """Compile nothing any more; waits for what is under way, some seconds at worst."""
@@ -42,8 +39,7 @@ class Compiling:
     async def _on_thread(self, model: ServedModel, constraint: Constraint) -> Grammar:
         wanted = (model.name, constraint)
         if wanted not in self._waiting and len(self._waiting) >= _MOST_WAITING:
-            message = f"{_MOST_WAITING} constraints wait to be compiled, as many as may"
-            raise QueueFullRequestError(message, limit=_MOST_WAITING)
+            raise QueueFullError("constraint to compile", _MOST_WAITING)
         self._waiting[wanted] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, model, constraint)

@@ -11,7 +11,7 @@ from elman_protos import v1
 from elman_server.decoding.beams import LARGEST_LENGTH_PENALTY, BeamParams, EarlyStopping
 from elman_server.decoding.constraints import Constraint, ConstraintKind
 from elman_server.decoding.shaping import Shaping
-from elman_server.rpc.errors import FieldError
+from elman_server.errors import InvalidFieldError
 from elman_server.rpc.models import ServedModel
 from elman_server.rpc.validation import Limits, duration_seconds
 from elman_server.scheduling import SamplingParams
@@ -62,14 +62,12 @@ def requested_decoding(request: v1.GenerateRequest, seed: int, model: ServedMode
     """How to choose tokens and when to stop, under a seed that is the request's or has been chosen for it.
 
     Raises:
-        FieldError: something is outside its range, or does not go with something else.
+        InvalidFieldError: something is outside its range, or does not go with something else.
     """
     default = min(DEFAULT_MAX_TOKENS, limits.max_tokens)
     max_tokens = request.max_tokens if request.HasField("max_tokens") else default
     if not 1 <= max_tokens <= limits.max_tokens:
-        raise FieldError(
-            "max_tokens", f"is {max_tokens}, but must be 1 to {limits.max_tokens}", limit=limits.max_tokens
-        )
+        raise InvalidFieldError("max_tokens", max_tokens, f"must be 1 to {limits.max_tokens}", limit=limits.max_tokens)
     decoding = Decoding(
         _params(request, seed, model, max_tokens),
         _constraint(request, model),
@@ -91,16 +89,16 @@ def _params(request: v1.GenerateRequest, seed: int, model: ServedModel, max_toke
     elif sampling.HasField("temperature"):
         temperature = sampling.temperature
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise FieldError("sampling.temperature", f"is {temperature}, but must be finite and not negative")
+        raise InvalidFieldError("sampling.temperature", temperature, "must be finite and not negative")
     top_k = sampling.top_k if sampling.HasField("top_k") else model.vocabulary.size
     if top_k < 1:
-        raise FieldError("sampling.top_k", f"is {top_k}, but must be at least 1")
+        raise InvalidFieldError("sampling.top_k", top_k, "must be at least 1")
     top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
     if not 0 < top_p <= 1:
-        raise FieldError("sampling.top_p", f"is {top_p}, but must be above 0 and at most 1")
+        raise InvalidFieldError("sampling.top_p", top_p, "must be above 0 and at most 1")
     min_p = sampling.min_p
     if not 0 <= min_p <= 1:
-        raise FieldError("sampling.min_p", f"is {min_p}, but must be 0 to 1")
+        raise InvalidFieldError("sampling.min_p", min_p, "must be 0 to 1")
     return SamplingParams(
         temperature,
         seed,
@@ -115,33 +113,35 @@ def _params(request: v1.GenerateRequest, seed: int, model: ServedModel, max_toke
 
 def _shaping(asked: v1.Shaping, model: ServedModel, max_tokens: int) -> Shaping:
     if len(asked.logit_bias) > MOST_BIASES:
-        raise FieldError("shaping.logit_bias", f"has {len(asked.logit_bias)} tokens, but may have {MOST_BIASES}")
+        raise InvalidFieldError(
+            "shaping.logit_bias", f"{len(asked.logit_bias)} tokens", f"at most {MOST_BIASES} are allowed"
+        )
     _check_ids(asked.logit_bias, "shaping.logit_bias", model)
     for token, bias in asked.logit_bias.items():
         if not abs(bias) <= LARGEST_BIAS:
-            message = f"is {bias}, but must be {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
-            raise FieldError(f"shaping.logit_bias[{token}]", message)
+            rule = f"must be {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
+            raise InvalidFieldError(f"shaping.logit_bias[{token}]", bias, rule)
     repetition = asked.repetition_penalty if asked.HasField("repetition_penalty") else 1.0
     if not (math.isfinite(repetition) and repetition > 0):
-        raise FieldError("shaping.repetition_penalty", f"is {repetition}, but must be finite and above 0")
+        raise InvalidFieldError("shaping.repetition_penalty", repetition, "must be finite and above 0")
     for name in ("frequency_penalty", "presence_penalty"):
         if not abs(penalty := getattr(asked, name)) <= LARGEST_BIAS:
-            message = f"is {penalty}, but must be {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
-            raise FieldError(f"shaping.{name}", message)
+            rule = f"must be {-LARGEST_BIAS:g} to {LARGEST_BIAS:g}"
+            raise InvalidFieldError(f"shaping.{name}", penalty, rule)
     if not 0 <= asked.min_tokens <= max_tokens:
-        raise FieldError("shaping.min_tokens", f"is {asked.min_tokens}, but must be 0 to max_tokens, {max_tokens}")
+        raise InvalidFieldError("shaping.min_tokens", asked.min_tokens, f"must be 0 to max_tokens, {max_tokens}")
     for field in ("forced_token_ids", "forbidden_token_ids"):
         _check_ids(getattr(asked, field), f"shaping.{field}", model)
     excluded = {*asked.forbidden_token_ids, model.vocabulary.unknown_id}
     wrong = next((token for token in asked.forced_token_ids if token in excluded), None)
     if wrong is not None:
-        raise FieldError("shaping.forced_token_ids", f"names the token {wrong}, which must never be generated")
+        raise InvalidFieldError("shaping.forced_token_ids", f"token {wrong}", "this token must never be generated")
     if excluded.issuperset(range(model.vocabulary.size)):
-        message = "names every token: no token is left to choose, everything that could follow is forbidden"
-        raise FieldError("shaping.forbidden_token_ids", message)
+        rule = "no token is left to choose, everything that could follow is forbidden"
+        raise InvalidFieldError("shaping.forbidden_token_ids", "every token", rule)
     if len(asked.forced_token_ids) > max_tokens:
-        message = f"has {len(asked.forced_token_ids)} tokens, more than max_tokens, {max_tokens}"
-        raise FieldError("shaping.forced_token_ids", message)
+        got = f"{len(asked.forced_token_ids)} tokens"
+        raise InvalidFieldError("shaping.forced_token_ids", got, f"at most max_tokens, {max_tokens}, are allowed")
     return Shaping(
         logit_bias=dict(asked.logit_bias),
         repetition_penalty=repetition,
@@ -157,20 +157,20 @@ def _check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
     size = model.vocabulary.size
     wrong = next((token for token in ids if not 0 <= token < size), None)
     if wrong is not None:
-        raise FieldError(field, f"names the token {wrong}, but the ids of {model.name!r} are 0 to {size - 1}")
+        raise InvalidFieldError(field, f"token {wrong}", f"the ids of {model.name!r} are 0 to {size - 1}")
 
 
 def _constraint(request: v1.GenerateRequest, model: ServedModel) -> Constraint | None:
     if not request.HasField("constraint"):
         return None
     if model.text_spec.kind == v1.VOCABULARY_KIND_SYMBOLS:
-        message = (
-            f"is given, but the tokens of {model.name!r} are symbols, with spaces between them that none of them has"
-        )
-        raise FieldError("constraint", f"{message}: leave it out")
+        rule = f"the tokens of {model.name!r} are symbols, separated by spaces that no token holds"
+        raise InvalidFieldError("constraint", "a constraint", rule, "Leave it out")
     kind = request.constraint.WhichOneof("expression")
     if kind is None:
-        raise FieldError("constraint", "is empty: give a regex, a json_schema or a lark_grammar")
+        raise InvalidFieldError(
+            "constraint", "no expression", "one is needed", "Give a regex, a json_schema or a lark_grammar"
+        )
     return Constraint(_KINDS[kind], getattr(request.constraint, kind))
 
 
@@ -179,7 +179,7 @@ def _sample_count(request: v1.GenerateRequest, model: ServedModel) -> int:
     if not request.sampling.HasField("sample_count"):
         return 1
     if not 1 <= count <= most:
-        raise FieldError("sampling.sample_count", f"is {count}, but must be 1 to {most}", limit=most)
+        raise InvalidFieldError("sampling.sample_count", count, f"must be 1 to {most}", limit=most)
     return count
 
 
@@ -188,16 +188,18 @@ def _beams(request: v1.GenerateRequest, model: ServedModel, max_tokens: int) -> 
         return None
     asked, most = request.beam, model.scheduler.slot_count
     if not 1 <= asked.width <= most:
-        raise FieldError("beam.width", f"is {asked.width}, but must be 1 to {most}", limit=most)
+        raise InvalidFieldError("beam.width", asked.width, f"must be 1 to {most}", limit=most)
     result_count = asked.result_count if asked.HasField("result_count") else 1
     if not 1 <= result_count <= asked.width:
-        raise FieldError("beam.result_count", f"is {result_count}, but must be 1 to width, {asked.width}")
+        raise InvalidFieldError("beam.result_count", result_count, f"must be 1 to width, {asked.width}")
     length_penalty = asked.length_penalty if asked.HasField("length_penalty") else 1.0
     if not abs(length_penalty) <= LARGEST_LENGTH_PENALTY:
-        message = f"is {length_penalty}, but must be {-LARGEST_LENGTH_PENALTY:g} to {LARGEST_LENGTH_PENALTY:g}"
-        raise FieldError("beam.length_penalty", message)
+        rule = f"must be {-LARGEST_LENGTH_PENALTY:g} to {LARGEST_LENGTH_PENALTY:g}"
+        raise InvalidFieldError("beam.length_penalty", length_penalty, rule)
     if asked.early_stopping not in _EARLY_STOPPING:
-        raise FieldError("beam.early_stopping", f"is {asked.early_stopping}, which is none of the known ones")
+        raise InvalidFieldError(
+            "beam.early_stopping", asked.early_stopping, f"must be {min(_EARLY_STOPPING)} to {max(_EARLY_STOPPING)}"
+        )
     return BeamParams(
         asked.width,
         result_count,
@@ -210,12 +212,12 @@ def _beams(request: v1.GenerateRequest, model: ServedModel, max_tokens: int) -> 
 
 def _stop_sequences(request: v1.GenerateRequest) -> tuple[str, ...]:
     if len(request.stop_sequences) > MOST_STOP_SEQUENCES:
-        message = f"are {len(request.stop_sequences)}, but may be {MOST_STOP_SEQUENCES}"
-        raise FieldError("stop_sequences", message)
+        rule = f"at most {MOST_STOP_SEQUENCES} are allowed"
+        raise InvalidFieldError("stop_sequences", len(request.stop_sequences), rule)
     for number, sequence in enumerate(request.stop_sequences):
         if not 1 <= len(sequence) <= LONGEST_STOP_SEQUENCE:
-            message = f"has {len(sequence)} characters, but must have 1 to {LONGEST_STOP_SEQUENCE}"
-            raise FieldError(f"stop_sequences[{number}]", message)
+            got, rule = f"{len(sequence)} characters", f"must have 1 to {LONGEST_STOP_SEQUENCE}"
+            raise InvalidFieldError(f"stop_sequences[{number}]", got, rule)
     return tuple(request.stop_sequences)
 
 
@@ -224,7 +226,7 @@ def _report_count(request: v1.GenerateRequest) -> int | None:
         return None
     count = request.log_probabilities.most_likely_count
     if not 0 <= count <= MOST_LIKELY:
-        raise FieldError("log_probabilities.most_likely_count", f"is {count}, but must be 0 to {MOST_LIKELY}")
+        raise InvalidFieldError("log_probabilities.most_likely_count", count, f"must be 0 to {MOST_LIKELY}")
     return count
 
 
@@ -239,8 +241,12 @@ def _check_together(request: v1.GenerateRequest, decoding: Decoding) -> None:
         }
         for field, asked in alone.items():
             if asked:
-                raise FieldError(field, "cannot be had together with a beam search")
+                raise InvalidFieldError(field, "a value", "not available in a beam search", "Leave it out")
     if in_session and decoding.sample_count > 1:
-        raise FieldError("sampling.sample_count", "must be 1 in a session, which goes on in one way: fork it first")
+        raise InvalidFieldError(
+            "sampling.sample_count", decoding.sample_count, "must be 1 in a session", "Fork the session"
+        )
     if decoding.report_count is not None and request.session.request_id:
-        raise FieldError("log_probabilities", "are not recorded: they need a call without a session.request_id")
+        raise InvalidFieldError(
+            "log_probabilities", "a report", "reports are not recorded", "Leave out session.request_id"
+        )

@@ -14,9 +14,9 @@ from typing import Any
 from elman_protos import v1
 from elman_server.decoding.constraints import Grammar
 from elman_server.decoding.stopping import StopCheck
+from elman_server.errors import InvalidFieldError
 from elman_server.rpc.compiling import Compiling
 from elman_server.rpc.decoding import Decoding, requested_decoding
-from elman_server.rpc.errors import FieldError
 from elman_server.rpc.generation import Telling, Write, write_beams, write_generation
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import Models, ServedModel
@@ -67,14 +67,16 @@ class GenerateCalls:
             write: sends a message.
 
         Raises:
-            RequestError, SchedulingError, SessionError: why it cannot be answered.
+            DomainError: why it cannot be answered.
         """
         arrived = time.perf_counter()
         if request.HasField("session"):
             await self._continue_session(request, write, arrived)
             return
         if request.received_token_count:
-            raise FieldError("received_token_count", "needs a session: only there a call can be repeated")
+            raise InvalidFieldError(
+                "received_token_count", request.received_token_count, "only a call in a session can be repeated"
+            )
         model = self._models.that_generates(request.model)
         given = requested_seed(request)
         seed = secrets.randbits(63) if given is None else given
@@ -194,7 +196,7 @@ class GenerateCalls:
         name = request.model or await self._sessions.model_of(target.session_id)
         model = self._models.that_generates(name)
         if request.HasField("source"):
-            raise FieldError("source", "is given, but a session goes on from its own state: leave it out")
+            raise InvalidFieldError("source", "a source", "a session continues from its own state", "Leave it out")
         decoding = requested_decoding(request, 0, model, self._limits)
         interval = delivery_interval(request)
         ids = await continuation_ids(request, model, self._limits)
@@ -241,14 +243,16 @@ class GenerateCalls:
         """With the grammar of its constraint.
 
         Raises:
-            FieldError: there is none such, or it does not allow what is forced.
-            QueueFullRequestError: too many others are to be compiled.
+            InvalidFieldError: there is none such, or it does not allow what is forced.
+            QueueFullError: too many others are to be compiled.
         """
         if decoding.constraint is None:
             return decoding
         grammar = await self._compiling.compile(model, decoding.constraint)
         if grammar.start().is_exhausted:
-            raise FieldError("constraint", "lets this model generate nothing: only the empty text matches")
+            raise InvalidFieldError(
+                "constraint", "an expression that matches the empty text only", "it lets this model generate nothing"
+            )
         if forced := decoding.params.shaping.forced_tokens if decoding.params.shaping else ():
             await asyncio.to_thread(_check_forced, forced[:_CHECKED], grammar)
         return replace(decoding, params=replace(decoding.params, grammar=grammar))
@@ -273,7 +277,9 @@ def _check_forced(tokens: tuple[int, ...], grammar: Grammar) -> None:
         if matcher.is_exhausted:
             return
         if matcher.error is not None:
-            raise FieldError("shaping.forced_token_ids", f"does not go with the constraint: {matcher.error}")
+            raise InvalidFieldError(
+                "shaping.forced_token_ids", f"token {token}", f"the constraint excludes it: {matcher.error}"
+            )
 
 
 def _manner(decoding: Decoding, params: SamplingParams, telling: Telling) -> dict[str, Any]:

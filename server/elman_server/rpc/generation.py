@@ -10,20 +10,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from elman_protos import v1
 from elman_server.decoding.stopping import StopScanner
-from elman_server.rpc.errors import FieldError
+from elman_server.errors import InvalidFieldError, ModelFailedError
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import ServedModel
 from elman_server.rpc.writing import grouped
-from elman_server.scheduling import (
-    BeamsFinished,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    SequenceFailedError,
-    TokenReport,
-    Tokens,
-)
+from elman_server.scheduling import BeamsFinished, Event, Failed, Finished, FinishReason, TokenReport, Tokens
 
 _MESSAGE_BYTES = 64 * 1024  # of reports in one message, about; to write more down takes long
 Write = Callable[[v1.GenerateResponse], Awaitable[None]]
@@ -75,8 +66,8 @@ async def write_generation(mailbox: Mailbox, telling: Telling) -> None:
     """Write what comes for a generation, to its end.
 
     Raises:
-        SchedulingError, SessionError: what ended it.
-        FieldError: the client claims to have more than there is.
+        DomainError: what ended it.
+        InvalidFieldError: the client claims to have more than there is.
     """
     response, started = telling.response(), telling.started
     if started is not None:
@@ -104,8 +95,8 @@ async def write_generation(mailbox: Mailbox, telling: Telling) -> None:
         raise end.error
     assert isinstance(end, Finished)
     if telling.received > count:
-        message = f"is {telling.received}, but this call has generated {count} tokens in all"
-        raise FieldError("received_token_count", message)
+        rule = f"this call has generated {count} tokens in all"
+        raise InvalidFieldError("received_token_count", telling.received, rule)
     rest = "" if response.HasField("chunk") else text.take([], final=True)
     if rest:  # Bytes that became no whole character, or what might have become a stop sequence.
         response.chunk.text = rest
@@ -125,7 +116,7 @@ async def write_beams(mailbox: Mailbox, telling: Telling) -> None:
     before it began has found one without tokens.
 
     Raises:
-        SchedulingError: what ended it.
+        DomainError: what ended it.
     """
     assert telling.started is not None
     await telling.write(v1.GenerateResponse(started=telling.started))
@@ -136,7 +127,7 @@ async def write_beams(mailbox: Mailbox, telling: Telling) -> None:
     usage = _usage(telling, end.step_count, end.begun, time.perf_counter()) if end.begun else None
     if not end.hypotheses:
         if not end.cut_short:
-            raise SequenceFailedError("everything that could follow is forbidden")
+            raise ModelFailedError("everything that could follow is forbidden")
         finished = v1.GenerateFinished(finish_reason=v1.FINISH_REASON_TIME_LIMIT, usage=usage)
         await telling.write(v1.GenerateResponse(finished=finished))
     cut = v1.FINISH_REASON_TIME_LIMIT if end.cut_short else v1.FINISH_REASON_MAX_TOKENS

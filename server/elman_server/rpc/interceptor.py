@@ -10,9 +10,8 @@ from typing import Any
 import grpc
 import structlog
 
-from elman_server.rpc.errors import RequestError, ServerDrainingError, UnexpectedError, grpc_status, request_error
-from elman_server.scheduling import SchedulingError
-from elman_server.sessions.errors import SessionError
+from elman_server.errors import DomainError, ServerDrainingError
+from elman_server.rpc.transport.statuses import grpc_status, row_of
 
 _log = structlog.get_logger(__name__)
 _OURS = "/elman."
@@ -71,20 +70,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._idle.clear()
             try:
                 if self.draining.is_set():
-                    raise ServerDrainingError("the server is shutting down")
+                    raise ServerDrainingError
                 return await inner(request, context)
-            except (RequestError, SchedulingError, SessionError) as error:
-                refusal = request_error(error)
-                _log.info("call refused", call=name, reason=refusal.reason, error=str(refusal))
-                await _end(context, refusal)
+            except DomainError as error:
+                _log.info("call refused", call=name, reason=row_of(error).reason, error=str(error))
+                await _end(context, error)
             except asyncio.CancelledError:
                 _log.debug("call cancelled", call=name)
                 raise
             except grpc.aio.InternalError:  # What grpc raises where a client has gone while it was being written to.
                 _log.debug("client gone", call=name)
-            except Exception:
+            except Exception as error:
                 _log.exception("call failed", call=name)
-                await _end(context, UnexpectedError("internal error"))
+                await _end(context, error)
             finally:
                 self._active -= 1
                 if not self._active:
@@ -93,7 +91,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
-async def _end(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> None:
+async def _end(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
     """End a call with an error. A client that does not read will find it when it does; nobody waits for that."""
     with contextlib.suppress(TimeoutError, grpc.aio.InternalError):
         async with asyncio.timeout(_PATIENCE):

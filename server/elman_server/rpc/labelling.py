@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_protos import v1
-from elman_server.rpc.errors import ModelFailedError
+from elman_server.errors import ModelFailedError
 from elman_server.rpc.lengthy import by_length
 from elman_server.rpc.models import Labelling
 

@@ -13,10 +13,9 @@ from typing import Any
 import structlog
 
 from elman_protos import v1
-from elman_server.rpc.errors import RequestError, UnexpectedError, request_error
+from elman_server.errors import DomainError, QueueFullError
+from elman_server.rpc.transport.statuses import wire_status
 from elman_server.rpc.writing import grouped
-from elman_server.scheduling import QueueFullError, SchedulingError
-from elman_server.sessions.errors import SessionError
 
 _UNDER_WAY = 256  # requests of one call
 _AT_ONCE = 16  # are taken up without a turn for others
@@ -138,7 +137,7 @@ class _Call:
         begun: Sequence[LetGo] = ()
         if self._begin:
             ends = [partial(self._tell_outcome, index) for index in range(first, first + len(requests))]
-            with contextlib.suppress(RequestError, SchedulingError):
+            with contextlib.suppress(DomainError):
                 begun = self._begin(requests, ends)
         self._under_way.update(enumerate(begun, first))
         for index, request in enumerate(requests[len(begun) :], first + len(begun)):
@@ -193,10 +192,9 @@ class _Call:
         self._end(index)
 
     def _tell_failure(self, index: int, error: Exception) -> None:
-        if not isinstance(error, RequestError | SchedulingError | SessionError):
+        if not isinstance(error, DomainError):
             _log.error("a request among many failed", exc_info=error)
-            error = UnexpectedError("internal error")
-        self._tell(self._kind.answer(request_index=index, failure=_failure(request_error(error))))
+        self._tell(self._kind.answer(request_index=index, failure=_failure(error)))
 
     def _tell(self, answer: Any) -> None:
         self._answers.append(answer)
@@ -211,6 +209,6 @@ class _Call:
             self._news.set()
 
 
-def _failure(error: RequestError) -> v1.Failure:
-    status = error.status()
+def _failure(error: Exception) -> v1.Failure:
+    status = wire_status(error)
     return v1.Failure(code=status.code, message=status.message, details=status.details)

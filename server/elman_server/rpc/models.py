@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from elman_bundle import Bundle, EncodingError, TextVocabulary
 from elman_bundle.vocabulary import TokenIds
 from elman_protos import v1
-from elman_server.decoding.errors import shortened
 from elman_server.engine import state_arrays
-from elman_server.rpc.errors import FieldError, ModelNotFoundError, ModelUnsuitableError, listed
+from elman_server.errors import InvalidFieldError, ModelNotFoundError, ModelUnsuitableError, listed, shortened
 from elman_server.rpc.s_expressions import Bracket, Brackets
 from elman_server.scheduling import Scheduler
 from elman_server.sessions import SessionModel, StateLayout
@@ -140,14 +139,14 @@ class ServedModel:
             ModelUnsuitableError: they can keep nothing of it.
         """
         if self.reads_trees:
-            message = f"{self.name!r} reads trees, and sessions keep sequences: each call brings a whole tree"
-            raise ModelUnsuitableError("model", message)
+            rule = "it reads trees, and a session keeps a sequence"
+            raise ModelUnsuitableError("model", repr(self.name), rule, "Send a whole tree with each call")
         if self.has_encoder:
-            message = f"{self.name!r} starts from a source, and sessions keep only tokens: each call brings its own"
-            raise ModelUnsuitableError("model", message)
+            rule = "it starts from a source, and a session keeps tokens only"
+            raise ModelUnsuitableError("model", repr(self.name), rule, "Send the source with each call")
         if self.reads_numbers:
-            message = f"{self.name!r} reads numbers, and sessions keep tokens: a stream of pieces keeps its state"
-            raise ModelUnsuitableError("model", message)
+            rule = "it reads numbers, and a session keeps tokens only"
+            raise ModelUnsuitableError("model", repr(self.name), rule, "Use StreamClassify, which keeps its state")
         layout = StateLayout(state_arrays(self.bundle))
         return SessionModel(self.name, self.bundle.digest, self.scheduler, layout, self.vocabulary.size, self.generates)
 
@@ -192,15 +191,15 @@ class Models:
         """The model `name`.
 
         Raises:
-            FieldError: `field` is empty.
+            InvalidFieldError: `field` is empty.
             ModelNotFoundError: there is none of that name.
         """
         if not name:
-            raise FieldError(field, f"is needed; this server holds {self._known()}")
+            raise InvalidFieldError(field, "none", f"a name is needed; this server holds {self._known()}")
         if name not in self._models:
             # A status travels in headers, which have a limit: no name is repeated at any length.
             shown = shortened(name, longest=80)
-            raise ModelNotFoundError(field, f"there is no model {shown!r}; this server holds {self._known()}")
+            raise ModelNotFoundError(field, repr(shown), f"there is no such model; this server holds {self._known()}")
         return self._models[name]
 
     def that_keeps_sessions(self, name: str) -> ServedModel:
@@ -211,12 +210,12 @@ class Models:
         """The model an Embed or Inspect request means; without a name the only one there is."""
         model = self._chosen(name, self._that_read_tokens(), "can read an input")
         if model.reads_trees:
-            raise ModelUnsuitableError("model", f"{model.name!r} reads trees: use Classify")
+            raise ModelUnsuitableError("model", repr(model.name), "it reads trees", "Use Classify")
         if model.has_encoder:
-            message = f"{model.name!r} starts from a source, which this call does not have: use Generate, Choose, "
-            raise ModelUnsuitableError("model", f"{message}Score or Classify")
+            rule = "it starts from a source, which this call does not have"
+            raise ModelUnsuitableError("model", repr(model.name), rule, "Use Generate, Choose, Score or Classify")
         if model.reads_numbers:
-            raise ModelUnsuitableError("model", f"{model.name!r} reads numbers: use Classify or StreamClassify")
+            raise ModelUnsuitableError("model", repr(model.name), "it reads numbers", "Use Classify or StreamClassify")
         return model
 
     def _that_read_tokens(self) -> list[ServedModel]:
@@ -230,7 +229,9 @@ class Models:
         """The model a Generate request means; without a name the only one that generates."""
         model = self._chosen(name, [model for model in self._models.values() if model.generates], "can generate text")
         if not model.generates:
-            raise ModelUnsuitableError("model", f"{model.name!r} does not generate text; it has labels: use Classify")
+            raise ModelUnsuitableError(
+                "model", repr(model.name), "it has labels and does not generate text", "Use Classify"
+            )
         return model
 
     def that_labels(self, name: str, field: str) -> tuple[ServedModel, Labelling]:
@@ -238,7 +239,7 @@ class Models:
         suitable = [model for model in self._models.values() if model.labelling]
         model = self._chosen(name, suitable, "can label", field)
         if model.labelling is None:
-            raise ModelUnsuitableError(field, f"{model.name!r} has no labels; it generates text: use Generate")
+            raise ModelUnsuitableError(field, repr(model.name), "it generates text and has no labels", "Use Generate")
         return model, model.labelling
 
     def _chosen(self, name: str, suitable: list[ServedModel], ability: str, field: str = "model") -> ServedModel:
@@ -246,9 +247,13 @@ class Models:
             return self.named(name, field)
         if len(suitable) != 1:
             if not suitable:
-                raise ModelUnsuitableError(field, f"no model of this server {ability}: it holds {self._known()}")
+                raise ModelUnsuitableError(
+                    field, "none", f"no model of this server {ability}; it holds {self._known()}"
+                )
             names = listed(model.name for model in suitable)
-            raise FieldError(field, f"is needed, because {len(suitable)} models of this server {ability}: {names}")
+            raise InvalidFieldError(
+                field, "none", f"{len(suitable)} models of this server {ability}: {names}", "Name one"
+            )
         return suitable[0]
 
     def _known(self) -> str:

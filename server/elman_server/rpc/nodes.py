@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.rpc.errors import InputTooLongError
+from elman_server.errors import InputTooLongError
 
 MOST_NODES = 10_000
 DEEPEST = 1_000  # nodes on one way from the root
@@ -40,10 +40,10 @@ class Nodes:
 
 def too_many(field: str, count: int) -> InputTooLongError:
     """What is said of so many nodes."""
-    return InputTooLongError(field, f"has {count} nodes, but a tree may have {MOST_NODES}", limit=MOST_NODES)
+    return InputTooLongError(field, f"{count} nodes", f"a tree may have at most {MOST_NODES}", limit=MOST_NODES)
 
 
 def too_deep(field: str, what: str) -> InputTooLongError:
     """What is said of the first node that is too far from the root."""
-    message = f"{what} is node {DEEPEST + 1} on its way from the root, but there may be {DEEPEST}"
-    return InputTooLongError(field, message, limit=DEEPEST)
+    rule = f"at most {DEEPEST} is allowed"
+    return InputTooLongError(field, f"{what} at depth {DEEPEST + 1}", rule, limit=DEEPEST)

@@ -87,7 +87,7 @@ class Prefill:
         after it.
 
         Raises:
-            SchedulingError: what keeps it from its end.
+            DomainError: what keeps it from its end.
         """
         end = len(self._ids) - 1
         if self.position < end:
@@ -100,7 +100,7 @@ class Prefill:
         """The output of the last step, of which the cache may know even that.
 
         Raises:
-            SchedulingError: what keeps it from its end.
+            DomainError: what keeps it from its end.
         """
         prefix, end = self.prefix, len(self._ids)
         if prefix is not None and prefix.output is not None and self.position == end:

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from itertools import islice
 
+from elman_server.errors import DomainError
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import ServedModel
-from elman_server.scheduling import Event, Failed, Reading, ReadingFinished, SchedulingError, Sequence, Tree
+from elman_server.scheduling import Event, Failed, Reading, ReadingFinished, Sequence, Tree
 
 _SHARE = 2  # One call takes at most one slot of so many, so that others find some free.
 
@@ -25,7 +26,7 @@ async def run_reading(
         always: see `Scheduler.submit`.
 
     Raises:
-        SchedulingError: what keeps it from its end.
+        DomainError: what keeps it from its end.
     """
     if mailbox is None:
         mailbox = _mailbox_of(reading)
@@ -46,7 +47,7 @@ async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> Async
         readings: what; each has a `Mailbox` of its own. They are taken one by one, when they can begin.
 
     Raises:
-        SchedulingError: what keeps the first of those that have not been given from its end.
+        DomainError: what keeps the first of those that have not been given from its end.
     """
     left = iter(readings)
     most = max(1, model.scheduler.slot_count // _SHARE)
@@ -66,7 +67,7 @@ async def run_readings(model: ServedModel, readings: Iterable[Reading]) -> Async
             while failure is None and under_way and _mailbox_of(under_way[0]).has_events:
                 try:
                     ended.append(end_of(await _mailbox_of(under_way.popleft()).gather()))
-                except SchedulingError as error:
+                except DomainError as error:
                     failure = error  # Its turn comes when those before it have been given.
             yield ended
             if failure is not None:
@@ -85,7 +86,7 @@ def end_of(events: list[Event]) -> ReadingFinished:
     """The end of a reading, which is all that is told of it.
 
     Raises:
-        SchedulingError: what kept it from that.
+        DomainError: what kept it from that.
     """
     (event,) = events
     if isinstance(event, Failed):

@@ -11,8 +11,7 @@ from itertools import islice
 import numpy as np
 
 from elman_bundle import EncodingError
-from elman_server.decoding.errors import shortened
-from elman_server.rpc.errors import FieldError
+from elman_server.errors import InvalidFieldError, shortened
 from elman_server.rpc.nodes import DEEPEST, MOST_NODES, NO_WORD, Nodes, too_deep, too_many
 
 FIELD = "tree.s_expression"
@@ -86,7 +85,7 @@ def parsed(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> Nodes:
         bracket: `read_bracket` of a model.
 
     Raises:
-        FieldError: one of them is no tree.
+        InvalidFieldError: one of them is no tree.
     """
     sizes = [text.count("(") for text in texts]
     if max(sizes) > MOST_NODES:
@@ -130,7 +129,7 @@ def parsed(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> Nodes:
     )
 
 
-def _unknown_word(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> FieldError:
+def _unknown_word(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> InvalidFieldError:
     """What is said of the first word that is no token."""
     for text in texts:
         for node, part in enumerate(text.split("(")[1:]):
@@ -138,34 +137,33 @@ def _unknown_word(texts: Sequence[str], bracket: Callable[[str], Bracket]) -> Fi
                 bracket(part)
             except EncodingError as error:
                 word = _PIECE.findall(part)[1]
-                return FieldError(FIELD, f"{_place([text], node)}has the word {shortened(word)!r}: {error}")
+                return InvalidFieldError(FIELD, f"the word {shortened(word)!r} in {_place([text], node)}", str(error))
     raise AssertionError(f"all words are known: {shortened(texts[0])!r}")
 
 
 def _place(texts: Sequence[str], node: int) -> str:
     """Which node of its tree it is, for a message."""
     opening = [place for text in texts for place, character in enumerate(text) if character == "("]
-    return f"the bracket at character {opening[node]} "
+    return f"the bracket at character {opening[node]}"
 
 
-def _first_mistake(texts: Sequence[str]) -> FieldError:
+def _first_mistake(texts: Sequence[str]) -> InvalidFieldError:
     """What keeps the first of the texts that is no s-expression from being one."""
     return next(mistake for mistake in map(_mistake, texts) if mistake)
 
 
-def _mistake(text: str) -> FieldError | None:
+def _mistake(text: str) -> InvalidFieldError | None:
     """What keeps a text from being an s-expression, if anything does."""
     path: list[int] = []  # where the brackets stand that are not closed
     begun, last = False, ")"  # `last`: what came last, a bracket, or "label" or "word"
     for found in _PIECE.finditer(text):
         piece = found.group()
         if not path and (begun or piece != "("):
-            complaint = "follows the end of the tree" if begun else "stands where a tree begins with '('"
-            return _misplaced(found, complaint)
+            return _misplaced(found, "the tree has ended before it" if begun else "a tree begins with '('")
         begun = True
         if last == "(":
             if piece in "()":
-                return _misplaced(found, "stands where a label is needed: '(label word)' or '(label child child)'")
+                return _misplaced(found, "a label is needed here: '(label word)' or '(label child child)'")
             last = "label"
         elif piece == "(":
             path.append(found.start())
@@ -178,12 +176,11 @@ def _mistake(text: str) -> FieldError | None:
         elif last == "label":
             last = "word"
         else:
-            complaint = "stands where a bracket or ')' is needed: a node has one word, before its children"
-            return _misplaced(found, complaint)
+            return _misplaced(found, "a bracket or ')' is needed here: a node has one word, before its children")
     if path:
-        return FieldError(FIELD, f"the bracket at character {path[-1]} is not closed")
-    return None if begun else FieldError(FIELD, f"is empty: give {EXAMPLE}")
+        return InvalidFieldError(FIELD, "too few ')'", f"the bracket at character {path[-1]} is not closed")
+    return None if begun else InvalidFieldError(FIELD, "an empty text", "a tree is needed", f"Give {EXAMPLE}")
 
 
-def _misplaced(piece: re.Match[str], complaint: str) -> FieldError:
-    return FieldError(FIELD, f"{shortened(piece.group())!r} at character {piece.start()} {complaint}")
+def _misplaced(piece: re.Match[str], rule: str) -> InvalidFieldError:
+    return InvalidFieldError(FIELD, f"{shortened(piece.group())!r} at character {piece.start()}", rule)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from elman_bundle.vocabulary import TokenIds
 from elman_protos import v1
 from elman_server.engine import Arrays, Wanted
-from elman_server.rpc.errors import ModelFailedError
+from elman_server.errors import ModelFailedError
 from elman_server.rpc.lengthy import by_length
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import ServedModel
 from elman_server.rpc.reading import run_readings
-from elman_server.scheduling import Reading, SequenceFailedError, Source
+from elman_server.scheduling import Reading, Source
 
 
 class Scoring:
@@ -57,7 +57,7 @@ class Scoring:
 
         Raises:
             ModelFailedError: the model failed on a candidate, or has shown what is no number.
-            SchedulingError: what else keeps one from its end.
+            DomainError: what else keeps one from its end.
         """
         readings = (self._reading(ids) for ids in candidates)
         done = 0
@@ -76,7 +76,7 @@ class Scoring:
                     yield parts
                     if failure is not None:
                         raise failure
-            except SequenceFailedError as error:
+            except ModelFailedError as error:
                 raise ModelFailedError(f"{self._field}[{done}]: {error}") from error
 
     def _reading(self, ids: TokenIds) -> Reading:

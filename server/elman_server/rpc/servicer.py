@@ -17,15 +17,10 @@ from numpy.typing import NDArray
 
 from elman_protos import v1
 from elman_server.engine import Arrays
+from elman_server.errors import InvalidFieldError, ModelUnsuitableError, QueueFullError, ServerDrainingError, shortened
 from elman_server.rpc.callers import Context, caller_of
 from elman_server.rpc.choosing import choose, requested_choices
 from elman_server.rpc.compiling import Compiling
-from elman_server.rpc.errors import (
-    FieldError,
-    ModelUnsuitableError,
-    QueueFullRequestError,
-    ServerDrainingError,
-)
 from elman_server.rpc.generate_calls import GenerateCalls
 from elman_server.rpc.labelling import predict
 from elman_server.rpc.mailbox import Mailbox
@@ -195,18 +190,24 @@ class InferenceServicer(v1.InferenceServiceServicer):
         async with contextlib.aclosing(self._messages(requests)) as messages:
             first = await anext(messages, None)
             if first is None or not first.HasField("config"):
-                raise FieldError("config", "is missing: the first message of a stream is its config")
+                raise InvalidFieldError("config", "none", "the first message of a stream is its config")
             config = first.config
             target = session_target(config, "config.session") if config.HasField("session") else None
             if target and target.request_id:
-                raise FieldError("config.session.request_id", "belongs to a piece: every piece is a call of its own")
+                raise InvalidFieldError(
+                    "config.session.request_id",
+                    repr(shortened(target.request_id)),
+                    "every piece is a call of its own",
+                    "Set piece.request_id",
+                )
             name = config.model or (await self._sessions.model_of(target.session_id) if target else "")
             model, labelling = self._models.that_labels(name, "config.model")
             if model.reads_trees:
-                raise ModelUnsuitableError("config.model", f"{model.name!r} reads whole trees: use Classify")
+                raise ModelUnsuitableError("config.model", repr(model.name), "it reads whole trees", "Use Classify")
             if model.reads_source_only:
-                message = f"{model.name!r} reads its whole input at once, from both ends it may be: use Classify"
-                raise ModelUnsuitableError("config.model", message)
+                raise ModelUnsuitableError(
+                    "config.model", repr(model.name), "it reads its whole input at once", "Use Classify"
+                )
             read = self._in_session(model, labelling, target) if target else _in_stream(model, labelling)
             with self._open_stream(model):
                 started = v1.StreamStarted(model=model.name, digest=model.bundle.digest)
@@ -225,7 +226,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         latest = v1.PieceResult()
         async for message in messages:
             if not message.HasField("piece"):
-                raise FieldError("piece", "is missing: every message but the first is a piece")
+                raise InvalidFieldError("piece", "none", "every message after the first is a piece")
             steps = await piece_steps(message.piece, model, self._limits)
             count = latest.prediction.step_count + len(steps)
             if len(steps):
@@ -258,7 +259,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
             while True:
                 await asyncio.wait((following, draining), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    raise ServerDrainingError("the server is shutting down")
+                    raise ServerDrainingError
                 request = following.result()
                 if request is None:
                     return
@@ -274,7 +275,7 @@ class InferenceServicer(v1.InferenceServiceServicer):
         """Count a stream of pieces while it is open. Its pieces are not refused one by one, so the streams are."""
         limit = model.scheduler.slot_count + model.scheduler.waiting_limit
         if self._open_streams[model.name] >= limit:
-            raise QueueFullRequestError(f"{limit} streams of {model.name!r} are open, as many as may be", limit=limit)
+            raise QueueFullError(f"open stream of {model.name!r}", limit)
         self._open_streams[model.name] += 1
         try:
             yield

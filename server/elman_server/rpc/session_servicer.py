@@ -7,8 +7,8 @@ from array import array
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from elman_protos import v1
+from elman_server.errors import InvalidFieldError
 from elman_server.rpc.callers import Context, caller_of
-from elman_server.rpc.errors import FieldError
 from elman_server.rpc.models import Models, ServedModel
 from elman_server.rpc.validation import (
     Limits,
@@ -62,7 +62,7 @@ class SessionServicer(v1.SessionServiceServicer):
     async def ListSessions(self, request: v1.ListSessionsRequest, context: Context) -> v1.ListSessionsResponse:
         size = request.page_size or _PAGE
         if not 1 <= size <= _LARGEST_PAGE:
-            raise FieldError("page_size", f"is {size}, but must be 1 to {_LARGEST_PAGE}")
+            raise InvalidFieldError("page_size", size, f"must be 1 to {_LARGEST_PAGE}")
         found = await self._sessions.page(request.page_token, size + 1)
         following = found[size - 1].session_id if len(found) > size else ""
         return v1.ListSessionsResponse(
@@ -88,7 +88,7 @@ class SessionServicer(v1.SessionServiceServicer):
     async def RewindSession(self, request: v1.RewindSessionRequest, context: Context) -> v1.RewindSessionResponse:
         session = await self._sessions.get(_needed(request.session_id))
         if not request.HasField("position"):
-            raise FieldError("position", "is needed: it says where to rewind to")
+            raise InvalidFieldError("position", "none", "the position to rewind to is needed")
         model = self._model_of(session).for_sessions
         return v1.RewindSessionResponse(
             session=self._shown(await self._sessions.rewind(session.session_id, model, request.position))
@@ -127,7 +127,7 @@ class SessionServicer(v1.SessionServiceServicer):
 
 def _needed(session_id: str) -> str:
     if not session_id:
-        raise FieldError("session_id", "is needed")
+        raise InvalidFieldError("session_id", "none", "an id is needed")
     check_session_id(session_id, "session_id")
     return session_id
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from elman_bundle.vocabulary import TokenIds
-from elman_server.rpc.errors import FieldError, InputTooLongError
+from elman_server.errors import InputTooLongError, InvalidFieldError
 from elman_server.rpc.validation import Limits
 
 _AT_ONCE = 64  # inputs that are encoded before other calls have a turn
@@ -38,10 +38,10 @@ async def encode_all(
         already: so many tokens go before them.
 
     Raises:
-        FieldError: they are too few or too many, have too many tokens, or one cannot be encoded.
+        InvalidFieldError: they are too few or too many, have too many tokens, or one cannot be encoded.
     """
     if not least <= len(inputs) <= most:
-        raise FieldError(field, f"are {len(inputs)}, but must be {least} to {most}", limit=most)
+        raise InvalidFieldError(field, len(inputs), f"must be {least} to {most}", limit=most)
     found: list[TokenIds] = []
     total, since = already, 0
     for index, given in enumerate(inputs):
@@ -51,9 +51,7 @@ async def encode_all(
         found.append(await encode(given, f"{field}[{index}]"))
         total, since = total + len(found[-1]), since + len(found[-1])
         if total > limits.total_tokens:
-            message = (
-                f"make {total} tokens up to this one, the limit of one request is {limits.total_tokens}: divide them "
-                "among several"
-            )
-            raise InputTooLongError(f"{field}[{index}]", message, limit=limits.total_tokens)
+            got, rule = f"{total} tokens up to this one", f"one request may have {limits.total_tokens}"
+            remedy = "Split the request"
+            raise InputTooLongError(f"{field}[{index}]", got, rule, remedy, limit=limits.total_tokens)
     return found

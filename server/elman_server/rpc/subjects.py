@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from elman_protos import v1
 from elman_protos.element_types import element_type
 from elman_server.engine import NOTHING, Wanted
-from elman_server.rpc.errors import FieldError, listed
+from elman_server.errors import InvalidFieldError, listed, shortened
 from elman_server.rpc.models import ServedModel
 from elman_server.scheduling import ReadingFinished
 
@@ -57,21 +57,23 @@ def embedded_subject(request: v1.EmbedRequest, model: ServedModel) -> Subject:
     """What a request wants to be told.
 
     Raises:
-        FieldError: the model has no such state or output.
+        InvalidFieldError: the model has no such state or output.
     """
     if request.WhichOneof("subject") == "output":
         outputs = {output.name: output for output in model.bundle.spec.step.outputs}
         if request.output not in outputs:
-            raise FieldError("output", f"is no output of {model.name!r}; it has {listed(outputs)}")
+            raise InvalidFieldError(
+                "output", repr(shortened(request.output)), f"the outputs of {model.name!r} are {listed(outputs)}"
+            )
         return Subject((), outputs[request.output])
     states = _states(model)
     names = list(request.states.names) or list(states)
     if not names:
-        raise FieldError("states", f"are none: {model.name!r} carries no state; choose an output")
+        raise InvalidFieldError("states", "none", f"{model.name!r} carries no state", "Choose an output")
     for index, name in enumerate(names):
         _check_state(name, f"states.names[{index}]", states, model)
         if name in names[:index]:
-            raise FieldError(f"states.names[{index}]", f"names {name!r} again")
+            raise InvalidFieldError(f"states.names[{index}]", repr(name), "a state may be named once")
     return Subject(tuple(states[name] for name in names), None)
 
 
@@ -101,24 +103,26 @@ def inspected_units(request: v1.InspectRequest, model: ServedModel) -> Units:
     """The units that a request names.
 
     Raises:
-        FieldError: the model has no such state, the state no such unit, or a state is named twice.
+        InvalidFieldError: the model has no such state, the state no such unit, or a state is named twice.
     """
     states = _states(model)
     if not states:
-        raise FieldError("units", f"are none: {model.name!r} carries no state")
+        raise InvalidFieldError("units", "none", f"{model.name!r} carries no state", "Choose another model")
     selections: Sequence[v1.UnitSelection] = request.units
     found: list[tuple[str, NDArray[np.int64]]] = []
     for number, selection in enumerate(selections or [v1.UnitSelection(state_name=name) for name in states]):
         field, name = f"units[{number}]", selection.state_name
         _check_state(name, f"{field}.state_name", states, model)
         if any(name == other for other, _ in found):
-            raise FieldError(f"{field}.state_name", f"names {name!r} again: name all its units at once")
+            raise InvalidFieldError(
+                f"{field}.state_name", repr(name), "a state may be named once", "Name all its units together"
+            )
         count = _numbers(states[name])
         places = np.array(selection.indices or range(count), np.int64)
         wrong = np.flatnonzero((places < 0) | (places >= count))
         if wrong.size:
-            raise FieldError(
-                f"{field}.indices[{wrong[0]}]", f"is {places[wrong[0]]}, but the units of {name!r} are 0 to {count - 1}"
+            raise InvalidFieldError(
+                f"{field}.indices[{wrong[0]}]", places[wrong[0]], f"the units of {name!r} are 0 to {count - 1}"
             )
         found.append((name, places))
     return Units(tuple(found))
@@ -135,7 +139,9 @@ def _states(model: ServedModel) -> dict[str, v1.StateSpec]:
 
 def _check_state(name: str, field: str, states: Mapping[str, v1.StateSpec], model: ServedModel) -> None:
     if name not in states:
-        raise FieldError(field, f"is no state of {model.name!r}; it has {listed(states) or 'none'}")
+        raise InvalidFieldError(
+            field, repr(shortened(name)), f"the states of {model.name!r} are: {listed(states) or 'none'}"
+        )
 
 
 def _name(spec: v1.StateSpec | v1.OutputSpec) -> str:

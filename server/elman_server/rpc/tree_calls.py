@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from elman_protos import v1
+from elman_server.errors import DomainError
 from elman_server.rpc.labelling import predict, prediction
 from elman_server.rpc.many import LetGo, Outcome
 from elman_server.rpc.models import Labelling, ServedModel
 from elman_server.rpc.reading import end_of, run_reading
 from elman_server.rpc.trees import requested_tree, short_trees
-from elman_server.scheduling import Event, SchedulingError
+from elman_server.scheduling import Event
 
 
 async def classify_tree(request: v1.ClassifyRequest, model: ServedModel, labelling: Labelling) -> v1.ClassifyResponse:
@@ -20,7 +21,7 @@ async def classify_tree(request: v1.ClassifyRequest, model: ServedModel, labelli
 
     Raises:
         RequestError: it cannot be labelled.
-        SchedulingError: what keeps it from its end.
+        DomainError: what keeps it from its end.
     """
     tree = await requested_tree(request, model)
     outputs = (await run_reading(model, tree)).outputs
@@ -37,14 +38,14 @@ def begin_trees(
     """Have trees labelled; see `elman_server.rpc.many.Begin`.
 
     Raises:
-        FieldError: one of them cannot be labelled.
+        InvalidFieldError: one of them cannot be labelled.
     """
     answering = [
         _Answering(model, Labelling(labelling.labels, request.every_node), end)
         for request, end in zip(requests, ends, strict=True)
     ]
     begun: list[LetGo] = []
-    with contextlib.suppress(SchedulingError):
+    with contextlib.suppress(DomainError):
         for tree, receiver in zip(short_trees(requests, model, answering) or (), answering, strict=False):
             receiver.node_count = len(tree.forced)
             model.scheduler.submit(tree)

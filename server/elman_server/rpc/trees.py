@@ -10,7 +10,7 @@ import numpy as np
 
 from elman_bundle import EncodingError
 from elman_protos import v1
-from elman_server.rpc.errors import FieldError
+from elman_server.errors import InvalidFieldError, shortened
 from elman_server.rpc.lengthy import LONG, by_length
 from elman_server.rpc.mailbox import Mailbox
 from elman_server.rpc.models import ServedModel
@@ -19,7 +19,7 @@ from elman_server.rpc.s_expressions import EXAMPLE, parsed
 from elman_server.scheduling import Receiver, Tree
 
 _NODES = "tree.nodes.nodes"
-_WANTED = f"is needed: give {EXAMPLE}"
+_WANTED = ("none", "a tree is needed", f"Give {EXAMPLE}")
 _CHARACTERS_PER_NODE = 8  # of an s-expression, about
 _LONG = LONG // 4  # nodes
 _LONG_TOGETHER = 4 * LONG  # characters of several s-expressions, of which few have mistakes that are looked for
@@ -29,7 +29,7 @@ async def requested_tree(request: v1.ClassifyRequest, model: ServedModel) -> Tre
     """The tree that is to be labelled.
 
     Raises:
-        FieldError: it is no tree, or none that the model takes.
+        InvalidFieldError: it is no tree, or none that the model takes.
     """
     return await by_length(_length(request.tree), lambda: _requested(request, model), _LONG)
 
@@ -41,7 +41,7 @@ def short_trees(
     that the other callers would wait for them.
 
     Raises:
-        FieldError: one of them is no tree, or none that the model takes.
+        InvalidFieldError: one of them is no tree, or none that the model takes.
     """
     texts = [request.tree.s_expression for request in requests]
     if not all(texts) or sum(map(len, texts)) >= _LONG_TOGETHER:
@@ -56,12 +56,12 @@ def _length(tree: v1.Tree) -> int:
 def _requested(request: v1.ClassifyRequest, model: ServedModel) -> Tree:
     chosen = request.WhichOneof("input")
     if chosen is None:
-        raise FieldError("tree", _WANTED)
+        raise InvalidFieldError("tree", *_WANTED)
     if chosen != "tree":
-        raise FieldError(chosen, f"is given, but {model.name!r} reads trees: give a tree")
+        raise InvalidFieldError(chosen, chosen, f"{model.name!r} reads trees", "Give a tree")
     form = request.tree.WhichOneof("form")
     if form is None:
-        raise FieldError("tree", _WANTED)
+        raise InvalidFieldError("tree", *_WANTED)
     listed = form == "nodes"
     tree = request.tree
     nodes = _listed(tree.nodes.nodes, model) if listed else parsed([tree.s_expression], model.bracket)
@@ -93,11 +93,11 @@ def _listed(nodes: Sequence[v1.TreeNode], model: ServedModel) -> Nodes:
     """The nodes of a list.
 
     Raises:
-        FieldError: they are no tree.
+        InvalidFieldError: they are no tree.
     """
     count = len(nodes)
     if not count:
-        raise FieldError("tree.nodes", "is empty: a tree has one node or more")
+        raise InvalidFieldError("tree.nodes", "no nodes", "a tree has one node or more")
     if count > MOST_NODES:
         raise too_many("tree.nodes", count)
     children = [list(node.children) for node in nodes]
@@ -117,11 +117,11 @@ def _token(node: v1.TreeNode, field: str, model: ServedModel) -> int:
         try:
             return model.token_of(node.word)
         except EncodingError as error:
-            raise FieldError(f"{field}.word", str(error)) from error
+            raise InvalidFieldError(f"{field}.word", repr(shortened(node.word)), str(error)) from error
     size = model.vocabulary.size
     if not 0 <= node.token_id < size:
-        message = f"is {node.token_id}, but the ids of {model.name!r} are 0 to {size - 1}"
-        raise FieldError(f"{field}.token_id", message)
+        rule = f"the ids of {model.name!r} are 0 to {size - 1}"
+        raise InvalidFieldError(f"{field}.token_id", node.token_id, rule)
     return node.token_id
 
 
@@ -129,7 +129,7 @@ def _root(children: list[list[int]]) -> int:
     """The only node without a parent, where every other node has one.
 
     Raises:
-        FieldError: there is no such node, or one has two parents.
+        InvalidFieldError: there is no such node, or one has two parents.
     """
     count = len(children)
     parents: dict[int, int] = {}
@@ -137,17 +137,17 @@ def _root(children: list[list[int]]) -> int:
         for index, child in enumerate(own):
             field = f"{_NODES}[{node}].children[{index}]"
             if not 0 <= child < count:
-                raise FieldError(field, f"is {child}, but the nodes are 0 to {count - 1}")
+                raise InvalidFieldError(field, child, f"the nodes are 0 to {count - 1}")
             if child in parents:
-                other = "is named twice" if parents[child] == node else f"is a child of node {parents[child]} already"
-                raise FieldError(field, f"is {child}, which {other}: a node has one parent")
+                got = f"node {child} again" if parents[child] == node else f"{child}, a child of node {parents[child]}"
+                raise InvalidFieldError(field, got, "a node has one parent")
             parents[child] = node
     roots = [node for node in range(count) if node not in parents]
     if not roots:
-        raise FieldError("tree.nodes", "has no root: every node is the child of another, so they form a cycle")
+        raise InvalidFieldError("tree.nodes", "no root", "every node is the child of another, so they form a cycle")
     if len(roots) > 1:
-        raise FieldError(
-            f"{_NODES}[{roots[1]}]", f"is no child of any node, and neither is node {roots[0]}: a tree has one root"
+        raise InvalidFieldError(
+            f"{_NODES}[{roots[1]}]", f"a second root besides node {roots[0]}", "a tree has one root"
         )
     return roots[0]
 
@@ -156,7 +156,7 @@ def _by_depth(children: list[list[int]], root: int) -> tuple[list[int], list[int
     """All nodes, those nearer to the root first, and how far each is from it. Each has one parent but the root.
 
     Raises:
-        FieldError: some are not reached from the root, or are too far from it.
+        InvalidFieldError: some are not reached from the root, or are too far from it.
     """
     order, depths = [root], [0]
     level = [root]
@@ -164,7 +164,7 @@ def _by_depth(children: list[list[int]], root: int) -> tuple[list[int], list[int
         if len(order) > len(depths):
             depths += [depths[-1] + 1] * len(level)
         if depths[-1] >= DEEPEST:
-            raise too_deep(f"{_NODES}[{level[0]}]", "the node")
+            raise too_deep(f"{_NODES}[{level[0]}]", "a node")
         level = [child for node in level for child in children[node]]
         order += level
     if len(order) < len(children):
@@ -176,8 +176,8 @@ def _by_depth(children: list[list[int]], root: int) -> tuple[list[int], list[int
             seen.add(node)
             node = parents[node]
         index = children[parents[node]].index(node)
-        raise FieldError(
-            f"{_NODES}[{parents[node]}].children[{index}]", f"is {node}, from which the way leads back: that is a cycle"
+        raise InvalidFieldError(
+            f"{_NODES}[{parents[node]}].children[{index}]", f"{node}, an ancestor", "a tree has no cycle"
         )
     return order, depths
 
@@ -188,11 +188,13 @@ def _check_children(nodes: Nodes, model: ServedModel) -> None:
     if np.count_nonzero(counts + nodes.tokens == NO_WORD):  # what has a word, or children, is more
         bare = (counts == 0) & (nodes.tokens == NO_WORD)
         field, what = nodes.where(int(nodes.order[bare].min()))
-        raise FieldError(field, f"{what}has neither a word nor children: a leaf has a word")
+        got = f"neither a word nor children{what and f' in {what}'}"
+        raise InvalidFieldError(field, got, "a leaf has a word")
     if wanted and np.count_nonzero(counts * (counts - wanted)):
         wrong = (counts != 0) & (counts != wanted)
         node = int(nodes.order[wrong].min())
         count = int(counts[nodes.order == node][0])
         field, what = nodes.where(node)
         field = field if what else f"{field}.children"
-        raise FieldError(field, f"{what}has {count} children, but a node of {model.name!r} has {wanted} or none")
+        got = f"{count} children{what and f' in {what}'}"
+        raise InvalidFieldError(field, got, f"a node of {model.name!r} has {wanted} or none")

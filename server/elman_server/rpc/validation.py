@@ -17,8 +17,7 @@ from elman_bundle import EncodingError, TextVocabulary
 from elman_bundle.vocabulary import TokenIds
 from elman_protos import v1
 from elman_protos.element_types import BY_DATA_TYPE, element_type
-from elman_server.decoding.errors import shortened
-from elman_server.rpc.errors import FieldError, InputTooLongError, MessageTooLargeError
+from elman_server.errors import InputTooLongError, InvalidFieldError, MessageTooLargeError, shortened
 from elman_server.rpc.lengthy import by_length
 from elman_server.rpc.models import ServedModel
 from elman_server.scheduling import Source
@@ -76,18 +75,14 @@ def check_size(message: Message, limits: Limits) -> None:
     """
     size = message.ByteSize()
     if size > limits.message_bytes:
-        raise MessageTooLargeError(
-            f"the message has {size} bytes, the limit is {limits.message_bytes}",
-            size=size,
-            limit=limits.message_bytes,
-        )
+        raise MessageTooLargeError(size, limits.message_bytes)
 
 
 def delivery_interval(request: v1.GenerateRequest) -> float | None:
     """Seconds for which tokens may gather; None: the caller leaves it to the server.
 
     Raises:
-        FieldError: it is negative or too long.
+        InvalidFieldError: it is negative or too long.
     """
     if request.HasField("single_tokens"):
         return 0.0
@@ -95,7 +90,7 @@ def delivery_interval(request: v1.GenerateRequest) -> float | None:
         return None
     seconds = duration_seconds(request.interval, "interval")
     if seconds > LONGEST_INTERVAL:
-        raise FieldError("interval", f"is {seconds:g} seconds, but must be 0 to {LONGEST_INTERVAL}")
+        raise InvalidFieldError("interval", f"{seconds:g} seconds", f"must be 0 to {LONGEST_INTERVAL} seconds")
     return seconds
 
 
@@ -103,11 +98,11 @@ def duration_seconds(duration: Duration, field: str) -> float:
     """A duration in seconds.
 
     Raises:
-        FieldError: it is negative.
+        InvalidFieldError: it is negative.
     """
     seconds = duration.seconds + duration.nanos / 1e9
     if seconds < 0:
-        raise FieldError(field, f"is {seconds:g} seconds, but must not be negative")
+        raise InvalidFieldError(field, f"{seconds:g} seconds", "must not be negative")
     return seconds
 
 
@@ -122,14 +117,14 @@ def session_target(
     """What a call says about its session.
 
     Raises:
-        FieldError: the id is missing or can be none, the position negative, or the name too long.
+        InvalidFieldError: the id is missing or can be none, the position negative, or the name too long.
     """
     call = request.session
     if not call.session_id:
-        raise FieldError(f"{field}.session_id", "is needed: it says which session the call continues")
+        raise InvalidFieldError(f"{field}.session_id", "none", "a call in a session needs its id")
     check_session_id(call.session_id, f"{field}.session_id")
     if call.position < 0:
-        raise FieldError(f"{field}.position", f"is {call.position}, but must not be negative")
+        raise InvalidFieldError(f"{field}.position", call.position, "must not be negative")
     name = call.request_id
     check_request_id(name, f"{field}.request_id")
     position = call.position if call.HasField("position") else None
@@ -140,23 +135,25 @@ def check_request_id(name: str, field: str) -> None:
     """Refuse a name that is too long.
 
     Raises:
-        FieldError: it is.
+        InvalidFieldError: it is.
     """
     if len(name) > LONGEST_REQUEST_ID:
-        raise FieldError(field, f"has {len(name)} characters, but may have {LONGEST_REQUEST_ID}")
+        raise InvalidFieldError(field, f"{len(name)} characters", f"at most {LONGEST_REQUEST_ID} are allowed")
 
 
 def received_count(request: v1.GenerateRequest) -> int:
     """How many tokens the caller has already.
 
     Raises:
-        FieldError: it is negative, or the call has no name by which it could have been made before.
+        InvalidFieldError: it is negative, or the call has no name by which it could have been made before.
     """
     count = request.received_token_count
     if count < 0:
-        raise FieldError("received_token_count", f"is {count}, but must not be negative")
+        raise InvalidFieldError("received_token_count", count, "must not be negative")
     if count and not request.session.request_id:
-        raise FieldError("received_token_count", "needs the session.request_id of the first try")
+        raise InvalidFieldError(
+            "received_token_count", count, "a repeated call needs the session.request_id of the first attempt"
+        )
     return count
 
 
@@ -175,7 +172,7 @@ def new_session_id(session_id: str, field: str) -> str:
     """The id of a session to be made; may be empty.
 
     Raises:
-        FieldError: it is not one.
+        InvalidFieldError: it is not one.
     """
     if session_id:
         check_session_id(session_id, field)
@@ -186,17 +183,18 @@ def check_session_id(session_id: str, field: str) -> None:
     """Refuse what can be no session's id.
 
     Raises:
-        FieldError: it cannot.
+        InvalidFieldError: it cannot.
     """
     if not _SESSION_ID.fullmatch(session_id):
-        raise FieldError(field, "must be 1 to 64 letters, digits, '.', '_' or '-'")
+        rule = "must be 1 to 64 letters, digits, '.', '_' or '-'"
+        raise InvalidFieldError(field, repr(shortened(session_id)), rule)
 
 
 async def session_prompt_ids(request: v1.CreateSessionRequest, model: ServedModel, limits: Limits) -> TokenIds:
     """What a session starts with, the begin token first where the model has one; may be nothing.
 
     Raises:
-        FieldError: it cannot be encoded.
+        InvalidFieldError: it cannot be encoded.
     """
     ids = await _prompt_ids(request, model, limits)
     return model.with_begin_token(ids) if len(ids) else ids
@@ -206,7 +204,7 @@ async def continuation_ids(request: v1.GenerateRequest, model: ServedModel, limi
     """What follows in a session; may be nothing.
 
     Raises:
-        FieldError: it cannot be encoded.
+        InvalidFieldError: it cannot be encoded.
     """
     return await _prompt_ids(request, model, limits)
 
@@ -215,13 +213,15 @@ async def prompt_ids(request: v1.GenerateRequest | v1.ChooseRequest, model: Serv
     """The prompt's ids, the begin token first where the model has one.
 
     Raises:
-        FieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
+        InvalidFieldError: the prompt is empty and the model has no begin token, or it cannot be encoded.
     """
     ids = model.with_begin_token(await _prompt_ids(request, model, limits))
     if not len(ids):
-        raise FieldError(
+        raise InvalidFieldError(
             request.WhichOneof("prompt") or "text",
-            f"is empty, but {model.name!r} has no begin token: give a prompt of one token or more",
+            "an empty prompt",
+            f"{model.name!r} has no begin token",
+            "Give a prompt of one token or more",
         )
     return ids
 
@@ -232,20 +232,20 @@ async def requested_source(
     """What the encoder is to read, if the model has one.
 
     Raises:
-        FieldError: it is missing, or given where none belongs, or it is empty, too long, or not what the model reads.
+        InvalidFieldError: it is missing or not expected, is empty or too long, or not what the model reads.
     """
     if not model.has_encoder:
         if request.HasField("source"):
-            raise FieldError("source", f"is given, but {model.name!r} has no encoder: leave it out")
+            raise InvalidFieldError("source", "a source", f"{model.name!r} has no encoder", "Leave it out")
         return None
     source, spec = request.source, model.bundle.spec.encoder.input
     chosen = source.WhichOneof("form")
     numbers = not spec.HasField("token")
     wanted = f"a tensor, {_said(spec, 'positions')}" if numbers else "text or tokens"
     if chosen is None:
-        raise FieldError("source", f"is needed: {model.name!r} starts from one; give {wanted}")
+        raise InvalidFieldError("source", "none", f"{model.name!r} starts from a source", f"Give {wanted}")
     if numbers != (chosen == "tensor"):
-        raise FieldError(f"source.{chosen}", f"is given, but the encoder of {model.name!r} takes {wanted}")
+        raise InvalidFieldError(f"source.{chosen}", chosen, f"the encoder of {model.name!r} reads {wanted}")
     if numbers:
         values = _numbers(source.tensor, spec, "source.tensor", limits, "positions")
     else:
@@ -257,14 +257,14 @@ def checked_source(values: NDArray[Any], field: str, model: ServedModel) -> Sour
     """A source of a length that the model takes.
 
     Raises:
-        FieldError: it is empty or too long.
+        InvalidFieldError: it is empty or too long.
     """
     longest = model.bundle.spec.encoder.longest_source
     if not len(values):
-        raise FieldError(field, "is empty: a source has one position or more")
+        raise InvalidFieldError(field, "an empty source", "a source has one position or more")
     if len(values) > longest:
-        message = f"has {len(values)} positions, but {model.name!r} reads sources of up to {longest}"
-        raise InputTooLongError(field, message, limit=longest)
+        rule = f"{model.name!r} reads sources of at most {longest}"
+        raise InputTooLongError(field, f"{len(values)} positions", rule, limit=longest)
     return Source(values)
 
 
@@ -272,17 +272,17 @@ async def input_steps(request: v1.ClassifyRequest, model: ServedModel, limits: L
     """The ids, or the numbers [steps, *shape], of an input to label.
 
     Raises:
-        FieldError: it is empty, cannot be encoded, or is not what the model reads.
+        InvalidFieldError: it is empty, cannot be encoded, or is not what the model reads.
     """
     if request.HasField("tree"):
         wanted = f"a tensor, {_said(model.input_spec)}" if model.reads_numbers else "text or tokens"
-        raise FieldError("tree", f"is given, but {model.name!r} does not read trees: give {wanted}")
+        raise InvalidFieldError("tree", "a tree", f"{model.name!r} does not read trees", f"Give {wanted}")
     if request.every_node:
-        raise FieldError("every_node", f"is set, but {model.name!r} does not read trees: leave it out")
+        raise InvalidFieldError("every_node", "true", f"{model.name!r} does not read trees", "Leave it out")
     steps = await _input_steps(request, model, limits, "")
     if not len(steps):
         missing = "tensor" if model.reads_numbers else "text"
-        raise FieldError(request.WhichOneof("input") or missing, "is empty: there is nothing to label")
+        raise InvalidFieldError(request.WhichOneof("input") or missing, "an empty input", "there is nothing to label")
     return steps
 
 
@@ -290,7 +290,7 @@ async def piece_steps(piece: v1.Piece, model: ServedModel, limits: Limits) -> ND
     """The ids, or the numbers [steps, *shape], of a piece; none if it is empty.
 
     Raises:
-        FieldError: it cannot be encoded, or is not what the model reads.
+        InvalidFieldError: it cannot be encoded, or is not what the model reads.
     """
     return await _input_steps(piece, model, limits, "piece.")
 
@@ -302,12 +302,12 @@ async def _input_steps(
     if model.reads_numbers:
         spec = model.input_spec
         if chosen in ("text", "tokens"):
-            complaint = f"is given, but {model.name!r} reads numbers: give a tensor, {_said(spec)}"
-            raise FieldError(f"{prefix}{chosen}", complaint)
+            rule = f"{model.name!r} reads numbers"
+            raise InvalidFieldError(f"{prefix}{chosen}", chosen, rule, f"Give a tensor, {_said(spec)}")
         axis = "positions" if model.reads_source_only else "steps"
         return _numbers(message.tensor, spec, f"{prefix}tensor", limits, axis)
     if chosen == "tensor":
-        raise FieldError(f"{prefix}tensor", f"is given, but {model.name!r} reads text: give text or tokens")
+        raise InvalidFieldError(f"{prefix}tensor", "a tensor", f"{model.name!r} reads text", "Give text or tokens")
     return await _input_ids(chosen, message, model.vocabulary, model.name, limits, prefix)
 
 
@@ -315,7 +315,7 @@ async def analysis_ids(given: v1.AnalysisInput, field: str, model: ServedModel, 
     """The ids of one input of an AnalysisService request; may be nothing.
 
     Raises:
-        FieldError: it cannot be encoded.
+        InvalidFieldError: it cannot be encoded.
     """
     return await _input_ids(given.WhichOneof("input"), given, model.vocabulary, model.name, limits, f"{field}.")
 
@@ -324,11 +324,13 @@ async def choice_ids(given: v1.Choice, field: str, model: ServedModel, limits: L
     """The ids of one choice, without the end token.
 
     Raises:
-        FieldError: it is empty or cannot be encoded.
+        InvalidFieldError: it is empty or cannot be encoded.
     """
     ids = await _input_ids(given.WhichOneof("form"), given, model.vocabulary, model.name, limits, f"{field}.")
     if not len(ids):
-        raise FieldError(f"{field}.{given.WhichOneof('form') or 'text'}", "is empty: a choice has one token or more")
+        raise InvalidFieldError(
+            f"{field}.{given.WhichOneof('form') or 'text'}", "an empty choice", "a choice has one token or more"
+        )
     return ids
 
 
@@ -353,23 +355,25 @@ async def _input_ids(
         ids = np.array(message.tokens.ids, dtype=np.int64)
         wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))
         if wrong.size:
-            raise FieldError(
+            raise InvalidFieldError(
                 f"{prefix}tokens.ids[{wrong[0]}]",
-                f"is {ids[wrong[0]]}, but the ids of {name!r} are 0 to {vocabulary.size - 1}",
+                ids[wrong[0]],
+                f"the ids of {name!r} are 0 to {vocabulary.size - 1}",
             )
     else:
         try:
             ids = await by_length(len(message.text), lambda: vocabulary.encode(message.text))
         except EncodingError as error:
-            raise FieldError(f"{prefix}text", f"{error} (position {error.position})") from error
+            got = f"a text that cannot be encoded at position {error.position}"
+            raise InvalidFieldError(f"{prefix}text", got, str(error)) from error
     _check_length(len(ids), f"{prefix}{chosen}", limits)
     return ids
 
 
 def _check_length(tokens: int, field: str, limits: Limits) -> None:
     if tokens > limits.input_tokens:
-        message = f"has {tokens} tokens or more, the limit is {limits.input_tokens}"
-        raise InputTooLongError(field, message, limit=limits.input_tokens)
+        rule = f"at most {limits.input_tokens} are allowed"
+        raise InputTooLongError(field, f"{tokens} tokens or more", rule, limit=limits.input_tokens)
 
 
 def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, axis: str = "steps") -> NDArray[Any]:
@@ -378,21 +382,23 @@ def _numbers(tensor: v1.Tensor, spec: v1.InputSpec, field: str, limits: Limits, 
     if not tensor.ByteSize():
         return np.empty((0, *spec.shape), dtype)
     if tensor.name not in ("", spec.name):
-        raise FieldError(f"{field}.name", f"is {shortened(tensor.name)!r}, but the input is {spec.name!r}")
+        raise InvalidFieldError(f"{field}.name", repr(shortened(tensor.name)), f"the input is named {spec.name!r}")
     if tensor.data_type != spec.data_type:
-        raise FieldError(f"{field}.data_type", f"is {_type_name(tensor.data_type)}, but must be {_said(spec, axis)}")
+        raise InvalidFieldError(f"{field}.data_type", _type_name(tensor.data_type), f"must be {_said(spec, axis)}")
     shape = list(tensor.shape)
     if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
-        raise FieldError(f"{field}.shape", f"is {shortened(shape)}, but must be {_said(spec, axis)}")
+        raise InvalidFieldError(f"{field}.shape", shortened(shape), f"must be {_said(spec, axis)}")
     _check_length(shape[0], field, limits)
     size = math.prod(shape) * dtype.itemsize
     if len(tensor.content) != size:
-        raise FieldError(f"{field}.content", f"has {len(tensor.content)} bytes, but numbers of this shape have {size}")
+        raise InvalidFieldError(
+            f"{field}.content", f"{len(tensor.content)} bytes", f"numbers of this shape have {size}"
+        )
     values = np.frombuffer(tensor.content, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         place = wrong[0].tolist()
-        raise FieldError(f"{field}.content", f"is {values[tuple(place)]} at {place}, but every number must be finite")
+        raise InvalidFieldError(f"{field}.content", f"{values[tuple(place)]} at {place}", "every number must be finite")
     return values
 
 

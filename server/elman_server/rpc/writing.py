@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from elman_server.errors import ClientTooSlowError
 from elman_server.rpc.callers import Context
-from elman_server.rpc.errors import ClientTooSlowError
 
 _Part = TypeVar("_Part", bound=Message)
 _LOOKS = 8  # in the time that a client has
@@ -53,8 +53,7 @@ class Writer:
         except asyncio.CancelledError as error:
             # Somebody else may have cancelled it, too: then it is cancelled.
             if task in self._given_up and not task.uncancel():
-                why = f"the client has read nothing for {self._timeout:g} seconds"
-                raise ClientTooSlowError(why, seconds=self._timeout) from error
+                raise ClientTooSlowError(self._timeout) from error
             raise
         finally:
             del self._since[task]

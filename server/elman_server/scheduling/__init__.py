@@ -1,6 +1,5 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
-from elman_server.scheduling.errors import QueueFullError, SchedulerStoppedError, SchedulingError, SequenceFailedError
 from elman_server.scheduling.forest import Forest
 from elman_server.scheduling.pace import Pace
 from elman_server.scheduling.rows import Rows
@@ -36,7 +35,6 @@ __all__ = [
     "Forest",
     "Generation",
     "Pace",
-    "QueueFullError",
     "Reading",
     "ReadingFinished",
     "Receiver",
@@ -44,10 +42,7 @@ __all__ = [
     "Running",
     "SamplingParams",
     "Scheduler",
-    "SchedulerStoppedError",
-    "SchedulingError",
     "Sequence",
-    "SequenceFailedError",
     "Snapshot",
     "Source",
     "TokenReport",

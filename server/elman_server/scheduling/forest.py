@@ -15,7 +15,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from elman_server.engine import NO_CHILD, EngineError, NodeResults, TreeEngine
+from elman_server.engine import NO_CHILD, NodeResults, TreeEngine
+from elman_server.errors import EngineError
 from elman_server.scheduling.running import MODEL_FAILED, Tell
 from elman_server.scheduling.sequence import Event, Failed, Sequence
 from elman_server.scheduling.tree import NODE, Tree, planted

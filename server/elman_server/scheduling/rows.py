@@ -20,9 +20,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from elman_server.engine import NOTHING, Chunk, Encoded, Engine, EngineError, Results
+from elman_server.engine import NOTHING, Chunk, Encoded, Engine, Results
+from elman_server.errors import EngineError, ModelFailedError
 from elman_server.scheduling.batch import Batch, Outlook
-from elman_server.scheduling.errors import SequenceFailedError
 from elman_server.scheduling.host_choice import Choices, log_softmax, reports_of
 from elman_server.scheduling.pace import Pace
 from elman_server.scheduling.running import INTERNAL, MODEL_FAILED, Emission, Tell
@@ -46,7 +46,7 @@ _PATIENCE = 0.02  # seconds for which those whose tokens have gathered wait wher
 # A turn is planned for so many times the steps that are expected: what has a core for itself takes more of them.
 _SLACK = 2
 _log = structlog.get_logger(__name__)
-_NOT_FINITE = SequenceFailedError("the model's output is not finite, so no token can be chosen")
+_NOT_FINITE = ModelFailedError("the model's output is not finite, so no token can be chosen")
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ class Rows:
         for row in choices.exhausted:
             found[row] = _Ending(counts[row], gained[row] - 1, FinishReason.CONSTRAINT, taken_back=True)
         for row, error in choices.errors.items():
-            found[row] = _Ending(counts[row], gained[row] - 1, error=SequenceFailedError(error))
+            found[row] = _Ending(counts[row], gained[row] - 1, error=ModelFailedError(error))
         for row, ending in found.items():
             if row not in endings or endings[row].reason is FinishReason.MAX_TOKENS:
                 endings[row] = ending

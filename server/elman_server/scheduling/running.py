@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from elman_server.scheduling.errors import SequenceFailedError
+from elman_server.errors import ModelFailedError
 from elman_server.scheduling.sequence import Event, Receiver, Sequence
 
 Emission = tuple[Receiver, Event]
@@ -13,8 +13,8 @@ Deliver = Callable[[list[Emission]], None]
 # Hands events on, in order, if there are any; returns when those who talk to the callers have had a turn.
 Tell = Callable[[list[Emission]], None]
 
-MODEL_FAILED = SequenceFailedError("the model failed on this input")
-INTERNAL = SequenceFailedError("internal error")
+MODEL_FAILED = ModelFailedError("the model failed on this input")
+INTERNAL = ModelFailedError("internal error")
 
 
 class Running(Protocol):

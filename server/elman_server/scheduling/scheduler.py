@@ -18,7 +18,7 @@ from collections import deque
 import numpy as np
 import structlog
 
-from elman_server.scheduling.errors import QueueFullError, SchedulerStoppedError
+from elman_server.errors import QueueFullError, ServerDrainingError
 from elman_server.scheduling.running import INTERNAL, Deliver, Emission, Running
 from elman_server.scheduling.sequence import (
     Beams,
@@ -67,7 +67,7 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the loop; sequences that wait or run fail with SchedulerStoppedError. Returns when the thread ended."""
+        """End the loop; sequences that wait or run fail with ServerDrainingError. Returns when the thread ended."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -82,15 +82,15 @@ class Scheduler:
 
         Raises:
             QueueFullError: too many wait already.
-            SchedulerStoppedError: the scheduler has been stopped.
+            ServerDrainingError: the scheduler has been stopped.
         """
         with self._changed:
             if self._stopped:
-                raise SchedulerStoppedError
+                raise ServerDrainingError
             # Those who will have a slot at the next turn are not waiting for one.
             free = self._running.capacity - len(self._running)
             if not always and len(self._waiting) >= self._waiting_limit + free:
-                raise QueueFullError(self._name, self._waiting_limit)
+                raise QueueFullError(f"waiting request for {self._name!r}", self._waiting_limit)
             self._waiting.append(sequence)
             self._next_limit = min(self._next_limit, _time_limit(sequence))
             self._changed.notify()
@@ -130,8 +130,8 @@ class Scheduler:
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
-        self._running.fail(SchedulerStoppedError(), self._tell)
-        self._tell([(sequence.receiver, Failed(SchedulerStoppedError())) for sequence in waiting])
+        self._running.fail(ServerDrainingError(), self._tell)
+        self._tell([(sequence.receiver, Failed(ServerDrainingError())) for sequence in waiting])
 
     def _wait_for_work(self) -> bool:
         with self._changed:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.engine import Arrays, Chunk, Engine, EngineError, Results, side_by_side
+from elman_server.engine import Arrays, Chunk, Engine, Results, side_by_side
+from elman_server.errors import EngineError
 from elman_server.scheduling.pace import Pace
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_server.decoding.stopping import StopCheck
+from elman_server.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError, SessionBusyError
 from elman_server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, Tokens
-from elman_server.sessions.errors import EmptyPromptError, PositionMismatchError, RequestMismatchError, SessionBusyError
 from elman_server.sessions.reading import SessionModel, beginning, read
 from elman_server.sessions.residence import Residence, check_suits
 from elman_server.sessions.run import Run
@@ -131,7 +131,7 @@ class Calls:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
             PositionMismatchError, RequestMismatchError: see there.
             EmptyPromptError: there is nothing to continue.
-            QueueFullError, SchedulerStoppedError: it does not run.
+            QueueFullError, ServerDrainingError: it does not run.
         """
         try:
             session = await self._residence.claim(target.session_id)
@@ -219,7 +219,7 @@ class Calls:
         Raises:
             SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
             PositionMismatchError, RequestMismatchError: see there.
-            QueueFullError, SchedulerStoppedError, SequenceFailedError: nothing has been read.
+            QueueFullError, ServerDrainingError, ModelFailedError: nothing has been read.
         """
         try:
             async with self._residence.claimed(target.session_id) as session:
@@ -278,18 +278,19 @@ class Calls:
         call = session.calls.get(target.request_id) if target.request_id else None
         if call is None:
             if target.position is not None and target.position != session.position:
-                raise PositionMismatchError(
-                    f"session {session.session_id!r} is at position {session.position}, not {target.position}",
-                    session.position,
+                message = (
+                    f"session.position: got {target.position}; session {session.session_id!r} is at position "
+                    f"{session.position}"
                 )
+                raise PositionMismatchError(message, session.position)
             return None
         _check_same(call, target)
         if not call.outcome and call.end != session.position:
-            raise PositionMismatchError(
-                f"the call {call.request_id!r} on session {session.session_id!r} was broken off at position {call.end},"
-                f" and others have gone on to {session.position}",
-                session.position,
+            message = (
+                f"session.request_id: got {call.request_id!r}; this call was interrupted at position {call.end}, and "
+                f"session {session.session_id!r} has since advanced to {session.position}. Choose a new request_id"
             )
+            raise PositionMismatchError(message, session.position)
         return call
 
 
@@ -300,7 +301,7 @@ def _beginning_with(begin_token: int | None, session: Session, prompt: array[int
     if begin_token is not None:
         return array(TOKEN_TYPE, [begin_token, *prompt])
     if not prompt:
-        raise EmptyPromptError(f"session {session.session_id!r} is empty, and so is the prompt")
+        raise EmptyPromptError(session.session_id)
     return prompt
 
 
@@ -352,10 +353,7 @@ def _ended(session: Session, target: Target) -> Call | None:
 
 def _check_same(call: Call, target: Target) -> None:
     if call.fingerprint != target.fingerprint:
-        raise RequestMismatchError(
-            f"the call {target.request_id!r} on session {target.session_id!r} asked for something else: a new call "
-            "needs a new request_id"
-        )
+        raise RequestMismatchError(target.session_id, target.request_id)
 
 
 def _packed(outputs: NDArray[Any]) -> bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from elman_server.sessions.errors import BundleMismatchError, SessionFileError
+from elman_server.errors import BundleMismatchError, SessionFileError, shortened
 from elman_server.sessions.reading import Beginning, SessionModel
 from elman_server.sessions.session import TOKEN_TYPE, Session, Snapshot
 
@@ -82,30 +82,25 @@ class SessionFile:
             SessionFileError: its state is not one of this model.
         """
         if self.digest != model.digest:
-            raise BundleMismatchError(
-                f"the session was exported from {self.model!r} {self.digest}, this server has {model.name!r} "
-                f"{model.digest}: a state means nothing to another bundle"
-            )
+            raise BundleMismatchError("content", self.model, self.digest, model.name, model.digest)
         wrong = np.flatnonzero((self.tokens < 0) | (self.tokens >= model.vocabulary_size))
         if wrong.size:
             token = self.tokens[wrong[0]]
-            raise SessionFileError(
-                f"its token {wrong[0]} is {token}, but those of {model.name!r} are 0 to {model.vocabulary_size - 1}"
-            )
+            rule = f"the tokens of {model.name!r} are 0 to {model.vocabulary_size - 1}"
+            raise SessionFileError(f"token {token} at position {wrong[0]}", rule)
         tokens = array(TOKEN_TYPE, self.tokens.tobytes())
         if len(tokens) - self.state_position > longest + model.lag:
-            raise SessionFileError(
-                f"its state is {len(tokens) - self.state_position} tokens behind, the limit is {longest}"
-            )
+            behind = len(tokens) - self.state_position
+            raise SessionFileError(f"a state that is {behind} tokens behind", f"at most {longest} are allowed")
         if not 0 <= self.state_position <= max(len(tokens) - model.lag, 0):
-            raise SessionFileError(f"its state is of {self.state_position} steps, but it has {len(tokens)} tokens")
+            rule = f"the session has {len(tokens)} tokens"
+            raise SessionFileError(f"a state after {self.state_position} steps", rule)
         snapshots = []
         if self.state_position:
             found = {name: (value.dtype, value.shape) for name, value in self.state.items()}
             if found != model.layout.arrays:
-                raise SessionFileError(
-                    f"its state is {_listed(found)}, but {model.name!r} has {_listed(model.layout.arrays)}"
-                )
+                rule = f"the state of {model.name!r} is {_listed(model.layout.arrays)}"
+                raise SessionFileError(f"the state {_listed(found)}", rule)
             snapshots = [Snapshot(self.state_position, model.layout.pack(self.state))]
         return Session(session_id, model.name, self.digest, self.seed, caller, now, now, tokens, snapshots)
 
@@ -122,13 +117,14 @@ def read_file(content: bytes) -> SessionFile:
         metadata = dict(json.loads(content[_HEADER_BYTES : _HEADER_BYTES + size])["__metadata__"])
         checksum = metadata.pop("checksum")
         if metadata["format"] != _FORMAT:
-            raise SessionFileError(f"its format is {metadata['format']!r}, this server reads {_FORMAT!r}")
+            raise SessionFileError(f"the format {shortened(metadata['format'])!r}", f"this server reads {_FORMAT!r}")
         tokens = tensors[_TOKENS]
         seed = int(metadata["seed"])
         if not -(2**63) <= seed < 2**63 or not metadata["session_id"]:
-            raise SessionFileError("its seed is no 64-bit integer, or it has no session_id")
+            rule = "a session has a session_id and a seed of 64 bits"
+            raise SessionFileError(f"seed {seed} and session_id {shortened(metadata['session_id'])!r}", rule)
         if checksum != _checksum(metadata, tensors) or tokens.dtype != np.int32 or tokens.ndim != 1:
-            raise SessionFileError("it is damaged: its checksum does not match")
+            raise SessionFileError("a damaged file", "its checksum must match its content")
         state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name != _TOKENS}
         return SessionFile(
             metadata["session_id"],
@@ -140,7 +136,8 @@ def read_file(content: bytes) -> SessionFile:
             state,
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise SessionFileError(f"it is no exported session, or a damaged one: {error!r}") from error
+        got = f"{len(content)} bytes that cannot be read ({shortened(repr(error))})"
+        raise SessionFileError(got, "the content must be that of an exported session") from error
 
 
 def _checksum(metadata: dict[str, str], tensors: dict[str, NDArray[Any]]) -> str:

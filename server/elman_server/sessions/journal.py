@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 
-from elman_server.sessions.errors import StoreError, StoreUnavailableError
+from elman_server.errors import StoreError, StoreUnavailableError
 from elman_server.sessions.session import Change
 from elman_server.sessions.store import Store
 

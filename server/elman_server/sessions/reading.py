@@ -116,7 +116,7 @@ async def read(
         always: see `Scheduler.submit`.
 
     Raises:
-        QueueFullError, SchedulerStoppedError, SequenceFailedError: the scheduler's.
+        QueueFullError, ServerDrainingError, ModelFailedError: the scheduler's.
     """
     begin = beginning(session, model)
     forced = np.concatenate([begin.backlog, np.array(tokens, np.int64)])

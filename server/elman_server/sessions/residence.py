@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     BundleMismatchError,
     SessionBusyError,
     SessionDamagedError,
@@ -92,7 +92,7 @@ class Residence:
         """
         session = await self.find(session_id)
         if session is None:
-            raise _not_found(session_id)
+            raise SessionNotFoundError(session_id)
         return session
 
     async def find(self, session_id: str) -> Session | None:
@@ -240,7 +240,7 @@ class Residence:
         """
         run = await self.turn(session_id)
         if run is not None:
-            raise busy(run)
+            raise SessionBusyError(session_id, run.session.position)
         self._busy[session_id] = _Claim()
         try:
             return await (self._leased(session_id) if self._store.shared else self.get(session_id))
@@ -256,7 +256,7 @@ class Residence:
             self.forget(session_id)
             known = self.keep(await self.ask(self._store.load, session_id))
             if known is None:
-                raise _not_found(session_id)
+                raise SessionNotFoundError(session_id)
         known.fence = lease.fence
         return known
 
@@ -275,7 +275,7 @@ class Residence:
                 if loop.time() >= deadline:
                     found = await self.ask(self._store.load, session_id)
                     position = found.position if found else 0
-                    raise SessionBusyError(f"{error}, which is at position {position}", position) from error
+                    raise SessionBusyError(session_id, position, elsewhere=True) from error
                 await asyncio.sleep(min(max(error.seconds, _LEAST_WAIT), _MOST_WAIT))
 
     async def _acquire(self, session_id: str) -> Lease:
@@ -337,7 +337,7 @@ class Residence:
         except SessionDamagedError:
             taken = True
         if taken:
-            raise SessionExistsError(f"there is a session {session_id!r} already")
+            raise SessionExistsError(session_id)
         self._busy[session_id] = _Claim()
         try:
             yield
@@ -386,21 +386,8 @@ def check_suits(session: Session, model: SessionModel) -> None:
         BundleMismatchError: it is another one, or of another bundle.
     """
     if session.model != model.name or session.digest != model.digest:
-        raise BundleMismatchError(
-            f"session {session.session_id!r} began with {session.model!r} {session.digest}, this server has "
-            f"{model.name!r} {model.digest}: a state means nothing to another bundle"
-        )
-
-
-def busy(run: Run) -> SessionBusyError:
-    """What to tell a second call."""
-    session = run.session
-    message = f"a call is under way on session {session.session_id!r}, which is at position {session.position}"
-    return SessionBusyError(message, session.position)
-
-
-def _not_found(session_id: str) -> SessionNotFoundError:
-    return SessionNotFoundError(f"there is no session {session_id!r}")
+        subject = f"session {session.session_id!r}"
+        raise BundleMismatchError(subject, session.model, session.digest, model.name, model.digest)
 
 
 async def _logged(work: Any) -> None:

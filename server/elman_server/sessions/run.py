@@ -15,8 +15,8 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 
+from elman_server.errors import StoreError
 from elman_server.scheduling import Event, Failed, Finished, Generation, Receiver, Scheduler, Snapshot, Tokens
-from elman_server.sessions.errors import StoreError
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.session import TOKEN_TYPE, Advance, Call, Session, StateLayout, advanced
 from elman_server.sessions.session import Snapshot as PackedSnapshot
@@ -72,7 +72,7 @@ class Run:
 
         Raises:
             QueueFullError: too many wait already; nothing has changed.
-            SchedulerStoppedError: the server is shutting down.
+            ServerDrainingError: the server is shutting down.
         """
         scheduler.submit(generation)
         self._stop = partial(scheduler.abort, generation)

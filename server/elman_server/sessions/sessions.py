@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from elman_server.scheduling import SchedulerStoppedError
-from elman_server.sessions.calls import Calls
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     PositionMismatchError,
+    ServerDrainingError,
     SessionDamagedError,
     SessionError,
     SessionExistsError,
@@ -27,6 +26,7 @@ from elman_server.sessions.errors import (
     SessionNotFoundError,
     StoreConflictError,
 )
+from elman_server.sessions.calls import Calls
 from elman_server.sessions.file import SessionFile, write_file
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.reading import SessionModel, beginning, read
@@ -88,7 +88,7 @@ class Sessions:
         if self._store.shared:
             for run in self._residence.runs:
                 if run.call.request_id:
-                    run.stop(SchedulerStoppedError())
+                    run.stop(ServerDrainingError())
 
     async def close(self) -> None:
         """Return when everything is written. No call may be under way."""
@@ -114,7 +114,7 @@ class Sessions:
         Raises:
             SessionExistsError: there is one of that id.
             SessionLimitError: the caller has as many as they may.
-            QueueFullError, SchedulerStoppedError, SequenceFailedError: the prompt has not been read.
+            QueueFullError, ServerDrainingError, ModelFailedError: the prompt has not been read.
         """
         now = time.time()
         seed = secrets.randbits(63) if seed is None else seed
@@ -213,7 +213,7 @@ class Sessions:
             await self._residence.write([Delete(session_id, (await residence.lease(session_id)).fence)], None)
             return
         while (run := await residence.turn(session_id)) is not None:
-            run.stop(SessionNotFoundError(f"session {session_id!r} has been deleted"))
+            run.stop(SessionNotFoundError(session_id, "the session has been deleted during this call"))
         async with residence.claimed(session_id) as session:
             await residence.write([Delete(session_id, session.fence)], session)
 
@@ -255,7 +255,7 @@ class Sessions:
         limit = self._options.per_caller
         async with self._counting if limit else nullcontext():
             if limit and await self._residence.ask(self._store.count, caller) + self._making[caller] >= limit:
-                raise SessionLimitError(f"{caller!r} has {limit} sessions already, as many as one caller may have")
+                raise SessionLimitError(caller, limit)
             self._making[caller] += 1
 
     def _made(self, caller: str) -> None:
@@ -271,7 +271,7 @@ class Sessions:
             async with self._counting if self._options.per_caller else nullcontext():
                 await self._residence.write([Create(session)], session, made)
         except StoreConflictError as error:
-            raise SessionExistsError(f"there is a session {session.session_id!r} already") from error
+            raise SessionExistsError(session.session_id) from error
         return session
 
     async def _sweep(self) -> None:
@@ -302,6 +302,5 @@ def _new(session_id: str) -> str:
 
 def _check_reaches(session: Session, position: int) -> None:
     if not 0 <= position <= session.position:
-        raise PositionMismatchError(
-            f"session {session.session_id!r} reaches from 0 to {session.position}, not to {position}", session.position
-        )
+        message = f"position: got {position}; session {session.session_id!r} reaches from 0 to {session.position}"
+        raise PositionMismatchError(message, session.position)

@@ -22,7 +22,7 @@ from zlib import crc32
 
 import structlog
 
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     SessionDamagedError,
     StoreConflictError,
     StoreError,
@@ -334,8 +334,7 @@ class SqliteStore(SoleOwner):
             try:
                 held = self._read(session_id)
             except (TypeError, ValueError, OverflowError) as error:
-                message = f"{self._path}: what it holds of session {session_id!r} is damaged"
-                raise SessionDamagedError(message) from error
+                raise SessionDamagedError(str(self._path), session_id) from error
         if held is None:
             return None
         session, position, sound = held

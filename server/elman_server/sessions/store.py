@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from elman_server.sessions.errors import SessionError, StoreError
+from elman_server.errors import SessionError, StoreError
 from elman_server.sessions.session import Change, Create, Delete, Session
 
 

@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from elman_server.sessions.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
+from elman_server.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
 from elman_server.sessions.redis.scripts import SCRIPTS, Command
 
 SCHEMES = ("redis", "rediss", "unix")

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from redis.exceptions import ResponseError
 
-from elman_server.sessions.errors import (
+from elman_server.errors import (
     SessionDamagedError,
     SessionElsewhereError,
     SessionError,
@@ -131,8 +131,7 @@ class RedisStore:
         except (LookupError, ValueError, ResponseError) as error:
             if isinstance(error, ResponseError) and "WRONGTYPE" not in str(error):
                 raise self._redis.named(error) from error
-            message = f"{self._redis.name}: what it holds of session {session_id!r} is damaged"
-            raise SessionDamagedError(message) from error
+            raise SessionDamagedError(self._redis.name, session_id) from error
 
     def _repair(self, held: Held) -> bool:
         """Have the stored session end where its soundness does, so that what follows is added to what is sound. Whoever
@@ -182,7 +181,7 @@ class RedisStore:
         had, number, version = answer
         if had:
             return Lease(int(number), int(version))
-        return SessionElsewhereError(f"another server has session {session_id!r}", max(int(number), 0) / 1000)
+        return SessionElsewhereError(session_id, max(int(number), 0) / 1000)
 
     def renew(self, fences: Mapping[str, int]) -> list[str]:
         commands = [
