@@ -47,8 +47,12 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --quiet --constraint /wheels/constraints.txt "$(echo /wheels/elman-*.whl)[$EXTRAS]"
 USER elman
 VOLUME /sessions
+# Every setting of the server is a variable: elman serve --help.
+ENV ELMAN_BUNDLES=/bundles \
+    ELMAN_LISTEN=0.0.0.0:50051 \
+    ELMAN_LOG_FORMAT=json
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["elman", "health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["elman"]
-CMD ["serve", "/bundles", "--listen", "0.0.0.0:50051", "--log-format", "json"]
+CMD ["serve"]

@@ -295,6 +295,10 @@ class StartError(DomainError):
     """The server cannot start. The message says why and what would help."""
 
 
+class SettingsError(StartError):
+    """Settings are refused. One line for each problem: its source, the value, the rule, the remedy."""
+
+
 class ModelLoadError(StartError):
     """A bundle cannot be served. The message names the file and what is wrong with it."""
 

@@ -56,7 +56,7 @@ def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
     server = Served(bundles["gru"].path, bundles["tags"].path, bundles["classes"].path, "--provider", "cpu")
     yield server
     assert server.end() == 0
-    assert '"ended"' in server.log[-1]
+    assert '"stopped"' in server.log[-1]
 
 
 def test_the_whole_road(tmp_path: Path) -> None:
@@ -244,8 +244,9 @@ def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None
     good = bundles["gru"].path
     check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
     (tmp_path / "config.json").write_text("{}")
-    check_complaint(elman("serve", tmp_path), f"is a training run, not a bundle: elman export {tmp_path} makes one")
-    check_complaint(elman("serve", good, "--listen", "nonsense"), "expected HOST:PORT")
+    refused = f"bundles: got {tmp_path}; it is a training run. Make a bundle of it: elman export {tmp_path}"
+    check_complaint(elman("serve", tmp_path), refused)
+    check_complaint(elman("serve", good, "--listen", "nonsense"), "--listen: got nonsense; expected HOST:PORT")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -254,6 +255,34 @@ def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None
     assert found.returncode == 1
     assert f"cannot listen on {address}" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_mistakes_in_settings_are_one_line(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    good = bundles["gru"].path
+    for found in (
+        elman("serve", good, "--slots", 0, "--provider", "cpu"),
+        elman("serve", good, ELMAN_SLOTS="0"),
+        elman("serve", good, "--config", tmp_path / "nope.toml"),
+        elman("serve", good, "--store", "redis://:secret@localhost:port"),
+        elman("serve"),
+    ):
+        check_complaint(found, ": got ")
+        assert found.returncode == 1
+        assert len(found.stderr.splitlines()) == 1
+        assert "secret" not in found.stderr
+    assert "bundles: got none; at least one is needed" in found.stderr
+
+
+def test_a_server_of_variables(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELMAN_BUNDLES", f"{bundles['gru'].path},{bundles['tags'].path}")
+    monkeypatch.setenv("ELMAN_SLOTS", "7")
+    monkeypatch.setenv("ELMAN_SLOT", "8")
+    server = Served("--provider", "cpu")
+    assert server.end() == 0
+    log = [json.loads(line) for line in server.log]
+    assert {line["model"] for line in log if line["event"] == "model ready"} == {"gru", "tags"}
+    assert [line["slots"] for line in log if line["event"] == "listening"] == [7]
+    assert [line["did_you_mean"] for line in log if line["event"] == "unknown variable"] == ["ELMAN_SLOTS"]
 
 
 def test_mistakes_of_training(tmp_path: Path) -> None:

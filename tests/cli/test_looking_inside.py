@@ -102,10 +102,9 @@ def test_a_file_longer_than_the_limit_is_scored_in_pieces(
 
 async def test_pieces_of_a_large_file_fit_into_messages(bundles: dict[str, Bundle]) -> None:
     from elman.cli.scoring import FileScore, scored_pieces
-    from elman_server.rpc.validation import Limits
 
     # Beyond the transport's limit too, four times the message's, where the server gives no reason.
-    async with serving(bundles["gru"], limits=Limits(message_bytes=3000)) as running:
+    async with serving(bundles["gru"], message_limit=3000) as running:
         pieces = [piece async for piece in scored_pieces(running.client, TEXT * 10, "", "")]
         found = FileScore.of_pieces(pieces)
     assert found.token_count == len(TEXT) * 10 - 1

@@ -86,7 +86,7 @@ def with_names_of(bundles: dict[str, Bundle], text: str) -> str:
 
 
 async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    async with serving(*sequence_bundles.values(), chunk_seconds=0.0005) as running:
+    async with serving(*sequence_bundles.values(), chunk_ms=0.5) as running:
         code = SEQUENCE_CODE.replace("Client()", f"Client({running.address!r})")
         shown = (await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)).splitlines()
     assert re.fullmatch(r"-\d\.\d{3} .*", shown[1])
@@ -97,7 +97,7 @@ async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path:
 
 
 async def test_many_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    async with serving(sequence_bundles["phonemes"], chunk_seconds=0.0005) as running:
+    async with serving(sequence_bundles["phonemes"], chunk_ms=0.5) as running:
         code = MANY_CODE.replace("Client()", f"Client({running.address!r})")
         shown = await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)
     assert len(ast.literal_eval(shown)) == 3

@@ -38,8 +38,7 @@ from elman import (
 from elman.errors import rpc_errors
 from elman_bundle import Bundle
 from elman_server.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
-from elman_server.rpc.validation import Limits
-from elman_server.sessions import PrefixCache, SessionOptions
+from elman_server.sessions import PrefixCache
 from elman_server.sessions.file import _checksum
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.redis import RedisStore
@@ -72,7 +71,7 @@ def path(tmp_path: Path) -> Path:
 
 def kept(path: Path, **changes: Any) -> dict[str, Any]:
     """How a server keeps its sessions in a file."""
-    return {"store": str(path), "sessions": SessionOptions(**changes)}
+    return {"store": str(path), **changes}
 
 
 class Held:
@@ -227,7 +226,7 @@ async def test_a_piece_cancelled_while_it_is_written_is_what_the_next_one_follow
 async def test_a_creation_cancelled_while_it_is_written_counts_once(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(bundles["lstm"], **kept(path, per_caller=2)) as running:
+    async with serving(bundles["lstm"], **kept(path, sessions_per_caller=2)) as running:
         client = running.client
         await cancelled_while_written(running, monkeypatch, client.create_session(PROMPT, session_id="s", seed=SEED))
         await check_agreement(running, "s")
@@ -535,7 +534,7 @@ async def test_what_a_prompt_has_left_behind_is_of_use_to_an_input_and_the_other
 
 async def test_a_session_taken_back_or_copied_to_just_where_a_state_is_kept_goes_on(bundles: Bundles) -> None:
     bundle = bundles["lstm"]
-    async with serving(bundle, sessions=SessionOptions(snapshot_steps=32)) as running:
+    async with serving(bundle, snapshot_steps=32) as running:
         client = running.client
         await client.create_session(TEXT[:200], session_id="s", seed=SEED)
         text = TEXT[:200] + await client.generate(session="s", max_tokens=100).text()
@@ -585,7 +584,7 @@ _FORGERIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "sqlite"])
 async def test_files_that_somebody_has_made_up_are_refused(bundles: Bundles, path: Path, in_memory: bool) -> None:
     store = "memory" if in_memory else str(path)
-    async with serving(bundles["lstm"], store=store, limits=Limits(input_tokens=500)) as running:
+    async with serving(bundles["lstm"], store=store, input_limit=500) as running:
         client = running.client
         await client.create_session("abc def", session_id="true")
         content = await client.export_session("true")
@@ -711,7 +710,7 @@ async def test_a_session_used_since_the_sweeper_looked_is_spared(
         return found if len(found) == 2 else []
 
     monkeypatch.setattr(SqliteStore, "expired", once)
-    async with serving(bundles["lstm"], **kept(path, time_to_live=0.4)) as running:
+    async with serving(bundles["lstm"], **kept(path, session_ttl=0.4)) as running:
         client = running.client
         for name in ("unused", "used"):
             await client.create_session(PROMPT, session_id=name, seed=SEED)
@@ -984,7 +983,7 @@ async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:
 
 
 async def test_behind_an_end_token_another_seed_goes_on_as_if_the_text_were_given_at_once(ends: Bundle) -> None:
-    async with serving(ends, sessions=SessionOptions(snapshot_steps=4)) as running:
+    async with serving(ends, snapshot_steps=4) as running:
         client = running.client
         await client.create_session("ab", session_id="s", seed=0)
         held, counts = ends.text_vocabulary("text").encode("ab").tolist(), []

@@ -16,7 +16,6 @@ from elman import InspectedStep, InspectionStream, InvalidRequestError, ServerEr
 from elman.cli.inspecting import as_given
 from elman_bundle import Bundle
 from elman_protos import v1
-from elman_server.rpc.validation import Limits
 from tests.support.bundles import CHARACTERS, export_network, make_byte_bundle, make_small_network
 from tests.support.fake_engine import LETTERS, POISON, FakeEngine, continuation, fake_bundle
 from tests.support.reference import read_alone
@@ -241,7 +240,7 @@ async def test_bad_request(stub: Any, running: Running, name: str) -> None:
 async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tells_its_size(
     bundles: Bundles,
 ) -> None:
-    async with serving(bundles["lstm"], limits=Limits(message_bytes=100_000)) as running:
+    async with serving(bundles["lstm"], message_limit=100_000) as running:
         text = "a" * 160  # 160 steps of 4 states of 37 numbers: 94,720 bytes
         (embedding,) = await running.client.embed([text], every_step=True)
         assert embedding.tensors["state.layer1.cell"].shape == (160, 37)

@@ -27,7 +27,7 @@ from elman_server.engine.memory import HostBuffer
 from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, make_judge, make_translator
 from tests.support.serving import serving
 
-QUICK = {"chunk_seconds": 0.0005}  # Few steps a run, so that few graphs are opened.
+QUICK = {"chunk_ms": 0.5}  # Few steps a run, so that few graphs are opened.
 WORDS = ["a", "elman", "the quick brown fox jumps over the lazy dog", "x" * LONGEST, "jordan", "serial order"]
 
 

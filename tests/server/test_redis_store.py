@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from elman_server.application import ServerOptions, open_store
+from elman_server.application import open_store
 from elman_server.errors import (
     SessionDamagedError,
     SessionElsewhereError,
@@ -43,6 +44,7 @@ from elman_server.sessions.session import (
     Snapshot,
 )
 from elman_server.sessions.store import Lease
+from elman_server.settings import Settings
 from tests.support.redis_server import RedisServer, redis_is_installed, redis_running
 from tests.support.redis_sessions import acquired, created, empty, leased, stamped
 
@@ -807,7 +809,7 @@ def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monk
     with pytest.raises(StoreOpenError, match="the sessions cannot be opened"):
         RedisStore(f"unix://{tmp_path}/nobody")
     with pytest.raises(StoreOpenError, match="unix:///nowhere: Redis has not answered"):
-        open_store(ServerOptions(store="unix:///nowhere"))
+        open_store(Settings(store=SecretStr("unix:///nowhere")))
     monkeypatch.setattr("elman_server.sessions.redis.connection.OLDEST", (99, 0))
     with pytest.raises(StoreOpenError, match=r"is Redis \d.*; sessions need 99.0 or later"):
         RedisStore(redis.url)
@@ -850,7 +852,7 @@ def test_a_redis_that_evicts_is_warned_of(redis: RedisServer) -> None:
 
 
 def test_a_url_of_redis_selects_it(redis: RedisServer) -> None:
-    store = open_store(ServerOptions(store=redis.url))
+    store = open_store(Settings(store=SecretStr(redis.url)))
     assert isinstance(store, RedisStore)
     assert store.shared
     store.close()

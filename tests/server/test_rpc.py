@@ -27,7 +27,6 @@ from elman_server.errors import ClientTooSlowError
 from elman_server.rpc.callers import Context
 from elman_server.rpc.generation import Telling, write_generation
 from elman_server.rpc.mailbox import Mailbox, deliver_into
-from elman_server.rpc.validation import Limits
 from elman_server.rpc.writing import Writer
 from elman_server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
 from tests.support.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
@@ -70,7 +69,7 @@ async def test_greedy_is_temperature_zero(stub: Any) -> None:
 
 
 async def test_without_max_tokens_a_low_limit_is_what_is_generated(engine: FakeEngine) -> None:
-    async with serving_fake(engine, limits=Limits(max_tokens=5)) as running:
+    async with serving_fake(engine, max_tokens_limit=5) as running:
         assert await running.client.generate("abc", temperature=0).text() == letters(continuation([1, 2, 3], 5))
         with pytest.raises(InvalidRequestError, match="max_tokens: got 6; must be 1 to 5"):
             await running.client.generate("abc", max_tokens=6).text()
@@ -270,7 +269,7 @@ async def test_deadline_of_a_waiting_request_frees_its_place() -> None:
 
 async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> None:
     async with (
-        serving_fake(engine, write_timeout=0.3, limits=Limits(max_tokens=200_000)) as running,
+        serving_fake(engine, write_timeout=0.3, max_tokens_limit=200_000) as running,
         grpc.aio.insecure_channel(
             running.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
         ) as channel,
@@ -429,7 +428,7 @@ async def test_texts_of_any_length_stay_within_a_status(
         _ = [response async for response in answered] if call == "Generate" else await answered
 
     async with (
-        serving_fake(engine, limits=Limits()) as running,
+        serving_fake(engine, max_tokens_limit=65_536, input_limit=65_536, message_limit=4_194_304) as running,
         grpc.aio.insecure_channel(running.address) as channel,
     ):
         stub = v1.SessionServiceStub(channel) if "Session" in call else v1.InferenceServiceStub(channel)

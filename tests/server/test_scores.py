@@ -26,7 +26,6 @@ from elman import (
 from elman_bundle import Bundle, load_bundle
 from elman_export import export_run
 from elman_server.engine import Chunk, OnnxEngine, Results
-from elman_server.rpc.validation import Limits
 from elman_training import TextConfig, train
 from tests.support.bundles import CHARACTERS
 from tests.support.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
@@ -278,7 +277,7 @@ async def test_bad_score_request(stub: Any, running: Running, engine: FakeEngine
 
 
 async def test_too_many_candidates(engine: FakeEngine) -> None:
-    async with serving_fake(engine, limits=Limits()) as running:
+    async with serving_fake(engine, max_tokens_limit=65_536, input_limit=65_536, message_limit=4_194_304) as running:
         with pytest.raises(InvalidRequestError, match="got 16385; must be 1 to 16384"):
             await collected(running.client.score_candidates(["a"] * 16_385, context="a"))
         scores = await collected(running.client.score_candidates(["ab"] * 5000, context="a", totals_only=True))

@@ -31,7 +31,6 @@ from elman_bundle.storage import write_bundle
 from elman_export import Labels, Token
 from elman_export.training_run import export_run
 from elman_protos import v1
-from elman_server.rpc.validation import Limits
 from elman_training import TextConfig, train
 from tests.support.bundles import export_network, make_small_network
 from tests.support.reference import generate_alone
@@ -159,7 +158,7 @@ async def test_limits_count_tokens_and_not_characters(
     vocabulary = trained[kind].text_vocabulary("text")
     limit = len(vocabulary.encode(TEXT))
     assert limit < len(TEXT)
-    async with serving(trained[kind], limits=Limits(input_tokens=limit)) as running:
+    async with serving(trained[kind], input_limit=limit) as running:
         stream = running.client.generate(TEXT, max_tokens=1)
         await stream.text()
         assert stream.prompt_token_count == limit

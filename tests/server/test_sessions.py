@@ -28,7 +28,6 @@ from elman import (
     v1,
 )
 from elman_bundle import Bundle
-from elman_server.sessions import SessionOptions
 from elman_server.sessions.sqlite import SqliteStore
 from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.reference import generate_alone
@@ -56,8 +55,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield "memory" if request.param == "memory" else str(tmp_path / "sessions.db")
 
 
-def kept(**changes: Any) -> dict[str, SessionOptions]:
-    return {"sessions": SessionOptions(**{"snapshot_steps": 32, **changes})}
+def kept(**changes: Any) -> dict[str, Any]:
+    return {"snapshot_steps": 32, **changes}
 
 
 async def some(stream: GenerationStream, count: int) -> list[int]:
@@ -437,7 +436,7 @@ async def test_sessions_leave_the_memory_and_come_back(bundles: Bundles, tmp_pat
 
 
 async def test_nobody_has_more_sessions_than_they_may_and_unused_ones_go(bundles: Bundles, store: str) -> None:
-    async with serving(bundles["lstm"], store=store, **kept(per_caller=2, time_to_live=1.2)) as running:
+    async with serving(bundles["lstm"], store=store, **kept(sessions_per_caller=2, session_ttl=1.2)) as running:
         async with Client(running.address, caller="me") as me, Client(running.address, caller="you") as you:
             for client in (me, you):
                 # However many come at once.

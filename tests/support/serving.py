@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from elman import Client
 from elman_bundle import Bundle
-from elman_server.application import Server, ServerOptions, serve_bundle
-from elman_server.engine import ProviderChoice
+from elman_server.application import Server, serve_bundle
+from elman_server.configuration import scheduling_pace
 from elman_server.rpc.mailbox import deliver_into
 from elman_server.rpc.models import ServedModel
-from elman_server.rpc.validation import Limits
 from elman_server.scheduling import Rows, Scheduler
+from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle
 
 
@@ -39,15 +39,26 @@ class Running:
                 await asyncio.sleep(0.01)
 
 
-def server_options(**changes: object) -> ServerOptions:
-    return ServerOptions(**{"port": 0, "provider": ProviderChoice.CPU, "threads": 1, "drain_timeout": 5.0, **changes})  # type: ignore[arg-type]
+def server_settings(*, memory_bytes: int | None = None, **changes: object) -> Settings:
+    """The settings of a test server.
+
+    Args:
+        memory_bytes: memory for idle sessions, which may be less than `session_memory` accepts.
+        changes: settings that differ from those of all test servers.
+    """
+    settings = Settings.model_validate(
+        {"listen": "127.0.0.1:0", "provider": "cpu", "threads": 1, "drain_timeout": 5.0, **changes}
+    )
+    if memory_bytes is None:
+        return settings
+    return settings.model_copy(update={"session_memory": memory_bytes / 2**20})
 
 
 @asynccontextmanager
 async def serving(*bundles: Bundle, **changes: object) -> AsyncIterator[Running]:
     """A server of real bundles."""
-    options = server_options(**changes)
-    async with _running(options, lambda loop: [serve_bundle(bundle, options, loop) for bundle in bundles]) as running:
+    settings = server_settings(**changes)
+    async with _running(settings, lambda loop: [serve_bundle(bundle, settings, loop) for bundle in bundles]) as running:
         yield running
 
 
@@ -56,7 +67,8 @@ async def serving_fake(
     engine: FakeEngine, *, every_step: bool = True, name: str = "fake", **changes: object
 ) -> AsyncIterator[Running]:
     """A server of the hand-computable model."""
-    options = server_options(**{"limits": Limits(max_tokens=5000, input_tokens=1000, message_bytes=20_000), **changes})
+    limits = {"max_tokens_limit": 5000, "input_limit": 1000, "message_limit": 20_000}
+    settings = server_settings(**{**limits, **changes})
 
     def make(loop: asyncio.AbstractEventLoop) -> list[ServedModel]:
         rows = Rows(
@@ -65,20 +77,20 @@ async def serving_fake(
             input_name="token",
             vocabulary_size=SIZE,
             label_output="labels",
-            pace=options.pace(),
+            pace=scheduling_pace(settings),
         )
-        scheduler = Scheduler(name, rows, waiting_limit=options.waiting_limit, deliver=deliver_into(loop))
+        scheduler = Scheduler(name, rows, waiting_limit=settings.waiting_limit, deliver=deliver_into(loop))
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]
 
-    async with _running(options, make) as running:
+    async with _running(settings, make) as running:
         yield running
 
 
 @asynccontextmanager
 async def _running(
-    options: ServerOptions, make: Callable[[asyncio.AbstractEventLoop], list[ServedModel]]
+    settings: Settings, make: Callable[[asyncio.AbstractEventLoop], list[ServedModel]]
 ) -> AsyncIterator[Running]:
-    server = Server(options, make(asyncio.get_running_loop()))
+    server = Server(settings, make(asyncio.get_running_loop()))
     await server.start()
     address = f"127.0.0.1:{server.port}"
     try:

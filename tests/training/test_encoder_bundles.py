@@ -19,10 +19,11 @@ from elman_bundle.errors import EncodingError
 from elman_export import ExportError
 from elman_export.contract import Tensors
 from elman_protos import v1
-from elman_server.application import ServerOptions, serve_bundle
+from elman_server.application import serve_bundle
 from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.engine.encoder import Encoder
 from elman_server.errors import EngineError, ModelLoadError
+from elman_server.settings import Settings
 from tests.support.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
 from tests.support.manifests import change, reseal
 
@@ -112,7 +113,7 @@ def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Pat
     change(copy, label)
     write_tokens(copy / "l.json", [f"l{index}" for index in range(24)])
     with pytest.raises(ModelLoadError, match="is served if it generates tokens and has no labels"):
-        serve_bundle(reseal(copy), ServerOptions(), asyncio.new_event_loop())
+        serve_bundle(reseal(copy), Settings(), asyncio.new_event_loop())
 
 
 def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:

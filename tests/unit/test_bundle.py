@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
-from elman_server.application import ServerOptions, find_bundles, serve_bundle
+from elman_server.application import find_bundles, serve_bundle
 from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.errors import ModelLoadError
+from elman_server.settings import Settings
 from tests.support.manifests import Change, change, reseal
 
 Bundles = dict[str, Bundle]
@@ -158,4 +159,4 @@ async def test_a_model_this_server_cannot_feed_is_refused(copy: Path) -> None:
     change(copy, lambda m: m["step"]["outputs"][0].pop("next_token_logits"))
     bundle = reseal(copy)
     with pytest.raises(ModelLoadError, match="a step that reads numbers is served if it has labels"):
-        serve_bundle(bundle, ServerOptions(provider=ProviderChoice.CPU), asyncio.get_running_loop())
+        serve_bundle(bundle, Settings(provider=ProviderChoice.CPU), asyncio.get_running_loop())

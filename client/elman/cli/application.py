@@ -22,6 +22,7 @@ from elman.cli import (
     serving,
     sessions,
 )
+from elman.cli.generated import MissingExtraError
 from elman.cli.printing import shown_name
 from elman.errors import ElmanError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 app.command()(making.train)
 app.command()(making.export)
 app.command()(embeddings.embeddings)
-app.command()(serving.serve)
+app.command(cls=serving.ServeCommand)(serving.serve)
 app.command()(calling.models)
 app.command()(generating.generate)
 app.command()(answering.translate)
@@ -78,7 +79,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{shown_name(str(error.filename))}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
-        if not isinstance(error, (ElmanError, *_other_errors())):
+        if not isinstance(error, (ElmanError, MissingExtraError, *_other_errors())):
             raise
         _fail(str(error))
 
@@ -106,8 +107,7 @@ def _other_errors() -> tuple[type[Exception], ...]:
         "elman_training.errors": "TrainingError",
         "elman_export.errors": "ExportError",
         "elman_bundle.errors": "BundleError",
-        "elman_server.errors": "ModelLoadError",
-        "elman_server.application": "StartError",
+        "elman_server.errors": "StartError",
     }
     return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)
 

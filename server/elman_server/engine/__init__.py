@@ -15,9 +15,10 @@ from elman_server.engine.interface import (
     is_filtered,
 )
 from elman_server.engine.onnx import OnnxEngine, state_arrays
-from elman_server.engine.providers import Opener, Provider, ProviderChoice
+from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.threads import Cores, core_count, side_by_side
 from elman_server.engine.trees import OnnxTreeEngine
+from elman_server.settings import ProviderChoice
 
 __all__ = [
     "FREE",

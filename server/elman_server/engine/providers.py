@@ -11,17 +11,10 @@ import onnxruntime
 from elman_server.engine.threads import Cores
 from elman_server.engine.weights import Weights
 from elman_server.errors import ModelLoadError
+from elman_server.settings import ProviderChoice
 
 _WARNING, _FATAL = 2, 4
 _SPIN_MICROSECONDS = 300
-
-
-class ProviderChoice(StrEnum):
-    """What the operator asks for."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 class Provider(StrEnum):

@@ -57,9 +57,9 @@ class Limits:
         message_bytes: bytes of one message.
     """
 
-    max_tokens: int = 65_536
-    input_tokens: int = 65_536
-    message_bytes: int = 4 * 1024 * 1024
+    max_tokens: int
+    input_tokens: int
+    message_bytes: int
 
     @property
     def total_tokens(self) -> int:

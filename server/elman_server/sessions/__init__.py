@@ -10,8 +10,9 @@ from elman_server.sessions.prefixes import Prefix, PrefixCache
 from elman_server.sessions.reading import SessionModel
 from elman_server.sessions.session import TOKEN_TYPE, Session, StateLayout
 from elman_server.sessions.sessions import SessionOptions, Sessions
-from elman_server.sessions.sqlite import Fsync, SqliteStore
+from elman_server.sessions.sqlite import SqliteStore
 from elman_server.sessions.store import MemoryStore, Store, Summary
+from elman_server.settings import Fsync
 
 __all__ = [
     "TOKEN_TYPE",

@@ -50,10 +50,10 @@ class SessionOptions:
         snapshot_steps: after so many steps, about, the state is kept: what is computed again after a crash.
     """
 
-    memory_bytes: int = 256 * 1024 * 1024
-    time_to_live: float = 0.0
-    per_caller: int = 0
-    snapshot_steps: int = 512
+    memory_bytes: int
+    time_to_live: float
+    per_caller: int
+    snapshot_steps: int
 
 
 class Sessions:

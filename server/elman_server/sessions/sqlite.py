@@ -14,7 +14,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from elman_server.sessions.session import (
     Snapshot,
 )
 from elman_server.sessions.store import SoleOwner, Summary
+from elman_server.settings import Fsync
 
 _SEGMENT = 1024  # tokens
 _FORMAT = 1
@@ -99,16 +99,6 @@ _SOUND = """typeof(seed) = 'integer' AND typeof(created) = 'real' AND typeof(use
     AND typeof(position) = 'integer' AND created BETWEEN 0 AND 1e11 AND used BETWEEN 0 AND 1e11 AND position >= 0"""
 
 _log = structlog.get_logger(__name__)
-
-
-class Fsync(Enum):
-    """When what is committed is forced to the disk. A killed server loses nothing by any of them; what differs is what
-    a power failure may take."""
-
-    ALWAYS = "always"  # nothing that was acknowledged
-    CHECKPOINT = "checkpoint"  # what came since the last checkpoint of the write-ahead log
-    NEVER = "never"  # what the system has not written by itself, and perhaps the file's soundness
-
 
 _SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from redis import Redis
@@ -25,8 +24,8 @@ from redis.retry import Retry
 
 from elman_server.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
 from elman_server.sessions.redis.scripts import SCRIPTS, Command
+from elman_server.settings import is_url, public_store
 
-SCHEMES = ("redis", "rediss", "unix")
 OLDEST = (6, 2)  # the version of Redis
 
 _SOCKET_SECONDS = 2.0  # for which one try waits
@@ -143,28 +142,17 @@ class Connection:
 
 
 def public_name(url: str) -> str:
-    """The URL of a Redis without name and password.
+    """The URL of a Redis without the user name and the password.
 
     Raises:
         StoreOpenError: it is none.
     """
-    wrong = StoreOpenError(
-        "--store: this URL of a Redis cannot be read; expected redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH, "
-        "and %-encoding for what is special in a password"
-    )
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "localhost", parts.port or 6379
-    except ValueError:
-        raise wrong from None  # It may quote the password.
-    if parts.scheme not in SCHEMES or parts.fragment:
-        raise wrong
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    database = parts.path.strip("/") or "0"
-    if not database.isdecimal():
-        raise wrong
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}/{database}"
+        if is_url(url):
+            return public_store(url)
+        raise ValueError("expected redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH")
+    except ValueError as error:
+        raise StoreOpenError(f"store: got a URL that is not shown; {error}") from None  # It may quote the password.
 
 
 def raise_first(answers: Sequence[Any]) -> None:

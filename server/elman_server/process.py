@@ -1,0 +1,130 @@
+"""A server process: its log, its signals, and its life from loading the bundles to the end of the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import structlog
+
+from elman_bundle import Bundle
+from elman_server.application import Server, find_bundles, serve_bundle
+from elman_server.configuration import message_rate, thread_count
+from elman_server.rpc.models import ServedModel
+from elman_server.settings import LogFormat, Settings, misspelled_variables, shown_value
+
+_DUPLICATE_SECONDS = 1.0  # within which a second signal is the same request again
+_SWITCH_SECONDS = 0.0001  # for which a thread may keep the interpreter when another waits for it
+_ALLOCATIONS = 20_000  # objects between two garbage collections
+_FORCED_EXIT = 130  # the exit status
+
+_log = structlog.get_logger("elman")
+
+
+def run(settings: Settings) -> None:
+    """Serve the bundles of the settings until SIGTERM or SIGINT, then let running calls finish.
+
+    Raises:
+        BundleError: a bundle cannot be loaded.
+        ModelLoadError: a bundle cannot be served here.
+        StartError: the address or the store of sessions cannot be opened.
+    """
+    configure_log(settings)
+    for name, meant in misspelled_variables().items():
+        _log.warning("unknown variable", variable=name, did_you_mean=meant)
+    asyncio.run(_serve(find_bundles(settings.bundles), settings))
+
+
+async def _serve(bundles: list[Bundle], settings: Settings) -> None:
+    with stop_signal() as stopping:
+        models = await _load(bundles, settings, stopping)
+        if stopping.is_set():
+            return
+        tune_interpreter()
+        server = Server(settings, models)
+        await server.start()
+        _log.info(
+            "listening",
+            address=f"{settings.host}:{server.port}",
+            slots=settings.slots,
+            threads=thread_count(settings),
+            messages_per_second=message_rate(settings),
+            sessions=shown_value(settings, "store"),
+            waiting="spinning in a run, asleep between runs",
+        )
+        await stopping.wait()
+        await server.drain()
+    _log.info("stopped")
+
+
+async def _load(bundles: list[Bundle], settings: Settings, stopping: asyncio.Event) -> list[ServedModel]:
+    """Load models one after the other, until all are loaded or the process is to stop."""
+    loop, models = asyncio.get_running_loop(), []
+    for number, bundle in enumerate(bundles):
+        if stopping.is_set():
+            break
+        model = await asyncio.to_thread(serve_bundle, bundle, settings, loop, number)
+        ability = "generates" if model.generates else "labels"
+        _log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])
+        models.append(model)
+    return models
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM or SIGINT sets. A later signal ends the process immediately."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    first = 0.0
+
+    def receive() -> None:
+        nonlocal first
+        if not stopping.is_set():
+            first = loop.time()
+            stopping.set()
+        # Ctrl-C often arrives twice: from the terminal, and from the process that started this one.
+        elif loop.time() - first > _DUPLICATE_SECONDS:
+            _log.warning("forced exit", signal_count=2)
+            os._exit(_FORCED_EXIT)
+
+    for number in numbers:
+        loop.add_signal_handler(number, receive)
+    try:
+        yield stopping
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def tune_interpreter() -> None:
+    """Set the interpreter for threads that each need it often and briefly: a scheduler whose model has run must not
+    wait long for the event loop. Call it after the models are loaded."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # The loaded models stay; no collection needs to visit them again.
+    gc.set_threshold(_ALLOCATIONS)
+
+
+def configure_log(settings: Settings) -> None:
+    """Send log events to standard error, in the format of the settings."""
+    as_json = settings.log_format is LogFormat.JSON
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S"),
+            *([structlog.processors.format_exc_info] if as_json else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
