@@ -65,7 +65,7 @@ def test_the_whole_road(tmp_path: Path) -> None:
     run, bundle = tmp_path / "run", tmp_path / "fox"
     trained = elman("train", "--task", "lm", "--corpus", text, "--output", run, *SMALL, *WINDOW, "--stop-after", 30)
     assert trained.returncode == 0, trained.stderr
-    assert "go on with: elman train --resume" in trained.stderr
+    assert "continue with: elman train --resume" in trained.stderr
     resumed = elman("train", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     assert "step 60: held out" in resumed.stderr
@@ -288,8 +288,11 @@ def test_a_server_of_variables(bundles: dict[str, Bundle], monkeypatch: pytest.M
 def test_mistakes_of_training(tmp_path: Path) -> None:
     run = ["--output", tmp_path / "run"]
     check_complaint(elman("train", "--corpus", tmp_path / "nope", *run), "there is no such file or folder")
-    check_complaint(elman("train", "--hidden", 0, *run), "--hidden 0: Input should be greater than or equal to 1")
-    check_complaint(elman("train", "--task", "tag", "--preset", "shakespeare", *run), "is for the task lm, not tag")
+    check_complaint(elman("train", "--hidden", 0, *run), "--hidden: got 0; input should be greater than or equal to 1")
+    check_complaint(
+        elman("train", "--task", "tag", "--preset", "shakespeare", *run),
+        "--task: got tag; the preset shakespeare is for the task lm",
+    )
     check_complaint(elman("train", "--resume", tmp_path), "holds no run")
     check_complaint(elman("export", tmp_path), "holds no run")
     assert not (tmp_path / "run").exists()
@@ -300,17 +303,23 @@ def test_mistakes_of_training(tmp_path: Path) -> None:
     [
         (
             ("--vocabulary-size", 9),
-            "--vocabulary-size does nothing with --vocabulary characters, only words or subwords",
+            "--vocabulary-size: got 9; it has no effect with --vocabulary characters, only with words or subwords",
         ),
         (("--vocabulary", "bytes", "--vocabulary-size", 9), "with --vocabulary bytes"),
-        (("--vocabulary", "bytes", "--minimum-count", 9), "with --vocabulary bytes, only characters or words"),
-        (("--vocabulary", "subwords", "--minimum-count", 9), "--minimum-count does nothing with --vocabulary subwords"),
+        (("--vocabulary", "bytes", "--minimum-count", 9), "with --vocabulary bytes, only with characters or words"),
+        (
+            ("--vocabulary", "subwords", "--minimum-count", 9),
+            "--minimum-count: got 9; it has no effect with --vocabulary subwords",
+        ),
         (
             ("--task", "classify", "--corpus-limit", 9),
-            "--corpus-limit does nothing with --task classify, only lm or tag",
+            "--corpus-limit: got 9; it has no effect with --task classify, only with lm or tag",
         ),
-        (("--task", "classify", "--window", 9), "--window does nothing with --task classify, only lm or tag"),
-        (("--task", "tag", "--restart", 0.1), "--restart does nothing with --task tag, only lm"),
+        (
+            ("--task", "classify", "--window", 9),
+            "--window: got 9; it has no effect with --task classify, only with lm or tag",
+        ),
+        (("--task", "tag", "--restart", 0.1), "--restart: got 0.1; it has no effect with --task tag, only with lm"),
     ],
 )
 def test_options_of_training_that_would_do_nothing_are_refused(
@@ -361,13 +370,13 @@ def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) 
     options = SMALL if task == "classify" else [*SMALL, *WINDOW]
     trained = elman("train", "--task", task, "--corpus", corpus, "--output", tmp_path / "run", *options)
     assert trained.returncode == 0, trained.stderr
-    assert "right: 100.00%" in trained.stderr
+    assert "accuracy: 100.00%" in trained.stderr
     assert elman("export", tmp_path / "run", "--output", tmp_path / "own").returncode == 0
 
 
 def test_options_beside_resume_are_refused(tmp_path: Path) -> None:
-    check_complaint(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden cannot stand beside --resume")
-    check_complaint(elman("train", "--resume", tmp_path, "--task", "lm"), "--task cannot stand beside --resume")
+    check_complaint(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden: cannot be combined with --resume")
+    check_complaint(elman("train", "--resume", tmp_path, "--task", "lm"), "--task: cannot be combined with --resume")
 
 
 def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
@@ -405,7 +414,7 @@ def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with: elman train --resume" in shown
+    assert "continue with: elman train --resume" in shown
     assert "Traceback" not in shown
 
 

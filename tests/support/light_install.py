@@ -18,8 +18,10 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-# typer brings pydantic.
-SERVER_PARTS = {"onnx", "onnxruntime", "structlog", "numpy", "safetensors", "llguidance", "tokenizers"}
+# typer depends on pydantic, so a client has it, too.
+SERVER_PARTS = {
+    "onnx", "onnxruntime", "structlog", "numpy", "safetensors", "llguidance", "tokenizers", "pydantic_settings",
+}  # fmt: skip
 
 
 def run_without(absent: set[str], code: str) -> subprocess.CompletedProcess[str]:

@@ -39,17 +39,18 @@ class Running:
                 await asyncio.sleep(0.01)
 
 
-def server_settings(*, memory_bytes: int | None = None, **changes: object) -> Settings:
+def server_settings(**changes: object) -> Settings:
     """The settings of a test server.
 
     Args:
-        memory_bytes: memory for idle sessions, which may be less than `session_memory` accepts.
-        changes: settings that differ from those of all test servers.
+        changes: settings that differ from those of all test servers; and `memory_bytes` for idle sessions, which may
+            be fewer than `session_memory` accepts.
     """
+    memory_bytes = changes.pop("memory_bytes", None)
     settings = Settings.model_validate(
         {"listen": "127.0.0.1:0", "provider": "cpu", "threads": 1, "drain_timeout": 5.0, **changes}
     )
-    if memory_bytes is None:
+    if not isinstance(memory_bytes, int):
         return settings
     return settings.model_copy(update={"session_memory": memory_bytes / 2**20})
 

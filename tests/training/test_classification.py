@@ -100,7 +100,7 @@ def test_what_only_a_treebank_has_is_not_asked_of_others(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["bidirectional", "phrases", "polarity"])
 def test_only_whole_texts_are_read_in_both_directions(name: str) -> None:
-    with pytest.raises(ValidationError, match="only what classifies whole texts can be so"):
+    with pytest.raises(ValidationError, match="only the task classify has it"):
         TextConfig(**{**PRESETS["python"], name: True})
 
 

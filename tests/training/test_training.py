@@ -112,7 +112,7 @@ def test_what_is_held_out_has_no_part_in_the_vocabulary(tmp_path: Path, vocabula
 def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
     with pytest.raises(ValidationError, match="a tagger labels every character, so it reads characters or bytes"):
         config("tag", "stdlib", vocabulary="words")
-    with pytest.raises(ValidationError, match="every byte is a subword, so there are 256 or more"):
+    with pytest.raises(ValidationError, match="every byte is a subword, so at least 256 are needed"):
         config("lm", "stdlib", vocabulary="subwords", vocabulary_size=255)
     with pytest.raises(ValidationError, match="it belongs to the vocabularies words and symbols"):
         config("lm", "stdlib", vocabulary="subwords", lower_case=True)

@@ -387,7 +387,7 @@ def test_pairs_that_are_all_too_long_are_told(reversals: Path) -> None:
 
 
 def test_configurations_that_cannot_be_are_named() -> None:
-    with pytest.raises(ValidationError, match="every byte is a subword, so there are 256 or more"):
+    with pytest.raises(ValidationError, match="every byte is a subword, so at least 256 are needed"):
         small("x", source_vocabulary="subwords", source_vocabulary_size=255)
     with pytest.raises(ValidationError, match="each direction of a bidirectional encoder has half"):
         small("x", hidden=33)
@@ -474,16 +474,26 @@ async def test_int8_tells_its_loss_and_writes_nearly_the_same(reversals: Path, t
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--preset", "phonemes"), "the preset phonemes is for a corpus of yours: give --corpus"),
-        (("--preset", "stories", "--corpus", "stdlib"), "give --corpus stories or one of yours"),
-        (("--preset", "stories", "--window", "9"), "--window does nothing with --task translate"),
-        (("--preset", "stories", "--hidden", "33"), "--hidden 33: Value error, each direction of a bidirectional"),
-        (("--preset", "stories", "--scheduled-sampling", "1"), "--scheduled-sampling 1.0: Input should be less than 1"),
+        (
+            ("--preset", "phonemes"),
+            "--corpus: got none; the preset phonemes needs a corpus of your own. Give a file or a folder",
+        ),
+        (
+            ("--preset", "stories", "--corpus", "stdlib"),
+            "--corpus: got stdlib; the preset stories is for the corpus stories. Give it, or",
+        ),
+        (("--preset", "stories", "--window", "9"), "--window: got 9; it has no effect with --task translate"),
+        (("--preset", "stories", "--hidden", "33"), "--hidden: got 33; each direction of a bidirectional"),
+        (
+            ("--preset", "stories", "--scheduled-sampling", "1"),
+            "--scheduled-sampling: got 1; input should be less than 1",
+        ),
         (
             ("--preset", "stories", "--source-vocabulary", "bytes", "--source-vocabulary-size", "9"),
-            "--source-vocabulary-size does nothing with --source-vocabulary bytes, only words or subwords or symbols",
+            "--source-vocabulary-size: got 9; it has no effect with --source-vocabulary bytes, only with words or "
+            "subwords or symbols",
         ),
-        (("--attention", "--corpus", "stdlib"), "--attention does nothing with --task lm"),
+        (("--attention", "--corpus", "stdlib"), "--attention: got true; it has no effect with --task lm"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(tmp_path: Path, options: tuple[str, ...], complaint: str) -> None:

@@ -1,6 +1,7 @@
-"""Everything that decides what a training run computes, and the presets.
+"""Everything that decides what a training run computes.
 
-A run is a function of its configuration and its corpus: the same two give the same numbers on the same machine.
+A run is a function of its configuration and its corpus: the same two give the same numbers on the same machine. A field
+with a description is an option of `elman train`, and `elman_training.options` lists them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16"]
 
 _BYTES = 256
-DIGITS = "digits"  # the embedded pictures
-STORIES = "stories"  # made, not read
+DIGITS = "digits"  # the embedded images
+STORIES = "stories"  # generated, not read
+_LEARNED: tuple[InputKind, ...] = ("words", "subwords", "symbols")
+_COUNTED: tuple[InputKind, ...] = ("characters", "words", "symbols")
+
+
+def _only(**conditions: tuple[str, ...]) -> dict[str, Any]:
+    """A field has an effect only where one of these other fields has one of these values."""
+    return {"only": {name: list(values) for name, values in conditions.items()}}
 
 
 class RunConfig(BaseModel):
-    """What every training run decides, whatever it learns. `elman train --help` explains the values that people change.
+    """What every training run decides, whatever it learns.
 
     Attributes:
         preset: the preset that the run was started with, if any.
@@ -33,24 +41,37 @@ class RunConfig(BaseModel):
 
     preset: str | None = None
     task: str
-    corpus: str
-    dropout: Share = 0.1
-    lanes: Positive = 64  # rows of a batch
-    steps: Positive = 1000
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    final_learning_rate: Share = 0.05  # where the cosine ends, as a share of learning_rate
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    average_decay: Share = 0.0  # of the running mean of the weights that is validated and kept; 0: none
-    precision: Precision = "float32"  # of the products, where the processor can; weights stay float32
-    validate_every: Positive = 100
-    validation_limit: Positive = 200_000  # tokens (lm), characters (tag) or examples held out that are used
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    corpus: str = Field(
+        description="What to learn from: a file or folder in the format of the task, or an embedded corpus (see below)."
+    )
+    dropout: Share = Field(0.1, description="Share of activations that are dropped while training.")
+    lanes: Positive = Field(64, description="Rows of a batch.")
+    steps: Positive = Field(1000, description="Steps of the optimizer.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-3, description="Learning rate of AdamW between the warm-up and the cosine decay."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        50, description="Steps in which the learning rate rises from zero."
+    )
+    final_learning_rate: Share = Field(
+        0.05, description="Learning rate at the end of the cosine decay, as a share of --learning-rate."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Weight decay of the matrices.")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest norm of the gradient.")
+    average_decay: Share = Field(
+        0.0, description="Decay of the running mean of the weights, which is validated and kept; 0 keeps the weights."
+    )
+    precision: Precision = Field(
+        "float32", description="Precision of the products while training; bfloat16 is fast on processors that have it."
+    )
+    validate_every: Positive = Field(100, description="Steps between two validations.")
+    validation_limit: Positive = Field(
+        200_000, description="Most tokens (lm), characters (tag) or examples of the held-out part that are used."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of everything random.")
 
     def vocabularies(self) -> dict[str, VocabularySpec]:
-        """How the run's folder holds its vocabularies: by what their files' names begin with, what a manifest would say
-        of each but for its size."""
+        """The vocabularies of a run: by the prefix of their files' names, what a manifest says of each but its size."""
         return {}
 
     @property
@@ -60,29 +81,71 @@ class RunConfig(BaseModel):
 
 
 class TextConfig(RunConfig):
-    """A network that reads text and says something at each token, or after the last one."""
+    """A network that reads text and predicts something at each token, or after the last one."""
 
-    task: Literal["lm", "classify", "tag"]
-    corpus: str = STDLIB
-    corpus_limit: Positive | None = None  # characters; the rest of the corpus is left unread
-    vocabulary: InputKind = "characters"
-    vocabulary_size: Positive = 4096  # the most tokens, of words, subwords and symbols
-    lower_case: bool = False  # of words and symbols
-    minimum_count: Positive = 2  # rarer characters and words are read as the unknown token
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    task: Literal["lm", "classify", "tag"] = Field(
+        description="lm: a language model. classify: a class for a whole text. tag: a label for every character."
+    )
+    corpus: str = Field(
+        STDLIB,
+        description="'stdlib', the source of Python's standard library. lm: or a UTF-8 file, or a folder of such. "
+        "classify: or a folder with one CLASS.txt a class, one example a line; a TSV file of text TAB label; a folder "
+        "with train.txt, dev.txt and test.txt of labelled trees, one s-expression a line. tag: or a folder of Python "
+        "files; a TSV file of piece TAB label (\\n, \\r, \\t and \\\\ stand for newline, carriage return, tab and "
+        "backslash in a piece) with an empty line between documents.",
+    )
+    corpus_limit: Positive | None = Field(
+        None, description="Characters of the corpus to read.", json_schema_extra=_only(task=("lm", "tag"))
+    )
+    vocabulary: InputKind = Field(
+        "characters",
+        description="what a token is. words: each with the space before it; also one digit, or a run of one other "
+        "character or of white space. subwords: byte sequences that are frequent in the corpus. symbols: anything "
+        "between white space.",
+    )
+    vocabulary_size: Positive = Field(
+        4096, description="most tokens of the vocabulary.", json_schema_extra=_only(vocabulary=_LEARNED)
+    )
+    lower_case: bool = Field(False, description="Convert words to lower case first.")
+    minimum_count: Positive = Field(
+        2,
+        description="Characters and words that are rarer are read as the unknown token.",
+        json_schema_extra=_only(vocabulary=_COUNTED),
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share kept for validation, unless the corpus says which: the end of a text, or of each class."
+    )
 
-    cell: Literal["elman", "lstm", "gru"] = "lstm"
-    layers: Positive = 2
-    embedding: Positive = 128
-    hidden: Positive = 256
-    bidirectional: bool = False  # reads whole texts, in both directions (classify)
+    cell: Literal["elman", "lstm", "gru"] = Field("lstm", description="the recurrent cell.")
+    layers: Positive = Field(2, description="Layers.")
+    embedding: Positive = Field(128, description="Features of a token's embedding.")
+    hidden: Positive = Field(256, description="Units of a layer.")
+    bidirectional: bool = Field(
+        False,
+        description="read the whole text in both directions before classifying it.",
+        json_schema_extra=_only(task=("classify",)),
+    )
 
-    phrases: bool = False  # of a treebank (classify): whether every phrase in it is an example, or sentences alone
-    polarity: bool = False  # of a treebank with labels 0 to 4: two classes, what is neutral left out
+    phrases: bool = Field(
+        False,
+        description="Learn from every phrase of a treebank, not from its sentences alone.",
+        json_schema_extra=_only(task=("classify",)),
+    )
+    polarity: bool = Field(
+        False,
+        description="Make two classes of a treebank's labels 0 to 4, without the neutral ones.",
+        json_schema_extra=_only(task=("classify",)),
+    )
 
-    # For lm and tag the lanes are contiguous stretches of the text.
-    window: Positive = 128  # steps between detaching the state, for lm and tag
-    restart: Share = 0.05  # how often a lane starts anew at a window, for lm
+    # For lm and tag, a lane is a contiguous stretch of the text.
+    window: Positive = Field(
+        128, description="Steps of back-propagation through time.", json_schema_extra=_only(task=("lm", "tag"))
+    )
+    restart: Share = Field(
+        0.05,
+        description="Probability that a lane starts from the initial state at a window.",
+        json_schema_extra=_only(task=("lm",)),
+    )
 
     @field_validator("vocabulary")
     @classmethod
@@ -100,14 +163,14 @@ class TextConfig(RunConfig):
     @classmethod
     def _check_lower_case(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("vocabulary") not in ("words", "symbols"):
-            raise ValueError("only words are put into lower case: it belongs to the vocabularies words and symbols")
+            raise ValueError("only the vocabularies words and symbols can be in lower case")
         return value
 
     @field_validator("bidirectional", "phrases", "polarity")
     @classmethod
     def _check_of_classification(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("task") != "classify":
-            raise ValueError("only what classifies whole texts can be so")
+            raise ValueError("only the task classify has it")
         return value
 
     def vocabularies(self) -> dict[str, VocabularySpec]:
@@ -120,16 +183,24 @@ class TextConfig(RunConfig):
 
 
 class FeaturesConfig(RunConfig):
-    """A feed-forward network that reads numbers and says what they are."""
+    """A feed-forward network that classifies rows of numbers."""
 
-    task: Literal["features"]
-    corpus: str = DIGITS
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, before anything is held out
+    task: Literal["features"] = Field(description="features: a class for a row of numbers, by a feed-forward network.")
+    corpus: str = Field(
+        DIGITS,
+        description="'digits', images of handwritten digits; a .csv or .tsv file of numbers with a label in the last "
+        "column; or a .npz file with the arrays values and labels.",
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of each class kept for validation.")
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of each class kept for the test, before anything is held out for validation."
+    )
 
-    layers: Positive = 2  # hidden ones
-    hidden: Positive = 128
-    input_noise: Annotated[float, Field(ge=0)] = 0.0  # added to the scaled inputs while training
+    layers: Positive = Field(2, description="Layers.")
+    hidden: Positive = Field(128, description="Units of a layer.")
+    input_noise: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Standard deviation of the noise that is added to the scaled inputs while training."
+    )
 
     @property
     def network_name(self) -> str:
@@ -141,16 +212,22 @@ class TreeConfig(RunConfig):
 
     vocabulary: ClassVar[InputKind] = "symbols"
 
-    task: Literal["tree"]
-    vocabulary_size: Positive = 20_000  # the most words
-    lower_case: bool = True
-    minimum_count: Positive = 2  # rarer words are read as the unknown token
-    label_names: tuple[str, ...] = ()  # what the corpus's labels, in alphabetical order, are called; none: as they are
+    task: Literal["tree"] = Field(description="tree: a label for every node of a tree.")
+    corpus: str = Field(
+        description="a folder with train.txt, dev.txt and test.txt, one tree a line, written (label word) or (label "
+        "child child)."
+    )
+    vocabulary_size: Positive = Field(20_000, description="most tokens of the vocabulary.")
+    lower_case: bool = Field(True, description="Convert words to lower case first.")
+    minimum_count: Positive = Field(2, description="Characters and words that are rarer are read as the unknown token.")
+    label_names: tuple[str, ...] = ()  # of the corpus's labels in alphabetical order; none: as they are written
 
-    cell: Literal["child-sum", "binary", "recursive"] = "child-sum"
-    embedding: Positive = 64
-    hidden: Positive = 128
-    lanes: Positive = 32  # trees of a batch
+    cell: Literal["child-sum", "binary", "recursive"] = Field(
+        "child-sum", description="child-sum and binary are Tree-LSTMs."
+    )
+    embedding: Positive = Field(64, description="Features of a token's embedding.")
+    hidden: Positive = Field(128, description="Units of a layer.")
+    lanes: Positive = Field(32, description="Rows of a batch.")
 
     def vocabularies(self) -> dict[str, VocabularySpec]:
         return {"": vocabulary_spec(self.vocabulary, lower_case=self.lower_case)}
@@ -161,32 +238,63 @@ class TreeConfig(RunConfig):
 
 
 class TranslationConfig(RunConfig):
-    """An encoder-decoder: it reads a source as a whole, then writes a target."""
+    """An encoder-decoder: it reads a whole source, then writes a target."""
 
-    task: Literal["translate"]
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05  # for validation, where the corpus says nothing of it
-    source_vocabulary: InputKind = "subwords"
-    source_vocabulary_size: Positive = 4096
-    vocabulary: InputKind = "subwords"  # of the target
-    vocabulary_size: Positive = 4096
-    minimum_count: Positive = 2
-    # Longer pairs are not learnt from, longer sources not taken when served, longer targets not written.
-    longest_source: Positive = 100
-    longest_target: Positive = 100  # with the token that ends it
+    task: Literal["translate"] = Field(description="translate: a text for a text, by an encoder and a decoder.")
+    corpus: str = Field(
+        description="'stories', generated questions with answers; a folder of CMUdict or Multi30k; or a TSV file of "
+        "source TAB target."
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of the pairs kept for validation, unless the corpus says which."
+    )
+    source_vocabulary: InputKind = Field("subwords", description="What a token of the source is.")
+    source_vocabulary_size: Positive = Field(
+        4096,
+        description="Most tokens of the source's vocabulary.",
+        json_schema_extra=_only(source_vocabulary=_LEARNED),
+    )
+    vocabulary: InputKind = Field("subwords", description="what a token of the target is.")
+    vocabulary_size: Positive = Field(
+        4096, description="most tokens of the target's vocabulary.", json_schema_extra=_only(vocabulary=_LEARNED)
+    )
+    minimum_count: Positive = Field(
+        2,
+        description="Characters and words that are rarer are read as the unknown token.",
+        json_schema_extra=_only(vocabulary=_COUNTED, source_vocabulary=_COUNTED),
+    )
+    longest_source: Positive = Field(
+        100, description="Most tokens of a source: longer ones are not learned from, and refused when serving."
+    )
+    longest_target: Positive = Field(
+        100, description="Most tokens of a target with its end: longer ones are neither learned from nor written."
+    )
 
-    cell: Literal["elman", "lstm", "gru"] = "gru"
-    layers: Positive = 1  # of the encoder and of the decoder
-    embedding: Positive = 256
-    attention: bool = True
-    attention_score: Literal["additive", "multiplicative"] = "additive"
-    bidirectional: bool = True  # the encoder, each direction with half of the units
-    hidden: Positive = 512
-    one_hot: bool = False  # one-hot features of tokens instead of learnt ones
-    source_deviation: Annotated[float, Field(gt=0)] | None = None  # of the source's embedding at first; 1 / sqrt(E)
+    cell: Literal["elman", "lstm", "gru"] = Field("gru", description="the recurrent cell.")
+    layers: Positive = Field(1, description="Layers.")
+    embedding: Positive = Field(256, description="Features of a token's embedding.")
+    attention: bool = Field(
+        True, description="Let the decoder attend to all positions of the source, not read one vector alone."
+    )
+    attention_score: Literal["additive", "multiplicative"] = Field(
+        "additive", description="The score of the attention."
+    )
+    bidirectional: bool = Field(
+        True, description="let the encoder read in both directions, each with half of the units."
+    )
+    hidden: Positive = Field(512, description="Units of a layer.")
+    one_hot: bool = Field(False, description="Use one-hot features of tokens instead of a learned embedding.")
+    source_deviation: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Standard deviation of the source's embedding at the start; 1 / sqrt(features) if not given."
+    )
 
-    label_smoothing: Share = 0.0
-    scheduled_sampling: Share = 0.0  # the share of drawn tokens that is reached in the end
-    curriculum: Share = 0.0  # the share of the steps in which longer and longer sources join
+    label_smoothing: Share = Field(0.0, description="Share of the target probability that is spread over all tokens.")
+    scheduled_sampling: Share = Field(
+        0.0, description="Share of the decoder's inputs that are its own samples at the end of the training."
+    )
+    curriculum: Share = Field(
+        0.0, description="Share of the steps in which longer sources join, from the shortest fifth to all."
+    )
 
     @field_validator("vocabulary_size")
     @classmethod
@@ -202,7 +310,7 @@ class TranslationConfig(RunConfig):
     @classmethod
     def _check_hidden(cls, value: int, info: ValidationInfo) -> int:
         if value % 2 and info.data.get("bidirectional"):
-            raise ValueError("each direction of a bidirectional encoder has half of the units, so they are even")
+            raise ValueError("each direction of a bidirectional encoder has half of the units, so they must be even")
         return value
 
     def vocabularies(self) -> dict[str, VocabularySpec]:
@@ -220,125 +328,19 @@ class TranslationConfig(RunConfig):
 
 def _checked_size(value: int, kind: str | None) -> int:
     if kind == "subwords" and value < _BYTES:
-        raise ValueError(f"every byte is a subword, so there are {_BYTES} or more")
+        raise ValueError(f"every byte is a subword, so at least {_BYTES} are needed")
     return value
 
 
-# What a run may be, told apart by its task.
+# The configuration of a run, by its task.
 TrainingConfig = Annotated[TextConfig | FeaturesConfig | TreeConfig | TranslationConfig, Field(discriminator="task")]
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
 def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
-    """The configuration that some values are, of the kind that their task asks for.
+    """Parse a configuration of the kind that its task asks for.
 
     Raises:
-        pydantic.ValidationError: they are none.
+        pydantic.ValidationError: the values are no configuration.
     """
     return _ADAPTER.validate_python(values)
-
-
-# The Stanford Sentiment Treebank's labels, 0 to 4.
-_GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # `make run`: two to four minutes on two cores.
-    "python": {
-        "task": "lm", "corpus": STDLIB,
-        "cell": "gru", "layers": 1, "embedding": 96, "hidden": 384, "dropout": 0.0, "lanes": 32,
-        "window": 96, "steps": 960, "learning_rate": 4e-3, "minimum_count": 50, "corpus_limit": 6_000_000,
-        "validate_every": 240, "validation_limit": 100_000, "average_decay": 0.98,
-    },
-    # The same text by words, and by subwords: a third of the steps, a wide choice at each.
-    "python-words": {
-        "task": "lm", "corpus": STDLIB,
-        "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
-        "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "words", "minimum_count": 5,
-        "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
-    },
-    "python-subwords": {
-        "task": "lm", "corpus": STDLIB,
-        "cell": "gru", "layers": 1, "embedding": 128, "hidden": 256, "dropout": 0.1, "lanes": 32,
-        "window": 48, "steps": 960, "learning_rate": 4e-3, "vocabulary": "subwords",
-        "corpus_limit": 6_000_000, "validate_every": 240, "validation_limit": 50_000, "average_decay": 0.98,
-    },
-    # `make run`: streaming syntax highlighting, half a minute.
-    "python-tags": {
-        "task": "tag", "corpus": STDLIB,
-        "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0, "lanes": 64,
-        "window": 96, "steps": 600, "learning_rate": 6e-3, "minimum_count": 50, "corpus_limit": 2_000_000,
-        "validate_every": 100, "validation_limit": 100_000,
-    },
-    # Which package of the standard library a snippet comes from.
-    "python-packages": {
-        "task": "classify", "corpus": STDLIB,
-        "cell": "gru", "layers": 1, "embedding": 64, "hidden": 192, "dropout": 0.2, "lanes": 64,
-        "steps": 600, "learning_rate": 4e-3, "validate_every": 100,
-    },
-    "shakespeare": {
-        "task": "lm", "cell": "lstm", "layers": 2, "embedding": 128, "hidden": 384, "dropout": 0.3, "lanes": 64,
-        "window": 128, "steps": 3400, "learning_rate": 3e-3, "warmup_steps": 100, "weight_decay": 0.05,
-        "average_decay": 0.995, "precision": "bfloat16", "validate_every": 400,
-    },
-    "names": {
-        "task": "classify", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 256, "dropout": 0.4, "lanes": 64,
-        "minimum_count": 1, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 200,
-        "weight_decay": 0.05,
-    },
-    # Whether a sentence speaks well of something: read left to right, so that the answer can change with every word.
-    "sentiment": {
-        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
-        "phrases": True, "polarity": True, "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 192,
-        "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
-        "validate_every": 200, "weight_decay": 0.05,
-    },
-    # The same, read in both directions before anything is said.
-    "sentiment-bidirectional": {
-        "task": "classify", "vocabulary": "symbols", "vocabulary_size": 20_000, "lower_case": True, "minimum_count": 2,
-        "phrases": True, "polarity": True, "bidirectional": True, "cell": "lstm", "layers": 1, "embedding": 128,
-        "hidden": 128, "dropout": 0.5, "lanes": 64, "steps": 3000, "learning_rate": 2e-3, "average_decay": 0.995,
-        "validate_every": 200, "weight_decay": 0.05,
-    },
-    # Pictures of handwritten digits, 8 by 8.
-    "digits": {
-        "task": "features", "corpus": DIGITS,
-        "layers": 2, "hidden": 256, "dropout": 0.4, "input_noise": 0.5, "lanes": 64, "steps": 800,
-        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 100, "weight_decay": 0.05,
-    },
-    "sentiment-tree": {
-        "task": "tree", "cell": "child-sum", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
-        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
-    },
-    "sentiment-binary-tree": {
-        "task": "tree", "cell": "binary", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
-        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
-    },
-    "sentiment-recursive": {
-        "task": "tree", "cell": "recursive", "label_names": _GRADES, "dropout": 0.5, "steps": 2160,
-        "learning_rate": 2e-3, "average_decay": 0.99, "validate_every": 135,
-    },
-    # How English words are pronounced: sequence to sequence by way of one vector.
-    "phonemes": {
-        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 64, "hidden": 512, "attention": False,
-        "source_vocabulary": "characters", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 40,
-        "longest_target": 40, "dropout": 0.25, "label_smoothing": 0.1, "lanes": 128, "steps": 14_000,
-        "learning_rate": 2e-3, "warmup_steps": 200, "average_decay": 0.998, "precision": "bfloat16",
-        "validate_every": 1000,
-    },
-    "german-english": {
-        "task": "translate", "cell": "lstm", "layers": 1, "embedding": 256, "hidden": 384, "attention": True,
-        "source_vocabulary": "subwords", "source_vocabulary_size": 4096, "vocabulary": "subwords",
-        "vocabulary_size": 4096, "longest_source": 80, "longest_target": 80, "dropout": 0.3, "label_smoothing": 0.1,
-        "lanes": 64, "steps": 4500, "learning_rate": 2e-3, "warmup_steps": 400, "average_decay": 0.998,
-        "precision": "bfloat16", "validate_every": 500,
-    },
-    # Questions about a story, answered in words; made, not read.
-    "stories": {
-        "task": "translate", "corpus": STORIES,
-        "cell": "lstm", "layers": 1, "embedding": 128, "hidden": 128, "attention": True,
-        "attention_score": "multiplicative", "source_deviation": 1.0,
-        "source_vocabulary": "symbols", "vocabulary": "symbols", "minimum_count": 1, "longest_source": 150,
-        "longest_target": 8, "dropout": 0.0, "lanes": 32, "steps": 24_000, "learning_rate": 3e-3, "warmup_steps": 200,
-        "curriculum": 0.6, "average_decay": 0.998, "precision": "bfloat16", "validate_every": 1000,
-    },
-}  # fmt: skip

@@ -15,12 +15,13 @@ from elman.cli import (
     answering,
     calling,
     embeddings,
+    exporting,
     generating,
     inspecting,
-    making,
     scoring,
     serving,
     sessions,
+    training,
 )
 from elman.cli.generated import MissingExtraError
 from elman.cli.printing import shown_name
@@ -33,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(making.train)
-app.command()(making.export)
+app.command(cls=training.TrainCommand)(training.train)
+app.command()(exporting.export)
 app.command()(embeddings.embeddings)
 app.command(cls=serving.ServeCommand)(serving.serve)
 app.command()(calling.models)

@@ -97,6 +97,11 @@ class GeneratedCommand(TyperCommand):
         return super().invoke(ctx)
 
 
+def option_name(field: str) -> str:
+    """The option of a field: --chunk-ms for chunk_ms."""
+    return f"--{field.replace('_', '-')}"
+
+
 def given_options(ctx: typer.Context) -> dict[str, Any]:
     """The generated options that stand on the command line, by name, as text; flags as bool, arguments as a list."""
     given: dict[str, Any] = ctx.meta[_GIVEN]
@@ -118,7 +123,7 @@ def _parameters(options: Iterable[GeneratedOption]) -> list[Any]:
 
 
 def _parameter(option: GeneratedOption) -> inspect.Parameter:
-    name, shown = f"--{option.name.replace('_', '-')}", escape(option.help)
+    name, shown = option_name(option.name), escape(option.help)
     default: object = option.default or None
     annotation: Any
     if option.is_argument:
@@ -131,8 +136,6 @@ def _parameter(option: GeneratedOption) -> inspect.Parameter:
         ]
     else:
         default = option.default == "true"
-        annotation = Annotated[
-            bool,
-            typer.Option(f"{name}/--no-{name[2:]}", help=shown, show_default=default, rich_help_panel=option.panel),
-        ]
+        flag = f"{name}/--no-{name[2:]}"
+        annotation = Annotated[bool, typer.Option(flag, help=shown, show_default=default, rich_help_panel=option.panel)]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -95,7 +95,7 @@ def misspelled_variables(names: Iterable[str] = os.environ) -> dict[str, str]:
     return found
 
 
-def _labels(label: Any) -> dict[str, str]:
+def _labels(label: Callable[[str], str]) -> dict[str, str]:
     return {name: label(name) for name in Settings.model_fields}
 
 

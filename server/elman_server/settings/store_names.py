@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 MEMORY = "memory"  # the store that ends with the server
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _RULE = (
-    "expected memory, a file, or redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH, with %-encoding for special "
-    "characters in a password"
+    "expected redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH, with %-encoding for special characters in a "
+    "password; or memory, or a file"
 )
 
 

@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from elman_server.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
 from elman_server.sessions.redis.scripts import SCRIPTS, Command
-from elman_server.settings import is_url, public_store
+from elman_server.settings import public_store
 
 OLDEST = (6, 2)  # the version of Redis
 
@@ -148,9 +148,7 @@ def public_name(url: str) -> str:
         StoreOpenError: it is none.
     """
     try:
-        if is_url(url):
-            return public_store(url)
-        raise ValueError("expected redis://HOST:PORT/DATABASE, rediss:// or unix:///PATH")
+        return public_store(url)
     except ValueError as error:
         raise StoreOpenError(f"store: got a URL that is not shown; {error}") from None  # It may quote the password.
 

@@ -30,8 +30,8 @@ from elman_server.settings import (
     settings_table,
     variable_of,
 )
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FIELDS = list(Settings.model_fields)
 PASSWORD = "hunter2"
 # A value that is not the default, as text, for each setting but --config.
@@ -340,7 +340,7 @@ def test_a_misspelled_variable_is_noticed() -> None:
     ],
 )
 def test_no_error_holds_a_password(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = "got a value that is not shown; expected memory, a file, or redis://HOST:PORT/DATABASE"
+    rule = "got a value that is not shown; expected redis://HOST:PORT/DATABASE"
     assert refusal({"store": store}).startswith(f"--store: {rule}")
     path = write(tmp_path / "elman.toml", store=f'"{store}"')
     assert refusal({"config": path}).startswith(f"{path}: store: {rule}")
