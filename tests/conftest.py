@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from elman_bundle import Bundle, CharacterVocabulary
 from elman_export import Labels, NextToken, Token
 from elman_export.contract import Output
+from elman_server.event_loop import ServerEventLoop
 from tests.support.bundles import CLASSES, export_network, make_bundle, make_small_network
 from tests.support.trees import make_tree_bundles
 
@@ -21,6 +23,11 @@ def pytest_configure() -> None:
     too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop of the server."""
+    return {"server": ServerEventLoop}
 
 
 @pytest.fixture(scope="session")

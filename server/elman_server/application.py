@@ -18,21 +18,16 @@ from elman_protos import v1
 from elman_server.configuration import (
     prefix_bytes,
     request_limits,
-    scheduling_pace,
     session_options,
-    thread_count,
 )
-from elman_server.engine import NOTHING, Cores, OnnxEngine, OnnxTreeEngine, Opener
-from elman_server.errors import EngineError, ModelLoadError, StartError
+from elman_server.errors import StartError
 from elman_server.rpc.analysis_servicer import AnalysisServicer
 from elman_server.rpc.compiling import Compiling
 from elman_server.rpc.interceptor import CallInterceptor
-from elman_server.rpc.mailbox import deliver_into
 from elman_server.rpc.models import Models, ServedModel
 from elman_server.rpc.servicer import InferenceServicer
 from elman_server.rpc.session_servicer import SessionServicer
 from elman_server.rpc.writing import Writer
-from elman_server.scheduling import Forest, Rows, Running, Scheduler
 from elman_server.sessions import MemoryStore, PrefixCache, Sessions, SqliteStore, Store
 from elman_server.sessions.redis import RedisStore
 from elman_server.settings import MEMORY, Settings, is_url
@@ -175,89 +170,3 @@ class Server:
         await self._server.stop(0.5)
         await asyncio.to_thread(self._compiling.close)
         await self._sessions.close()
-
-
-def serve_bundle(bundle: Bundle, settings: Settings, loop: asyncio.AbstractEventLoop, number: int = 0) -> ServedModel:
-    """Load a bundle's graph and run it once at every likely batch size.
-
-    Args:
-        bundle: the model.
-        settings: how to serve it.
-        loop: where its callers are told.
-        number: how many are served already.
-
-    Raises:
-        ModelLoadError: it cannot be served here.
-    """
-    _check_servable(bundle)
-    threads = thread_count(settings)
-    opener = Opener(settings.provider, threads, Cores.all(threads, _FIRST_CORE + number))
-    serve = _serve_trees if bundle.spec.step.HasField("tree") else _serve_rows
-    try:
-        running, provider = serve(bundle, settings, opener)
-    except EngineError as error:
-        raise ModelLoadError(f"{bundle.graph_path}: the graph loads but does not run: {error}") from error
-    scheduler = Scheduler(bundle.name, running, waiting_limit=settings.waiting_limit, deliver=deliver_into(loop))
-    return ServedModel(bundle, scheduler, provider)
-
-
-def _serve_rows(bundle: Bundle, settings: Settings, opener: Opener) -> tuple[Running, str]:
-    """What runs sequences step by step, and where it does."""
-    step = bundle.spec.step
-    reads_tokens = bool(step.inputs) and step.inputs[0].HasField("token")
-    names = {output.WhichOneof("meaning"): output.name for output in step.outputs}
-    text = bundle.vocabulary_spec(step.inputs[0].token.vocabulary) if reads_tokens else None
-    engine = OnnxEngine(bundle, capacity=settings.slots, opener=opener, chunk_seconds=settings.chunk_ms / 1000)
-    engine.warm_up()
-    _log.info(
-        "measured",
-        model=bundle.name,
-        steps_a_run=engine.step_counts_for(False, NOTHING)[-1],
-        side_by_side=engine.divided_at,
-    )
-    rows = Rows(
-        bundle.name,
-        engine,
-        input_name=step.inputs[0].name if step.inputs else None,
-        vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
-        forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
-        label_output=names.get("label_logits"),
-        pace=scheduling_pace(settings),
-    )
-    return rows, engine.provider
-
-
-def _serve_trees(bundle: Bundle, settings: Settings, opener: Opener) -> tuple[Running, str]:
-    """What runs trees, and where it does."""
-    engine = OnnxTreeEngine(bundle, capacity=settings.slots, opener=opener)
-    engine.warm_up()
-    (label_output,) = (output.name for output in bundle.spec.step.outputs if output.HasField("label_logits"))
-    return Forest(bundle.name, engine, label_output=label_output), engine.provider
-
-
-def _check_servable(bundle: Bundle) -> None:
-    """Refuse what no call of this server could use.
-
-    Raises:
-        ModelLoadError: says what it is.
-    """
-    manifest, step = bundle.path / MANIFEST, bundle.spec.step
-    has_encoder = bundle.spec.HasField("encoder")
-    if len(step.inputs) > 1:
-        raise ModelLoadError(f"{manifest}: this server serves steps with one input, or none where there is an encoder")
-    if step.constants and not has_encoder:
-        raise ModelLoadError(f"{manifest}: this server serves constants that an encoder gives, and there is none")
-    meanings = {output.WhichOneof("meaning") for output in step.outputs}
-    generates, labels = "next_token_logits" in meanings, "label_logits" in meanings
-    reads_tokens = bool(step.inputs) and step.inputs[0].HasField("token")
-    if not reads_tokens and (generates or not labels):
-        what = "numbers" if step.inputs else "nothing"
-        raise ModelLoadError(f"{manifest}: a step that reads {what} is served if it has labels and generates nothing")
-    scopes = {output.label_logits.scope for output in step.outputs if output.HasField("label_logits")}
-    if not step.inputs and scopes != {v1.LABEL_SCOPE_SEQUENCE}:
-        raise ModelLoadError(f"{manifest}: a step that reads nothing has labels for the whole sequence only")
-    if has_encoder and step.inputs and (labels or not generates):
-        raise ModelLoadError(
-            f"{manifest}: a step behind an encoder is served if it generates tokens and has no labels, or if it has "
-            "labels and no inputs"
-        )

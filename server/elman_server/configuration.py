@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from elman_server.engine import core_count
 from elman_server.rpc.validation import Limits
-from elman_server.scheduling import Pace
+from elman_server.scheduling import SchedulingPolicy
 from elman_server.sessions import SessionOptions
 from elman_server.settings import Settings
 
 # A message costs about 60 us in the server and 40 us in its client: these take 3 % of the cores, or 5 % where the
-# clients run on the same machine. Where delivery is slower, the share below limits it.
+# clients run on the same machine. Where delivery is slower,
+# `SchedulingPolicy.emission_share` limits it.
 _MESSAGES_PER_CORE = 500  # per second
-_DELIVERY_SHARE = 0.025  # of the time, in which delivery may keep a model waiting
 _MIB = 2**20  # bytes
 
 
@@ -25,10 +27,15 @@ def message_rate(settings: Settings) -> float:
     return settings.message_rate or core_count() * _MESSAGES_PER_CORE
 
 
-def scheduling_pace(settings: Settings) -> Pace:
-    """How the scheduler of one model paces its runs and its messages."""
-    share = 0.0 if settings.message_rate else _DELIVERY_SHARE
-    return Pace(settings.chunk_ms / 1000, settings.gather_ms / 1000, message_rate(settings), share)
+def scheduling_policy(settings: Settings) -> SchedulingPolicy:
+    """The thresholds of scheduling."""
+    policy = SchedulingPolicy(
+        run_seconds=settings.chunk_ms / 1000,
+        flush_interval_seconds=settings.gather_ms / 1000,
+        messages_per_second=message_rate(settings),
+    )
+    # A rate that the operator chose is kept, however long delivery takes.
+    return replace(policy, emission_share=0.0) if settings.message_rate else policy
 
 
 def request_limits(settings: Settings) -> Limits:

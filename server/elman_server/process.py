@@ -14,8 +14,10 @@ from collections.abc import Iterator
 import structlog
 
 from elman_bundle import Bundle
-from elman_server.application import Server, find_bundles, serve_bundle
+from elman_server.application import Server, find_bundles
 from elman_server.configuration import message_rate, thread_count
+from elman_server.event_loop import ServerEventLoop
+from elman_server.loading import serve_bundle
 from elman_server.rpc.models import ServedModel
 from elman_server.settings import LogFormat, Settings, misspelled_variables, shown_value
 
@@ -38,7 +40,9 @@ def run(settings: Settings) -> None:
     configure_log(settings)
     for name, meant in misspelled_variables().items():
         _log.warning("unknown variable", variable=name, did_you_mean=meant)
-    asyncio.run(_serve(find_bundles(settings.bundles), settings))
+    bundles = find_bundles(settings.bundles)
+    with asyncio.Runner(loop_factory=ServerEventLoop) as runner:
+        runner.run(_serve(bundles, settings))
 
 
 async def _serve(bundles: list[Bundle], settings: Settings) -> None:
@@ -65,7 +69,7 @@ async def _serve(bundles: list[Bundle], settings: Settings) -> None:
 
 async def _load(bundles: list[Bundle], settings: Settings, stopping: asyncio.Event) -> list[ServedModel]:
     """Load models one after the other, until all are loaded or the process is to stop."""
-    loop, models = asyncio.get_running_loop(), []
+    loop, models = ServerEventLoop.running(), []
     for number, bundle in enumerate(bundles):
         if stopping.is_set():
             break

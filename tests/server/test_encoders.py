@@ -168,7 +168,7 @@ async def test_in_any_company_it_is_the_same_to_the_bit(
 def test_rows_of_different_lengths_come_and_go(encoding: Encoding) -> None:
     """The engine alone: constants grow, shrink, move and are copied, and each row goes on as it would alone."""
     bundle = encoding["translator"]
-    engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), chunk_seconds=0.005)
+    engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), run_seconds=0.005)
     sources = [LETTERS.encode(word) for word in WORDS]
     encoded = engine.encode(sources)
     expected = [alone(bundle, source, 12)[0] + [2] for source in sources]

@@ -24,6 +24,7 @@ from elman import (
     v1,
 )
 from elman_server.errors import ClientTooSlowError
+from elman_server.event_loop import ServerEventLoop
 from elman_server.rpc.callers import Context
 from elman_server.rpc.generation import Telling, write_generation
 from elman_server.rpc.mailbox import Mailbox, deliver_into
@@ -549,8 +550,7 @@ def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_st
     """And a loop that is busy with something else keeps the model waiting for a moment only."""
 
     async def talk() -> None:
-        loop = asyncio.get_running_loop()
-        mailbox, deliver = Mailbox(), deliver_into(loop)
+        mailbox, deliver = Mailbox(), deliver_into(ServerEventLoop.running())
         written: list[Event] = []
 
         async def write() -> None:
@@ -570,4 +570,5 @@ def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_st
             handing_over = thread.submit(deliver, [])
             handing_over.result(timeout=10)  # Nothing runs on this loop meanwhile.
 
-    asyncio.run(talk())
+    with asyncio.Runner(loop_factory=ServerEventLoop) as runner:
+        runner.run(talk())

@@ -18,19 +18,32 @@ from elman_server.engine import (
     Results,
     is_filtered,
 )
-from elman_server.scheduling import Pace
-from elman_server.scheduling.turn import Plan, Turn
+from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
+from elman_server.scheduling.costs import StepCosts
+from elman_server.scheduling.rows.execution import Execution
+from elman_server.scheduling.rows.horizon import Horizon
+from elman_server.scheduling.rows.planning import Schedule
 from tests.support.bundles import CHARACTERS
+from tests.support.scheduling import make_policy
 
 COUNTS = (1, 2, 4, 8)
 State = dict[str, Any]
 
 
-def make_engine(bundle: Bundle, capacity: int = 64, threads: int = 1) -> OnnxEngine:
+def make_engine(
+    bundle: Bundle, capacity: int = 64, threads: int = 1, policy: EnginePolicy = DEFAULT_ENGINE_POLICY
+) -> OnnxEngine:
     """An engine that takes any of COUNTS steps, however long they take here."""
-    engine = OnnxEngine(bundle, capacity=capacity, opener=Opener(ProviderChoice.CPU, threads), chunk_seconds=0.005)
+    opener = Opener(ProviderChoice.CPU, threads)
+    engine = OnnxEngine(bundle, capacity=capacity, opener=opener, run_seconds=0.005, policy=policy)
     engine._step_counts[:] = COUNTS
     return engine
+
+
+def divide_rows(engine: OnnxEngine, partitions: int) -> None:
+    """Divide rows, however many there are, into as many partitions as there are threads."""
+    for power in range(7):
+        engine.partitions.set(2**power, partitions)
 
 
 def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
@@ -49,15 +62,15 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
 
 
 def run_lanes(engine: OnnxEngine, chunk: Chunk) -> Results:
-    """Run the rows that come first as a turn does: in the engine's lanes."""
+    """Run the first rows as an iteration does: in the engine's partitions."""
     rows = len(chunk.uniforms)
-    plan = Plan(chunk, len(chunk), len(chunk), True, (len(chunk),))
-    turn = Turn(engine, Pace(1.0, 0.0, 1.0), plan, lambda: False, np.full((rows, 1), FREE))
+    schedule = Schedule(chunk, len(chunk), Horizon(len(chunk), True, 0, None), (len(chunk),))
+    execution = Execution(engine, StepCosts(make_policy()), schedule, lambda: False, np.full((rows, 1), FREE))
     with ThreadPoolExecutor() as executor:
-        ran = turn.run(executor)
-    assert ran is not None
-    assert ran.counts.tolist() == [len(chunk)] * rows
-    return ran.results
+        output = execution.run(executor)
+    assert output is not None
+    assert output.counts.tolist() == [len(chunk)] * rows
+    return output.results
 
 
 def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:

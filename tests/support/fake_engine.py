@@ -91,6 +91,9 @@ class FakeEngine:
         initial = 0 if encoded is None else encoded.state["total"]
         self._front[row] = initial if state is None else state["total"]
 
+    def release(self, row: int) -> None:
+        self._front[row] = 10**6
+
     def move(self, source: int, destination: int) -> None:
         self._front[destination] = self._front[source]
 

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from elman_server.scheduling import (
+    Deliver,
+    Emission,
     Event,
     Generation,
-    Pace,
     Reading,
-    Rows,
+    RowBatch,
     SamplingParams,
     Scheduler,
+    SchedulingPolicy,
     Sequence,
     Tokens,
 )
-from elman_server.scheduling.running import Deliver, Emission
 from tests.support.fake_engine import SIZE, FakeEngine
 
 
@@ -44,18 +45,30 @@ def hand_over(emissions: list[Emission]) -> None:
         receiver.receive(event)
 
 
-def make_scheduler(
-    engine: FakeEngine, waiting_limit: int = 100, pace: Pace | None = None, deliver: Deliver = hand_over
-) -> Scheduler:
-    rows = Rows(
-        "fake",
-        engine,
-        input_name="token",
-        vocabulary_size=SIZE,
-        label_output="labels",
-        pace=pace or Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
+def make_policy(
+    run_seconds: float = 1.0, flush_interval_seconds: float = 0.0, messages_per_second: float = 1e9, **changes: Any
+) -> SchedulingPolicy:
+    """A policy under which tokens are emitted immediately and runs are as long as they can be."""
+    return SchedulingPolicy(
+        **{
+            "run_seconds": run_seconds,
+            "flush_interval_seconds": flush_interval_seconds,
+            "messages_per_second": messages_per_second,
+            "emission_share": 0.0,
+            **changes,
+        }
     )
-    return Scheduler("fake", rows, waiting_limit=waiting_limit, deliver=deliver)
+
+
+def make_scheduler(
+    engine: FakeEngine,
+    waiting_limit: int = 100,
+    policy: SchedulingPolicy | None = None,
+    deliver: Deliver = hand_over,
+) -> Scheduler:
+    policy = policy or make_policy()
+    rows = RowBatch("fake", engine, policy, input_name="token", vocabulary_size=SIZE, label_output="labels")
+    return Scheduler("fake", rows, policy, waiting_limit=waiting_limit, deliver=deliver)
 
 
 def generation(prompt: list[int], max_tokens: int, end_token: int | None = None, **options: Any) -> Generation:

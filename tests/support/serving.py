@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from elman import Client
 from elman_bundle import Bundle
-from elman_server.application import Server, serve_bundle
-from elman_server.configuration import scheduling_pace
+from elman_server.application import Server
+from elman_server.configuration import scheduling_policy
+from elman_server.event_loop import ServerEventLoop
+from elman_server.loading import serve_bundle
 from elman_server.rpc.mailbox import deliver_into
 from elman_server.rpc.models import ServedModel
-from elman_server.scheduling import Rows, Scheduler
+from elman_server.scheduling import RowBatch, Scheduler
 from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle
 
@@ -71,16 +73,10 @@ async def serving_fake(
     limits = {"max_tokens_limit": 5000, "input_limit": 1000, "message_limit": 20_000}
     settings = server_settings(**{**limits, **changes})
 
-    def make(loop: asyncio.AbstractEventLoop) -> list[ServedModel]:
-        rows = Rows(
-            name,
-            engine,
-            input_name="token",
-            vocabulary_size=SIZE,
-            label_output="labels",
-            pace=scheduling_pace(settings),
-        )
-        scheduler = Scheduler(name, rows, waiting_limit=settings.waiting_limit, deliver=deliver_into(loop))
+    def make(loop: ServerEventLoop) -> list[ServedModel]:
+        policy = scheduling_policy(settings)
+        rows = RowBatch(name, engine, policy, input_name="token", vocabulary_size=SIZE, label_output="labels")
+        scheduler = Scheduler(name, rows, policy, waiting_limit=settings.waiting_limit, deliver=deliver_into(loop))
         return [ServedModel(fake_bundle(name, every_step=every_step), scheduler, "cpu")]
 
     async with _running(settings, make) as running:
@@ -88,10 +84,8 @@ async def serving_fake(
 
 
 @asynccontextmanager
-async def _running(
-    settings: Settings, make: Callable[[asyncio.AbstractEventLoop], list[ServedModel]]
-) -> AsyncIterator[Running]:
-    server = Server(settings, make(asyncio.get_running_loop()))
+async def _running(settings: Settings, make: Callable[[ServerEventLoop], list[ServedModel]]) -> AsyncIterator[Running]:
+    server = Server(settings, make(ServerEventLoop.running()))
     await server.start()
     address = f"127.0.0.1:{server.port}"
     try:

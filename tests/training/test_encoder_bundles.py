@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from elman_bundle.errors import EncodingError
 from elman_export import ExportError
 from elman_export.contract import Tensors
 from elman_protos import v1
-from elman_server.application import serve_bundle
 from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.engine.encoder import Encoder
 from elman_server.errors import EngineError, ModelLoadError
+from elman_server.event_loop import ServerEventLoop
+from elman_server.loading import serve_bundle
 from elman_server.settings import Settings
 from tests.support.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
 from tests.support.manifests import change, reseal
@@ -97,7 +97,7 @@ def test_graphs_that_are_not_what_the_manifest_says(copy: Path, edit: Change, co
         close_positions(copy / "step.onnx")
         change(copy, lambda m: m["step"]["constants"][0].update(variable_length=True))
     with pytest.raises(ModelLoadError, match=complaint):
-        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.001)
 
 
 def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Path) -> None:
@@ -113,7 +113,7 @@ def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Pat
     change(copy, label)
     write_tokens(copy / "l.json", [f"l{index}" for index in range(24)])
     with pytest.raises(ModelLoadError, match="is served if it generates tokens and has no labels"):
-        serve_bundle(reseal(copy), Settings(), asyncio.new_event_loop())
+        serve_bundle(reseal(copy), Settings(), ServerEventLoop())
 
 
 def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:
         node.input[:] = [swapped.get(name, name) for name in node.input]
     onnx.save(model, copy / "encoder.onnx")
     with pytest.raises(ModelLoadError, match=r"encoder\.onnx: output 'constant\.\w+' has shape"):
-        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.001)
+        OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.001)
 
 
 def test_shapes_that_show_only_when_it_runs_fail_by_name(translator: Bundle) -> None:

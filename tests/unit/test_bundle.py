@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
-from elman_server.application import find_bundles, serve_bundle
+from elman_server.application import find_bundles
 from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.errors import ModelLoadError
+from elman_server.event_loop import ServerEventLoop
+from elman_server.loading import serve_bundle
 from elman_server.settings import Settings
 from tests.support.manifests import Change, change, reseal
 
@@ -23,7 +25,7 @@ def copy(bundles: Bundles, tmp_path: Path) -> Path:
 
 
 def engine(bundle: Bundle, choice: ProviderChoice = ProviderChoice.CPU) -> OnnxEngine:
-    return OnnxEngine(bundle, capacity=2, opener=Opener(choice, 1), chunk_seconds=0.005)
+    return OnnxEngine(bundle, capacity=2, opener=Opener(choice, 1), run_seconds=0.005)
 
 
 def test_what_is_written_is_what_is_read(bundles: Bundles) -> None:
@@ -153,10 +155,9 @@ def test_cuda_is_taken_where_it_loads(bundles: Bundles) -> None:
 
 
 async def test_a_model_this_server_cannot_feed_is_refused(copy: Path) -> None:
-    import asyncio
 
     change(copy, lambda m: m["step"]["inputs"][0].pop("token"))
     change(copy, lambda m: m["step"]["outputs"][0].pop("next_token_logits"))
     bundle = reseal(copy)
     with pytest.raises(ModelLoadError, match="a step that reads numbers is served if it has labels"):
-        serve_bundle(bundle, Settings(provider=ProviderChoice.CPU), asyncio.get_running_loop())
+        serve_bundle(bundle, Settings(provider=ProviderChoice.CPU), ServerEventLoop.running())

@@ -28,7 +28,7 @@ from elman_server.engine import (
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.graphs import Graph
 from tests.support.encoder_models import make_translator
-from tests.support.engines import make_chunk, run_lanes
+from tests.support.engines import divide_rows, make_chunk, run_lanes
 
 if not hasattr(os, "sched_getaffinity"):
     pytest.skip("this system does not tell which cores there are", allow_module_level=True)
@@ -50,7 +50,7 @@ def elsewhere(task: Callable[[], Any]) -> Any:
 
 
 def make_engine(bundle: Bundle, cores: Cores) -> OnnxEngine:
-    return OnnxEngine(bundle, capacity=8, opener=Opener(ProviderChoice.CPU, COUNT, cores), chunk_seconds=0.005)
+    return OnnxEngine(bundle, capacity=8, opener=Opener(ProviderChoice.CPU, COUNT, cores), run_seconds=0.005)
 
 
 def group(root: Path, line: str, **files: str) -> Path:
@@ -132,7 +132,7 @@ def test_runs_stay_on_their_cores(bundles: dict[str, Bundle], monkeypatch: pytes
     cores = Cores.all(COUNT, 1)
     expected = run_lanes(make_engine(bundles["lstm"], Cores()), make_chunk(tokens))
     engine = make_engine(bundles["lstm"], cores)
-    engine._lane_counts.update(dict.fromkeys(range(4), lanes))
+    divide_rows(engine, lanes)
     seen = []
     run = Graph.run
 

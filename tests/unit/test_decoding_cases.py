@@ -27,8 +27,7 @@ from elman_server.scheduling import (
     Finished,
     FinishReason,
     Generation,
-    Pace,
-    Rows,
+    RowBatch,
     SamplingParams,
     Scheduler,
     Sequence,
@@ -36,6 +35,7 @@ from elman_server.scheduling import (
 )
 from tests.support.fake_engine import LETTERS, SIZE, FakeEngine
 from tests.support.reference import choose_token
+from tests.support.scheduling import make_policy
 
 MODULUS = 13
 UNKNOWN = 0
@@ -256,18 +256,20 @@ cases = st.builds(
 @given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
 def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
     table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)
-    rows = Rows(
+    policy = make_policy()
+    rows = RowBatch(
         "table",
         TableEngine(table),
+        policy,
         input_name="token",
         vocabulary_size=SIZE,
         forbidden_token=UNKNOWN,
         label_output=None,
-        pace=Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9),
     )
     scheduler = Scheduler(
         "table",
         rows,
+        policy,
         waiting_limit=100,
         deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
     )

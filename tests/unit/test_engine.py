@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elman_bundle import Bundle, CharacterVocabulary
-from elman_server.engine import FREE, NOTHING, OnnxEngine, Opener, ProviderChoice, Wanted
+from elman_server.engine import FREE, NOTHING, EnginePolicy, OnnxEngine, Opener, ProviderChoice, Wanted, autotune
+from elman_server.engine.autotune import Autotuner
 from elman_server.errors import EngineError
 from tests.support.bundles import CHARACTERS
-from tests.support.engines import COUNTS, State, make_chunk, make_engine, read, same
+from tests.support.engines import COUNTS, State, divide_rows, make_chunk, make_engine, read, same
 
 SIZES = (1, 2, 3, 5, 8, 17, 64)
 
@@ -25,7 +26,7 @@ def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, 
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
+    divide_rows(engine, lanes)
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):
@@ -210,27 +211,28 @@ def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
 
 def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: dict[str, Bundle]) -> None:
     opener = Opener(ProviderChoice.CPU, 1)
-    engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=0.005)
-    engine.warm_up()
+    engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=0.005)
+    autotune(engine)
     counts = engine.step_counts_for(False, NOTHING)
     assert counts[0] == 1
     assert list(counts) == sorted(set(counts))
     assert len(counts) > 1
-    hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, chunk_seconds=1e-9)
-    hasty.warm_up()
+    hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=1e-9)
+    autotune(hasty)
     for filtered in (False, True):
         assert list(hasty.step_counts_for(filtered, NOTHING)) == [1]
         assert list(hasty.step_counts_for(filtered, Wanted(states=True))) == [1]
 
 
 def test_one_bad_moment_does_not_divide_rows(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(bundles["gru"], capacity=16, threads=2)
-    monkeypatch.setattr("elman_server.engine.onnx._LEAST_SECONDS", 0.0)
+    policy = EnginePolicy(partition_least_run_seconds=0.0)
+    engine = make_engine(bundles["gru"], capacity=16, threads=2, policy=policy)
+    tuner = Autotuner(engine)
     # Of 2 rows; of 4, twice; of 8, where it begins, twice; of 16.
     found = iter([False, True, False, True, True, True])
-    monkeypatch.setattr(engine, "_is_faster_beside", lambda size, count: next(found))
-    engine._divide()
-    assert engine.divided_at == "5 to 16 rows"
+    monkeypatch.setattr(tuner, "_is_faster_divided", lambda size, count: next(found))
+    tuner._divide_rows()
+    assert str(engine.partitions) == "5 to 16 rows"
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])
@@ -238,7 +240,7 @@ def test_onnxruntime_has_nothing_to_complain_of(
     bundles: dict[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opener = Opener(ProviderChoice.CPU, 2)
-    OnnxEngine(bundles[name], capacity=4, opener=opener, chunk_seconds=0.005).warm_up()
+    autotune(OnnxEngine(bundles[name], capacity=4, opener=opener, run_seconds=0.005))
     assert capfd.readouterr() == ("", "")
 
 

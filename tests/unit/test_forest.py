@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 
 from elman_server.engine import NO_CHILD, NodeResults
 from elman_server.errors import EngineError, ModelFailedError, ServerDrainingError
-from elman_server.scheduling import Event, Failed, Forest, ReadingFinished, Scheduler, Tree, forest
-from elman_server.scheduling.forest import _shares
-from elman_server.scheduling.running import Emission
+from elman_server.scheduling import (
+    Deliver,
+    Emission,
+    Event,
+    Failed,
+    ReadingFinished,
+    Scheduler,
+    SchedulingPolicy,
+    Tree,
+    TreeBatch,
+)
+from elman_server.scheduling.trees.batch import _shares
 from tests.support.scheduling import Inbox, hand_over, inbox, until_running
 from tests.support.trees import RandomTree, random_tree
 
@@ -89,6 +98,14 @@ class FakeTreeEngine:
         return len(self.states) - len(self.leaves)
 
 
+def make_tree_scheduler(
+    engine: FakeTreeEngine, waiting_limit: int, deliver: Deliver, policy: SchedulingPolicy | None = None
+) -> Scheduler:
+    policy = policy or SchedulingPolicy()
+    batch = TreeBatch("fake", engine, policy, label_output="labels")
+    return Scheduler("fake", batch, policy, waiting_limit=waiting_limit, deliver=deliver)
+
+
 @pytest.fixture
 def engine() -> FakeTreeEngine:
     return FakeTreeEngine()
@@ -96,7 +113,7 @@ def engine() -> FakeTreeEngine:
 
 @pytest.fixture
 def scheduler(engine: FakeTreeEngine) -> Iterator[Scheduler]:
-    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=100, deliver=hand_over)
+    scheduler = make_tree_scheduler(engine, 100, hand_over)
     scheduler.start()
     yield scheduler
     engine.gate.set()
@@ -147,7 +164,7 @@ def without_poison(seed: int, children: int, size: int) -> RandomTree:
 def test_trees_that_come_and_go_are_what_each_is_alone(child_count: int) -> None:
     """More of them than slots, with more nodes than there is room for at first, some asking for every node."""
     engine = FakeTreeEngine(capacity=8, child_count=child_count)
-    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=200, deliver=hand_over)
+    scheduler = make_tree_scheduler(engine, 200, hand_over)
     random = np.random.default_rng(1)
     trees = [without_poison(seed, child_count, int(random.choice([1, 4, 30, 400]))) for seed in range(60)]
     wanted = [submitted(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
@@ -168,10 +185,9 @@ def test_trees_that_come_and_go_are_what_each_is_alone(child_count: int) -> None
 
 @pytest.mark.parametrize(("seconds", "told"), [(1000.0, [2, 2, 1, 1, 1, 1]), (0.0, [1, 1, 1, 1, 1, 1, 1, 1])])
 def test_ends_gather_until_they_are_a_quarter_of_those_who_run_or_for_a_moment(
-    engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[int]
+    engine: FakeTreeEngine, seconds: float, told: list[int]
 ) -> None:
     """Eight chains of 1 to 8 nodes: one ends in each turn."""
-    monkeypatch.setattr(forest, "_GATHER_SECONDS", seconds)
     counts: list[int] = []
 
     def count(emissions: list[Emission]) -> None:
@@ -179,7 +195,7 @@ def test_ends_gather_until_they_are_a_quarter_of_those_who_run_or_for_a_moment(
             counts.append(len(emissions))
         hand_over(emissions)
 
-    scheduler = Scheduler("fake", Forest("fake", engine, label_output="labels"), waiting_limit=9, deliver=count)
+    scheduler = make_tree_scheduler(engine, 9, count, SchedulingPolicy(tree_flush_seconds=seconds))
     chains = [RandomTree([1] * size, [[node + 1] for node in range(size - 1)] + [[]], 0) for size in range(1, 9)]
     wanted = [submitted(chain) for chain in chains]
     for one in wanted:
@@ -285,12 +301,12 @@ def test_the_end_and_a_defect_are_told(
 ) -> None:
     broken = threading.Event()
 
-    def explode(*arguments: object) -> None:
+    def explode(*arguments: object, **options: object) -> None:
         broken.set()
         raise RuntimeError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler._running, "_show", explode)
+        patch.setattr(scheduler._batch, "_collect", explode)
         victim = submitted(without_poison(5, 0, 50))
         scheduler.submit(victim)
         assert isinstance(inbox(victim).events.get(timeout=10), Failed)

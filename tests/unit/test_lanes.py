@@ -11,13 +11,16 @@ import pytest
 
 from elman_server.engine import FREE, Chunk
 from elman_server.errors import ModelFailedError
-from elman_server.scheduling import Failed, Finished, FinishReason, Generation, Pace
-from elman_server.scheduling.turn import Plan, Ran, Turn
+from elman_server.scheduling import Failed, Finished, FinishReason, Generation
+from elman_server.scheduling.costs import StepCosts
+from elman_server.scheduling.rows.execution import Execution, ModelOutput
+from elman_server.scheduling.rows.horizon import Horizon
+from elman_server.scheduling.rows.planning import Schedule
 from tests.support.fake_engine import POISON, SIZE, FakeEngine, continuation
-from tests.support.scheduling import generation, inbox, make_scheduler, reading, until_running
+from tests.support.scheduling import generation, inbox, make_policy, make_scheduler, reading, until_running
 
 SLOW = 0.005  # seconds a step
-PACE = {"chunk_seconds": 0.01, "gather_seconds": 0.1, "messages_per_second": 1e9}
+POLICY = make_policy(0.01, 0.1)
 
 
 def uneven(capacity: int = 5, lanes: int = 2) -> FakeEngine:
@@ -28,7 +31,9 @@ def uneven(capacity: int = 5, lanes: int = 2) -> FakeEngine:
     return engine
 
 
-def take_turn(engine: FakeEngine, tokens: list[int], steps: int, seconds: float, **changes: object) -> Ran | None:
+def take_turn(
+    engine: FakeEngine, tokens: list[int], steps: int, seconds: float, **changes: object
+) -> ModelOutput | None:
     """A turn of rows that read a token and then go on by themselves."""
     rows = len(tokens)
     inputs = np.full((rows, steps), FREE)
@@ -38,17 +43,18 @@ def take_turn(engine: FakeEngine, tokens: list[int], steps: int, seconds: float,
     ones = np.ones(rows, np.float32)
     nothing = np.zeros(rows, np.float32)
     chunk = Chunk({"token": inputs}, np.zeros((rows, steps), np.float32), ones, np.full(rows, SIZE), ones, nothing)
-    plan = Plan(chunk, 1, steps, True, (1,), quiet=steps - 1, until=time.perf_counter() + seconds)
+    until = time.perf_counter() + seconds
+    schedule = Schedule(chunk, 1, Horizon(steps, True, steps - 1, None), (1,), until)
     end_tokens = np.full((rows, 1), changes.get("end_token", -1))
     with ThreadPoolExecutor() as executor:
-        return Turn(engine, Pace(**PACE), plan, lambda: False, end_tokens).run(executor)
+        return Execution(engine, StepCosts(POLICY), schedule, lambda: False, end_tokens).run(executor)
 
 
 def test_nobody_waits_for_a_slower_lane() -> None:
     engine = uneven()
     ran = take_turn(engine, [1, 2, 3, 4, 5], steps=1000, seconds=0.1)
     assert ran is not None
-    assert ran.lanes == [range(2), range(2, 5)]
+    assert ran.uncommitted == [range(2), range(2, 5)]
     fast, slow = ran.counts[0], ran.counts[2]
     assert ran.counts.tolist() == [fast] * 2 + [slow] * 3
     assert fast > 2 * slow
@@ -57,7 +63,7 @@ def test_nobody_waits_for_a_slower_lane() -> None:
         assert ran.results.tokens[row, :count].tolist() == continuation([row + 1], count)
         assert not ran.results.tokens[row, count:].any()
         assert ran.committed[row] == count - 1
-    for rows in ran.lanes:
+    for rows in ran.uncommitted:
         engine.commit(rows)
     for row, count in enumerate(ran.counts.tolist()):
         assert engine.extract(row)["total"] == sum([row + 1, *continuation([row + 1], count - 1)])
@@ -77,7 +83,7 @@ def test_what_ends_one_lane_ends_all_as_soon_as_they_have_run() -> None:
 def test_sequences_are_what_they_are_alone(seed: int, lanes: int) -> None:
     chance = random.Random(seed)
     engine = uneven(lanes=lanes)
-    scheduler = make_scheduler(engine, pace=Pace(**PACE))
+    scheduler = make_scheduler(engine, policy=POLICY)
     sequences: list[tuple[Generation, list[int], int]] = []
     for number in range(12):
         prompt = [chance.randrange(1, POISON - 1) for _ in range(chance.randrange(1, 9))]
@@ -109,7 +115,7 @@ def test_a_failure_is_told_to_its_own_sequence_only() -> None:
     good = [generation([token], 40) for token in (1, 2, 3, 4)]
     bad = generation([1] * 9 + [POISON], 40)
     run = [good[0], good[1], bad, good[2], good[3]]
-    scheduler = make_scheduler(engine, pace=Pace(**PACE))
+    scheduler = make_scheduler(engine, policy=POLICY)
     for sequence in run:
         scheduler.submit(sequence)
     scheduler.start()

@@ -16,23 +16,36 @@ from elman_server.errors import ModelFailedError, QueueFullError, ServerDraining
 from elman_server.scheduling import (
     Beams,
     BeamsFinished,
+    Emission,
     Event,
     Failed,
     Finished,
     FinishReason,
     Generation,
-    Pace,
     Reading,
     ReadingFinished,
     SamplingParams,
     Scheduler,
+    SchedulingPolicy,
     Snapshot,
     Tokens,
 )
-from elman_server.scheduling.batch import Batch
-from elman_server.scheduling.running import Emission
+from elman_server.scheduling.costs import StepCosts
+from elman_server.scheduling.rows import planning
+from elman_server.scheduling.rows.horizon import Horizon, horizon
+from elman_server.scheduling.rows.pending import PendingTokens
+from elman_server.scheduling.rows.table import RowTable
 from tests.support.fake_engine import LETTERS, MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
-from tests.support.scheduling import Inbox, generation, hand_over, inbox, make_scheduler, reading, until_running
+from tests.support.scheduling import (
+    Inbox,
+    generation,
+    hand_over,
+    inbox,
+    make_policy,
+    make_scheduler,
+    reading,
+    until_running,
+)
 
 
 @pytest.fixture
@@ -228,7 +241,7 @@ def test_who_runs_waits_for_a_crowd_as_long_as_it_keeps_coming_but_not_for_a_few
             time.sleep(0.004)
             scheduler.submit(coming.pop(0))
 
-    scheduler = make_scheduler(engine, deliver=turn, pace=Pace(1e-9, 0.0, 1e9))  # One step a run.
+    scheduler = make_scheduler(engine, deliver=turn, policy=make_policy(1e-9))  # One step a run.
     before = [generation([2], 10**6) for _ in range(running)]
     for sequence in before:
         scheduler.submit(sequence)
@@ -252,7 +265,7 @@ def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
         idle += not emissions
         hand_over(emissions)
 
-    scheduler = make_scheduler(engine, deliver=turn, pace=Pace(1e-9, 0.0, 1e9))  # One step a run.
+    scheduler = make_scheduler(engine, deliver=turn, policy=make_policy(1e-9))  # One step a run.
     streams = [generation([index], 40) for index in range(2)]
     search = Beams(np.array([1]), Inbox(), params=BeamParams(3, 3, 5, None))
     for sequence in (*streams, search):
@@ -267,59 +280,64 @@ def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
 
 
 def test_streams_are_written_to_at_the_same_times() -> None:
-    batch = Batch(3, "token", SIZE)
+    table = RowTable(3, SIZE)
+    pending = PendingTokens(table, 3)
     for interval in (None, None, 0.5):
-        batch.append(generation([1], 9, interval=interval))
+        table.append(generation([1], 9, interval=interval))
     for row, now in enumerate((100.01, 100.39, 100.2)):
-        batch.hand_on(row, now, 0.4)
-    due = batch.rows["due"].tolist()
+        pending.take(row, now, 0.4)
+    due = table.records["due"].tolist()
     assert due[:2] == pytest.approx([100.4, 100.4])
     assert due[2] == pytest.approx(100.7)  # It has asked for an interval of its own.
 
 
 def test_many_streams_gather_for_longer_but_at_coinciding_times() -> None:
-    pace = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0)
-    assert [pace.interval(streams) for streams in (1, 40, 41, 63, 64, 80, 81)] == [0.04] * 2 + [0.08] * 4 + [0.16]
+    policy = make_policy(0.005, 0.04, 1000.0)
+    intervals = [policy.flush_interval(streams, 0.0) for streams in (1, 40, 41, 63, 64, 80, 81)]
+    assert intervals == [0.04] * 2 + [0.08] * 4 + [0.16]
 
 
 def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> None:
-    pace = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0, telling_share=0.05)
-    assert pace.interval(16) == 0.04
-    pace.note_telling(16, 0.003)
-    assert pace.interval(16) == 0.08
-    assert pace.interval(17) == 0.08  # As far as it is known.
-    pace.note_telling(100, 1.0)
-    assert [pace.interval(streams) for streams in (1, 100, 200, 400)] == [0.04, 0.16, 0.32, 0.64]
-    fixed = Pace(chunk_seconds=0.005, gather_seconds=0.04, messages_per_second=1000.0)
-    fixed.note_telling(16, 0.003)
-    assert fixed.interval(16) == 0.04
+    policy = make_policy(0.005, 0.04, 1000.0, emission_share=0.05)
+    costs = StepCosts(policy)
+
+    def interval(streams: int, policy: SchedulingPolicy = policy) -> float:
+        return policy.flush_interval(streams, costs.emission_seconds(streams))
+
+    assert interval(16) == 0.04
+    costs.record_emission(16, 0.003)
+    assert interval(16) == 0.08
+    assert interval(17) == 0.08  # As far as it is known.
+    costs.record_emission(100, 1.0)
+    assert [interval(streams) for streams in (1, 100, 200, 400)] == [0.04, 0.16, 0.32, 0.64]
+    assert interval(16, make_policy(0.005, 0.04, 1000.0)) == 0.04
 
 
 def test_what_is_run_ahead_takes_a_twentieth_of_the_time_and_is_worth_it() -> None:
-    pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
+    costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     available = (1, 2, 4, 8, 16)
-    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 0  # Nothing is known of so many rows.
-    pace.note(64, 1, 0.004)
-    assert pace.count_ahead(1, 64, 100, available, now=100.0) == 16  # Unknown, but hoped for.
-    pace.note_ahead(1, 16, 0.0064)
+    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 0  # Nothing is known of so many rows.
+    costs.record_run(64, 1, 0.004)
+    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 16  # Unknown, but hoped for.
+    costs.record_prefill(1, 16, 0.0064)
     for _ in range(4):
-        assert pace.count_ahead(1, 64, 100, available, now=100.0) == 8  # As much as four chunks in a row,
-        pace.note_ahead(1, 8, 0.0032)
+        assert costs.prefill_length(1, 64, 100, available, now=100.0) == 8  # As much as four chunks in a row,
+        costs.record_prefill(1, 8, 0.0032)
     for count in (1, 2, 4):
-        pace.note_ahead(1, count, 0.0004 * count)
-    assert pace.count_ahead(1, 64, 100, available, now=100.07) == 2  # and then a twentieth of the time.
-    assert pace.count_ahead(1, 64, 100, available, now=200.0) == 8  # No run is longer than a chunk.
-    assert pace.count_ahead(1, 64, 7, available, now=200.0) == 4
+        costs.record_prefill(1, count, 0.0004 * count)
+    assert costs.prefill_length(1, 64, 100, available, now=100.07) == 2  # and then a twentieth of the time.
+    assert costs.prefill_length(1, 64, 100, available, now=200.0) == 8  # No run is longer than a chunk.
+    assert costs.prefill_length(1, 64, 7, available, now=200.0) == 4
     for count in available:
-        pace.note_ahead(20, count, 0.0021 * count)
+        costs.record_prefill(20, count, 0.0021 * count)
     for _ in range(3):  # They would keep the others waiting for too long,
-        assert pace.count_ahead(20, 64, 2, available, now=300.0) == 0
-    assert pace.count_ahead(20, 64, 2, available, now=300.0) == 2  # but that may have been a bad moment.
+        assert costs.prefill_length(20, 64, 2, available, now=300.0) == 0
+    assert costs.prefill_length(20, 64, 2, available, now=300.0) == 2  # but that may have been a bad moment.
     for _ in range(4):
-        assert pace.cuts_short(64, now=400.0)  # From the same time, a step each.
-        pace.note_ahead(4, 1, 0.001)
-    assert not pace.cuts_short(64, now=400.0)
-    assert pace.count_ahead(4, 64, 1, available, now=400.0) == 0
+        assert costs.take_step_from_budget(64, now=400.0)  # From the same time, a step each.
+        costs.record_prefill(4, 1, 0.001)
+    assert not costs.take_step_from_budget(64, now=400.0)
+    assert costs.prefill_length(4, 64, 1, available, now=400.0) == 0
 
 
 def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
@@ -351,13 +369,14 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other, as there are runs of few numbers of steps only."""
-    pace = Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9)
 
-    def count_ahead(rows: int, all_rows: int, most: int, available: tuple[int, ...], now: float) -> int:
+    def prefill_length(
+        costs: StepCosts, rows: int, all_rows: int, most: int, available: tuple[int, ...], now: float
+    ) -> int:
         return max((count for count in available if count <= most), default=0)  # There is time for all of it.
 
-    monkeypatch.setattr(pace, "count_ahead", count_ahead)
-    scheduler = make_scheduler(engine, pace=pace)
+    monkeypatch.setattr(StepCosts, "prefill_length", prefill_length)
+    scheduler = make_scheduler(engine)
     scheduler.start()
     engine.seconds = {1: 0.001, 2: 0.001}
     other = generation([2], 400)
@@ -381,9 +400,8 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
 def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9)
-    monkeypatch.setattr(pace, "count_ahead", lambda rows, all_rows, most, available, now: int(most > 0))
-    scheduler = make_scheduler(engine, pace=pace)
+    monkeypatch.setattr(StepCosts, "prefill_length", lambda costs, rows, all_rows, most, available, now: int(most > 0))
+    scheduler = make_scheduler(engine)
     scheduler.start()
     other, first, second = generation([2], 400), generation([1] * 30, 2), generation([3] * 30, 2)
     scheduler.submit(other)
@@ -404,11 +422,8 @@ def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
 
 
 @pytest.mark.parametrize("patience", [0.0, 10.0])
-def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(
-    engine: FakeEngine, patience: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(engine: FakeEngine, patience: float) -> None:
     """For as long as they have patience."""
-    monkeypatch.setattr("elman_server.scheduling.rows._PATIENCE", patience)
     told: list[list[Emission]] = []
 
     def deliver(emissions: list[Emission]) -> None:
@@ -416,7 +431,7 @@ def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(
             told.append(emissions)
         hand_over(emissions)
 
-    scheduler = make_scheduler(engine, deliver=deliver)
+    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(first_token_patience_seconds=patience))
     scheduler.start()
     other, newcomer = generation([2], 400), generation([5], 2)
     engine.seconds = {1: 0.001, 2: 0.001}
@@ -468,31 +483,31 @@ def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -
 
 
 def test_a_run_that_was_disturbed_changes_little() -> None:
-    pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
+    costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     for seconds in (0.001, 0.001, 0.1, 0.001):
-        pace.note(5, 1, seconds)
-    assert pace.step_count(5, 100, (1, 2, 4, 8)) == 4
+        costs.record_run(5, 1, seconds)
+    assert costs.run_length(5, 100, (1, 2, 4, 8)) == 4
 
 
 def test_a_chunk_takes_no_longer_than_it_may() -> None:
-    pace = Pace(chunk_seconds=0.005, gather_seconds=0.0, messages_per_second=1.0)
+    costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     available = (1, 2, 4, 8)
-    assert pace.step_count(5, 100, available) == 1  # Nothing is known yet.
-    pace.note(5, 1, 0.001)
-    assert pace.step_count(5, 100, available) == 4
-    assert pace.step_count(7, 100, available) == 4
-    assert pace.step_count(7, 3, available) == 4  # One step of four is of no use: still faster than 2 and 1.
-    assert pace.step_count(7, 3, available, exact=True) == 2
-    assert pace.step_count(7, 2, available) == 2
-    assert pace.step_count(8, 100, available) == 1
+    assert costs.run_length(5, 100, available) == 1  # Nothing is known yet.
+    costs.record_run(5, 1, 0.001)
+    assert costs.run_length(5, 100, available) == 4
+    assert costs.run_length(7, 100, available) == 4
+    assert costs.run_length(7, 3, available) == 4  # One step of four is of no use: still faster than 2 and 1.
+    assert costs.run_length(7, 3, available, exact=True) == 2
+    assert costs.run_length(7, 2, available) == 2
+    assert costs.run_length(8, 100, available) == 1
     for _ in range(30):
-        pace.note(6, 4, 0.1)
-    assert pace.step_count(5, 100, available) == 1
+        costs.record_run(6, 4, 0.1)
+    assert costs.run_length(5, 100, available) == 1
 
 
 def test_the_first_token_comes_at_once_and_the_others_gather(engine: FakeEngine) -> None:
     engine.step_counts = (1, 2, 4, 8)
-    scheduler = make_scheduler(engine, pace=Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e-9))
+    scheduler = make_scheduler(engine, policy=make_policy(messages_per_second=1e-9))
     scheduler.start()
     gathering, prompt = generation([1], 1000), generation([1], 12, interval=0.0)
     scheduler.submit(gathering)
@@ -585,15 +600,14 @@ def test_who_comes_in_the_middle_of_a_turn_disturbs_nobody(
     """After those who waited have been let in, and before it is known how many steps are run."""
     keeps = late == "keeps its state"
     newcomers: list[Generation] = []
-    steps_left = Batch.steps_left.fget  # type: ignore[attr-defined]
 
-    def arriving(batch: Batch) -> Any:
+    def arriving(table: RowTable, others_wait: bool) -> Horizon:
         if len(newcomers) < 20:
             newcomers.append(generation([2, 3], 5, keep_state=keeps))
             scheduler.submit(newcomers[-1])
-        return steps_left(batch)
+        return horizon(table, others_wait)
 
-    monkeypatch.setattr(Batch, "steps_left", property(arriving))
+    monkeypatch.setattr(planning, "horizon", arriving)
     sequences = [generation([index + 1], 40 + 7 * index) for index in range(engine.capacity)]
     engine.gate.clear()
     for sequence in sequences:
@@ -689,18 +703,18 @@ def test_stop_tells_those_who_run_and_those_who_wait() -> None:
         scheduler.submit(generation([1], 1))
 
 
-@pytest.mark.parametrize("part", ["_plan", "_record", "_look", "_endings"])
+@pytest.mark.parametrize("part", ["schedule", "_sample", "_collect", "_due_events"])
 def test_defect_in_the_loop_is_told_and_survived(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     broken = threading.Event()
 
-    def explode(*arguments: object) -> None:
+    def explode(*arguments: object, **options: object) -> None:
         if not broken.is_set():
             broken.set()
             raise RuntimeError("a defect")
 
-    monkeypatch.setattr(scheduler._running, part, explode)
+    monkeypatch.setattr(scheduler._batch, part, explode)
     victim = generation([1], 1000)
     scheduler.submit(victim)
     end = inbox(victim).tokens_and_end()[1]
@@ -746,10 +760,9 @@ def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
 def test_a_prompt_tells_its_state_just_before_its_last_token_and_nothing_behind_it(
     engine: FakeEngine, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = Pace(chunk_seconds=1.0, gather_seconds=0.0, messages_per_second=1e9)
     if not ahead:
-        monkeypatch.setattr(pace, "count_ahead", lambda *_args: 0)
-    scheduler = make_scheduler(engine, pace=pace)
+        monkeypatch.setattr(StepCosts, "prefill_length", lambda *_args: 0)
+    scheduler = make_scheduler(engine)
     scheduler.start()
     others = [generation([2], 10**6), generation([5, 5], 10**6)]
     for other in others:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from elman_server.errors import ModelFailedError
-from elman_server.scheduling import Failed, Finished, Generation, Source
-from elman_server.scheduling.running import Emission
+from elman_server.scheduling import Emission, Failed, Finished, Generation, Source
 from tests.support.fake_engine import POISON, FakeEngine, continuation
 from tests.support.scheduling import generation, hand_over, inbox, make_scheduler, until_running
 

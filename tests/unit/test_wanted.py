@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
 from elman_server.decoding import Nodes, add_log_probabilities, add_score
-from elman_server.engine import FREE, NOTHING, Chunk, OnnxEngine, Results, Wanted
+from elman_server.engine import FREE, NOTHING, Chunk, EnginePolicy, OnnxEngine, Results, Wanted, autotune
 from tests.support.bundles import CHARACTERS
-from tests.support.engines import COUNTS, make_chunk, make_engine, run_lanes, same
+from tests.support.engines import COUNTS, divide_rows, make_chunk, make_engine, run_lanes, same
 from tests.support.scores import log_softmax
 
 ROWS, STEPS = 64, 8
@@ -103,7 +103,7 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, lanes: int) -> None:
-    engine._lane_counts.update(dict.fromkeys(range(7), lanes))
+    divide_rows(engine, lanes)
     chunk = mixed_chunk(True, EVERYTHING)
     for row in range(ROWS):
         engine.insert(row)
@@ -130,16 +130,16 @@ def test_without_targets_the_chosen_tokens_are_meant(engine: OnnxEngine) -> None
     assert results.log_probabilities == pytest.approx(expected[:, :, 0], abs=4e-7)
 
 
-def test_runs_that_tell_a_lot_are_short(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_return_a_lot_are_short(bundles: dict[str, Bundle]) -> None:
     engine = make_engine(bundles["lstm"])
     assert list(engine.step_counts_for(False, NOTHING)) == list(COUNTS)
     assert list(engine.step_counts_for(True, Wanted(states=True))) == [1, 2, 4, 8]
-    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 5 * ROWS * 4 * 37 * 4)
+    # Room for 5 steps of the h and c of 2 layers.
+    engine.policy = EnginePolicy(output_bytes_limit=5 * ROWS * 4 * 37 * 4)
     assert list(engine.step_counts_for(False, Wanted(states=True))) == [1, 2, 4]
     assert list(engine.step_counts_for(False, Wanted(states=True, outputs=True))) == [1, 2, 4]
     assert list(engine.step_counts_for(False, Wanted(logits=True))) == [1, 2, 4, 8]
-    # Room for 5 steps of the h and c of 2 layers.
-    monkeypatch.setattr("elman_server.engine.onnx._MOST_TOLD_BYTES", 1)
+    engine.policy = EnginePolicy(output_bytes_limit=1)
     assert list(engine.step_counts_for(False, Wanted(outputs=True))) == [1]
 
 
@@ -199,8 +199,8 @@ def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(bundles["lstm"], capacity=4)
-    engine.warm_up()
-    monkeypatch.delattr("elman_server.engine.onnx.unroll")
+    autotune(engine)
+    monkeypatch.delattr("elman_server.engine.graphs.unroll")
     for wanted in (Wanted(logits=True), Wanted(log_probabilities=True)):
         results, _ = run(engine, make_chunk(np.array([[1], [2]]), wanted=wanted))
         assert (results.logits is None) != (results.log_probabilities is None)

@@ -114,7 +114,7 @@ def test_without_room_every_graph_packs_for_itself(
 
 
 def test_folders_last_as_long_as_their_models(bundles: dict[str, Bundle], folder: Path) -> None:
-    engine = OnnxEngine(bundles["gru"], capacity=2, opener=Opener(ProviderChoice.CPU, 1), chunk_seconds=0.005)
+    engine = OnnxEngine(bundles["gru"], capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.005)
     assert len(list(folder.glob(_FOLDERS))) == 1
     del engine
     assert not list(folder.glob(_FOLDERS))

@@ -1,5 +1,6 @@
 """The engine: recurrent state in slots, and the steps on onnxruntime."""
 
+from elman_server.engine.autotune import autotune
 from elman_server.engine.interface import (
     FREE,
     NO_CHILD,
@@ -15,6 +16,7 @@ from elman_server.engine.interface import (
     is_filtered,
 )
 from elman_server.engine.onnx import OnnxEngine, state_arrays
+from elman_server.engine.policy import EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.threads import Cores, core_count, side_by_side
 from elman_server.engine.trees import OnnxTreeEngine
@@ -29,6 +31,7 @@ __all__ = [
     "Cores",
     "Encoded",
     "Engine",
+    "EnginePolicy",
     "NodeResults",
     "OnnxEngine",
     "OnnxTreeEngine",
@@ -38,6 +41,7 @@ __all__ = [
     "Results",
     "TreeEngine",
     "Wanted",
+    "autotune",
     "core_count",
     "is_filtered",
     "side_by_side",

@@ -1,8 +1,8 @@
-"""A graph of some steps, run for any rows: by all threads together, or by one alone, beside others that run other rows.
+"""The graphs of a model: each number of steps has one, run for any range of rows.
 
-With all threads in every operator the weights are read once, but each operator waits for the slowest thread: as soon as
-somebody else needs a core, all wait, and they spin meanwhile. Of threads that have rows of their own each goes on as
-fast as it can. Results are the same to the bit.
+All threads share every operator of a run, so that the weights are read once; or one thread runs some rows alone, while
+others run other rows. With all threads in every operator each waits for the slowest, and as soon as something else
+needs a core, all wait; threads with rows of their own do not. Results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from elman_protos import v1
 from elman_protos.element_types import element_type
 from elman_server.engine.constants import Constants
-from elman_server.engine.interface import Arrays
+from elman_server.engine.interface import Arrays, Wanted
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
-from elman_server.engine.unrolling import FILTERS
+from elman_server.engine.unrolling import FILTERS, StepGraph, unroll
 from elman_server.engine.weights import Weights
 from elman_server.errors import EngineError, ModelLoadError
 
@@ -194,6 +194,50 @@ class Graph:
             binding.bind_input(state.input_name, *place(state.buffers[phase]))
             binding.bind_output(state.output_name, *place(state.buffers[1 - phase]))
         return binding
+
+
+class StepGraphs:
+    """The graphs of a model, opened when they are first needed.
+
+    Args:
+        path: the file to name in errors.
+        step: the step, which is unrolled.
+        weights: what all graphs refer to.
+        opener: opens sessions.
+        storage: constants and states.
+    """
+
+    def __init__(self, path: Path, step: StepGraph, weights: Weights, opener: Opener, storage: Storage) -> None:
+        self._path = path
+        self._step = step
+        self._weights = weights
+        self._opener = opener
+        self._storage = storage
+        self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
+        self._opening = threading.Lock()
+
+    def get(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:
+        """The graph of `count` steps.
+
+        Args:
+            count: the number of steps.
+            filtered: whether rows sample from their most probable tokens only.
+            wanted: what it returns beyond tokens and labels.
+        """
+        key = (count, filtered, wanted)
+        if key in self._graphs:
+            return self._graphs[key]
+        with self._opening:
+            if key not in self._graphs:  # Another thread may have opened it meanwhile.
+                model = unroll(self._step, count, filtered=filtered, wanted=wanted)
+                # The number of candidates is read on the host, which a captured graph would never do again; nor would
+                # it see that constants of variable length have moved.
+                variable = any(constant.variable_length for constant in self._step.spec.constants)
+                captures = not filtered and not variable
+                self._graphs[key] = Graph(
+                    model, self._weights, self._path, self._opener, self._storage, captures=captures
+                )
+        return self._graphs[key]
 
 
 def _captured_as(number: int) -> onnxruntime.RunOptions:

@@ -196,6 +196,10 @@ class Engine(Protocol):
         """
         ...
 
+    def release(self, row: int) -> None:
+        """The row is not used any more."""
+        ...
+
     def move(self, source: int, destination: int) -> None:
         """Copy everything that `source` holds to `destination`; `source` is then free."""
         ...

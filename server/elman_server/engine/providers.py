@@ -1,4 +1,4 @@
-"""Where a model runs, and sessions of onnxruntime on it. CUDA is taken where it really loads, never silently not."""
+"""Where a model runs, and onnxruntime sessions there. CUDA is used where it loads; that it does not is never silent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import onnxruntime
 
+from elman_server.engine.policy import EnginePolicy
 from elman_server.engine.threads import Cores
 from elman_server.engine.weights import Weights
 from elman_server.errors import ModelLoadError
 from elman_server.settings import ProviderChoice
 
 _WARNING, _FATAL = 2, 4
-_SPIN_MICROSECONDS = 300
 
 
 class Provider(StrEnum):
@@ -49,14 +49,16 @@ class Opener:
     """Opens sessions.
 
     Attributes:
-        choice: where graphs are to run; AUTO takes CUDA if it loads, else the CPU.
-        threads: how many threads one run may use on the CPU.
-        cores: on which these stay.
+        choice: where graphs run; AUTO is CUDA if it loads, else the CPU.
+        threads: the largest number of threads of a run on the CPU.
+        cores: the cores that these stay on.
+        spin_microseconds: how long a thread of a run spins while it waits for another one.
     """
 
     choice: ProviderChoice
     threads: int
     cores: Cores = field(default_factory=Cores)
+    spin_microseconds: int = EnginePolicy.spin_microseconds
 
     def open(
         self,
@@ -71,10 +73,10 @@ class Opener:
 
         Args:
             graph: the ONNX file, or its contents.
-            path: the file to blame.
-            weights: what the graph refers to, if it does not hold its own.
-            threads: how many threads one run uses on the CPU, if not as many as it may.
-            captures: whether runs on CUDA are to be captured as CUDA graphs, if that can be done.
+            path: the file to name in errors.
+            weights: what the graph refers to, if it does not contain its own.
+            threads: the number of threads of a run on the CPU; None: the largest.
+            captures: whether runs on CUDA are captured as CUDA graphs where that is possible.
 
         Raises:
             ModelLoadError: onnxruntime rejects the graph, or CUDA was asked for and does not load.
@@ -89,22 +91,22 @@ class Opener:
                     "driver, and onnxruntime-gpu with the CUDA libraries (pip install 'elman[server,cuda]'); "
                     f"--provider auto falls back to the CPU{reason}"
                 )
-        options = _options(threads or self.threads, weights, self.cores)
+        options = _options(threads or self.threads, weights, self)
         return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU, cores=self.cores)
 
 
 def _open_on_cuda(
     graph: Path | bytes, path: Path, weights: Weights | None, captures: bool
 ) -> tuple[OpenedSession | None, str]:
-    """A session on CUDA, or none and what onnxruntime says of it."""
+    """Returns a session on CUDA, or None and why there is none."""
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
-    options = _options(1, weights, Cores())
-    options.log_severity_level = _FATAL  # That it does not load is an answer here, not an error.
+    options = _options(1, weights)
+    options.log_severity_level = _FATAL  # That CUDA does not load is a result here, not an error.
     onnxruntime.set_default_logger_severity(_FATAL)
     reason = ""
     try:
-        # A graph that cannot be captured, because a node of it has to run on the host, runs without.
+        # A graph with a node that runs on the host cannot be captured; it runs uncaptured.
         for captured in (True, False) if captures else (False,):
             try:
                 session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captured)
@@ -119,19 +121,18 @@ def _open_on_cuda(
     return None, reason
 
 
-def _options(threads: int, weights: Weights | None, cores: Cores) -> onnxruntime.SessionOptions:
+def _options(threads: int, weights: Weights | None, opener: Opener | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     if weights is not None:
         weights.give_to(options)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    if threads > 1 and cores.of_others:
-        options.add_session_config_entry("session.intra_op_thread_affinities", cores.of_others)
-    # Within a run threads spin while they wait for each other, not for long: waking one is dear on a virtual machine,
-    # and one that spins takes the core from whoever the others wait for. Between runs they sleep, or they would take
-    # the cores from the side that talks to the clients.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    # Between runs threads sleep: a spinning thread would take a core from the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if opener is not None:
+        if threads > 1 and opener.cores.of_others:
+            options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.of_others)
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(opener.spin_microseconds))
     return options
 
 

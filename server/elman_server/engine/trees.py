@@ -16,14 +16,11 @@ from elman_bundle import Bundle
 from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
 from elman_server.engine.interface import NO_CHILD, NodeResults
+from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
 from elman_server.errors import EngineError
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
-_KNOWN_BYTES = 64 * 1024 * 1024  # of states of nodes without children
-
-
-_MOST_CHILDREN = 16_384  # that are gathered for one run, empty places among them
 _ROOMY = 64  # times its capacity: a pool of more places than these is made smaller when all are released
 
 
@@ -34,12 +31,15 @@ class OnnxTreeEngine:
         bundle: the model, whose manifest has a tree.
         capacity: the largest number of nodes in a run.
         opener: opens sessions where the model is to run.
+        policy: the thresholds.
 
     Raises:
         ModelLoadError: the graph is rejected, or is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, *, capacity: int, opener: Opener) -> None:
+    def __init__(
+        self, bundle: Bundle, *, capacity: int, opener: Opener, policy: EnginePolicy = DEFAULT_ENGINE_POLICY
+    ) -> None:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
         self._session: onnxruntime.InferenceSession = opened.session
@@ -56,7 +56,8 @@ class OnnxTreeEngine:
         }
         size = bundle.vocabulary_spec(step.inputs[0].token.vocabulary).size
         self._known = np.full(size, NO_CHILD)  # by token
-        self._known_left = _KNOWN_BYTES // sum(pool.nbytes for pool in self._pools.values())
+        self._children_limit = policy.gathered_children_limit
+        self._known_left = policy.leaf_state_bytes // sum(pool.nbytes for pool in self._pools.values())
         self._stays = np.zeros(1, np.bool_)  # by place
         self._free = np.empty(0, np.int64)  # places, of which the first `_free_count` count
         self._free_count = 0
@@ -81,13 +82,13 @@ class OnnxTreeEngine:
         return self._size - 1 - self._free_count - int(self._stays.sum())
 
     def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
-        if children.size <= _MOST_CHILDREN:
+        if children.size <= self._children_limit:
             return self._run(tokens, children)
         # A few nodes of very many children are not to have all others gather as many.
         counts = np.maximum((children != NO_CHILD).sum(axis=1), self._child_count or 1)
         places = np.full(len(tokens), NO_CHILD)
         outputs: dict[str, NDArray[Any]] = {}
-        for nodes in _groups(counts):
+        for nodes in _groups(counts, self._children_limit):
             width = int(counts[nodes].max())
             try:
                 found = self._run(tokens[nodes], children[nodes, :width])
@@ -180,13 +181,13 @@ class OnnxTreeEngine:
                 self.release_all()
 
 
-def _groups(counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _groups(counts: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
     """Nodes with so many children each, those with the fewest first, as they can run together."""
     order = np.argsort(counts, kind="stable")
     groups: list[NDArray[np.int64]] = []
     start = 0
     for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - start) * counts[order[end]] > _MOST_CHILDREN:
+        if end == len(order) or (end + 1 - start) * counts[order[end]] > limit:
             groups.append(order[start:end])
             start = end
     return groups

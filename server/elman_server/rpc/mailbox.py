@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from elman_server.scheduling import Event
-from elman_server.scheduling.running import Deliver, Emission
+from elman_server.event_loop import ServerEventLoop
+from elman_server.scheduling import Deliver, Emission, Event
 
-_PATIENCE = 0.02  # seconds; to go on beside those who talk takes both of them longer
-_WRITING = 2  # rounds of the loop: one wakes those for whom there is something, in the next they write it
-_TAKING_UP = 8  # about as many as it takes until a call that has come in is submitted
+_PATIENCE_SECONDS = 0.02  # running the model while the loop serializes responses slows both down
 
 
 class Mailbox:
@@ -41,25 +39,22 @@ class Mailbox:
         return events
 
 
-def deliver_into(loop: asyncio.AbstractEventLoop) -> Deliver:
-    """What hands a chunk's emissions to their receivers on `loop`; to be called on any thread. It returns when the loop
-    has gone on with whatever was ready, writers and new calls, or has more to do than a model should wait for."""
+def deliver_into(loop: ServerEventLoop) -> Deliver:
+    """Returns a function that delivers events to their receivers on `loop`, from any other thread.
+
+    It returns when the loop has written them and accepted the calls that have arrived, so that it is idle, or when the
+    loop has more to do than a model should wait for.
+    """
 
     def deliver(emissions: list[Emission]) -> None:
-        done = threading.Event()
-
-        def go_on(rounds: int) -> None:
-            if rounds:
-                loop.call_soon(go_on, rounds - 1)
-            else:
-                done.set()
+        idle = threading.Event()
 
         def receive() -> None:
             for receiver, event in emissions:
                 receiver.receive(event)
-            go_on(_WRITING if emissions else _TAKING_UP)
+            loop.when_idle(idle.set)
 
         loop.call_soon_threadsafe(receive)
-        done.wait(_PATIENCE)
+        idle.wait(_PATIENCE_SECONDS)
 
     return deliver

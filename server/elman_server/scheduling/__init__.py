@@ -1,10 +1,9 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
-from elman_server.scheduling.forest import Forest
-from elman_server.scheduling.pace import Pace
-from elman_server.scheduling.rows import Rows
-from elman_server.scheduling.running import Running
-from elman_server.scheduling.scheduler import Scheduler
+from elman_server.scheduling.interface import Deliver, Emission, RunningBatch
+from elman_server.scheduling.loop import Scheduler
+from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.batch import RowBatch
 from elman_server.scheduling.sequence import (
     Beams,
     BeamsFinished,
@@ -23,29 +22,32 @@ from elman_server.scheduling.sequence import (
     TokenReport,
     Tokens,
 )
-from elman_server.scheduling.tree import Tree
+from elman_server.scheduling.trees.batch import TreeBatch
+from elman_server.scheduling.trees.tree import Tree
 
 __all__ = [
     "Beams",
     "BeamsFinished",
+    "Deliver",
+    "Emission",
     "Event",
     "Failed",
     "FinishReason",
     "Finished",
-    "Forest",
     "Generation",
-    "Pace",
     "Reading",
     "ReadingFinished",
     "Receiver",
-    "Rows",
-    "Running",
+    "RowBatch",
+    "RunningBatch",
     "SamplingParams",
     "Scheduler",
+    "SchedulingPolicy",
     "Sequence",
     "Snapshot",
     "Source",
     "TokenReport",
     "Tokens",
     "Tree",
+    "TreeBatch",
 ]

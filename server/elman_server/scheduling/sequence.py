@@ -182,10 +182,12 @@ class Source:
     Attributes:
         values: [positions, *shape], at least one position.
         encoded: what the encoder has made of it, as soon as one of them has been given a row.
+        failure: why the encoder has not, where that is a defect.
     """
 
     values: NDArray[Any]
     encoded: Encoded | None = field(default=None, init=False)
+    failure: Exception | None = field(default=None, init=False)
 
 
 @dataclass(eq=False)

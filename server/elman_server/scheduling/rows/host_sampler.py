@@ -1,7 +1,7 @@
-"""The choices that are made on the host: for rows whose logits something changes, or has to look at.
+"""Sampling on the host, for rows whose logits are shaped, constrained by a grammar, or reported.
 
-Such a row chooses after one step at a time, because what it may choose next depends on what it has chosen. A grammar's
-next tokens are worked out beside the model's step.
+Such a row takes one step per run, because what it may choose next depends on what it has chosen. The tokens that
+grammars allow are computed while the model runs.
 
 Axes: R of the rows, V tokens.
 """
@@ -28,13 +28,13 @@ _NOTHING_MATCHES = "the constraint allows no token that the model knows"
 
 @dataclass(frozen=True)
 class Choices:
-    """What rows have chosen.
+    """The tokens that rows have chosen.
 
     Attributes:
-        tokens: int64 [R]; meaningless, but a token, for those of `errors` and of `exhausted`.
-        errors: by row, why there is none.
-        complete: the rows whose token is the last one, because the grammar lets nothing follow it.
-        exhausted: the rows whose output was complete before, because nothing that may follow can be chosen.
+        tokens: int64 [R]; a token without meaning for the rows in `errors` and `exhausted`.
+        errors: by row, why none could be chosen.
+        complete: the rows whose token is the last one: their grammar allows nothing after it.
+        exhausted: the rows whose text matched before: nothing that may follow can be chosen.
     """
 
     tokens: NDArray[np.int64]
@@ -45,12 +45,12 @@ class Choices:
 
 @dataclass(frozen=True)
 class _Work:
-    """What goes on beside the model.
+    """What is computed while the model runs.
 
     Attributes:
-        matchers: of some grammars, N of them.
-        allowed: bool [N, V], what they allow, when it has ended.
-        end: of the work.
+        matchers: of N grammars.
+        allowed: bool [N, V], what they allow, once `end` is done.
+        end: when it has been computed.
     """
 
     matchers: list[Matcher]
@@ -58,8 +58,8 @@ class _Work:
     end: Future[None]
 
 
-class HostChoice:
-    """What is known of the rows that choose on the host, by the numbers they have in the batch.
+class HostSampler:
+    """The rows that choose on the host, by their numbers in the batch; implements `RowStore`.
 
     Args:
         vocabulary_size: V.
@@ -68,15 +68,15 @@ class HostChoice:
 
     def __init__(self, vocabulary_size: int, forbidden_token: int | None) -> None:
         self._vocabulary_size = vocabulary_size
-        self._table = ShapedRows(vocabulary_size, forbidden_token)
-        self._rows: list[int] = []  # of the batch, by their place in the table
-        self._places: dict[int, int] = {}
+        self._shaped = ShapedRows(vocabulary_size, forbidden_token)
+        self._rows: list[int] = []  # of the batch, by their number in `_shaped`
+        self._numbers: dict[int, int] = {}  # the inverse
         self._matchers: dict[int, Matcher] = {}  # by row of the batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._begun: _Work | None = None
+        self._work: _Work | None = None
 
     def append(self, row: int, sequence: Sequence) -> None:
-        """A row begins. Harmless for one that does not choose here."""
+        """A sequence gets a row; harmless for one that does not choose here."""
         if isinstance(sequence, Generation) and sequence.params.needs_logits:
             params = sequence.params
             prompt, generated = sequence.split()
@@ -109,55 +109,53 @@ class HostChoice:
             )
 
     def _add(self, row: int, shaping: Shaping, **options: Any) -> None:
-        self._places[row] = self._table.append(shaping, **options)
+        self._numbers[row] = self._shaped.append(shaping, **options)
         self._rows.append(row)
 
-    def remove(self, row: int) -> None:
-        """A row ends. Harmless for one that does not choose here."""
+    def release(self, row: int) -> None:
         self._matchers.pop(row, None)
-        place = self._places.pop(row, None)
-        if place is None:
+        number = self._numbers.pop(row, None)
+        if number is None:
             return
-        last = self._table.remove(place)
-        if last != place:
-            self._rows[place] = self._rows[last]
-            self._places[self._rows[place]] = place
+        last = self._shaped.remove(number)
+        if last != number:
+            self._rows[number] = self._rows[last]
+            self._numbers[self._rows[number]] = number
         self._rows.pop()
 
     def move(self, source: int, destination: int) -> None:
-        """A row has another number."""
-        place = self._places.pop(source, None)
-        if place is not None:
-            self._places[destination] = place
-            self._rows[place] = destination
+        number = self._numbers.pop(source, None)
+        if number is not None:
+            self._numbers[destination] = number
+            self._rows[number] = destination
         matcher = self._matchers.pop(source, None)
         if matcher is not None:
             self._matchers[destination] = matcher
 
     def clear(self) -> None:
-        """All rows end."""
-        self._begun = None
-        for row in list(self._places):
-            self.remove(row)
+        """Forget all rows."""
+        self._work = None
+        for row in list(self._numbers):
+            self.release(row)
 
     def prepare(self, rows: Several[int]) -> None:
-        """Begin to work out what the grammars of some rows, which choose next, allow. What has begun before and was
-        not taken, because a run has failed, is begun again."""
-        self._begun = None
+        """Start to compute what the grammars of `rows`, which choose next, allow. Work that was started before and not
+        used, because a run failed, is started again."""
+        self._work = None
         matchers = [matcher for row in rows if (matcher := self._matchers.get(row))]
         if matchers:
             allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
-            self._begun = _Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed))
+            self._work = _Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed))
 
     def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
-        """[R, V], what has been worked out; None if no grammar is among the rows."""
-        work, self._begun = self._begun, None
+        """What the grammars of `rows` allow, [R, V]; None if none of them has one."""
+        work, self._work = self._work, None
         if work is None:
             return None
         work.end.result()
         free = len(work.matchers)
-        places: dict[Matcher | None, int] = dict(zip(work.matchers, range(free), strict=True))
-        numbers = [places.get(self._matchers.get(row), free) for row in rows]
+        indices: dict[Matcher | None, int] = dict(zip(work.matchers, range(free), strict=True))
+        numbers = [indices.get(self._matchers.get(row), free) for row in rows]
         if min(numbers, default=free) == free:
             return None
         anything = np.ones((1, self._vocabulary_size), np.bool_)
@@ -165,17 +163,16 @@ class HostChoice:
         return found
 
     def choose(self, rows: Several[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
-        """Choose a token for each of some generations, and note it.
+        """Choose a token for each of some generations.
 
         Args:
-            rows: which, in the batch; they have been prepared.
-            logits: [R, V].
-            uniforms: [R], the random number of each choice.
+            rows: their rows in the batch, for which `prepare` was called.
+            logits: float32 [R, V].
+            uniforms: float32 [R], the random number of each choice.
         """
-        places = np.array([self._places[row] for row in rows])
-        allowed = self._take_allowed(rows)
-        found = self._table.choose(places, logits, uniforms, allowed)
-        self._table.note(places, found.tokens)
+        numbers = np.array([self._numbers[row] for row in rows])
+        found = self._shaped.choose(numbers, logits, uniforms, self._take_allowed(rows))
+        self._shaped.note(numbers, found.tokens)
         choices = Choices(found.tokens, {}, [], [])
         impossible = {rows[index] for index in np.flatnonzero(found.impossible).tolist()}
         for row, token in zip(rows, found.tokens.tolist(), strict=True) if self._matchers else ():
@@ -203,33 +200,33 @@ class HostChoice:
             choices.errors[row] = matcher.error or _NOTHING_MATCHES
 
     def shape(self, rows: Several[int], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scores [R, V] of some beams, shaped."""
-        return self._table.shape(np.array([self._places[row] for row in rows]), scores)
+        """The scores of some beams, float32 [R, V], after everything that changes them."""
+        return self._shaped.shape(np.array([self._numbers[row] for row in rows]), scores)
 
     def branch(self, beams: Beams, rows: Several[int], sources: Several[int], tokens: Several[int]) -> None:
-        """Rows become continuations of others of the same search, by a token each.
+        """Turn rows into continuations of rows of the same search, by one token each.
 
         Args:
             beams: the search.
             rows: the rows; some may be new.
-            sources: of which rows they are continuations.
-            tokens: by which tokens.
+            sources: the row that each continues.
+            tokens: the token that continues each.
         """
         for row in rows:
-            if row not in self._places:
+            if row not in self._numbers:
                 self.append(row, beams)
-        places = np.array([self._places[row] for row in rows])
-        self._table.rearrange(places, np.array([self._places[row] for row in sources]))
-        self._table.note(places, np.array(tokens))
+        numbers = np.array([self._numbers[row] for row in rows])
+        self._shaped.rearrange(numbers, np.array([self._numbers[row] for row in sources]))
+        self._shaped.note(numbers, np.array(tokens))
 
 
 def reports_of(logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: Several[int]) -> list[TokenReport]:
-    """How probable tokens were.
+    """The log-probabilities of tokens, and of the most probable ones in their place.
 
     Args:
-        logits: [R, V], of the model itself.
+        logits: float32 [R, V], as the model returned them.
         tokens: int64 [R].
-        counts: how many of the most probable tokens each row wants to be told.
+        counts: how many of the most probable tokens each row reports.
     """
     values = log_softmax(logits)
     chosen = values[np.arange(len(values)), tokens].tolist()
@@ -243,7 +240,8 @@ def reports_of(logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: S
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The natural logarithms of the probabilities, [R, V]; each row's own, to the bit, whatever the others are."""
+    """Natural logarithms of the probabilities, float32 [R, V]. A row's result does not depend on the others, to the
+    bit."""
     distances = logits - logits.max(axis=1, keepdims=True)
     found: NDArray[np.float32] = distances - np.log(np.exp(distances).sum(axis=1, keepdims=True))
     return found

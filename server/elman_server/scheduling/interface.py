@@ -1,0 +1,83 @@
+"""What the loop asks of a batch: the rows of a model that steps through sequences, or the nodes of trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from elman_server.errors import ModelFailedError
+from elman_server.scheduling.sequence import Event, Receiver, Sequence
+
+Emission = tuple[Receiver, Event]
+# Delivers events, in order, which may be none; returns when the event loop has dealt with them, or after a while.
+Deliver = Callable[[list[Emission]], None]
+
+MODEL_FAILED = ModelFailedError("the model failed on this input")
+INTERNAL = ModelFailedError("internal error")
+
+_Schedule = TypeVar("_Schedule")
+_Output = TypeVar("_Output")
+
+
+class RunningBatch(Protocol[_Schedule, _Output]):
+    """The running sequences of one model. Only the loop's thread uses it; others may read its size.
+
+    An iteration calls `schedule`, `run` and `update`, once each and in this order.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of slots in use."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """The number of slots for new sequences: neither in use nor reserved for a running one."""
+        ...
+
+    def admit(self, sequences: list[Sequence]) -> list[Emission]:
+        """Take in sequences for whose `row_count` there are free slots; returns the ends of those that failed."""
+        ...
+
+    def schedule(self, others_wait: bool) -> _Schedule:
+        """Decide what the next iteration runs.
+
+        Args:
+            others_wait: whether requests wait for a slot.
+        """
+        ...
+
+    def run(self, schedule: _Schedule, interrupted: Callable[[], bool]) -> _Output:
+        """Run the model, at least once. A failed step changes nothing.
+
+        Args:
+            schedule: what to run.
+            interrupted: whether the loop has something to do before the model runs again.
+        """
+        ...
+
+    def update(self, schedule: _Schedule, output: _Output, *, aborted: bool, interrupted: bool) -> list[Emission]:
+        """Account for a run and free the slots of sequences that finished or were aborted.
+
+        Args:
+            schedule: what was run.
+            output: the output of that run.
+            aborted: whether sequences were aborted since the last call.
+            interrupted: whether the loop has something to do, so that what is not urgent may wait.
+
+        Returns:
+            The events that are due, in order; none for aborted sequences.
+        """
+        ...
+
+    def record_emission(self, count: int, seconds: float) -> None:
+        """Learn that emitting `count` events kept the model waiting for `seconds`."""
+        ...
+
+    def fail(self, error: Exception) -> list[Emission]:
+        """Fail all sequences: each gets its coalesced tokens, then this error, unless it has finished."""
+        ...

@@ -1,0 +1,315 @@
+"""Sequences that run step by step: each has a row of the engine, a beam search has several.
+
+Forced and free steps share a batch, rows join and leave between iterations, and rows in use are kept compact. Work that
+most iterations do for most rows is done for all of them at once, in numpy: after a run the caches hold the weights, so
+that it takes some percent of the run's time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import structlog
+
+from elman_server.engine import NOTHING, Chunk, Encoded, Engine, Results
+from elman_server.errors import EngineError
+from elman_server.scheduling.compaction import RowStore, compact
+from elman_server.scheduling.costs import StepCosts
+from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
+from elman_server.scheduling.isolation import run_each
+from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.endings import Ending, Endings
+from elman_server.scheduling.rows.execution import Execution, ModelOutput
+from elman_server.scheduling.rows.host_sampler import Choices, HostSampler, reports_of
+from elman_server.scheduling.rows.inputs import RowInputs
+from elman_server.scheduling.rows.pending import PendingTokens
+from elman_server.scheduling.rows.planning import Planner, Prefill, Schedule
+from elman_server.scheduling.rows.search import BeamRows
+from elman_server.scheduling.rows.table import Progress, RowTable
+from elman_server.scheduling.sequence import (
+    Beams,
+    BeamsFinished,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Reading,
+    Sequence,
+    Snapshot,
+    Source,
+    Tokens,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class RowBatch:
+    """The running sequences that have rows; implements `RunningBatch`.
+
+    Args:
+        name: the model's name, for the log.
+        engine: runs the steps; its rows are these.
+        policy: the thresholds.
+        input_name: the step's input that sequences force or feed back; None if the step has no inputs.
+        vocabulary_size: of the generated tokens; 0 if the model generates none.
+        forbidden_token: a token that is never generated.
+        label_output: the output that readings return unless they name another; None if the model has none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        policy: SchedulingPolicy,
+        *,
+        input_name: str | None,
+        vocabulary_size: int,
+        forbidden_token: int | None = None,
+        label_output: str | None,
+    ) -> None:
+        self._name = name
+        self._engine = engine
+        self._policy = policy
+        self._label_output = label_output
+        self._costs = StepCosts(policy)
+        self._table = table = RowTable(engine.capacity, vocabulary_size)
+        self._pending = PendingTokens(table, engine.capacity)
+        self._inputs = RowInputs(table, engine.capacity, input_name)
+        self._host = HostSampler(vocabulary_size, forbidden_token)
+        self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, table, engine)
+        self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
+        self._endings = Endings(name, table)
+        self._beams = BeamRows(engine, table, self._inputs, self._host, forbidden_token)
+        self._single_steps = 0  # how many are still to be run one by one, because a run of several failed
+        self._executor = ThreadPoolExecutor(thread_name_prefix=f"partitions {name}")
+
+    @property
+    def capacity(self) -> int:
+        return self._engine.capacity
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def free(self) -> int:
+        return self._engine.capacity - len(self._table) - self._table.reserved
+
+    def admit(self, sequences: list[Sequence]) -> list[Emission]:
+        self._encode(sequences)
+        emissions: list[Emission] = []
+        for sequence in sequences:
+            source = sequence.source
+            if source is not None and source.encoded is None:
+                sequence.ended = True
+                emissions.append((sequence.receiver, Failed(source.failure or MODEL_FAILED)))
+                continue
+            row = self._table.append(sequence)
+            self._inputs.append(row, sequence)
+            self._host.append(row, sequence)
+            # Always written: the row still holds the state of its last sequence.
+            self._engine.insert(row, sequence.state, source.encoded if source else None)
+        return emissions
+
+    def schedule(self, others_wait: bool) -> Schedule | Prefill:
+        if self._single_steps:
+            self._single_steps -= 1
+            return self._planner.single_step(others_wait)
+        return self._planner.plan(others_wait)
+
+    def run(self, schedule: Schedule | Prefill, interrupted: Callable[[], bool]) -> ModelOutput | None:
+        if isinstance(schedule, Prefill):
+            self._prefill(schedule)
+            return None
+        self._host.prepare(self._table.rows_needing_logits(schedule.count))
+        execution = Execution(self._engine, self._costs, schedule, interrupted, self._table.end_tokens)
+        output = execution.run(self._executor)
+        if output is None:
+            self._single_steps = schedule.count
+        return output
+
+    def update(
+        self, schedule: Schedule | Prefill, output: ModelOutput | None, *, aborted: bool, interrupted: bool
+    ) -> list[Emission]:
+        if output is None or isinstance(schedule, Prefill):
+            self._release(set(), aborted=aborted)
+            return []
+        self._single_steps = max(self._single_steps, output.failed_count)
+        progress = self._table.progress(output.counts)
+        rows = self._table.rows_needing_logits(schedule.count)
+        results, choices = self._sample(rows, schedule.chunk, output)
+        endings = self._endings.find(progress, results, output.failures, choices)
+        branchings = self._beams.advance(rows, results, endings)
+        self._replay(schedule.chunk, output, results, endings)
+        for committed in output.uncommitted:
+            self._engine.commit(committed)
+        self._table.advance(output.counts, results.tokens)
+        self._collect(progress, results, endings)
+        emissions = self._due_events(progress, endings, self._policy.first_token_patience_seconds if interrupted else 0)
+        self._release({*endings, *self._beams.branch(branchings)}, aborted=aborted)
+        return emissions
+
+    def _release(self, leaving: set[int], *, aborted: bool) -> None:
+        """Free rows, and those of aborted sequences."""
+        if aborted:
+            leaving |= {row for row, sequence in enumerate(self._table.sequences) if sequence.aborted}
+        compact(leaving, len(self._table), self._stores)
+
+    def record_emission(self, count: int, seconds: float) -> None:
+        self._costs.record_emission(count, seconds)
+
+    def fail(self, error: Exception) -> list[Emission]:
+        emissions: list[Emission] = []
+        for row, sequence in enumerate(self._table.sequences):
+            if sequence.aborted or sequence.ended:
+                continue
+            tokens = self._pending.take(row, 0.0, 0.0)
+            if tokens:
+                emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
+            sequence.ended = True  # A search has several rows.
+            emissions.append((sequence.receiver, Failed(error)))
+        self._table.clear()
+        self._host.clear()
+        return emissions
+
+    def _encode(self, sequences: list[Sequence]) -> None:
+        """Encode the sources that are not encoded yet. A source that the encoder fails on keeps the failure."""
+        unread = {id(source): source for one in sequences if (source := one.source) and source.encoded is None}
+        sources = list(unread.values())
+        if not sources:
+            return
+        try:
+            encoded = self._encode_together(sources)
+        except Exception:  # A defect: these sequences have no row yet, where `fail` would find them.
+            _log.exception("encoding failed", model=self._name, sources=len(sources))
+            for source in sources:
+                source.failure = INTERNAL
+            return
+        for source in sources:
+            source.encoded = encoded.get(source)
+
+    def _encode_together(self, sources: list[Source]) -> dict[Source, Encoded]:
+        try:
+            return dict(zip(sources, self._engine.encode([source.values for source in sources]), strict=True))
+        except EngineError as error:
+            alone = sources if len(sources) > 1 else []
+            encoded, _ = run_each(alone, lambda source: self._engine.encode([source.values])[0])
+            failed = len(sources) - len(encoded)
+            _log.warning("the encoder failed", model=self._name, error=str(error), failed=failed)
+            return encoded
+
+    def _prefill(self, prefill: Prefill) -> None:
+        started = time.perf_counter()
+        try:
+            self._engine.read_ahead(prefill.rows, self._inputs.prefill(prefill.rows, prefill.count))
+        except EngineError:
+            self._single_steps = 1  # The row that fails is found when it runs with the others.
+            return
+        self._costs.record_prefill(len(prefill.rows), prefill.count, time.perf_counter() - started)
+        self._table.records["position"][prefill.rows.start : prefill.rows.stop] += prefill.count
+
+    def _sample(self, rows: list[int], chunk: Chunk, output: ModelOutput) -> tuple[Results, Choices | None]:
+        """Choose the tokens that are chosen on the host, and report log-probabilities.
+
+        Returns:
+            The results with the chosen tokens, and what was chosen, if anything.
+        """
+        results = output.results
+        generations = {
+            row: sequence
+            for row in rows
+            if isinstance(sequence := self._table.sequences[row], Generation) and row not in output.failures
+        }
+        if not generations:
+            return results, None
+        assert results.logits is not None
+        tokens, choices = results.tokens.copy(), None
+        choosing = [row for row, generation in generations.items() if generation.params.needs_logits]
+        if choosing:
+            choices = self._host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
+            tokens[choosing, -1] = choices.tokens
+        counts = {row: one.report_count for row, one in generations.items() if one.report_count is not None}
+        if counts:
+            reporting = list(counts)
+            reports = reports_of(results.logits[reporting], tokens[reporting, -1], list(counts.values()))
+            for row, report in zip(reporting, reports, strict=True):
+                generations[row].reports.append(report)
+        return replace(results, tokens=tokens), choices
+
+    def _replay(self, chunk: Chunk, output: ModelOutput, results: Results, endings: dict[int, Ending]) -> None:
+        """Bring rows that finished before their last step, and whose state is kept, to where they finished."""
+        for row, ending in endings.items():
+            sequence = self._table.sequences[row]
+            kept = sequence.keep_state and not sequence.aborted and ending.error is None
+            if kept and ending.kept_steps < output.counts[row]:
+                committed = int(output.committed[row])
+                try:
+                    inputs = self._inputs.replay(row, chunk, results.tokens, committed, ending.kept_steps)
+                    self._engine.replay(row, inputs)
+                except EngineError as failure:
+                    _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
+                    endings[row] = Ending(ending.steps, ending.tokens, error=MODEL_FAILED)
+
+    def _collect(self, progress: Progress, results: Results, endings: dict[int, Ending]) -> None:
+        """Give generations their tokens and readings their outputs."""
+        table = self._table
+        for row, ending in endings.items():
+            progress.gained[row] = ending.tokens
+        if results.tokens.size:
+            self._pending.add(progress, results.tokens)
+        if table.count(Reading) and (self._label_output is not None or table.wanted != NOTHING):
+            for row, sequence in enumerate(table.sequences):
+                steps = endings[row].steps if row in endings else int(progress.counts[row])
+                if isinstance(sequence, Reading) and steps:
+                    sequence.show(results, row, steps, self._label_output, last=row in endings)
+
+    def _due_events(self, progress: Progress, endings: dict[int, Ending], patience: float) -> list[Emission]:
+        """The events of rows whose tokens have been due for `patience` seconds, whose snapshot is due, or that
+        finish."""
+        table, pending, now = self._table, self._pending, time.perf_counter()
+        interval = self._policy.flush_interval(len(table), self._costs.emission_seconds(len(table)))
+        snapshots = set(np.flatnonzero(table.records["position"] >= table.records["snapshot_at"]).tolist())
+        longest_run = self._engine.step_counts_for(False, NOTHING)[-1]
+        due = {*pending.due_rows(now - patience, longest_run), *snapshots, *endings}
+        emissions: list[Emission] = []
+        # Writing to all takes a while, and a row that waits for its first token has been due for the longest.
+        for row in sorted(due, key=table.records["due"].__getitem__):
+            sequence = table.sequences[row]
+            tokens = pending.take(row, now, interval)
+            if sequence.aborted or sequence.ended:
+                continue
+            if tokens:
+                emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
+            if row in snapshots and row not in endings:
+                emissions.append((sequence.receiver, Snapshot(table.take_snapshot(row), self._engine.extract(row))))
+            if row in endings:
+                sequence.ended = True
+                event = self._last_event(row, sequence, endings[row], int(progress.position[row]))
+                emissions.append((sequence.receiver, event))
+        return emissions
+
+    def _last_event(self, row: int, sequence: Sequence, ending: Ending, position: int) -> Event:
+        if ending.error is not None:
+            return Failed(ending.error)
+        state = self._engine.extract(row) if sequence.keep_state else None
+        if isinstance(sequence, Reading):
+            return sequence.finished(state)
+        if isinstance(sequence, Beams):
+            assert sequence.search is not None
+            cut_short = ending.reason is FinishReason.TIME_LIMIT
+            return BeamsFinished(tuple(sequence.search.results()), cut_short, sequence.step_count, sequence.begun)
+        assert ending.reason is not None
+        steps = position + ending.steps - sequence.position
+        return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.begun)
+
+
+def _tokens_event(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:
+    """New tokens of a generation, with what is reported of them; an end token has no report."""
+    assert isinstance(sequence, Generation)
+    reports = tuple(sequence.reports[: len(tokens)])
+    sequence.reports.clear()
+    return Tokens(tokens, reports)

@@ -1,0 +1,105 @@
+"""Beam searches: each has several rows, which branch after every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elman_server.engine import Engine, Results
+from elman_server.scheduling.rows.endings import NOT_FINITE, Ending
+from elman_server.scheduling.rows.host_sampler import HostSampler, log_softmax
+from elman_server.scheduling.rows.inputs import RowInputs
+from elman_server.scheduling.rows.table import RowTable
+from elman_server.scheduling.sequence import Beams
+
+
+@dataclass(frozen=True)
+class Branching:
+    """How a search continues.
+
+    Attributes:
+        beams: the search.
+        sources: which of its beams are continued.
+        tokens: the token that continues each.
+    """
+
+    beams: Beams
+    sources: list[int]
+    tokens: list[int]
+
+
+class BeamRows:
+    """Advances the beam searches among the rows.
+
+    Args:
+        engine: has the state of the rows.
+        table: the rows.
+        inputs: builds the inputs of runs.
+        host: shapes scores.
+        forbidden_token: a token that is never generated.
+    """
+
+    def __init__(
+        self, engine: Engine, table: RowTable, inputs: RowInputs, host: HostSampler, forbidden_token: int | None
+    ) -> None:
+        self._engine = engine
+        self._table = table
+        self._inputs = inputs
+        self._host = host
+        self._forbidden_token = forbidden_token
+
+    def advance(self, rows: list[int], results: Results, endings: dict[int, Ending]) -> list[Branching]:
+        """Advance the searches that are beyond their prompt.
+
+        Args:
+            rows: the rows whose logits are needed.
+            results: the run's results.
+            endings: the rows that finish; those of a search that finishes are added.
+
+        Returns:
+            How the others continue.
+        """
+        if not self._table.count(Beams):
+            return []
+        searches = {id(found): found for row in rows if isinstance(found := self._table.sequences[row], Beams)}
+        branchings = []
+        for beams in searches.values():
+            ended = next((endings[row] for row in beams.rows if row in endings), None)
+            if ended is None and results.failed[beams.rows].any():
+                ended = Ending(1, 0, error=NOT_FINITE)
+            if ended is None:
+                assert beams.search is not None
+                assert results.logits is not None
+                beams.step_count += len(beams.rows)
+                branches = beams.search.advance(self._scores(beams, results.logits))
+                if not beams.search.done:
+                    branchings.append(Branching(beams, branches.sources.tolist(), branches.tokens.tolist()))
+                    continue
+            for row in beams.rows:
+                endings[row] = ended or Ending(1, 0)
+        return branchings
+
+    def branch(self, branchings: list[Branching]) -> list[int]:
+        """Turn rows into the continuations that searches chose; returns the rows that are not needed any more."""
+        surplus: list[int] = []
+        for branching in branchings:
+            beams = branching.beams
+            origins = [beams.rows[source] for source in branching.sources]
+            while len(beams.rows) < len(origins):
+                self._inputs.append(self._table.append_copy(beams), beams)
+            rows = beams.rows[: len(origins)]
+            self._table.records["last_token"][rows] = branching.tokens
+            if beams.shaping is not None:
+                self._host.branch(beams, rows, origins, branching.tokens)
+            self._engine.rearrange(rows, origins)
+            surplus += beams.rows[len(rows) :]
+        return surplus
+
+    def _scores(self, beams: Beams, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The log-probabilities of what may follow each beam, [beams, V]."""
+        found = log_softmax(logits[beams.rows])
+        if self._forbidden_token is not None:
+            found[:, self._forbidden_token] = -np.inf
+        return found if beams.shaping is None else self._host.shape(beams.rows, found)
