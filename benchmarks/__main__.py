@@ -12,22 +12,28 @@ from typing import Annotated
 import typer
 
 from benchmarks import cases as special
+from benchmarks import comparison
 from benchmarks import decoding as choosing
 from benchmarks import growth as growing
 from benchmarks import serving as together
 from benchmarks import sessions as keeping
 from benchmarks import translations as translating
 from benchmarks import trees as labelling
+from benchmarks.ablation_variants import VARIANTS
 from benchmarks.charts import draw_growth, draw_serving
+from benchmarks.comparison import ComparisonOptions
 from benchmarks.decoding import DecodingOptions
 from benchmarks.machine import RESULTS, ROOT, TRIALS
 from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress, rounded
+from benchmarks.server_process import Program
 from benchmarks.session_options import SessionOptions
 from benchmarks.subprocesses import MeasurementError
 from benchmarks.tables import (
     CASE_COLUMNS,
     CASE_LEGENDS,
     CASE_TITLES,
+    COMPARISON_COLUMNS,
+    COMPARISON_LEGEND,
     DECODING_COLUMNS,
     DECODING_LEGEND,
     GROWTH_COLUMNS,
@@ -88,11 +94,14 @@ Connections = Annotated[int, typer.Option(help="Connections that the streams sha
 ServerOptions = Annotated[
     list[str], typer.Option("--server-option", help="For `elman serve`, such as --threads=1; may be repeated.")
 ]
+ComparisonCases = Annotated[list[str], typer.Option("--case", help="What to measure; may be repeated.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 _SERVING, _CASES, _GROWTH = together.ServingOptions(), special.CaseOptions(), growing.GrowthOptions()
 _SESSIONS, _DECODING, _TREES = SessionOptions(), DecodingOptions(), TreeOptions()
 _TRANSLATIONS = translating.TranslationOptions()
+_COMPARISON, _COMPARISON_CASES = ComparisonOptions(), list(comparison.CASES)
+_VARIANTS = [name for name in VARIANTS if name != "none"]
 _BOTH, _FACTORS, _SESSION_CASES = list(Precision), list(Factor), list(SessionCase)
 _STREAMS = list(_SERVING.streams)
 _HIDDEN = list(_TREES.hidden)
@@ -283,6 +292,57 @@ def sessions(
     print_promises(session_promises(), rows)
     print_disturbance(rows)
     _say_where(folder / "sessions.json")
+
+
+@app.command()
+def ablation(
+    variant: Annotated[
+        list[str], typer.Option(help=f"The heuristic to leave out: {', '.join(VARIANTS)}; may be repeated.")
+    ] = _VARIANTS,
+    case: ComparisonCases = _COMPARISON_CASES,
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _COMPARISON.repeats,
+    seconds: Annotated[float, typer.Option(help="Each measurement takes about this long.")] = _COMPARISON.seconds,
+    output: Output = None,
+) -> None:
+    """The server with and without each heuristic, alternating."""
+    programs = [Program()]
+    programs += [Program(name, "benchmarks.ablation_server", (name,)) for name in dict.fromkeys(variant)]
+    _compare(programs, precision, case, repeats, seconds, output, "ablation.json", "Without a heuristic")
+
+
+@app.command()
+def compare(
+    against: Annotated[Path, typer.Argument(help="A checkout of an earlier commit.", show_default=False)],
+    module: Annotated[str, typer.Option(help="The module of its command line.")] = "elman.cli",
+    case: ComparisonCases = _COMPARISON_CASES,
+    precision: Precisions = _BOTH,
+    repeats: Repeats = _COMPARISON.repeats,
+    seconds: Annotated[float, typer.Option(help="Each measurement takes about this long.")] = _COMPARISON.seconds,
+    output: Output = None,
+) -> None:
+    """This code and that of another checkout, alternating."""
+    programs = [Program("before", module, checkout=against.resolve()), Program("now")]
+    _compare(programs, precision, case, repeats, seconds, output, "comparison.json", "Compared with before")
+
+
+def _compare(
+    programs: list[Program],
+    precision: list[Precision],
+    case: list[str],
+    repeats: int,
+    seconds: float,
+    output: Path | None,
+    file: str,
+    title: str,
+) -> None:
+    options = ComparisonOptions(tuple(dict.fromkeys(precision)), tuple(dict.fromkeys(case)), repeats, seconds)
+    with progress(comparison.step_count(programs, options)) as advance:
+        rows = comparison.compare(programs, options, advance)
+    folder = _folder(output, options.worth_keeping)
+    merge(folder / file, rows, ("program", "precision", "case", "figure"))
+    print_table(title, COMPARISON_COLUMNS, rows, COMPARISON_LEGEND)
+    _say_where(folder / file)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ _START_SECONDS = 300.0
 _END_SECONDS = 20.0
 # Of the line that says where it listens, what would be another at every run.
 _FLEETING = ("event", "level", "timestamp", "address")
+_PACKAGE_FOLDERS = ("bundle", "client", "export", "protos", "server", "training")
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,59 @@ class RunningServer:
         raise MeasurementError("the system does not tell the peak memory of a process")
 
 
+@dataclass(frozen=True)
+class Program:
+    """How a server is started.
+
+    Attributes:
+        name: for tables.
+        module: the module that is run; it takes the arguments of the command `elman`.
+        arguments: of the module, before those of `elman`.
+        checkout: the checkout whose code is run.
+    """
+
+    name: str = "elman"
+    module: str = "elman.cli"
+    arguments: tuple[str, ...] = ()
+    checkout: Path = ROOT
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the checkout's own packages are imported."""
+        folders = [self.checkout / name for name in (".", *_PACKAGE_FOLDERS)]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+
+ELMAN = Program()
+
+
 @contextlib.contextmanager
-def run_server(bundles: Sequence[Path], *, slots: int, options: Sequence[str] = ()) -> Iterator[RunningServer]:
+def run_server(
+    bundles: Sequence[Path], *, slots: int, options: Sequence[str] = (), program: Program = ELMAN
+) -> Iterator[RunningServer]:
     """A server of `bundles`, on any free port, with its own defaults as far as `options` say nothing else.
+
+    Args:
+        bundles: what it serves.
+        slots: of each model.
+        options: further options of `elman serve`.
+        program: how it is started.
 
     Raises:
         MeasurementError: it did not start; its log is in the message.
     """
-    command = [sys.executable, "-m", "elman.cli", "serve", *map(str, bundles)]
+    command = [sys.executable, "-m", program.module, *program.arguments, "serve", *map(str, bundles)]
     command += ["--listen", "127.0.0.1:0", "--provider", "cpu", "--slots", str(slots), "--log-format", "json", *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+                command,
+                cwd=program.checkout,
+                env=program.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
             )
         try:
             settings = _wait_until_listening(process, log)

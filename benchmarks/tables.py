@@ -303,3 +303,18 @@ def session_promises() -> list[Promise]:
 
 def of_case(rows: Rows, case: str) -> Rows:
     return [row for row in rows if row["case"] == case]
+
+
+COMPARISON_COLUMNS = [
+    Column("server", lambda row: row["program"]),
+    Column("precision", lambda row: row["precision"]),
+    Column("case", lambda row: row["case"]),
+    Column("figure", lambda row: row["figure"]),
+    Column("median", figure("median", ",.1f")),
+    Column("ratio", figure("ratio", ".3f")),
+    Column("lowest", figure("ratio_lowest", ".2f")),
+    Column("highest", figure("ratio_highest", ".2f")),
+]
+COMPARISON_LEGEND = """\
+ratio: to the first server in the same repeat, the median over the repeats; above 1 where the server of the row is
+better."""

@@ -1,0 +1,63 @@
+"""Every heuristic of scheduling and of the engine, and how the server is run without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elman_server import configuration, loading
+from elman_server.scheduling import SchedulingPolicy
+
+_Change = Callable[[SchedulingPolicy], SchedulingPolicy]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The server without one heuristic.
+
+    Attributes:
+        heuristic: what is taken away.
+        change: the policy without it.
+    """
+
+    heuristic: str
+    change: _Change
+
+    def apply(self) -> None:
+        """Have this process load models under the changed policy."""
+        usual = configuration.scheduling_policy
+        setattr(loading, usual.__name__, lambda settings: self.change(usual(settings)))
+
+
+def _policy(**changes: Any) -> _Change:
+    return lambda policy: replace(policy, **changes)
+
+
+def _engine(**changes: Any) -> _Change:
+    return lambda policy: replace(policy, engine=replace(policy.engine, **changes))
+
+
+VARIANTS = {
+    "none": Variant("nothing", lambda policy: policy),
+    "chained": Variant("runs that follow one another within an iteration", _policy(prepared_steps_ratio=0.0)),
+    "slack": Variant("inputs for more steps than expected", _policy(prepared_steps_ratio=1.0)),
+    "overshoot": Variant("runs that are a little too long", _policy(overshoot=1.0)),
+    "prefill": Variant("prefilling alone", _policy(prefill_share=0.0)),
+    "first-token-cut": Variant("runs that end at a first token", _policy(first_token_cut=False)),
+    "estimate-decay": Variant("trying rejected prefill runs again", _policy(estimate_decay=1.0)),
+    "first-token-patience": Variant("tokens that wait for a new request", _policy(first_token_patience_seconds=0.0)),
+    "arrivals": Variant(
+        "waiting for requests that keep arriving", _policy(arrival_patience_seconds=0.0, crowd_patience_seconds=0.0)
+    ),
+    "crowd": Variant(
+        "waiting longer for a crowd", _policy(crowd_patience_seconds=SchedulingPolicy.arrival_patience_seconds)
+    ),
+    "emission-share": Variant("coalescing by the cost of emitting", _policy(emission_share=0.0)),
+    "asymmetric-estimates": Variant(
+        "estimates that trust fast runs more", _policy(faster_weight=0.3, slower_weight=0.3, outlier_ratio=1e9)
+    ),
+    "partitions": Variant("threads with rows of their own", _engine(partition_speedup=1e9)),
+    "pinned-threads": Variant("threads that stay on their cores", _engine(pin_threads=False)),
+    "spinning": Variant("short spinning within a run", _engine(spin_microseconds=1000)),
+}
