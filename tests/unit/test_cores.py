@@ -23,7 +23,7 @@ from elman_server.engine import (
     Opener,
     ProviderChoice,
     core_count,
-    side_by_side,
+    run_concurrently,
 )
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.graphs import Graph
@@ -34,7 +34,6 @@ if not hasattr(os, "sched_getaffinity"):
     pytest.skip("this system does not tell which cores there are", allow_module_level=True)
 ALLOWED = sorted(os.sched_getaffinity(0))
 COUNT = len(ALLOWED)
-_QUOTA, _PERIOD = (f"sys__fs__cgroup__cpu__cpu.cfs_{name}_us" for name in ("quota", "period"))
 several = pytest.mark.skipif(COUNT < 2, reason="this machine has one core")
 
 
@@ -53,39 +52,13 @@ def make_engine(bundle: Bundle, cores: Cores) -> OnnxEngine:
     return OnnxEngine(bundle, capacity=8, opener=Opener(ProviderChoice.CPU, COUNT, cores), run_seconds=0.005)
 
 
-def group(root: Path, line: str, **files: str) -> Path:
-    """A file system that tells of one control group, and what is in it, by path; / is written __."""
-    for name, content in {"proc__self__cgroup": line, **files}.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
+@several
+def test_as_many_cores_count_as_the_process_may_run_on() -> None:
+    def counted(number: int) -> int:
+        os.sched_setaffinity(0, ALLOWED[:number])
+        return core_count()
 
-
-@pytest.mark.parametrize(
-    ("line", "files", "count"),
-    [
-        ("0::/", {"sys__fs__cgroup__cpu.max": "100000 100000\n"}, 1),
-        ("0::/", {"sys__fs__cgroup__cpu.max": "50000 100000\n"}, 1),
-        ("0::/", {"sys__fs__cgroup__cpu.max": "max 100000\n"}, COUNT),
-        ("0::/a/b", {"sys__fs__cgroup__a__cpu.max": "100000 100000\n", "sys__fs__cgroup__a__b__cpu.max": "max 1\n"}, 1),
-        ("0::/docker/b", {"sys__fs__cgroup__cpu.max": f"{COUNT}90 100\n"}, COUNT),
-        ("0::/", {"sys__fs__cgroup__cpu.max": "199999 100000\n"}, 1),
-        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {_QUOTA: "100000\n", _PERIOD: "100000\n"}, 1),
-        ("2:memory:/\n1:cpuacct,cpu:/docker/b", {_QUOTA: "-1\n", _PERIOD: "100000\n"}, COUNT),
-        ("1:cpu,cpuacct:/", {_QUOTA: "100000\n"}, COUNT),
-        ("1:name=systemd:/", {"sys__fs__cgroup__cpu.max": "100000 100000\n"}, COUNT),
-        ("nonsense", {}, COUNT),
-    ],
-)
-def test_a_container_that_is_allowed_less_has_fewer_threads(
-    tmp_path: Path, line: str, files: dict[str, str], count: int
-) -> None:
-    assert core_count(group(tmp_path, line, **files)) == count
-
-
-def test_without_control_groups_all_cores_count(tmp_path: Path) -> None:
-    assert core_count(tmp_path) == COUNT
+    assert [elsewhere(partial(counted, number)) for number in (1, COUNT)] == [1, COUNT]
 
 
 @several
@@ -100,14 +73,14 @@ def test_every_model_begins_on_another_core() -> None:
 def test_where_cores_are_left_the_system_chooses(threads: int) -> None:
     cores = Cores.all(threads, 0)
     assert cores == Cores()
-    with cores.settled(0):
+    with cores.pinned(0):
         assert allowed() == ALLOWED
 
 
 @several
 def test_a_thread_is_let_go_whatever_happens() -> None:
     def fail() -> None:
-        with Cores.all(COUNT, 1).settled(0):
+        with Cores.all(COUNT, 1).pinned(0):
             assert allowed() == [ALLOWED[1]]
             raise ValueError("no")
 
@@ -120,7 +93,7 @@ def test_a_thread_is_let_go_whatever_happens() -> None:
 
 
 def test_a_core_that_is_not_there_is_no_error() -> None:
-    with Cores((10_000, 10_001)).settled(0):
+    with Cores((10_000, 10_001)).pinned(0):
         assert allowed() == ALLOWED
 
 
@@ -183,7 +156,7 @@ def test_encoders_and_trees_stay_on_theirs(
 def test_a_thread_goes_back_to_where_it_was() -> None:
     def find() -> list[int]:
         os.sched_setaffinity(0, {ALLOWED[1]})
-        with Cores(tuple(ALLOWED)).settled(0):
+        with Cores(tuple(ALLOWED)).pinned(0):
             assert allowed() == [ALLOWED[0]]
         return allowed()
 
@@ -198,8 +171,8 @@ def test_each_has_a_thread_of_its_own() -> None:
         raise ValueError("no")
 
     with ThreadPoolExecutor() as executor:
-        side_by_side(executor, [partial(done.append, 1), partial(done.append, 2)])
+        run_concurrently(executor, [partial(done.append, 1), partial(done.append, 2)])
         assert sorted(done) == [1, 2]
         with pytest.raises(ValueError, match="no"):
-            side_by_side(executor, [partial(done.append, 3), fail])
+            run_concurrently(executor, [partial(done.append, 3), fail])
     assert 3 in done

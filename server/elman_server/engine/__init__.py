@@ -18,7 +18,7 @@ from elman_server.engine.interface import (
 from elman_server.engine.onnx import OnnxEngine, state_arrays
 from elman_server.engine.policy import EnginePolicy
 from elman_server.engine.providers import Opener, Provider
-from elman_server.engine.threads import Cores, core_count, side_by_side
+from elman_server.engine.threads import Cores, core_count, run_concurrently
 from elman_server.engine.trees import OnnxTreeEngine
 from elman_server.settings import ProviderChoice
 
@@ -44,6 +44,6 @@ __all__ = [
     "autotune",
     "core_count",
     "is_filtered",
-    "side_by_side",
+    "run_concurrently",
     "state_arrays",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from elman_protos.element_types import element_type
 from elman_server.engine.interface import NOTHING, Chunk, Wanted
 from elman_server.engine.onnx import OnnxEngine
-from elman_server.engine.threads import side_by_side
+from elman_server.engine.threads import run_concurrently
 
 # What requests often select beyond tokens and labels.
 _LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
@@ -95,7 +95,7 @@ class Autotuner:
             seconds.append((time.perf_counter() - started) / (runs - 1))
 
         with ThreadPoolExecutor() as executor:
-            side_by_side(executor, [partial(run, number, rows) for number, rows in enumerate(ranges)])
+            run_concurrently(executor, [partial(run, number, rows) for number, rows in enumerate(ranges)])
         return float(np.mean(seconds))  # A partition does not wait for the others.
 
     def _chunk(self, size: int, count: int, filtered: bool, wanted: Wanted) -> Chunk:

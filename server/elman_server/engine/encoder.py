@@ -66,7 +66,7 @@ class Encoder:
             padded[row, : len(source)] = source
         names = [*self._constants, *self._states]
         try:
-            with self._cores.settled(0):
+            with self._cores.pinned(0):
                 found = self._session.run(names, {self._spec.input.name: padded, self._spec.length_name: lengths})
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the encoder failed: {error}") from error

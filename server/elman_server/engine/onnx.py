@@ -173,7 +173,7 @@ class OnnxEngine:
             candidates *= 8
 
     def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, lane: int | None = None) -> Results:
-        with self._cores.settled(lane or 0):
+        with self._cores.pinned(lane or 0):
             graph.run(rows, feeds, self._rows.phase(rows), alone=lane is not None)
         shown = self._outputs if wanted.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}

@@ -130,8 +130,8 @@ def _options(threads: int, weights: Weights | None, opener: Opener | None = None
     # Between runs threads sleep: a spinning thread would take a core from the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if opener is not None:
-        if threads > 1 and opener.cores.of_others:
-            options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.of_others)
+        if threads > 1 and opener.cores.thread_affinities:
+            options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.thread_affinities)
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(opener.spin_microseconds))
     return options
 

@@ -1,8 +1,7 @@
-"""Threads: how many there are cores for, several things at once, each on a thread of its own, and the cores that
-threads of a run stay on.
+"""The threads of a run, and the cores they stay on.
 
 A run's other threads sleep between runs. Where the system wakes one on the core of the thread that waits for it, the
-two take turns there for some milliseconds, while another core is idle: a run takes up to twice as long then.
+two share that core for some milliseconds while another one is idle, and the run takes up to twice as long.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
-_ROOT = Path("/")
+from loky import cpu_count
 
 
-def side_by_side(executor: Executor, tasks: Sequence[Callable[[], None]]) -> None:
-    """Do all tasks at once, the first of them on the calling thread; returns when all are over.
+def run_concurrently(executor: Executor, tasks: Sequence[Callable[[], None]]) -> None:
+    """Run all tasks at the same time, the first of them on the calling thread; returns when all are done.
 
     Raises:
         Exception: what one of them has raised.
@@ -32,44 +30,9 @@ def side_by_side(executor: Executor, tasks: Sequence[Callable[[], None]]) -> Non
         other.result()
 
 
-def core_count(root: Path = _ROOT) -> int:
-    """How many cores this process may use at once: those that it may run on, as far as a container does not allow it
-    less of their time. More threads than that stop each other.
-
-    Args:
-        root: of the file system, which tells what a control group allows (cgroups(7), both versions).
-    """
-    # Not every system can tell which cores the process may use.
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min([count, *_quotas(root)])))
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Of how many cores the time is allowed, by every control group that the process is in and that sets a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            mounted = root / "sys/fs/cgroup"
-            if "cpu" in controllers.split(","):
-                mounted /= "cpu"
-            elif controllers:
-                continue
-            # In a container the path may be the one that the host sees, of which nothing is there but its end.
-            place = mounted / path.lstrip("/")
-            for folder in (place, *place.parents):
-                if folder.is_relative_to(mounted):
-                    yield from _quota(folder)
-
-
-def _quota(folder: Path) -> Iterator[float]:
-    """What one control group allows, if it sets a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if float(quota) > 0:  # "max" is no number, and -1 is none.
-            yield float(quota) / float(period)
+def core_count() -> int:
+    """Returns how many cores this process may use: by its affinity, and by the quota of its control group."""
+    return int(cpu_count())
 
 
 @dataclass(frozen=True)
@@ -77,19 +40,19 @@ class Cores:
     """The cores that the threads of a model's runs stay on, one each.
 
     Attributes:
-        numbers: the system's, that of the thread first that has something run; none where the system is to choose.
+        numbers: the system's numbers, that of the calling thread first; none where the system chooses.
     """
 
     numbers: tuple[int, ...] = ()
 
     @classmethod
     def all(cls, threads: int, start: int) -> Cores:
-        """Every core that this process may use, if there is one for each of so many threads and no more. Else some
-        might idle while two models wait for the same.
+        """Every core that this process may use, if there are as many as threads. Otherwise some might idle while two
+        models wait for the same one.
 
         Args:
-            threads: how many.
-            start: which of them comes first. Much of a run is on that core alone: another one for every model.
+            threads: the number of threads.
+            start: which of the cores comes first. Much of a run is on that core alone, so each model has another one.
         """
         numbers = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         if len(numbers) != threads or threads == 1:
@@ -98,25 +61,25 @@ class Cores:
         return cls((*numbers[start:], *numbers[:start]))
 
     @property
-    def of_others(self) -> str:
-        """Those of a run's other threads, as onnxruntime wants to be told."""
+    def thread_affinities(self) -> str:
+        """The cores of a run's other threads, in the form of onnxruntime's option intra_op_thread_affinities."""
         return ";".join(str(number + 1) for number in self.numbers[1:])
 
     @contextlib.contextmanager
-    def settled(self, thread: int) -> Iterator[None]:
-        """Keep the calling thread, one of those of a run, on its core. What threads it starts meanwhile stay there,
-        too."""
+    def pinned(self, thread: int) -> Iterator[None]:
+        """Keep the calling thread, the number `thread` of a run, on its core. Threads that it starts meanwhile stay
+        there, too."""
         if not self.numbers:
             yield
             return
         before = os.sched_getaffinity(0)
-        _allow({self.numbers[thread % len(self.numbers)]})
+        _set_affinity({self.numbers[thread % len(self.numbers)]})
         try:
             yield
         finally:
-            _allow(before)
+            _set_affinity(before)
 
 
-def _allow(numbers: set[int]) -> None:
-    with contextlib.suppress(OSError):  # A core may have been taken away.
+def _set_affinity(numbers: set[int]) -> None:
+    with contextlib.suppress(OSError):  # A core may have been taken offline.
         os.sched_setaffinity(0, numbers)

@@ -105,7 +105,7 @@ class OnnxTreeEngine:
         try:
             feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
             feeds[self._input] = tokens.astype(self._input_type, copy=False)
-            with self._cores.settled(0):
+            with self._cores.pinned(0):
                 found = self._session.run([*self._labels, *self._next_names], feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the step failed: {error}") from error

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.engine import Arrays, Chunk, Engine, Results, side_by_side
+from elman_server.engine import Arrays, Chunk, Engine, Results, run_concurrently
 from elman_server.errors import EngineError
 from elman_server.scheduling.costs import StepCosts
 from elman_server.scheduling.isolation import run_each
@@ -114,7 +114,7 @@ class Execution:
         ranges = self._engine.lanes(self._row_count)
         numbers = range(len(ranges)) if len(ranges) > 1 else [None]
         partitions = [_Partition(number, rows, chunk.part(rows)) for number, rows in zip(numbers, ranges, strict=True)]
-        side_by_side(executor, [partial(self._run_partition, partition) for partition in partitions])
+        run_concurrently(executor, [partial(self._run_partition, partition) for partition in partitions])
         failed_count = max(partition.failed_count for partition in partitions)
         if failed_count and not any(partition.tokens for partition in partitions):
             return self._run_rows_alone(chunk.steps(0, 1)) if count == 1 else None
