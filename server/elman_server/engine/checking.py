@@ -1,4 +1,4 @@
-"""What a graph has, compared with what its manifest says it has."""
+"""Comparing the inputs and outputs of a graph with the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elman_protos.element_types import element_type
 from elman_server.errors import ModelLoadError
 
 _OPEN = "rows"
-_ANY = 2  # children; an axis of more than one that is given as a position is to be open
+_ANY = 2  # children: an axis of more than one position has to be open
 TensorSpec = v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec
 
 
@@ -43,7 +43,7 @@ def check_graph(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
 
 
 def _of_children(state: v1.StateSpec, tree: v1.TreeSpec) -> v1.StateSpec:
-    """What a node is given of a state: those of its children."""
+    """The state input of a node: the states of its children."""
     given = v1.StateSpec()
     given.CopyFrom(state)
     given.shape.insert(0, tree.child_count or _ANY)
@@ -76,8 +76,8 @@ def _check_side(
     specs: dict[str, TensorSpec],
     positions: Collection[str] = (),
 ) -> None:
-    """Compare one side of a graph with what the manifest says; the first axis of the shape of `positions` must be open,
-    unless there is but one position."""
+    """Compare the inputs or the outputs of a graph with the manifest. The first axis of the shape of `positions` has to
+    be open, unless there is one position only."""
     found = {node.name: node for node in nodes}
     for name, spec in specs.items():
         if name not in found:
@@ -97,7 +97,7 @@ def _check_side(
         if not _shapes_agree(node.shape, shape):
             raise ModelLoadError(
                 f"{path}: {side} {name!r} has shape {node.shape}, the manifest says {shape}; "
-                f"the {'row axis and the one behind it' if name in positions else 'row axis'} must be open"
+                f"the {'row axis and the next one' if name in positions else 'row axis'} must be open"
             )
     unlisted = found.keys() - specs.keys()
     if side == "input" and unlisted:
@@ -107,7 +107,7 @@ def _check_side(
 
 
 def _shapes_agree(graph: list[Any] | None, manifest: list[Any]) -> bool:
-    """A graph may leave a size open (a name or nothing), but the row axis it must."""
+    """A graph may leave a size open (a name or nothing); the row axis it must leave open."""
     if graph is None:
         return True
     return len(graph) == len(manifest) and all(

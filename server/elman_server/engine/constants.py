@@ -1,7 +1,7 @@
-"""What stays for the whole of each row's sequence: what its encoder has made of its source.
+"""The constants of each row: what its encoder returned for its source.
 
-Constants of variable length have an axis of positions, which is as long as the longest of the rows in use needs, and a
-little longer, so that it seldom changes; behind the end of a shorter row there are zeros.
+Constants of variable length have an axis of positions. It is as long as the longest row in use needs, rounded up so
+that it seldom changes; shorter rows are padded with zeros.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from elman_server.engine.memory import Buffer
 
 Allocate = Callable[[Iterable[int], Any], Buffer]
 
-_FINE, _COARSE, _COARSE_FROM = 8, 32, 64  # positions
-_NOBODY = -1
-_SHRINK = 0.75  # Where less than this share of the positions is needed, they become fewer.
+_FINE, _COARSE, _COARSE_FROM = 8, 32, 64  # positions; the axis is a multiple of 8, or of 32 beyond 64
+_NO_OWNER = -1
+_SHRINK = 0.75  # the axis becomes shorter where less than this share of it is needed
 
 
 class Constants:
-    """The constants of all rows. Rows in use are 0 to some last one; what is behind it may be lost.
+    """The constants of all rows. Rows in use are 0 to some last one; those after it may be lost.
 
     Args:
-        specs: what the manifest says of them.
+        specs: the constants in the manifest.
         capacity: the number of rows.
-        longest: the most positions that a row may need.
-        allocate: makes a buffer of `capacity` rows of a shape.
+        longest: the largest number of positions of a row.
+        allocate: returns a buffer of `capacity` rows of a shape.
 
     Attributes:
         buffers: by name, [capacity, *shape]. Those of variable length are replaced when their length changes.
-        version: another number whenever they have been.
+        version: increases whenever buffers are replaced.
     """
 
     def __init__(self, specs: Iterable[v1.ConstantSpec], capacity: int, longest: int, allocate: Allocate) -> None:
@@ -45,16 +45,16 @@ class Constants:
         self._allocate = allocate
         self._positions = min(_FINE, longest)
         self._lengths = np.zeros(capacity, np.int64)
-        # Whose constants a row holds: rows of one beam search hold the same, and need no copying.
-        self._owners = np.full(capacity, _NOBODY, np.int64)
+        # Rows of one beam search hold the same constants; equal owners need no copy.
+        self._owners = np.full(capacity, _NO_OWNER, np.int64)
         self._numbers = count()
         self.buffers: dict[str, Buffer] = {spec.name: self._new_buffer(spec) for spec in self._specs}
 
     def write(self, row: int, values: dict[str, NDArray[Any]]) -> None:
-        """Give a row its constants; it is the last one in use.
+        """Write the constants of a row, which is the last one in use.
 
         Args:
-            row: which.
+            row: the row.
             values: by name, [*shape]; of those of variable length, [length, *shape].
         """
         if not self._specs:
@@ -73,14 +73,14 @@ class Constants:
             self.buffers[spec.name].write(row, value[None])
 
     def move(self, source: int, destination: int) -> None:
-        """Copy a row to another place."""
+        """Copy the constants of a row to another one."""
         for buffer in self.buffers.values():
             buffer.copy_row(source, destination)
         self._lengths[destination] = self._lengths[source]
         self._owners[destination] = self._owners[source]
 
     def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
-        """Copy rows to other places, as if all at once; what is the same there already is left."""
+        """Copy rows to other ones, simultaneously; rows with the same owner are skipped."""
         if not self._specs:
             return
         pairs = [
@@ -101,14 +101,14 @@ class Constants:
         return self._allocate(shape, element_type(spec.data_type).dtype)
 
     def _fit(self, last: int) -> None:
-        """Have as many positions as the rows up to the last one need."""
+        """Make the axis of positions as long as the rows up to `last` need."""
         longest = int(self._lengths[: last + 1].max())
         unit = _FINE if longest <= _COARSE_FROM else _COARSE
         needed = min(-(-longest // unit) * unit, self._longest)
         if _SHRINK * self._positions < needed <= self._positions:
             return
-        # What the rows behind hold is not taken along, so that it is nobody's any more.
-        self._owners[last + 1 :] = _NOBODY
+        # The rows after it are not copied, so they have no owner any more.
+        self._owners[last + 1 :] = _NO_OWNER
         before, self._positions = self._positions, needed
         kept = min(before, needed)
         for spec in self._specs:

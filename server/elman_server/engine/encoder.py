@@ -1,4 +1,4 @@
-"""Reading sources: the encoder's graph, run once for a sequence, some of them at once."""
+"""The encoder of a model: its graph runs once per source, several sources in one run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from elman_server.engine.interface import Encoded
 from elman_server.engine.providers import Opener
 from elman_server.errors import EngineError
 
-_SHORT = 16  # positions; up to twice this, lengths are alike
-_MOST_POSITIONS = 4096  # of the sources that are read at once, padding included
+_SHORT = 16  # positions; shorter sources count as this long when they are grouped
+_MOST_POSITIONS = 4096  # of the sources of one run, padding included
 
 
 class Encoder:
     """A bundle's encoder.
 
     Args:
-        bundle: which has one.
-        opener: opens sessions where the model is to run.
+        bundle: a bundle with an encoder.
+        opener: opens sessions where the model runs.
 
     Raises:
         ModelLoadError: the graph is rejected, or is not what the manifest says.
@@ -48,10 +48,10 @@ class Encoder:
         self._shape = tuple(self._spec.input.shape)
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
-        """Read sources, [positions, *shape] each; those of like lengths side by side.
+        """Encode sources, [positions, *shape] each; sources of similar lengths share a run.
 
         Raises:
-            EngineError: onnxruntime failed, or has made what it should not.
+            EngineError: onnxruntime failed, or returned a shape that the manifest does not name.
         """
         encoded: dict[int, Encoded] = {}
         for places in _groups([len(source) for source in sources]):
@@ -76,15 +76,17 @@ class Encoder:
         return [self._row(values, row, length) for row, length in enumerate(lengths.tolist())]
 
     def _check(self, name: str, value: NDArray[Any], padded: tuple[int, ...]) -> None:
-        """Refuse what the manifest does not say: graphs need not tell the shapes of their outputs."""
+        """Compare a shape with the manifest: a graph need not declare the shapes of its outputs."""
         shape = self._shapes[name]
         if self._constants.get(name):
             shape = (padded[1], *shape[1:])
         if value.shape != (padded[0], *shape):
-            raise EngineError(f"the encoder makes {name} of shape {value.shape}, but {(padded[0], *shape)} is right")
+            raise EngineError(
+                f"the encoder returned {name} of shape {value.shape}; the manifest says {(padded[0], *shape)}"
+            )
 
     def _row(self, values: dict[str, NDArray[Any]], row: int, length: int) -> Encoded:
-        # Copies: a view would keep the whole batch alive.
+        # Copied: a view would keep the whole batch alive.
         return Encoded(
             {
                 name: (values[name][row, :length] if variable else values[name][row]).copy()
@@ -94,13 +96,13 @@ class Encoder:
         )
 
     def example(self) -> NDArray[Any]:
-        """A source of a likely length."""
+        """A source of a typical length."""
         return np.zeros((min(self._spec.longest_source, 16), *self._shape), self._dtype)
 
 
 def _groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of sources that are read together: the longest of a group is at most twice as long as the shortest, so
-    that not much more than the sources themselves is read, and all of it is bounded, however many there are."""
+    """Group sources by length, so that little is padded and the size of a run is bounded: the longest of a group is at
+    most twice as long as the shortest. Returns the indices of each group."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
         group = groups[-1] if groups else []

@@ -32,7 +32,7 @@ from elman_server.errors import EngineError, ModelLoadError
 
 @dataclass(frozen=True)
 class State:
-    """A state's two buffers, [capacity, *shape], by the phase of the ping-pong."""
+    """The two buffers of a state, [capacity, *shape]: a run reads one and writes the other."""
 
     input_name: str
     output_name: str
@@ -48,8 +48,8 @@ class Storage:
         spec: the model.
 
     Attributes:
-        constants: what each row's sequence keeps.
-        states: what it carries.
+        constants: the constants of each row.
+        states: the states of each row.
     """
 
     def __init__(self, provider: Provider, capacity: int, spec: v1.ModelSpec) -> None:
@@ -67,7 +67,7 @@ class Storage:
         return self._buffer((self.capacity, *shape), dtype)
 
     def allocate_like(self, values: Iterable[onnx.ValueInfoProto]) -> dict[str, Buffer]:
-        """Buffers for those of a graph's inputs or outputs that are neither constants nor states."""
+        """Returns buffers for the inputs or outputs of a graph that are neither constants nor states."""
         own = {name for state in self.states for name in (state.input_name, state.output_name)}
         own |= self.constants.buffers.keys()
         buffers: dict[str, Buffer] = {}
@@ -81,7 +81,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class _Bound:
-    """What a run of some rows needs: where everything is, and which CUDA graph it is."""
+    """The binding of a range of rows, and the options of its runs."""
 
     binding: onnxruntime.IOBinding
     options: onnxruntime.RunOptions | None
@@ -93,7 +93,7 @@ class Graph:
     Args:
         model: the graph.
         weights: what it refers to.
-        path: the file to blame.
+        path: the file to name in errors.
         opener: opens its sessions.
         storage: constants and states.
         captures: whether runs may be captured as CUDA graphs.
@@ -116,7 +116,7 @@ class Graph:
         self._storage = storage
         self._captures = captures
         inputs = storage.allocate_like(model.graph.input)
-        if FILTERS.candidates in inputs:  # One number for all rows of a run; its place is that of the first.
+        if FILTERS.candidates in inputs:  # One number for all rows of a run, kept at its first row.
             inputs[FILTERS.candidates] = storage.allocate((), np.int64)
         self._inputs: Mapping[str, Buffer] = inputs
         self._outputs: Mapping[str, Buffer] = storage.allocate_like(model.graph.output)
@@ -124,7 +124,7 @@ class Graph:
         self._version = storage.constants.version
         self._opening = threading.Lock()
 
-    # Opened when they are needed first, which warming up sees to: most graphs need only one of the two.
+    # Opened on first use, during the warm-up: most graphs need only one of the two.
     @cached_property
     def _together(self) -> OpenedSession:
         return self._opener.open(self._model, self._path, weights=self._weights, captures=self._captures)
@@ -134,13 +134,13 @@ class Graph:
         return self._opener.open(self._model, self._path, weights=self._weights, threads=1)
 
     def run(self, rows: range, feeds: Arrays, phase: int, *, alone: bool) -> None:
-        """Run rows that follow each other; others may be run by other threads at the same time.
+        """Run adjacent rows; other threads may run other rows at the same time.
 
         Args:
             rows: the rows.
             feeds: by input name, [rows, ...].
             phase: which of a state's buffers is read; the other is written.
-            alone: whether by one thread.
+            alone: whether one thread runs them.
 
         Raises:
             EngineError: onnxruntime failed.
@@ -159,14 +159,14 @@ class Graph:
             raise EngineError(str(error)) from error
 
     def read(self, name: str, rows: range) -> NDArray[Any]:
-        """An output of the last run, [rows, ...], valid until the next."""
+        """Returns an output of the last run, [rows, ...], valid until the next one."""
         return self._outputs[name].read(rows.start, len(rows))
 
     def _bound(self, opened: OpenedSession, rows: range, phase: int, *, alone: bool) -> _Bound:
         if opened.captures and rows.start == 0:
-            # A captured graph is of one size; the rows beyond those in use hold what does no harm.
+            # A captured graph has one size; running unused rows does no harm.
             rows = range(min(1 << (len(rows) - 1).bit_length(), self._storage.capacity))
-        if self._version != self._storage.constants.version:  # What was bound is not there any more.
+        if self._version != self._storage.constants.version:  # The bound buffers have been replaced.
             self._bindings.clear()
             self._version = self._storage.constants.version
         key = (alone, rows.start, rows.stop, phase)
@@ -241,7 +241,7 @@ class StepGraphs:
 
 
 def _captured_as(number: int) -> onnxruntime.RunOptions:
-    """Options of a run that is captured as, and later replayed from, the CUDA graph of a number; -1: is not."""
+    """Options of runs that are captured as, and then replayed from, the CUDA graph `number`; -1: not captured."""
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
     return options

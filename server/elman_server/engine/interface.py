@@ -1,4 +1,4 @@
-"""What scheduling asks of an engine. The scheduler and the rpc room are tested against a hand-computable one."""
+"""What scheduling asks of an engine. An engine whose outputs can be computed by hand implements it in tests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-FREE = -1  # In the place of a token: the row goes on with what it chose after the step before.
+FREE = -1  # In the place of a token: the row reads the token that it chose after the step before.
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run shall tell beside its tokens and labels. Tokens are the same to the bit whatever is wanted.
+    """What a run returns beyond tokens and labels. Tokens do not depend on it, to the bit.
 
     Attributes:
-        logits: those after its last step.
-        log_probabilities: of one token after every step.
-        states: those after every step.
-        outputs: every output of the step after every step.
+        logits: the logits after the last step.
+        log_probabilities: the log-probability of one token after every step.
+        states: the states after every step.
+        outputs: every output of the step, after every step.
     """
 
     logits: bool = False
@@ -31,7 +31,7 @@ class Wanted:
     outputs: bool = False
 
     def __or__(self, other: Wanted) -> Wanted:
-        """What either of the two wants."""
+        """Everything that either of the two selects."""
         return Wanted(
             logits=self.logits or other.logits,
             log_probabilities=self.log_probabilities or other.log_probabilities,
@@ -45,20 +45,19 @@ NOTHING = Wanted()
 
 @dataclass(frozen=True)
 class Chunk:
-    """A few steps of B rows, K at once; nothing in it says which rows those are.
+    """The inputs of K steps of B rows. It does not say which rows these are.
 
     Attributes:
-        inputs: by input name, [B, K, *shape]; FREE in the place of a token, but not at the first step.
+        inputs: by input name, [B, K, *shape]; FREE in the place of a token, except at the first step.
         uniforms: float32 [B, K], the random number of the choice after each step; see `elman_server.decoding`.
         temperatures: float32 [B].
-        top_k: int64 [B], how many of the most probable tokens may be chosen; the vocabulary's size for all.
-        top_p: float32 [B], the share of probability from which the most probable tokens may be chosen; 1 for all.
-        min_p: float32 [B], the least probability, beside that of the most probable token, of what may be chosen; 0 for
-            all.
+        top_k: int64 [B], how many of the most probable tokens may be chosen; the size of the vocabulary for all.
+        top_p: float32 [B], the probability mass of the most probable tokens that may be chosen; 1 for all.
+        min_p: float32 [B], the least probability of a token that may be chosen, as a share of the largest; 0 for all.
         filtered: whether any row has a top_k, top_p or min_p; see `is_filtered`.
-        wanted: what is to be told beside tokens and labels.
-        targets: int64 [B, K], the token after each step whose log-probability is wanted; FREE for the one that is
-            chosen. None: that everywhere.
+        wanted: what the run returns beyond tokens and labels.
+        targets: int64 [B, K], the token after each step whose log-probability is returned; FREE for the chosen one.
+            None: FREE everywhere.
     """
 
     inputs: Arrays
@@ -75,7 +74,7 @@ class Chunk:
         return int(self.uniforms.shape[1])
 
     def steps(self, start: int, stop: int) -> Chunk:
-        """Some of its steps."""
+        """The steps from `start` to `stop`."""
         return Chunk(
             {name: values[:, start:stop] for name, values in self.inputs.items()},
             self.uniforms[:, start:stop],
@@ -89,12 +88,12 @@ class Chunk:
         )
 
     def go_on(self, step: int, tokens: NDArray[np.int64]) -> None:
-        """Have a step that begins a run read what each row chose after the step before, int64 [B], where it is free."""
+        """Make `step` the first of a run: where it is FREE, a row reads its element of `tokens`, int64 [B]."""
         for values in self.inputs.values():
             np.copyto(values[:, step], tokens, where=values[:, step] == FREE)
 
     def part(self, rows: range) -> Chunk:
-        """Some of its rows, which follow each other."""
+        """The part of adjacent rows."""
         some = slice(rows.start, rows.stop)
         return replace(
             self,
@@ -111,24 +110,24 @@ class Chunk:
 def is_filtered(
     top_k: NDArray[np.int64], top_p: NDArray[np.float32], min_p: NDArray[np.float32], vocabulary_size: int
 ) -> bool:
-    """Whether any row may choose only among its most probable tokens."""
+    """Returns whether any row samples from its most probable tokens only."""
     return bool((top_k < vocabulary_size).any() or (top_p < 1).any() or min_p.any())
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a chunk has brought; arrays are valid until its rows run again.
+    """The outputs of a chunk. The arrays are valid until its rows run again.
 
     Attributes:
-        outputs: by the name of each output that means labels, [B, K, labels]; where outputs were wanted, by the name of
+        outputs: by the name of each output with labels, [B, K, labels]; where outputs were selected, by the name of
             each output, [B, K, *shape].
-        tokens: int64 [B, K], what each row chose after each step; no columns if the model generates nothing.
+        tokens: int64 [B, K], the choice of each row after each step; no columns if the model generates nothing.
         failed: bool [B, K], where no token could be chosen because the model's output is not finite.
-        logits: float32 [B, V], those after the last step as the model gave them: before any temperature, the unknown
-            token among them. None where they were not wanted or the model generates nothing.
+        logits: float32 [B, V], after the last step, as the model returned them: before any temperature, with the
+            unknown token. None where they were not selected or the model generates nothing.
         log_probabilities: float32 [B, K], of the chunk's targets under softmax of such logits; -inf for a token that
-            the model excludes, not a number where its output is none. None as with `logits`.
-        states: by state input name, [B, K, *shape], after each step; empty where they were not wanted.
+            the model excludes, NaN where its output is NaN. None like `logits`.
+        states: by state input name, [B, K, *shape], after each step; empty where they were not selected.
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -141,11 +140,11 @@ class Results:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder has made of a source.
+    """The outputs of an encoder for one source.
 
     Attributes:
-        constants: by constant name, without the row axis; of variable length: with the source's own length.
-        state: those initial values that depend on the source, by state input name, without the row axis.
+        constants: by constant name, without the row axis; those of variable length have the length of the source.
+        state: the initial values that depend on the source, by state input name, without the row axis.
     """
 
     constants: dict[str, NDArray[Any]]
@@ -155,8 +154,8 @@ class Encoded:
 class Engine(Protocol):
     """One model and the recurrent state of the sequences that run on it.
 
-    A row is one sequence's place. Rows in use are kept compact by the caller: 0 to count - 1. One thread owns it, and
-    may have others run and commit rows for it, each its own, while it calls nothing else.
+    A row holds one sequence. The caller keeps the rows in use compact: 0 to count - 1. One thread owns the engine; it
+    may let other threads run and commit rows, each its own, while it calls nothing else.
     """
 
     @property
@@ -170,16 +169,16 @@ class Engine(Protocol):
         ...
 
     def step_counts_for(self, filtered: bool, wanted: Wanted) -> Sequence[int]:
-        """How many steps one run can take, ascending; 1 is the first.
+        """Returns the numbers of steps that one run can take, ascending from 1.
 
         Args:
             filtered: whether any row has a top_k, top_p or min_p.
-            wanted: what the run shall tell.
+            wanted: what the run returns beyond tokens and labels.
         """
         ...
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
-        """Read the sources of some sequences, [positions, *shape] each; only where the model has an encoder.
+        """Encode sources, [positions, *shape] each; only where the model has an encoder.
 
         Raises:
             EngineError: it failed.
@@ -187,12 +186,12 @@ class Engine(Protocol):
         ...
 
     def insert(self, row: int, state: Arrays | None = None, encoded: Encoded | None = None) -> None:
-        """Give `row` to a new sequence: write its state, the initial one unless `state` is given, and its constants.
+        """Write the state and the constants of a new sequence.
 
         Args:
-            row: the place; all in use are before it.
-            state: values by state input name, without the row axis, as `extract` returned them.
-            encoded: what `encode` has made of its source, where the model has an encoder.
+            row: its row; all rows in use are before it.
+            state: by state input name, without the row axis, as `extract` returned it; None: the initial state.
+            encoded: the result of `encode` for its source, where the model has an encoder.
         """
         ...
 
@@ -205,7 +204,7 @@ class Engine(Protocol):
         ...
 
     def rearrange(self, rows: Sequence[int], sources: Sequence[int]) -> None:
-        """Copy everything that each of `sources` holds to the row in the same place of `rows`, as if all at once."""
+        """Copy everything that each of `sources` holds to the row in the same place of `rows`, simultaneously."""
         ...
 
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
@@ -213,17 +212,16 @@ class Engine(Protocol):
         ...
 
     def lanes(self, count: int) -> list[range]:
-        """How so many rows run fastest: together, which is one range, or some beside others, each range by a thread of
-        its own."""
+        """Returns how `count` rows run fastest: as one range, or divided into ranges that one thread each runs."""
         ...
 
     def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
-        """Compute some steps of `rows` without taking them: the state they lead to is kept aside until `commit`.
+        """Compute some steps of `rows`. The state after them is kept apart until `commit`.
 
         Args:
-            rows: consecutive rows, as many as the chunk has.
-            chunk: the steps, as many as one of `step_counts_for` what it asks.
-            lane: which of the lanes they are, if other rows are run at the same time.
+            rows: adjacent rows, as many as the chunk has.
+            chunk: the steps; their number is one of `step_counts_for` its selection.
+            lane: which of the ranges of `lanes` these rows are, if others run at the same time.
 
         Raises:
             EngineError: a step failed; no row has changed.
@@ -231,22 +229,22 @@ class Engine(Protocol):
         ...
 
     def replay(self, row: int, inputs: Arrays) -> None:
-        """Change what is kept aside for one row to the state some steps from where the last commit left it: for a row
-        that ended in the middle of a chunk and will be continued.
+        """Replace the uncommitted state of one row by the state some steps after its last commit: for a row that
+        finished in the middle of a chunk and will be continued.
 
         Args:
             row: the row; it has been run since the last commit.
-            inputs: by input name, [steps, *shape]; none of them FREE. No steps: the state is what it was.
+            inputs: by input name, [steps, *shape]; none of them FREE. No steps: the state does not change.
         """
         ...
 
     def read_ahead(self, rows: range, inputs: Arrays) -> None:
-        """Take some steps of `rows` for good, while all other rows stay as they are; what they choose is lost.
+        """Take and commit forced steps of `rows`, while all other rows stay as they are. Their choices are dropped.
 
         Args:
-            rows: consecutive rows.
-            inputs: by input name, [B, steps, *shape], none of them FREE; as many steps as one of `step_counts_for` runs
-                that tell nothing.
+            rows: adjacent rows.
+            inputs: by input name, [B, steps, *shape], none of them FREE; the number of steps is one of
+                `step_counts_for` runs that return tokens and labels only.
 
         Raises:
             EngineError: a step failed; no row has changed.
@@ -254,18 +252,18 @@ class Engine(Protocol):
         ...
 
     def commit(self, rows: range) -> None:
-        """Take the steps computed of some rows since their last commit: what was kept aside becomes their state. Rows
-        that were not run hold no meaningful state afterwards."""
+        """Make the state after the last run of `rows` their state. Rows that were not run since their last commit hold
+        no meaningful state afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class NodeResults:
-    """What a run over nodes of trees has brought.
+    """The outputs of a run over nodes of trees.
 
     Attributes:
         places: int64 [B], where the state of each node is kept.
-        outputs: by the name of each output that means labels, [B, labels].
+        outputs: by the name of each output with labels, [B, labels].
     """
 
     places: NDArray[np.int64]
@@ -276,7 +274,8 @@ NO_CHILD = 0  # In the place of a child's place.
 
 
 class TreeEngine(Protocol):
-    """One model whose steps are taken at the nodes of trees, and the states of nodes whose parents are still to come.
+    """One model whose steps are taken at the nodes of trees, and the states of nodes whose parents are not computed
+    yet.
 
     Not thread-safe; one thread owns it.
     """
@@ -293,16 +292,16 @@ class TreeEngine(Protocol):
 
     @property
     def child_count(self) -> int:
-        """How many children a node has that has any; 0 for any number."""
+        """The number of children of a node that is not a leaf; 0: any number."""
         ...
 
     def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
         """Take the step at some nodes.
 
         Args:
-            tokens: int64 [B], what they read.
-            children: int64 [B, C], where the states of their children are kept, the first child first; behind the last
-                one NO_CHILD. C is `child_count`, or where that is 0 any number, 1 at least.
+            tokens: int64 [B], their inputs.
+            children: int64 [B, C], where the states of their children are kept, in order, padded with NO_CHILD. C is
+                `child_count`, or any number of at least 1 where that is 0.
 
         Raises:
             EngineError: it failed; nothing has changed.
@@ -310,14 +309,14 @@ class TreeEngine(Protocol):
         ...
 
     def known(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the states are kept of nodes without children that read these tokens, which depend on nothing else;
-        NO_CHILD where they are not known from before. They stay there."""
+        """Returns where the states of leaves that read `tokens` are kept; NO_CHILD where they have not been computed.
+        Such a state depends on the token alone and is kept for good."""
         ...
 
     def release(self, places: NDArray[np.int64]) -> None:
-        """Keep the states at these places no longer, unless they are known ones."""
+        """Free the states at `places`, except those of leaves that are kept for good."""
         ...
 
     def release_all(self) -> None:
-        """Keep no state any longer."""
+        """Free all states, except those of leaves that are kept for good."""
         ...

@@ -1,7 +1,7 @@
-"""Where the engine keeps its arrays: row-first, on the host or on a CUDA device, and bound to a session by address.
+"""Row-first arrays on the host or on a CUDA device, which sessions bind by address.
 
-On a device a row is copied by the CUDA runtime that onnxruntime has loaded already: a row of a row-first array is one
-piece of memory, so joining, leaving and moving need no kernel.
+On a device rows are copied by the CUDA runtime that onnxruntime has loaded already. A row of a row-first array is
+contiguous, so inserting and moving rows needs no kernel.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class Buffer(Protocol):
     shape: tuple[int, ...]
 
     def address(self, row: int) -> int:
-        """Where a row begins."""
+        """The address of a row."""
         ...
 
     def write(self, row: int, values: NDArray[Any]) -> None:
-        """Copy [count, *shape] to the rows from `row` on."""
+        """Copy `values` [count, *shape] to the rows from `row` on."""
         ...
 
     def read(self, row: int, count: int) -> NDArray[Any]:
-        """Some rows, as they are until they are written again."""
+        """The values of `count` rows, [count, *shape], valid until they are written again."""
         ...
 
     def copy_row(self, source: int, destination: int) -> None:
-        """Copy one row to another place."""
+        """Copy one row to another one."""
         ...
 
     def copy_rows(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Copy rows to other places, some of which may be others' sources."""
+        """Copy rows to other ones, simultaneously: a destination may be the source of another copy."""
         ...
 
 
@@ -128,4 +128,4 @@ def _cuda_runtime() -> ctypes.CDLL:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise ModelLoadError(f"the CUDA runtime is not found: none of {', '.join(_RUNTIMES)} loads")
+    raise ModelLoadError(f"the CUDA runtime is missing: none of {', '.join(_RUNTIMES)} loads")

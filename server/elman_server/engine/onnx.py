@@ -200,7 +200,7 @@ class OnnxEngine:
         while left:
             count = max(count for count in self._step_counts if count <= left)
             part = {name: values[None, done : done + count] for name, values in inputs.items()}
-            if done:  # The state before the run is not needed any more.
+            if done:  # The state before the first run is not needed any more.
                 self.commit(rows)
             self._run_forced(rows, part, count)
             done, left = done + count, left - count

@@ -18,7 +18,7 @@ _WARNING, _FATAL = 2, 4
 
 
 class Provider(StrEnum):
-    """What a session runs on."""
+    """Where a session runs."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -34,8 +34,8 @@ class OpenedSession:
     Attributes:
         session: the session.
         provider: where it runs.
-        captures: whether its runs are captured as CUDA graphs, which then are replayed without a word from the host.
-        cores: on which the threads of its runs stay.
+        captures: whether its runs are captured as CUDA graphs.
+        cores: the cores that the threads of its runs stay on.
     """
 
     session: onnxruntime.InferenceSession
@@ -147,7 +147,7 @@ def _open(
     settings = {Provider.CPU: {}, Provider.CUDA: {"enable_cuda_graph": "1"} if captures else {}}
     named = [(_ONNXRUNTIME_NAMES[provider], settings[provider]) for provider in providers]
     try:
-        # Without its fallback, which prints to standard output and hides why a provider failed.
+        # onnxruntime's own fallback prints to standard output and hides why a provider failed.
         return onnxruntime.InferenceSession(graph, options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own.
         raise ModelLoadError(f"{path}: onnxruntime rejects the graph: {error}") from error

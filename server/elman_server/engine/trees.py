@@ -1,7 +1,7 @@
-"""The engine for nodes of trees: their states are kept in pools, from which those of the children are gathered.
+"""The engine for nodes of trees: states are kept in pools, from which a run gathers those of the children.
 
-The state of a node without children depends on its token alone, and half the nodes of a binary tree have none: such
-states are kept for good, as many as there is memory for, and are not computed again.
+The state of a leaf depends on its token alone, and half the nodes of a binary tree are leaves: their states are kept
+for good, as far as memory allows, and are not computed again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from elman_server.engine.providers import Opener
 from elman_server.errors import EngineError
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
-_ROOMY = 64  # times its capacity: a pool of more places than these is made smaller when all are released
+_ROOMY = 64  # times the capacity: a pool with more places shrinks when all are released
 
 
 class OnnxTreeEngine:
     """Takes a bundle's steps over trees; implements `TreeEngine`.
 
     Args:
-        bundle: the model, whose manifest has a tree.
-        capacity: the largest number of nodes in a run.
-        opener: opens sessions where the model is to run.
+        bundle: a model whose manifest has a tree.
+        capacity: the largest number of nodes of a run.
+        opener: opens sessions where the model runs.
         policy: the thresholds.
 
     Raises:
@@ -59,7 +59,7 @@ class OnnxTreeEngine:
         self._children_limit = policy.gathered_children_limit
         self._known_left = policy.leaf_state_bytes // sum(pool.nbytes for pool in self._pools.values())
         self._stays = np.zeros(1, np.bool_)  # by place
-        self._free = np.empty(0, np.int64)  # places, of which the first `_free_count` count
+        self._free = np.empty(0, np.int64)  # free places; the first `_free_count` are valid
         self._free_count = 0
         self._size = 1
         self._grow(capacity)
@@ -78,13 +78,13 @@ class OnnxTreeEngine:
 
     @property
     def kept_count(self) -> int:
-        """The number of states that are kept, but for those that stay."""
+        """The number of states that are kept, without those that are kept for good."""
         return self._size - 1 - self._free_count - int(self._stays.sum())
 
     def run(self, tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
         if children.size <= self._children_limit:
             return self._run(tokens, children)
-        # A few nodes of very many children are not to have all others gather as many.
+        # A few nodes with very many children must not make all others gather as many.
         counts = np.maximum((children != NO_CHILD).sum(axis=1), self._child_count or 1)
         places = np.full(len(tokens), NO_CHILD)
         outputs: dict[str, NDArray[Any]] = {}
@@ -119,13 +119,13 @@ class OnnxTreeEngine:
         return self._known[tokens]
 
     def _learn(self, tokens: NDArray[np.int64], children: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Have states of nodes without children stay where they are."""
+        """Keep the states of leaves for good."""
         if not self._known_left:
             return
         leaves = np.flatnonzero(children[:, 0] == NO_CHILD)
         new = leaves[self._known[tokens[leaves]] == NO_CHILD][: self._known_left]
         if new.size:
-            self._known[tokens[new]] = places[new]  # Of several with one token the last.
+            self._known[tokens[new]] = places[new]  # Of several leaves with one token, the last one.
             staying = self._known[tokens[new]]
             self._stays[staying] = True
             self._known_left -= len(np.unique(staying))
@@ -150,7 +150,7 @@ class OnnxTreeEngine:
         return self._free[self._free_count : self._free_count + count].copy()
 
     def _grow(self, count: int) -> None:
-        """Have so many places more."""
+        """Add `count` places."""
         for name, pool in self._pools.items():
             self._pools[name] = np.concatenate([pool, np.zeros((count, *pool.shape[1:]), pool.dtype)])
         free = np.empty(self._size - 1 + count, np.int64)
@@ -161,7 +161,7 @@ class OnnxTreeEngine:
         self._size += count
 
     def _shrink(self) -> None:
-        """Give back the room that many large trees have taken, when none of them is left."""
+        """Return the memory of many large trees when none of them is left."""
         staying = np.flatnonzero(self._stays)
         count = len(staying)
         moved = np.full(self._size, NO_CHILD)
@@ -174,7 +174,7 @@ class OnnxTreeEngine:
         self._grow(self._capacity)
 
     def warm_up(self) -> None:
-        """Run every batch size that is likely, so that no caller pays for first-time work."""
+        """Run every likely batch size, so that no request pays for first-time work."""
         for size in {*(2**power for power in range((self.capacity - 1).bit_length())), self.capacity}:
             for width in (self._child_count,) if self._child_count else _WARMED_WIDTHS:
                 self.run(np.zeros(size, np.int64), np.full((size, width), NO_CHILD))
@@ -182,7 +182,12 @@ class OnnxTreeEngine:
 
 
 def _groups(counts: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
-    """Nodes with so many children each, those with the fewest first, as they can run together."""
+    """Divide nodes into runs that gather at most `limit` children each, padding included.
+
+    Args:
+        counts: int64 [nodes], the number of children of each.
+        limit: the largest number of gathered children.
+    """
     order = np.argsort(counts, kind="stable")
     groups: list[NDArray[np.int64]] = []
     start = 0

@@ -1,7 +1,7 @@
-"""K steps in one run: a bundle's step graph, written down K times in a row, and the next token chosen in between.
+"""K steps in one run: the step graph of a bundle is repeated K times, and the next token is chosen in between.
 
-The unrolled graph knows no cell: it takes the step's nodes as they are, and the manifest says which tensors are wired
-to which. Weights are shared by all copies. Every tensor it adds has the row on axis 0 and the step on axis 1.
+Unrolling knows no cell: it copies the nodes of the step, and the manifest says which tensors are connected. All copies
+share the weights. The tensors it adds have the row on axis 0 and the step on axis 1.
 
 Axes: B rows, K steps.
 """
@@ -36,16 +36,16 @@ from elman_server.decoding import (
 from elman_server.engine.interface import NOTHING, Wanted
 from elman_server.errors import ModelLoadError
 
-TOKENS = f"{PREFIX}tokens"  # int64 [B, K], what was chosen after each step
-CHECKS = f"{PREFIX}checks"  # float32 [B, K], not a number where nothing could be chosen
-LOGITS = f"{PREFIX}logits"  # float32 [B, V], after the last step, untouched
-TARGETS = f"{PREFIX}targets"  # int64 [B, K], the tokens that are scored; FREE: those that are chosen
+TOKENS = f"{PREFIX}tokens"  # int64 [B, K], the choice after each step
+CHECKS = f"{PREFIX}checks"  # float32 [B, K], NaN where nothing could be chosen
+LOGITS = f"{PREFIX}logits"  # float32 [B, V], after the last step, as the model returned them
+TARGETS = f"{PREFIX}targets"  # int64 [B, K], the tokens that are scored; FREE: the chosen ones
 LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
 UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
 
-_OLDEST_OPSET = 18  # From here on the nodes we add have the form they have today.
+_OLDEST_OPSET = 18  # the first in which the added nodes have their present form
 _OPSET = 20
 
 
@@ -55,8 +55,8 @@ class StepGraph:
 
     Attributes:
         model: the graph.
-        spec: what the manifest says of it.
-        vocabulary_size: of the tokens it generates; 0 if it generates none.
+        spec: the step in the manifest.
+        vocabulary_size: of the generated tokens; 0 if the model generates none.
         forbidden_token: a token that is never generated.
     """
 
@@ -74,7 +74,7 @@ def read_step_graph(bundle: Bundle) -> StepGraph:
     """Read a bundle's step graph.
 
     Raises:
-        ModelLoadError: it is no ONNX graph, or one that is too old to be unrolled.
+        ModelLoadError: the file is no ONNX graph, or its opset is too old and cannot be converted.
     """
     model = _load(bundle.graph_path)
     spec = bundle.spec.step
@@ -93,31 +93,40 @@ def _load(path: Path) -> onnx.ModelProto:
         raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
     opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST_OPSET:
-        with contextlib.suppress(Exception):  # What cannot be converted is told below.
+        with contextlib.suppress(Exception):  # The error below covers what cannot be converted.
             return onnx.version_converter.convert_version(model, _OPSET)
         raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
     return model
 
 
 def steps_name(output: str) -> str:
-    """What an output of the step is called that has its values at every step."""
+    """The name of an output with the values of the step's output `output` at every step."""
     return f"{PREFIX}steps.{output}"
 
 
 def states_name(input_name: str) -> str:
-    """What a state is called that has its values after every step."""
+    """The name of an output with the values of a state after every step."""
     return f"{PREFIX}states.{input_name}"
 
 
 def unroll(step: StepGraph, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> onnx.ModelProto:
-    """`count` steps as one graph.
+    """Unroll `count` steps into one graph.
 
-    Its inputs are the step's, those that change at every step with the step on axis 1, a token being negative where
-    the row goes on with its own; the constants and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS
-    if `filtered`; TARGETS if log-probabilities are wanted. Its outputs are the states after the last step, every output
-    that means labels (any output, if outputs are wanted) with the step on axis 1, named by `steps_name`, TOKENS and
-    CHECKS if the model generates, and what else is wanted: LOGITS and LOG_PROBABILITIES if the model generates, and the
-    states after every step, named by `states_name`. The row is axis 0 of all of them, whichever it is in the step.
+    Inputs: those of the step, with the step on axis 1 (a negative token: the row reads its own choice); the constants
+    and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS if `filtered`; TARGETS if log-probabilities
+    are selected.
+
+    Outputs: the states after the last step; each output with labels (each output, if outputs are selected) with the
+    step on axis 1, named by `steps_name`; TOKENS and CHECKS if the model generates, and LOGITS and LOG_PROBABILITIES if
+    they are selected; the states after every step if they are selected, named by `states_name`.
+
+    The row is axis 0 of all of them, whichever axis it is in the step.
+
+    Args:
+        step: the step.
+        count: the number of steps.
+        filtered: whether rows have top-k, top-p or min-p.
+        wanted: the outputs beyond tokens and labels.
     """
     return _Unrolled(step, count, filtered, wanted).model()
 
@@ -146,7 +155,7 @@ class _Unrolled:
         target = self._targets() if self._scored else None
         for index in range(self._count):
             wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
-            if index == self._count - 1:  # The last step's state is the whole graph's.
+            if index == self._count - 1:  # The state after the last step is an output of the graph.
                 wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
             self._copy(graph.node, wires, f"step{index}/")
             state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
@@ -175,14 +184,14 @@ class _Unrolled:
         return self._assemble()
 
     def _turned(self, name: str, spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec) -> str:
-        """A row-first tensor with its rows where the step wants them."""
+        """A row-first tensor with its rows on the axis that the step expects."""
         if not spec.row_axis:
             return name
         order = [*range(1, spec.row_axis + 1), 0, *range(spec.row_axis + 1, len(spec.shape) + 1)]
         return self._nodes.add("Transpose", name, perm=order)
 
     def _one_step(self, name: str, spec: v1.StateSpec | v1.OutputSpec) -> str:
-        """[B, 1, *shape] of a tensor that has its rows where the step wants them."""
+        """[B, 1, *shape] of a tensor that has its rows on the axis that the step expects."""
         if spec.row_axis:
             name = self._nodes.add("Transpose", name, perm=_rows_first(spec))
         return self._nodes.add("Unsqueeze", name, self._int64([1]))
@@ -194,14 +203,14 @@ class _Unrolled:
         return self._nodes.split(name, self._count, axis=1)
 
     def _inputs(self, given: v1.InputSpec) -> Callable[[int, list[Choice]], str]:
-        """What gives the value of an input at a step, after the choices before it."""
+        """Returns a function from a step and the choices before it to the tensor of an input."""
         if not given.HasField("token"):
             return lambda index, _: self._turned(
                 self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1), given
             )
         values = self._columns(given.name)
         free: list[str] = []
-        if self._step.generates and self._count > 1:  # A row's first step is forced or reads what the host knows.
+        if self._step.generates and self._count > 1:  # The first step of a run never reads its own choice.
             nothing = self._nodes.constant(np.zeros((), element_type(given.data_type).dtype))
             free = self._columns(self._nodes.add("Less", given.name, nothing))
 
@@ -217,7 +226,7 @@ class _Unrolled:
         return token
 
     def _targets(self) -> Callable[[int, Choice], str]:
-        """What gives the token of a step whose log-probability is wanted, after the choice of that step."""
+        """Returns a function from a step and its choice to the token whose log-probability is returned."""
         targets = self._columns(TARGETS)
         free = self._columns(self._nodes.add("Less", TARGETS, self._nodes.constant(np.int64(0))))
         return lambda index, choice: self._nodes.add("Where", free[index], choice.token, targets[index])
@@ -241,7 +250,7 @@ class _Unrolled:
         )
 
     def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
-        """Write the step's nodes down once more. `wires` says what its tensors are called now, and is added to."""
+        """Copy the nodes of the step. `wires` maps its tensors to their names in this copy, and is extended."""
         for node in nodes:
             for name in node.output:
                 if name:
@@ -297,12 +306,12 @@ class _Unrolled:
 
 
 def _rows_first(spec: v1.StateSpec | v1.OutputSpec) -> list[int]:
-    """The order of axes that brings a tensor's rows to the front."""
+    """The permutation of axes that moves the row to the front."""
     return [spec.row_axis, *(axis for axis in range(len(spec.shape) + 1) if axis != spec.row_axis)]
 
 
 def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
-    """Give a node's tensors the names they have now, in the graphs inside it, too."""
+    """Rename the tensors of a node, and of the graphs inside it."""
     node.input[:] = [wires.get(name, name) for name in node.input]
     node.output[:] = [wires.get(name, name) for name in node.output]
     for attribute in node.attribute:

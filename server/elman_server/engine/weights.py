@@ -1,10 +1,10 @@
-"""A model's weights, kept once for all of its graphs, in a file that all sessions map: a session that reads a graph
-with its weights inside holds three copies of them, and a model has a graph for each number of steps.
+"""The weights of a model, in one file that the onnxruntime sessions of all its graphs map.
 
-What a session packs for its products it would keep for itself, too. Then whoever changes from one graph to another
-would find none of its weights in the caches, and a model would take as many times its size as it has graphs. So
-onnxruntime writes down what it packs, once. Each session packs what it reads when it is opened, and drops that for what
-is in the file where the two are the same.
+A session that reads a graph with its weights inside holds three copies of them, and a model has a graph for each number
+of steps. Weights that are packed for a matrix product would be kept by each session, too: a stream that changes from
+one graph to another would then find none of them in the caches. So onnxruntime writes its packed weights to a file
+once; each session that is opened later packs what it reads, and drops it for the contents of the file where both are
+equal.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ import structlog
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-_LEAST = 1024  # bytes; below, a constant is no weight
+_LEAST = 1024  # bytes; smaller constants stay in the graph
 _KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 _FOLDERS, _UNNAMED = "elman-weights-", "elman-new-"
 _FILE = "weights"
 _PACKED_GRAPH, _PACKED = "packed.onnx", "packed"
-_ALIGNMENT = 64  # bytes; the products load whole lines of the cache, and end the process where one does not begin there
-_ERROR = 3  # the least severe that onnxruntime logs, which else warns that what it writes is for this machine only
+_ALIGNMENT = 64  # bytes; matrix products load whole cache lines, and crash the process where one is not aligned
+_ERROR = 3  # onnxruntime's log level; it warns that the file it writes is for this machine only
 
 _log = structlog.get_logger(__name__)
 
 
 class Weights:
-    """The weights taken out of a graph, which from then on refers to the file that holds them. Where none can be
-    written they stay in the graph.
+    """The weights of a graph, moved into a file to which the graph then refers. They stay in the graph where no file
+    can be written.
 
     Args:
-        path: the graph's file, to be named.
+        path: the file of the graph, for the log.
         model: the graph, which is changed.
-        steps: one with the same weights inside, which multiplies by them as all others will, to have them packed for
-            the CPU; None: they are not.
+        steps: an unrolled graph with the same weights, by which they are packed for the CPU; None: they are not packed.
     """
 
     def __init__(self, path: Path, model: onnx.ModelProto, steps: onnx.ModelProto | None) -> None:
@@ -54,7 +53,7 @@ class Weights:
             folder = _Folder()
             references = _write(model, folder.path, _pack(path, steps, folder.path) if steps is not None else {})
         except OSError as error:
-            what = "no file can be written for the weights: every graph keeps its own"
+            what = "weights not shared: no file can be written, so every graph keeps its own"
             _log.warning(what, graph=str(path), reason=str(error))
             return
         for weight, reference in references:
@@ -62,7 +61,7 @@ class Weights:
         self._folder = folder
 
     def give_to(self, options: onnxruntime.SessionOptions) -> None:
-        """Have a session use them, which must not be opened after they are gone."""
+        """Let a session map the file. The session must be opened while this object lives."""
         if self._folder is not None:
             folder = str(self._folder.path)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
@@ -70,11 +69,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Pack:
-    """What onnxruntime packs of a weight for a kernel.
+    """A weight packed for a kernel.
 
     Attributes:
-        kernel: what stands for it in onnxruntime's files.
-        parts: what is packed, bytes each.
+        kernel: the key of the kernel in onnxruntime's files.
+        parts: the packed buffers.
     """
 
     kernel: str
@@ -82,7 +81,7 @@ class _Pack:
 
 
 def _pack(path: Path, steps: onnx.ModelProto, folder: Path) -> dict[str, list[_Pack]]:
-    """Have onnxruntime write down what it packs of a graph's weights; what there is of each."""
+    """Let onnxruntime pack the weights of a graph; returns the packs by the name of the weight."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR
     options.intra_op_num_threads = 1
@@ -96,12 +95,12 @@ def _pack(path: Path, steps: onnx.ModelProto, folder: Path) -> dict[str, list[_P
             onnxruntime.InferenceSession(steps.SerializeToString(), options, providers=["CPUExecutionProvider"])
             return _packs(onnx.load(graph, load_external_data=False), graph.with_name(_PACKED))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-            _log.warning("the weights cannot be packed: every graph packs its own", graph=str(path), reason=str(error))
+            _log.warning("weights not packed: every graph packs its own", graph=str(path), reason=str(error))
             return {}
 
 
 def _packs(written: onnx.ModelProto, file: Path) -> dict[str, list[_Pack]]:
-    """What is packed of each weight of a graph. It is mapped, and stays when the file is removed."""
+    """The packs by the name of the weight. They are mapped, and stay valid when the file is removed."""
     packs: dict[str, list[_Pack]] = {}
     for entry in written.graph.initializer:
         for item in entry.external_data:
@@ -117,7 +116,7 @@ def _packs(written: onnx.ModelProto, file: Path) -> dict[str, list[_Pack]]:
 def _write(
     model: onnx.ModelProto, folder: Path, packs: dict[str, list[_Pack]]
 ) -> list[tuple[TensorProto, TensorProto]]:
-    """Write the file; the weights in the graph, and what is to take the place of each."""
+    """Write the file; returns each weight in the graph with the reference that replaces it."""
     references = []
     with (folder / _FILE).open("wb") as file:
         for weight in model.graph.initializer:
@@ -137,35 +136,35 @@ def _write(
 
 
 def _add(file: BinaryIO, content: NDArray[Any]) -> int:
-    """Write down what can be computed with where it lies; where that is."""
+    """Append an aligned array; returns its offset."""
     offset = file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
     file.write(np.ascontiguousarray(content).tobytes())
     return offset
 
 
 class _Folder:
-    """A folder for as long as this object lives. That of a process that was killed is removed when the next is made:
-    nobody has it locked, which also keeps those away who tidy up (tmpfiles.d(5)).
+    """A temporary folder that lives as long as this object, and that it locks. The folder of a process that was killed
+    is not locked any more, and is removed when the next one is made. tmpfiles.d(5) leaves locked folders alone.
 
     Attributes:
-        path: where it is.
+        path: the folder.
     """
 
     def __init__(self) -> None:
         _remove_left()
         unnamed = Path(tempfile.mkdtemp(prefix=_UNNAMED))
         self.path = unnamed.with_name(_FOLDERS + unnamed.name.removeprefix(_UNNAMED))
-        # Locked before it has its name, so that nobody takes it for one that was left.
+        # Locked before it has its name, so that no other process takes it for an abandoned one.
         lock = _lock(unnamed)
         unnamed.rename(self.path)
         weakref.finalize(self, _remove, self.path, lock)
 
 
 def _lock(folder: Path) -> int:
-    """Lock a folder; what is to be closed to unlock it.
+    """Lock a folder; returns the file descriptor that holds the lock.
 
     Raises:
-        OSError: it is locked, or not ours.
+        OSError: another process has locked it, or owns it.
     """
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -1,8 +1,7 @@
-"""A sequence: what one caller wants of a model, from the first step to the last.
+"""A sequence: one caller's request to a model, from the first step to the last, and the events it receives.
 
-At each step a sequence either takes its next input from the caller (a forced step) or feeds its own output back (a
-free step). A Reading has forced steps only; a Generation goes on freely when its prompt is used up. Where it stands
-while it runs is a record of the Batch.
+At each step a sequence either takes its next input from the caller (a forced step) or feeds its own output back (a free
+step). A Reading has forced steps only; a Generation continues with free steps after its prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from elman_server.engine import NOTHING, Arrays, Encoded, Results, Wanted
 
 
 class FinishReason(Enum):
-    """Why a generation ended."""
+    """Why a generation finished."""
 
     MAX_TOKENS = "max_tokens"
     END_TOKEN = "end_token"
@@ -33,11 +32,11 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True)
 class TokenReport:
-    """How probable a token was, by the model itself: before shaping and temperature.
+    """The probability of a token under the model itself: before shaping and temperature.
 
     Attributes:
         log_probability: the natural logarithm of its probability.
-        most_likely: the ids of the most probable tokens in its place and theirs, the most probable first.
+        most_likely: the most probable tokens in its place with their log-probabilities, the most probable first.
     """
 
     log_probability: float
@@ -49,8 +48,8 @@ class Tokens:
     """New tokens of a generation.
 
     Attributes:
-        ids: which.
-        reports: one for each, if they were asked for.
+        ids: the tokens.
+        reports: one for each token, if reports were requested.
     """
 
     ids: tuple[int, ...]
@@ -59,7 +58,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state on the way; every token read up to there has been handed on.
+    """The state at some position. Every token that was read until then has been emitted.
 
     Attributes:
         position: the number of steps taken.
@@ -75,12 +74,12 @@ class Finished:
     """The end of a generation.
 
     Attributes:
-        reason: why.
-        position: the number of steps that led to the state. It is a step behind: the last token, of the prompt or
-            generated, has not been read, so that whoever goes on from here can choose anew what follows it.
-        state: the state after them, by state input name, if it was asked for.
-        step_count: how many steps have been taken for it.
-        begun: when the first of them was, by `time.perf_counter`.
+        reason: why it finished.
+        position: the number of steps that led to the state. It is one step behind: the last token, of the prompt or
+            generated, has not been read, so that a continuation can choose again what follows it.
+        state: the state after them, by state input name, if it was requested.
+        step_count: the number of steps that were taken.
+        begun: when the first step was taken, by `time.perf_counter`.
     """
 
     reason: FinishReason
@@ -95,11 +94,11 @@ class ReadingFinished:
     """The end of a reading.
 
     Attributes:
-        outputs: [steps, *shape] if every step was asked for, else [1, *shape], the last one's.
-            Empty where the model has no outputs to show.
-        state: the state after the last step, by state input name, if it was asked for.
-        log_probabilities: float32 [steps], of the reading's targets; empty where they were not wanted.
-        states: by state input name, [steps, *shape], after every step; empty where they were not wanted.
+        outputs: [steps, *shape] if every step was requested, else [1, *shape], of the last one. Empty where the model
+            has no such output.
+        state: the state after the last step, by state input name, if it was requested.
+        log_probabilities: float32 [steps], of the reading's targets; empty where they were not selected.
+        states: by state input name, [steps, *shape], after every step; empty where they were not selected.
     """
 
     outputs: NDArray[Any]
@@ -113,10 +112,10 @@ class BeamsFinished:
     """The end of a beam search.
 
     Attributes:
-        hypotheses: what it has found, the best first.
+        hypotheses: the sequences that were found, the best first.
         cut_short: whether its time limit ended it.
-        step_count: how many steps have been taken for it, those of all beams together.
-        begun: when the first of them was, by `time.perf_counter`.
+        step_count: the number of steps of all its beams.
+        begun: when the first step was taken, by `time.perf_counter`.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -127,7 +126,7 @@ class BeamsFinished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a sequence that cannot go on."""
+    """The end of a sequence that failed."""
 
     error: Exception
 
@@ -136,27 +135,27 @@ Event = Tokens | Snapshot | Finished | ReadingFinished | BeamsFinished | Failed
 
 
 class Receiver(Protocol):
-    """Where a sequence's events go."""
+    """Receives the events of a sequence."""
 
     def receive(self, event: Event) -> None:
-        """Take one event; called in order, and not after Finished, ReadingFinished, BeamsFinished or Failed."""
+        """Take an event. Called in order, and not after Finished, ReadingFinished, BeamsFinished or Failed."""
         ...
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a generation chooses its tokens and when it ends.
+    """How a generation chooses its tokens and when it finishes.
 
     Attributes:
-        temperature: finite, not negative; 0 is greedy.
+        temperature: finite, at least 0; 0 is greedy.
         seed: of the random numbers.
-        max_tokens: the largest number of tokens, at least 1.
-        top_k: only so many of the most probable tokens are chosen from, at least 1; None, or more than there are: all.
-        top_p: only the most probable tokens that together reach this probability are chosen from, above 0; 1: all.
-        min_p: only tokens at least so probable, beside the most probable one, are chosen from, 0 to 1; 0: all.
-        end_token: the token that ends it, if there is one.
-        shaping: what changes the logits before, if anything does.
-        grammar: what the whole of the generated text must match, if anything.
+        max_tokens: the largest number of generated tokens, at least 1.
+        top_k: sample from this many of the most probable tokens, at least 1; None: from all.
+        top_p: sample from the most probable tokens that together have this probability, above 0; 1: from all.
+        min_p: sample from tokens with at least this share of the largest probability, 0 to 1; 0: from all.
+        end_token: the token that finishes it, if there is one.
+        shaping: changes of the logits before sampling, if there are any.
+        grammar: what the generated text has to match, if anything.
     """
 
     temperature: float
@@ -171,18 +170,18 @@ class SamplingParams:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether a token cannot be chosen inside the graph."""
+        """Whether tokens have to be chosen on the host."""
         return self.shaping is not None or self.grammar is not None
 
 
 @dataclass(eq=False)
 class Source:
-    """What an encoder reads before the first step. Sequences that share one have it read once.
+    """The input of an encoder. Sequences that share a source encode it once.
 
     Attributes:
         values: [positions, *shape], at least one position.
-        encoded: what the encoder has made of it, as soon as one of them has been given a row.
-        failure: why the encoder has not, where that is a defect.
+        encoded: the encoder's result, once one of the sequences has been admitted.
+        failure: the error of the encoder, where it is a defect.
     """
 
     values: NDArray[Any]
@@ -192,23 +191,22 @@ class Source:
 
 @dataclass(eq=False)
 class Sequence:
-    """What one caller wants.
+    """One caller's request.
 
     Attributes:
-        forced: the inputs the caller gives, [steps, *shape], at least one step.
-        receiver: where its events go.
-        state: what it starts from; None: the model's initial state.
-        source: what its encoder reads, where the model has one.
+        forced: the inputs from the caller, [steps, *shape], at least one step.
+        receiver: receives its events.
+        state: the state it starts from; None: the model's initial state.
+        source: the input of the encoder, where the model has one.
         position: the number of steps that led to that state. Random numbers depend on it.
-        keep_state: whether the state is wanted at the end, to go on from.
-        snapshot_steps: after so many steps, about, the state is told on the way; None: never.
-        wanted: what it is to be told beside tokens and labels. Who wants logits takes one step at a time where it
-            chooses.
-        targets: where log-probabilities are wanted, the token after each forced step that is meant, int64 [steps];
-            None: the one that is chosen, as after free steps.
-        aborted: set by `Scheduler.abort` at any time; the sequence is then let go without a further event.
-        ended: set when its last event has been told.
-        begun: when it was given a row, by `time.perf_counter`.
+        keep_state: whether its last event carries the state.
+        snapshot_steps: about how many steps lie between two snapshots; None: no snapshots.
+        wanted: what it receives beyond tokens and labels. With logits it takes one step per run where it chooses.
+        targets: where log-probabilities are selected, the token after each forced step that they are of, int64 [steps];
+            None: the chosen token, as after free steps.
+        aborted: set by `Scheduler.abort` at any time; the sequence is then dropped without a further event.
+        ended: set with its last event.
+        begun: when it was admitted, by `time.perf_counter`.
     """
 
     forced: NDArray[Any]
@@ -226,32 +224,32 @@ class Sequence:
 
     @property
     def longest(self) -> int:
-        """The largest number of steps it can take."""
+        """The largest number of steps."""
         return len(self.forced)
 
     @property
     def row_count(self) -> int:
-        """The largest number of rows it can take."""
+        """The largest number of rows."""
         return 1
 
 
 @dataclass(eq=False)
 class Generation(Sequence):
-    """A prompt to be continued with tokens the model chooses.
+    """A prompt that is continued with tokens the model chooses.
 
     Attributes:
-        params: how.
-        snapshots_prompt: tell the state in the prompt only, and there, too, exactly before its last token: where
-            another generation with the same prompt can begin.
-        interval: seconds for which its tokens may gather before they are handed on, the first one excepted; 0: as soon
-            as they are there; None: as the scheduler sees fit.
-        history: the tokens before the forced ones, for what looks back at them.
-        generated_count: how many of the history and the forced tokens together, the last of them, this call has
-            generated itself, before it was broken off.
-        report_count: how many of the most probable tokens are to be reported with each; None: no reports.
-        stop: tells where a stop sequence ends it; has been told what was generated before.
-        time_limit: the time, by `time.perf_counter`, at which it ends with what there is.
-        reports: of the tokens that wait to be handed on.
+        params: how tokens are chosen.
+        snapshots_prompt: take snapshots within the prompt only, one of them exactly before its last token, where
+            another generation with the same prompt can start.
+        interval: seconds for which its tokens may be coalesced, the first one excepted; 0: each is emitted immediately;
+            None: the scheduler decides.
+        history: the tokens before the forced ones, for penalties and grammars.
+        generated_count: how many tokens at the end of the history and the forced tokens this call has generated before
+            it was interrupted.
+        report_count: how many of the most probable tokens are reported with each token; None: no reports.
+        stop: finds stop sequences; it has seen the tokens that were generated before.
+        time_limit: the time, by `time.perf_counter`, at which it finishes with what there is.
+        reports: of the tokens that wait to be emitted.
     """
 
     params: SamplingParams = field(kw_only=True)
@@ -266,7 +264,7 @@ class Generation(Sequence):
 
     @property
     def longest(self) -> int:
-        # The last token is chosen, but not read.
+        # The last token is not read.
         return len(self.forced) + self.params.max_tokens - 1
 
     def __post_init__(self) -> None:
@@ -274,7 +272,7 @@ class Generation(Sequence):
             self.wanted |= Wanted(logits=True)
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All tokens so far: what it continues, and what this call has generated."""
+        """Returns all tokens so far: those it continues, and those that this call has generated."""
         tokens = np.concatenate([self.history, self.forced])
         border = len(tokens) - self.generated_count
         return tokens[:border], tokens[border:]
@@ -282,16 +280,16 @@ class Generation(Sequence):
 
 @dataclass(eq=False)
 class Beams(Sequence):
-    """A prompt whose most probable continuations are searched for, side by side in as many rows as the search is wide.
+    """A prompt whose most probable continuations are searched for, with one row per beam.
 
     Attributes:
-        params: how.
-        shaping: what changes the scores before, if anything does.
+        params: how to search.
+        shaping: changes of the scores, if there are any.
         history: the tokens before the forced ones.
-        time_limit: the time, by `time.perf_counter`, at which it ends with what there is.
-        rows: where its beams are, in the order of the search.
-        search: how far it is; from its first step on.
-        step_count: how many steps have been taken, those of all beams together.
+        time_limit: the time, by `time.perf_counter`, at which it finishes with what there is.
+        rows: the rows of its beams, in the order of the search.
+        search: the state of the search; None before the first step.
+        step_count: the number of steps of all beams.
     """
 
     params: BeamParams = field(kw_only=True)
@@ -312,16 +310,16 @@ class Beams(Sequence):
 
     def __post_init__(self) -> None:
         self.wanted |= Wanted(logits=True)
-        self.step_count = len(self.forced) - 1  # The rest is counted when it is taken.
+        self.step_count = len(self.forced) - 1  # Further steps are counted when they are taken.
 
 
 @dataclass(eq=False)
 class Reading(Sequence):
-    """An input to be read to its end, and what the model shows meanwhile.
+    """An input that is read to its end, and the outputs of the model.
 
     Attributes:
-        every_step: whether the output of every step is wanted, or of the last one only.
-        output: the name of the output to be shown, which needs `wanted.outputs`; None: the one that means labels.
+        every_step: whether the output of every step is returned, or of the last one only.
+        output: the name of the returned output, which needs `wanted.outputs`; None: the one with labels.
     """
 
     every_step: bool = field(kw_only=True)
@@ -331,13 +329,13 @@ class Reading(Sequence):
     states: dict[str, list[NDArray[Any]]] = field(default_factory=dict, init=False)
 
     def show(self, results: Results, row: int, steps: int, label_output: str | None, *, last: bool) -> None:
-        """Take what some steps, one at least, have brought.
+        """Take the results of some steps, at least one.
 
         Args:
-            results: a chunk's; what is wanted of them is copied, because theirs is the engine's memory.
-            row: where it runs.
+            results: the results of a chunk; they are copied, because the engine reuses their memory.
+            row: the row.
             steps: how many of the chunk's steps are its own.
-            label_output: the output that means labels, if any.
+            label_output: the output with labels, if there is one.
             last: whether its last step is among them.
         """
         name = self.output or label_output
