@@ -11,24 +11,25 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import cases as special
-from benchmarks import comparison
-from benchmarks import decoding as choosing
-from benchmarks import growth as growing
-from benchmarks import serving as together
-from benchmarks import sessions as keeping
-from benchmarks import translations as translating
-from benchmarks import trees as labelling
-from benchmarks.ablation_variants import VARIANTS
-from benchmarks.charts import draw_growth, draw_serving
-from benchmarks.comparison import ComparisonOptions
-from benchmarks.decoding import DecodingOptions
-from benchmarks.machine import RESULTS, ROOT, TRIALS
-from benchmarks.report import merge, print_disturbance, print_promises, print_table, progress, rounded
-from benchmarks.server_process import Program
-from benchmarks.session_options import SessionOptions
-from benchmarks.subprocesses import MeasurementError
-from benchmarks.tables import (
+from benchmarks.cases import arrivals_and_prompts as special
+from benchmarks.cases import comparison
+from benchmarks.cases import decoding as choosing
+from benchmarks.cases import growth as growing
+from benchmarks.cases import serving as together
+from benchmarks.cases import sessions as keeping
+from benchmarks.cases import translations as translating
+from benchmarks.cases import trees as labelling
+from benchmarks.cases.ablation_variants import VARIANTS
+from benchmarks.cases.comparison import ComparisonOptions
+from benchmarks.cases.decoding import DecodingOptions
+from benchmarks.cases.session_options import SessionOptions
+from benchmarks.cases.tasks import TASK_COLUMNS, TASK_LEGEND, gather_tasks
+from benchmarks.cases.trees import TreeOptions
+from benchmarks.processes.machine import RESULTS, ROOT, TRIALS
+from benchmarks.processes.server import Program
+from benchmarks.processes.worker import MeasurementError
+from benchmarks.report.charts import draw_growth, draw_serving
+from benchmarks.report.columns import (
     CASE_COLUMNS,
     CASE_LEGENDS,
     CASE_TITLES,
@@ -57,9 +58,8 @@ from benchmarks.tables import (
     translation_promises,
     tree_promises,
 )
-from benchmarks.task_chart import draw_tasks
-from benchmarks.tasks import TASK_COLUMNS, TASK_LEGEND, gather_tasks
-from benchmarks.trees import TreeOptions
+from benchmarks.report.tables import merge, print_disturbance, print_promises, print_table, progress, rounded
+from benchmarks.report.task_chart import draw_tasks
 
 
 class Precision(StrEnum):
@@ -307,7 +307,7 @@ def ablation(
 ) -> None:
     """The server with and without each heuristic, alternating."""
     programs = [Program()]
-    programs += [Program(name, "benchmarks.ablation_server", (name,)) for name in dict.fromkeys(variant)]
+    programs += [Program(name, "benchmarks.processes.ablation_server", (name,)) for name in dict.fromkeys(variant)]
     _compare(programs, precision, case, repeats, seconds, output, "ablation.json", "Without a heuristic")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from benchmarks.graphs import Sizes
-from benchmarks.machine import RESULTS, TRIALS
-from benchmarks.model import prepare_model
-from benchmarks.report import progress
+from benchmarks.cases.model import prepare_model
+from benchmarks.processes.machine import RESULTS, TRIALS
+from benchmarks.references.graphs import Sizes
+from benchmarks.report.tables import progress
 from rich.console import Console
 from rich.table import Table
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from benchmarks.__main__ import app
-from benchmarks.subprocesses import MeasurementError
-from benchmarks.tasks import FIGURES, gather_tasks
+from benchmarks.cases.tasks import FIGURES, gather_tasks
+from benchmarks.processes.worker import MeasurementError
 from typer.testing import CliRunner
 
 from elman_training import PRESETS

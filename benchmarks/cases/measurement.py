@@ -1,0 +1,118 @@
+"""From what the clients noted to figures: throughput, latencies, what the server's processor spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.clients.streams import ClientOrder, Request, Round, Stream, measure_clients
+from benchmarks.processes.server import RunningServer
+
+Seconds = NDArray[np.float64]
+# Of a prompt, at most, and generated, in the round that is not counted.
+_WARM_UP_TOKENS = 32
+# How short requests are sent, 64 of them under way: how many calls they share, 0 for none.
+CALLS = {"each": 0, "for all": 1}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the clients saw of one server, the rounds of one measurement together.
+
+    Attributes:
+        tokens: generated.
+        seconds: from a round's start to the end of its last stream.
+        first_tokens: from sending a request to its first token, each stream's.
+        gaps: between two messages of one stream that carry tokens, one after the other.
+        messages: that carry tokens.
+        server_cpu_seconds: of the server's process.
+        client_cpu_seconds: of the clients' process.
+    """
+
+    tokens: int
+    seconds: float
+    first_tokens: Seconds
+    gaps: Seconds
+    messages: int
+    server_cpu_seconds: float
+    client_cpu_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def figures(self) -> dict[str, float]:
+        """As they stand in the results."""
+        return {
+            "tokens_per_s": self.tokens_per_second,
+            "ttft_p50_ms": percentile_ms(self.first_tokens, 50),
+            "ttft_p99_ms": percentile_ms(self.first_tokens, 99),
+            "gap_p50_ms": percentile_ms(self.gaps, 50),
+            "gap_p99_ms": percentile_ms(self.gaps, 99),
+            "server_cpu_us_per_token": 1e6 * self.server_cpu_seconds / self.tokens,
+            "client_cpu_us_per_token": 1e6 * self.client_cpu_seconds / self.tokens,
+            "tokens_per_message": self.tokens / self.messages,
+        }
+
+
+def serve(
+    server: RunningServer,
+    precision: str,
+    requests: Sequence[Request],
+    *,
+    vocabulary: int,
+    temperature: float,
+    seconds: float,
+    connections: int,
+    at_once: int = 0,
+) -> list[Round]:
+    """Ask a server for `requests`, round after round until `seconds` have passed; see ClientOrder."""
+    # Those that come later come one by one: all of them at once might be more than the server takes.
+    first = [request for request in requests if request.at == 0][: at_once or None]
+    warm_up = [Request(min(request.prompt_tokens, _WARM_UP_TOKENS), _WARM_UP_TOKENS) for request in first]
+    return measure_clients(
+        ClientOrder(
+            address=server.address,
+            server_pid=server.pid,
+            model=precision,
+            vocabulary=vocabulary,
+            temperature=temperature,
+            seconds=seconds,
+            warm_up=warm_up,
+            requests=list(requests),
+            connections=connections,
+            at_once=at_once,
+        )
+    )
+
+
+def summarise(rounds: Sequence[Round], counted: Callable[[int], bool] = lambda index: True) -> Served:
+    """Figures of the streams whose place among the requests is `counted`."""
+    kept = [[stream for index, stream in enumerate(a_round.streams) if counted(index)] for a_round in rounds]
+    streams = [stream for of_round in kept for stream in of_round]
+    return Served(
+        tokens=sum(sum(stream.counts) for stream in streams),
+        seconds=sum(max(stream.times[-1] for stream in of_round) for of_round in kept),
+        first_tokens=np.array([stream.times[0] - stream.started for stream in streams]),
+        gaps=_gaps(streams),
+        messages=sum(len(stream.times) for stream in streams),
+        server_cpu_seconds=sum(a_round.server_cpu_seconds for a_round in rounds),
+        client_cpu_seconds=sum(a_round.client_cpu_seconds for a_round in rounds),
+    )
+
+
+def percentile_ms(values: Seconds, percent: float) -> float:
+    """In milliseconds; where there is nothing to take it of (every stream came in one message), 0."""
+    return float(1000 * np.percentile(values, percent)) if len(values) else 0.0
+
+
+def medians(repeats: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over the repeats."""
+    return {name: float(np.median([figures[name] for figures in repeats])) for name in repeats[0]}
+
+
+def _gaps(streams: Iterable[Stream]) -> Seconds:
+    return np.concatenate([np.diff(stream.times) for stream in streams])

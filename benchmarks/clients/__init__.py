@@ -1,0 +1,1 @@
+"""The clients, each kind in a process of its own."""

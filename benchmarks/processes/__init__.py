@@ -1,0 +1,1 @@
+"""The processes of a measurement, and the machine they run on."""

@@ -1,0 +1,1 @@
+"""What elman is compared with: the same models on onnxruntime alone."""
