@@ -98,7 +98,7 @@ def test_a_state_is_never_that_of_other_tokens(asked: list[tuple[int, int, int]]
 def steps_of(running: Running) -> list[int]:
     """From now on, how many steps each run takes."""
     (model,) = running.server.models
-    engine: Any = model.scheduler._running._engine
+    engine: Any = model.scheduler._batch._engine
     counts: list[int] = []
     run = engine.run
 

@@ -480,7 +480,7 @@ async def test_a_thousand_children_cost_their_states(bundles: Bundles, store: st
 def _count_steps(running: Running) -> list[int]:
     """From now on, how many steps every run takes, its rows together."""
     (model,) = running.server.models
-    engine: Any = model.scheduler._running._engine
+    engine: Any = model.scheduler._batch._engine
     counts: list[int] = []
     run = engine.run
 
