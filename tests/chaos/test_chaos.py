@@ -29,7 +29,7 @@ async def test_64_sessions_lose_nothing_by_30_kills(bundles: Bundles, tmp_path: 
     assert outcome.busy_kills == outcome.kills == 30
     assert outcome.verdict.calls > 500
     # A call that a kill broke off was gone on with, and not begun anew.
-    log = (tmp_path / "elman_server.log").read_text()
+    log = (tmp_path / "server.log").read_text()
     assert log.count('"event": "listening"') == 31
 
 
