@@ -114,7 +114,7 @@ def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
         config("tag", "stdlib", vocabulary="words")
     with pytest.raises(ValidationError, match="every byte is a subword, so at least 256 are needed"):
         config("lm", "stdlib", vocabulary="subwords", vocabulary_size=255)
-    with pytest.raises(ValidationError, match="it belongs to the vocabularies words and symbols"):
+    with pytest.raises(ValidationError, match="only the vocabularies words and symbols can be in lower case"):
         config("lm", "stdlib", vocabulary="subwords", lower_case=True)
 
 
