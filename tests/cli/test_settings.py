@@ -327,6 +327,13 @@ def test_a_misspelled_variable_is_noticed() -> None:
     assert misspelled_variables(names) == {"ELMAN_SLOT": "ELMAN_SLOTS", "ELMAN_SESSIONS_TTL": "ELMAN_SESSION_TTL"}
 
 
+def test_a_misspelled_variable_is_named_where_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELMAN_CHUNK", "3")
+    found = invoke("--show-settings")
+    assert found.exit_code == 0
+    assert found.stderr == "warning: ELMAN_CHUNK is not a setting. Did you mean ELMAN_CHUNK_MS?\n"
+
+
 # Secrets.
 
 

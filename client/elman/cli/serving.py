@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +80,9 @@ def _refuse_runs(paths: Iterable[Path]) -> None:
 
 
 def _print_settings(loaded: LoadedSettings) -> None:
-    from elman_server.settings import shown_value
+    from elman_server.settings import misspelled_variables, shown_value
 
+    for name, meant in misspelled_variables().items():
+        print(f"warning: {name} is not a setting. Did you mean {meant}?", file=sys.stderr)
     rows = [(name, shown_value(loaded.settings, name), source) for name, source in loaded.sources.items()]
     print_table(("setting", "value", "source"), rows)

@@ -3,11 +3,8 @@
 This package imports nothing of the server but its errors, so it also runs where no model can be served.
 """
 
-from elman_server.settings.model import (
-    Fsync,
-    LogFormat,
-    ProviderChoice,
-    Settings,
+from elman_server.settings.model import Fsync, LogFormat, ProviderChoice, Settings
+from elman_server.settings.presentation import (
     default_of,
     metavar_of,
     option_of,

@@ -6,7 +6,8 @@ from itertools import groupby
 
 from pydantic.fields import FieldInfo
 
-from elman_server.settings.model import Settings, default_of, metavar_of, option_of, panel_of, variable_of
+from elman_server.settings.model import Settings
+from elman_server.settings.presentation import default_of, metavar_of, option_of, panel_of, variable_of
 
 _BOUNDS = (("ge", "At least"), ("gt", "More than"), ("le", "At most"), ("lt", "Less than"))
 _HEAD = ("| option | variable | default | meaning |", "| --- | --- | --- | --- |")

@@ -13,7 +13,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
 from elman_server.errors import SettingsError
-from elman_server.settings.model import PREFIX, Settings, option_of, variable_of
+from elman_server.settings.model import PREFIX, Settings
+from elman_server.settings.presentation import option_of, variable_of
 
 DEFAULT = "default"
 # Variables of elman that are no settings of the server.
