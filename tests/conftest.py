@@ -1,26 +1,30 @@
-"""Bundles for tests: small, with random weights, made by the real export."""
+"""What every test runs under, and the bundles that most of them share."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 
 from elman_bundle import Bundle, CharacterVocabulary
-from elman_export import Labels, NextToken, Token
-from elman_export.contract import Output
+from elman_export import Labels, Token
 from elman_server.event_loop import ServerEventLoop
-from tests.support.bundles import CLASSES, export_network, make_bundle, make_small_network
-from tests.support.trees import make_tree_bundles
+from tests.support.bundles import CLASSES, make_small_network, write_characters, write_network
+from tests.support.shared import SharedBundles, shared_bundle
+from tests.support.trees import TreeLstm, write_trees
 
-_LABELLED: Mapping[str, Output] = {"tags": Labels(CLASSES, "step"), "classes": Labels(CLASSES, "sequence")}
+# Small networks gain nothing from more threads, and workers that share the cores lose much by them: a thread of
+# torch's spins while it waits for one that has no core.
+os.environ["OMP_NUM_THREADS"] = "1"  # For processes that tests start.
+torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:
-    """Where tests are started behind somebody's back (nohup, a shell's &), Ctrl-C is ignored, and by what they start,
-    too."""
+    """Restore Ctrl-C, which processes started in the background ignore, and with them all that they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,22 +35,32 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def bundles() -> Mapping[str, Bundle]:
     """By name: a language model of each cell, one of them in 8-bit integers too, a tagger and a classifier."""
-    folder = tmp_path_factory.mktemp("bundles")
-    made = {"lstm-int8": make_bundle(folder, "lstm-int8", "lstm", NextToken(), quantize="int8")}
-    made |= {cell: make_bundle(folder, cell, cell, NextToken()) for cell in ("elman", "lstm", "gru")}
-    return made | {name: make_bundle(folder, name, "gru", meaning) for name, meaning in _LABELLED.items()}
+    return SharedBundles(
+        "characters",
+        {
+            "elman": lambda folder: write_characters(folder, "elman", "elman"),
+            "lstm": lambda folder: write_characters(folder, "lstm", "lstm"),
+            "gru": lambda folder: write_characters(folder, "gru", "gru"),
+            "lstm-int8": lambda folder: write_characters(folder, "lstm-int8", "lstm", quantize="int8"),
+            "tags": lambda folder: write_characters(folder, "tags", "gru", Labels(CLASSES, "step")),
+            "classes": lambda folder: write_characters(folder, "classes", "gru", Labels(CLASSES, "sequence")),
+        },
+    )
 
 
 @pytest.fixture(scope="session")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def ends() -> Bundle:
     """A model whose sequences begin with a token of their own, and end with one sooner or later."""
     token = Token(CharacterVocabulary("^$abc"), begin_id=0, end_id=1)
-    return export_network(make_small_network(5), tmp_path_factory.mktemp("ends"), "ends", token)
+    return shared_bundle("ends", lambda folder: write_network(make_small_network(5), folder, "ends", token))
 
 
 @pytest.fixture(scope="session")
-def tree_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def tree_bundles() -> Mapping[str, Bundle]:
     """By name: a binary Tree-LSTM and a child-sum one."""
-    return make_tree_bundles(tmp_path_factory.mktemp("trees"))
+    return {
+        "binary": shared_bundle("trees-binary", lambda folder: write_trees(TreeLstm(2), folder, "binary", 2)),
+        "child-sum": shared_bundle("trees-child-sum", lambda folder: write_trees(TreeLstm(0), folder, "child-sum", 0)),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.chaos.history import CallHistory, SessionHistory, check
 from tests.chaos.trial import Plan, behind_balancer, one_server
 from tests.support.redis_server import redis_is_installed
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 
 def quietly(_: str) -> None:

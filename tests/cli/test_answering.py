@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
 from elman import Client
 from elman_bundle import Bundle
 from tests.support.command_line import Served, check_complaint, elman
-from tests.support.encoder_models import make_translator
+from tests.support.encoder_models import translator_bundle
 
 WORDS = ["elman", "a quick brown fox", "z"]
 
 
 @pytest.fixture(scope="module")
-def answering(bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    translator = make_translator(tmp_path_factory.mktemp("answering") / "translator")
-    server = Served(translator.path, bundles["classes"].path, "--provider", "cpu", "--chunk-ms", "0.5")
+def answering(bundles: Mapping[str, Bundle]) -> Iterator[Served]:
+    server = Served(translator_bundle().path, bundles["classes"].path, "--provider", "cpu", "--chunk-ms", "0.5")
     yield server
     assert server.end() == 0
 

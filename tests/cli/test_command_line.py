@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Excluding(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
+def served(bundles: Mapping[str, Bundle]) -> Iterator[Served]:
     server = Served(bundles["gru"].path, bundles["tags"].path, bundles["classes"].path, "--provider", "cpu")
     yield server
     assert server.end() == 0
@@ -240,7 +240,7 @@ def test_mistakes_with_a_server(served: Served) -> None:
         assert wrong[0] in refused.stderr
 
 
-def test_mistakes_of_serving(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+def test_mistakes_of_serving(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     good = bundles["gru"].path
     check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
     (tmp_path / "config.json").write_text("{}")
@@ -384,7 +384,7 @@ def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
     check_complaint(elman("generate", "x", "--model", name, "--server", served.address), repr(name))
 
 
-def test_a_second_signal_ends_the_server_at_once(bundles: dict[str, Bundle]) -> None:
+def test_a_second_signal_ends_the_server_at_once(bundles: Mapping[str, Bundle]) -> None:
     server = Served(bundles["gru"].path, "--provider", "cpu", "--max-tokens-limit", "2000000000")
     generating = subprocess.Popen(
         [*ELMAN, "generate", "abc", "--max-tokens", "2000000000", "--server", server.address],
@@ -418,7 +418,7 @@ def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
     assert "Traceback" not in shown
 
 
-def test_sigterm_lets_running_streams_finish(bundles: dict[str, Bundle]) -> None:
+def test_sigterm_lets_running_streams_finish(bundles: Mapping[str, Bundle]) -> None:
     server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1")
     generating = subprocess.Popen(
         [*ELMAN, "generate", "abc", "--max-tokens", "6000", "--seed", "1", "--server", server.address],
@@ -475,7 +475,7 @@ def test_a_standard_input_that_cannot_be_read_is_one_complaint(
         assert len(found.stderr.splitlines()) == 1
 
 
-async def test_a_description_is_no_markup(bundles: dict[str, Bundle]) -> None:
+async def test_a_description_is_no_markup(bundles: Mapping[str, Bundle]) -> None:
     spec = copy.deepcopy(bundles["gru"].spec)
     spec.description = "reads [/a], [bold]writes"
     async with serving(replace(bundles["gru"], spec=spec)) as running:

@@ -10,7 +10,7 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,14 +32,14 @@ TEXT = "the quick brown fox\njumps over the lazy dog\n" * 40
 
 
 @pytest.fixture(scope="module")
-def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
+def served(bundles: Mapping[str, Bundle]) -> Iterator[Served]:
     server = Served(bundles["gru"].path, bundles["tags"].path, "--provider", "cpu")
     yield server
     server.end()
 
 
 @pytest.fixture(scope="module")
-def narrow(bundles: dict[str, Bundle]) -> Iterator[Served]:
+def narrow(bundles: Mapping[str, Bundle]) -> Iterator[Served]:
     """A server that takes 500 tokens at once."""
     server = Served(bundles["gru"].path, "--provider", "cpu", "--input-limit", 500)
     yield server
@@ -52,7 +52,9 @@ def scored(*arguments: object, stdin: str = "") -> list[dict[str, object]]:
     return [json.loads(line) for line in found.stdout.splitlines()]
 
 
-def test_files_are_scored_one_by_one_and_together(bundles: dict[str, Bundle], served: Served, tmp_path: Path) -> None:
+def test_files_are_scored_one_by_one_and_together(
+    bundles: Mapping[str, Bundle], served: Served, tmp_path: Path
+) -> None:
     texts = {"a": "the quick brown fox", "b": "é 語?"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -82,7 +84,7 @@ def test_standard_input_is_scored_as_training_reads_it(served: Served) -> None:
 
 
 def test_a_file_longer_than_the_limit_is_scored_in_pieces(
-    bundles: dict[str, Bundle], narrow: Served, tmp_path: Path
+    bundles: Mapping[str, Bundle], narrow: Served, tmp_path: Path
 ) -> None:
     file = tmp_path / "long"
     file.write_text(TEXT, encoding="utf-8")
@@ -100,7 +102,7 @@ def test_a_file_longer_than_the_limit_is_scored_in_pieces(
     assert one["log_likelihood"] == pytest.approx(sum(map(sum, pieces)), abs=2e-3)
 
 
-async def test_pieces_of_a_large_file_fit_into_messages(bundles: dict[str, Bundle]) -> None:
+async def test_pieces_of_a_large_file_fit_into_messages(bundles: Mapping[str, Bundle]) -> None:
     from elman.cli.scoring import FileScore, scored_pieces
 
     # Beyond the transport's limit too, four times the message's, where the server gives no reason.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -16,13 +16,13 @@ TREE = "(x (x w1) (x (x w2) (x w3)))"
 
 
 @pytest.fixture(scope="module")
-def served(tree_bundles: dict[str, Bundle]) -> Iterator[Served]:
+def served(tree_bundles: Mapping[str, Bundle]) -> Iterator[Served]:
     server = Served(tree_bundles["binary"].path, "--provider", "cpu")
     yield server
     assert server.end() == 0
 
 
-def test_the_label_of_the_root(served: Served, tree_bundles: dict[str, Bundle]) -> None:
+def test_the_label_of_the_root(served: Served, tree_bundles: Mapping[str, Bundle]) -> None:
     trees = [random_tree(seed, 2, 20) for seed in range(3)]
     expressions = [as_expression(tree)[0] for tree in trees]
     given = elman("classify", "--tree", expressions[0], "--tree", "-", "--server", served.address,

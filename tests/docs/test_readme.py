@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from elman_bundle import Bundle, load_bundle
 from elman_export import Labels, Values, export_bundle
 from elman_export.networks import FeaturesStep
 from elman_training.features import FeedForwardNetwork
-from tests.support.bundles import make_byte_bundle
-from tests.support.encoder_models import make_judge, make_translator
+from tests.support.bundles import byte_bundle
+from tests.support.encoder_models import judge_bundle, translator_bundle
 from tests.support.paths import ROOT
 from tests.support.serving import serving
+from tests.support.shared import shared_bundle
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -44,7 +46,7 @@ def run_code(code: str, folder: Path) -> str:
     return done.stdout
 
 
-async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+async def test_client_code_runs(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     async with serving(bundles["gru"], bundles["tags"]) as running:
         code = CLIENT_CODE.replace("Client()", f"Client({running.address!r})")
         shown = await asyncio.to_thread(run_code, code, tmp_path)
@@ -53,39 +55,41 @@ async def test_client_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> N
 
 
 async def test_decoding_code_runs(tmp_path: Path) -> None:
-    async with serving(make_byte_bundle(tmp_path)) as running:
+    async with serving(byte_bundle()) as running:
         code = DECODING_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"bytes"')
         shown = await asyncio.to_thread(run_code, code, tmp_path)
     assert "FinishReason.CONSTRAINT Usage(step_count=" in shown
     assert shown.count("FinishReason.") == 1 + 3
 
 
-@pytest.fixture(scope="module")
-def sequence_bundles(tree_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """Small models in the place of those that the README's section on sequences speaks of."""
-    folder = tmp_path_factory.mktemp("sequences")
+def export_digits(folder: Path) -> None:
     export_bundle(
         FeaturesStep(FeedForwardNetwork(features=64, outputs=10, layers=1, hidden=8, dropout=0.0, input_noise=0.0)),
-        folder / "digits",
+        folder,
         name="digits",
         inputs={"features": Values((64,))},
         outputs={"logits": Labels([str(digit) for digit in range(10)])},
     )
+
+
+@pytest.fixture(scope="module")
+def sequence_bundles(tree_bundles: Mapping[str, Bundle]) -> Mapping[str, Bundle]:
+    """Small models in the place of those that the README's section on sequences speaks of."""
     return {
-        "phonemes": make_translator(folder / "translator"),
-        "sentiment-bidirectional": make_judge(folder / "judge"),
+        "phonemes": translator_bundle(),
+        "sentiment-bidirectional": judge_bundle(),
         "sentiment-binary-tree": tree_bundles["binary"],
-        "digits": load_bundle(folder / "digits"),
+        "digits": shared_bundle("digits", export_digits),
     }
 
 
-def with_names_of(bundles: dict[str, Bundle], text: str) -> str:
+def with_names_of(bundles: Mapping[str, Bundle], text: str) -> str:
     for name, bundle in bundles.items():
         text = text.replace(f'"{name}"', f'"{bundle.name}"')
     return text
 
 
-async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
+async def test_sequence_code_runs(sequence_bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     async with serving(*sequence_bundles.values(), chunk_ms=0.5) as running:
         code = SEQUENCE_CODE.replace("Client()", f"Client({running.address!r})")
         shown = (await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)).splitlines()
@@ -96,14 +100,14 @@ async def test_sequence_code_runs(sequence_bundles: dict[str, Bundle], tmp_path:
     assert shown[6] in "0123456789"
 
 
-async def test_many_code_runs(sequence_bundles: dict[str, Bundle], tmp_path: Path) -> None:
+async def test_many_code_runs(sequence_bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     async with serving(sequence_bundles["phonemes"], chunk_ms=0.5) as running:
         code = MANY_CODE.replace("Client()", f"Client({running.address!r})")
         shown = await asyncio.to_thread(run_code, with_names_of(sequence_bundles, code), tmp_path)
     assert len(ast.literal_eval(shown)) == 3
 
 
-async def test_analysis_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+async def test_analysis_code_runs(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     async with serving(bundles["gru"], bundles["tags"]) as running:
         code = ANALYSIS_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"gru"')
         shown = await asyncio.to_thread(run_code, code, tmp_path)
@@ -112,7 +116,7 @@ async def test_analysis_code_runs(bundles: dict[str, Bundle], tmp_path: Path) ->
     assert [line.partition("(")[0] for line in shown.splitlines()[-5:]] == [f"'{letter}' " for letter in "def f"]
 
 
-async def test_session_code_runs(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+async def test_session_code_runs(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     async with serving(bundles["gru"], bundles["tags"]) as running:
         code = SESSION_CODE.replace("Client()", f"Client({running.address!r})").replace('"python"', '"gru"')
         shown = await asyncio.to_thread(run_code, code, tmp_path)
@@ -144,7 +148,7 @@ def call_by_reflection(address: str, method: str, data: str) -> list[dict[str, A
         return [json_format.MessageToDict(message) for message in (answer if found.server_streaming else [answer])]
 
 
-async def test_grpcurl_commands_work(bundles: dict[str, Bundle], sequence_bundles: dict[str, Bundle]) -> None:
+async def test_grpcurl_commands_work(bundles: Mapping[str, Bundle], sequence_bundles: Mapping[str, Bundle]) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("grpcurl")]
     assert len(commands) == 8 + 4
     async with serving(bundles["gru"], bundles["tags"], *sequence_bundles.values()) as running:

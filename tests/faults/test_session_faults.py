@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving, serving_fake
 from tests.support.stored_sessions import empty, is_earlier, long_session, same, tokens_of, told
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 PROMPT = "once upon a time é語"
 SEED = 11

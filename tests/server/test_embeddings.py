@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -16,14 +15,15 @@ from elman import InspectedStep, InspectionStream, InvalidRequestError, ServerEr
 from elman.cli.inspecting import as_given
 from elman_bundle import Bundle
 from elman_protos import v1
-from tests.support.bundles import CHARACTERS, export_network, make_byte_bundle, make_small_network
+from tests.support.bundles import CHARACTERS, byte_bundle, make_small_network, write_network
 from tests.support.fake_engine import LETTERS, POISON, FakeEngine, continuation, fake_bundle
 from tests.support.reference import read_alone
 from tests.support.rpc import check_error
 from tests.support.scores import random_text, until
 from tests.support.serving import Running, serving, serving_fake
+from tests.support.shared import shared_bundle
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 MODELS = ["elman", "lstm", "gru", "lstm-int8", "tags", "classes"]
 
 
@@ -107,8 +107,8 @@ async def test_units_that_are_watched_are_those_of_the_embedding(
         assert np.array(values, np.float32).tobytes() == expected.tobytes()
 
 
-async def test_a_character_of_several_tokens_stands_with_its_last_one(tmp_path: Path) -> None:
-    async with serving(make_byte_bundle(tmp_path)) as running:
+async def test_a_character_of_several_tokens_stands_with_its_last_one() -> None:
+    async with serving(byte_bundle()) as running:
         steps = await collected(running.client.inspect("aé🌲", units={"state.layer0.hidden": [4]}))
         assert [step.text for step in steps] == ["a", "", "é", "", "", "", "🌲"]
         score = await running.client.score("é🌲")
@@ -162,10 +162,13 @@ async def test_a_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> N
         assert stream.step_count == 3
 
 
-async def test_a_begin_token_has_no_part_in_the_text(tmp_path: Path) -> None:
+async def test_a_begin_token_has_no_part_in_the_text() -> None:
     begin = int(CHARACTERS.encode("\n")[0])
     network = make_small_network(CHARACTERS.size)
-    async with serving(export_network(network, tmp_path, "begun", Token(CHARACTERS, begin_id=begin))) as running:
+    token = Token(CHARACTERS, begin_id=begin)
+    async with serving(
+        shared_bundle("begun", lambda folder: write_network(network, folder, "begun", token))
+    ) as running:
         for text in ("ab . c", "\na"):
             steps = await collected(running.client.inspect(text))
             assert [step.token_id for step in steps] == [begin, *CHARACTERS.encode(text)]

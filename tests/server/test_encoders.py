@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from elman import Client, ElmanError, InvalidRequestError
-from elman_bundle import Bundle, load_bundle
+from elman_bundle import Bundle
 from elman_export import NextToken, Source, Token, Values, export_bundle
 from elman_export.contract import Tensors
 from elman_protos import v1
@@ -24,34 +24,25 @@ from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.engine.constants import Constants
 from elman_server.engine.encoder import Encoder, _groups
 from elman_server.engine.memory import HostBuffer
-from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, make_judge, make_translator
+from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, Translator, export_judge, export_translator
 from tests.support.serving import serving
+from tests.support.shared import SharedBundles
 
 QUICK = {"chunk_ms": 0.5}  # Few steps a run, so that few graphs are opened.
 WORDS = ["a", "elman", "the quick brown fox jumps over the lazy dog", "x" * LONGEST, "jordan", "serial order"]
 
 
-class Encoding(dict[str, Bundle]):
-    """Bundles by name, each made when it is needed first."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __missing__(self, name: str) -> Bundle:
-        made: dict[str, Callable[[Path], Bundle]] = {
-            "translator": make_translator,
-            "int8": lambda folder: make_translator(folder, name="int8", quantize="int8"),
-            "judge": make_judge,
-            "frames": make_listener,
-        }
-        self[name] = made[name](self._folder / name)
-        return self[name]
-
-
 @pytest.fixture(scope="module")
-def encoding(tmp_path_factory: pytest.TempPathFactory) -> Encoding:
-    return Encoding(tmp_path_factory.mktemp("encoders"))
+def encoding() -> Mapping[str, Bundle]:
+    return SharedBundles(
+        "encoders",
+        {
+            "translator": lambda folder: export_translator(Translator(), folder),
+            "int8": lambda folder: export_translator(Translator(), folder, name="int8", quantize="int8"),
+            "judge": export_judge,
+            "frames": export_listener,
+        },
+    )
 
 
 class Listener(nn.Module):
@@ -76,7 +67,7 @@ class Listener(nn.Module):
         return {"logits": self.head(hidden)}, {"hidden": hidden}
 
 
-def make_listener(folder: Path) -> Bundle:
+def export_listener(folder: Path) -> None:
     export_bundle(
         Listener(),
         folder,
@@ -85,7 +76,6 @@ def make_listener(folder: Path) -> Bundle:
         outputs={"logits": NextToken()},
         source=Source(Values((3,)), 50),
     )
-    return load_bundle(folder)
 
 
 def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], list[float]]:
@@ -123,7 +113,7 @@ async def spelled(client: Client, word: str | NDArray[Any], model: str, **option
     )
 
 
-async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Encoding) -> None:
+async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         seen = set()
         for word in WORDS:
@@ -138,7 +128,7 @@ async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Encoding) -
 
 @pytest.mark.parametrize("name", ["translator", "int8"])
 async def test_in_any_company_it_is_the_same_to_the_bit(
-    encoding: Encoding, bundles: dict[str, Bundle], name: str
+    encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle], name: str
 ) -> None:
     random = np.random.default_rng(4)
     words = ["".join(random.choice(list("abcdefgh xyz"), size=length)) for length in random.integers(1, LONGEST, 40)]
@@ -165,7 +155,7 @@ async def test_in_any_company_it_is_the_same_to_the_bit(
         await running.until_idle()
 
 
-def test_rows_of_different_lengths_come_and_go(encoding: Encoding) -> None:
+def test_rows_of_different_lengths_come_and_go(encoding: Mapping[str, Bundle]) -> None:
     """The engine alone: constants grow, shrink, move and are copied, and each row goes on as it would alone."""
     bundle = encoding["translator"]
     engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), run_seconds=0.005)
@@ -237,7 +227,7 @@ def test_sources_of_like_lengths_are_read_together(lengths: list[int]) -> None:
         assert len(group) == 1 or len(group) * max(found) <= 4096
 
 
-async def test_a_long_prompt_a_search_and_other_lengths(encoding: Encoding) -> None:
+async def test_a_long_prompt_a_search_and_other_lengths(encoding: Mapping[str, Bundle]) -> None:
     """Searches whose prompts take several runs, while others of all lengths come and go beside them."""
     prompt = " ".join(f"S{index % 20}" for index in range(70))
     async with serving(encoding["translator"], slots=8, **QUICK) as running:
@@ -268,7 +258,7 @@ def one_step(tokens: NDArray[np.int64]) -> Any:
     )
 
 
-async def test_numbers_can_be_a_source(encoding: Encoding) -> None:
+async def test_numbers_can_be_a_source(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["frames"], **QUICK) as running:
         frames = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
         tokens, *_ = await spelled(running.client, frames, "frames", temperature=0)
@@ -279,7 +269,7 @@ async def test_numbers_can_be_a_source(encoding: Encoding) -> None:
 
 
 async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
-    encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+    encoding: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
     encode = Encoder.encode
@@ -307,7 +297,7 @@ async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
             assert sum(read) == 1
 
 
-async def test_a_search_tells_what_scoring_tells(encoding: Encoding) -> None:
+async def test_a_search_tells_what_scoring_tells(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         for word in WORDS:
             found = await running.client.search(source=word, width=4, count=4, max_tokens=8, length_penalty=0)
@@ -318,7 +308,7 @@ async def test_a_search_tells_what_scoring_tells(encoding: Encoding) -> None:
                 assert score.log_likelihood == pytest.approx(one.score, abs=1e-4)
 
 
-async def test_choosing_is_scoring_with_the_end(encoding: Encoding) -> None:
+async def test_choosing_is_scoring_with_the_end(encoding: Mapping[str, Bundle]) -> None:
     choices = ["S1", "S1 S2", "S7 S8 S9"]
     async with serving(encoding["translator"], **QUICK) as running:
         client = running.client
@@ -340,7 +330,7 @@ async def test_choosing_is_scoring_with_the_end(encoding: Encoding) -> None:
         assert opened.scores[0].log_likelihood > opened.scores[1].log_likelihood  # The beginning of another.
 
 
-async def test_choosing_tells_what_is_unknown(encoding: Encoding) -> None:
+async def test_choosing_tells_what_is_unknown(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         found = await running.client.choose(["S1 nope", "what ever"], source="Ä ö")
         assert found.source_unknown_count == 2
@@ -350,7 +340,7 @@ async def test_choosing_tells_what_is_unknown(encoding: Encoding) -> None:
         assert stream.source_unknown_count == 1
 
 
-async def test_a_model_without_an_encoder_chooses_too(bundles: dict[str, Bundle]) -> None:
+async def test_a_model_without_an_encoder_chooses_too(bundles: Mapping[str, Bundle]) -> None:
     async with serving(bundles["lstm"], **QUICK) as running:
         found = await running.client.choose(["pon", "re"], prompt="once u")
         for choice, score in zip(["pon", "re"], found.scores, strict=True):
@@ -358,7 +348,7 @@ async def test_a_model_without_an_encoder_chooses_too(bundles: dict[str, Bundle]
             assert score.log_likelihood == scored.log_likelihood
 
 
-async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Encoding) -> None:
+async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Mapping[str, Bundle]) -> None:
     module = Judge().eval()
     async with serving(encoding["judge"], **QUICK) as running:
         for word in WORDS:
@@ -418,7 +408,7 @@ WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
 ]
 
 
-async def test_wrong_sources_are_named(encoding: Encoding) -> None:
+async def test_wrong_sources_are_named(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         fine = await spelled(running.client, "fine", "", temperature=0)
         for ask, complaint in WRONG:
@@ -428,7 +418,9 @@ async def test_wrong_sources_are_named(encoding: Encoding) -> None:
             assert await spelled(running.client, "fine", "", temperature=0) == fine
 
 
-async def test_a_source_where_none_belongs_is_named(encoding: Encoding, bundles: dict[str, Bundle]) -> None:
+async def test_a_source_where_none_belongs_is_named(
+    encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle]
+) -> None:
     async with serving(bundles["lstm"], encoding["judge"], encoding["frames"], **QUICK) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match=r"source: got a source; 'lstm' has no encoder\. Leave it out"):

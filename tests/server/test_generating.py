@@ -8,8 +8,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import grpc
@@ -24,11 +23,11 @@ from elman_bundle import Bundle
 from elman_protos import v1
 from elman_server.decoding import UniformStream
 from elman_server.decoding.rehearsal import Rehearsal
-from tests.support.bundles import CHARACTERS, make_byte_bundle
+from tests.support.bundles import CHARACTERS, byte_bundle
 from tests.support.reference import choose_token
 from tests.support.serving import serving
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 PROMPT = "once upon a time"
 UNKNOWN = 0
 
@@ -529,8 +528,8 @@ async def test_what_is_complete_ends_where_nothing_can_follow(
         assert await client.generate(session=session, max_tokens=20).text() == following
 
 
-async def test_a_json_schema_over_a_vocabulary_of_bytes(tmp_path: Path) -> None:
-    bundle = make_byte_bundle(tmp_path)
+async def test_a_json_schema_over_a_vocabulary_of_bytes() -> None:
+    bundle = byte_bundle()
     async with serving(bundle) as running:
         streams = [running.client.generate("{", json_schema=NESTED, max_tokens=400, seed=seed) for seed in range(8)]
         finished = 0

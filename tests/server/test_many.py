@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from elman import Client, DeadlineExceededError, InvalidRequestError, ModelNotFoundError, UnavailableError
 from elman_bundle import Bundle
 from elman_protos import v1
-from tests.support.encoder_models import make_translator
+from tests.support.encoder_models import translator_bundle
 from tests.support.serving import Running, serving
 from tests.support.trees import as_expression, as_nodes, random_tree
 
@@ -21,8 +22,8 @@ WORDS = ["elman", "a quick brown fox", "z"]
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_translator(tmp_path_factory.mktemp("many") / "translator")
+def translator() -> Bundle:
+    return translator_bundle()
 
 
 def channel_to(running: Running) -> grpc.aio.Channel:
@@ -91,7 +92,7 @@ async def test_of_several_samples_and_of_a_search_the_last_answer_is_told(transl
         assert ends == {0: 3, 1: 2}
 
 
-async def test_each_of_many_trees_is_what_it_is_alone_to_the_bit(tree_bundles: dict[str, Bundle]) -> None:
+async def test_each_of_many_trees_is_what_it_is_alone_to_the_bit(tree_bundles: Mapping[str, Bundle]) -> None:
     async with serving(tree_bundles["binary"]) as running, channel_to(running) as channel:
         stub = v1.InferenceServiceStub(channel)
         requests = [tree(number, every_node=number % 2 == 0) for number in range(400)]
@@ -103,7 +104,7 @@ async def test_each_of_many_trees_is_what_it_is_alone_to_the_bit(tree_bundles: d
             assert found[number] == await stub.Classify(requests[number])
 
 
-async def test_trees_are_read_together_whatever_stands_between_them(tree_bundles: dict[str, Bundle]) -> None:
+async def test_trees_are_read_together_whatever_stands_between_them(tree_bundles: Mapping[str, Bundle]) -> None:
     """They are taken up in groups; some of these hold a list of nodes, a long one, another model, or a mistake."""
     async with serving(*tree_bundles.values()) as running, channel_to(running) as channel:
         stub = v1.InferenceServiceStub(channel)
@@ -126,7 +127,7 @@ async def test_trees_are_read_together_whatever_stands_between_them(tree_bundles
                 assert found[number].response == await stub.Classify(request), number
 
 
-async def test_one_that_fails_fails_alone(translator: Bundle, tree_bundles: dict[str, Bundle]) -> None:
+async def test_one_that_fails_fails_alone(translator: Bundle, tree_bundles: Mapping[str, Bundle]) -> None:
     async with serving(translator, tree_bundles["binary"]) as running, channel_to(running) as channel:
         stub = v1.InferenceServiceStub(channel)
         requests = [translation(1), v1.GenerateRequest(model="nobody"), translation(2, time_limit={"seconds": -1})]
@@ -147,7 +148,7 @@ async def test_one_that_fails_fails_alone(translator: Bundle, tree_bundles: dict
         assert "got too few ')'; the bracket at character 0 is not closed" in answers[1].failure.message
 
 
-async def test_a_call_does_not_stand_in_its_own_way(tree_bundles: dict[str, Bundle]) -> None:
+async def test_a_call_does_not_stand_in_its_own_way(tree_bundles: Mapping[str, Bundle]) -> None:
     """Though nobody may wait and there are two slots, its requests are not refused."""
     async with serving(tree_bundles["binary"], slots=2, waiting_limit=0) as running, channel_to(running) as channel:
         stub = v1.InferenceServiceStub(channel)
@@ -206,7 +207,9 @@ async def test_a_message_that_is_too_large_is_refused(translator: Bundle) -> Non
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_the_client_makes_many_calls_as_it_makes_one(translator: Bundle, tree_bundles: dict[str, Bundle]) -> None:
+async def test_the_client_makes_many_calls_as_it_makes_one(
+    translator: Bundle, tree_bundles: Mapping[str, Bundle]
+) -> None:
     async with serving(translator, tree_bundles["binary"]) as running, running.client.many() as many:
         expressions = [as_expression(random_tree(number, 2, 1 + number % 40))[0] for number in range(200)]
         labelled = await asyncio.gather(*(many.classify(tree=one, model="binary") for one in expressions))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from elman import InvalidRequestError, Prediction
-from elman_bundle import Bundle, load_bundle
+from elman_bundle import Bundle
 from elman_export import Labels, Values, export_bundle
 from elman_export.contract import Tensors
 from elman_protos import v1
 from elman_training.cells import LSTM
 from tests.support.serving import Running, serving
+from tests.support.shared import Maker, SharedBundles
 
 SENSORS, HIDDEN = 3, 16
 CONDITIONS = ("fine", "hot", "worn")
@@ -59,18 +60,24 @@ class Picture(nn.Module):
         return {"logits": self.layers(inputs["picture"])}, {}
 
 
+def exporter(module: type[nn.Module], name: str, given: str, shape: tuple[int, ...], labels: Labels) -> Maker:
+    """What writes the bundle of a module that reads numbers."""
+    return lambda folder: export_bundle(
+        module(), folder, name=name, inputs={given: Values(shape)}, outputs={"logits": labels}
+    )
+
+
 @pytest.fixture(scope="module")
-def numeric(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def numeric() -> Mapping[str, Bundle]:
     """By name: a tagger of frames, a classifier of them, and one of pictures."""
-    folder = tmp_path_factory.mktemp("numeric")
-    made: list[tuple[str, nn.Module, str, tuple[int, ...], Labels]] = [
-        ("steps", Telemetry(), "frame", (SENSORS,), Labels(CONDITIONS, "step")),
-        ("whole", Telemetry(), "frame", (SENSORS,), Labels(CONDITIONS)),
-        ("pictures", Picture(), "picture", (4, 4), Labels(CONDITIONS)),
-    ]
-    for name, module, given, shape, labels in made:
-        export_bundle(module, folder / name, name=name, inputs={given: Values(shape)}, outputs={"logits": labels})
-    return {name: load_bundle(folder / name) for name, *_ in made}
+    return SharedBundles(
+        "numeric",
+        {
+            "steps": exporter(Telemetry, "steps", "frame", (SENSORS,), Labels(CONDITIONS, "step")),
+            "whole": exporter(Telemetry, "whole", "frame", (SENSORS,), Labels(CONDITIONS)),
+            "pictures": exporter(Picture, "pictures", "picture", (4, 4), Labels(CONDITIONS)),
+        },
+    )
 
 
 def alone(bundle: Bundle, values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -97,7 +104,7 @@ def by_label(prediction: Prediction) -> list[float]:
     return [found[name] for name in CONDITIONS]
 
 
-async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: dict[str, Bundle]) -> None:
+async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: Mapping[str, Bundle]) -> None:
     async with serving(numeric["steps"], numeric["whole"], numeric["pictures"]) as running:
         values = frames(1, 50)
         expected = alone(numeric["steps"], values)
@@ -113,7 +120,7 @@ async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: dict[s
 
 
 async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
-    numeric: dict[str, Bundle], bundles: dict[str, Bundle]
+    numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]
 ) -> None:
     async with serving(numeric["steps"], numeric["whole"], bundles["lstm"], slots=64) as running:
         client = running.client
@@ -137,7 +144,7 @@ async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
         await running.until_idle()
 
 
-async def test_a_stream_keeps_the_state_between_pieces(numeric: dict[str, Bundle]) -> None:
+async def test_a_stream_keeps_the_state_between_pieces(numeric: Mapping[str, Bundle]) -> None:
     async with serving(numeric["whole"]) as running:
         values = frames(3, 9)
         pieces = [values[:2], values[2:2], values[2:7], values[7:]]
@@ -160,7 +167,7 @@ async def test_a_stream_keeps_the_state_between_pieces(numeric: dict[str, Bundle
     ],
 )
 async def test_numbers_can_be_given_in_several_ways(
-    numeric: dict[str, Bundle], same: Callable[[NDArray[np.float32]], Any]
+    numeric: Mapping[str, Bundle], same: Callable[[NDArray[np.float32]], Any]
 ) -> None:
     async with serving(numeric["steps"]) as running:
         values = frames(4, 7)
@@ -218,7 +225,7 @@ def tensor(shape: list[int], numbers: list[float], **changes: Any) -> v1.Tensor:
     ],
 )
 async def test_what_is_no_input_of_the_model_is_refused_and_disturbs_nobody(
-    numeric: dict[str, Bundle], given: dict[str, Any], complaint: str
+    numeric: Mapping[str, Bundle], given: dict[str, Any], complaint: str
 ) -> None:
     async with serving(numeric["steps"]) as running:
         values = frames(5, 400)
@@ -227,7 +234,7 @@ async def test_what_is_no_input_of_the_model_is_refused_and_disturbs_nobody(
         assert await beside == await running.client.classify(values)
 
 
-async def test_text_is_no_numbers(numeric: dict[str, Bundle], bundles: dict[str, Bundle]) -> None:
+async def test_text_is_no_numbers(numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> None:
     async with serving(numeric["steps"], bundles["tags"]) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match=r"tensor: got a tensor; 'tags' reads text\. Give text or tokens"):

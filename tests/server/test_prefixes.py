@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from elman_server.sessions.prefixes import SHORTEST
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 LAYOUT = StateLayout({"total": (np.dtype(np.int64), (1,))})
 TEXT = "".join(np.random.default_rng(0).choice(list("abcdefgh ijk,.\n"), 3000).tolist())

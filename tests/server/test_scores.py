@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tests.support.rpc import check_error
 from tests.support.scores import random_text, scores_alone, until
 from tests.support.serving import Running, fake_bundle, serving, serving_fake
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 
 async def collected(stream: ScoreStream) -> list[Score]:

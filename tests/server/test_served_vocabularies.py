@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,24 @@ from elman_export import Labels, Token
 from elman_export.training_run import export_run
 from elman_protos import v1
 from elman_training import TextConfig, train
-from tests.support.bundles import export_network, make_small_network
+from tests.support.bundles import make_small_network, write_network
 from tests.support.reference import generate_alone
 from tests.support.serving import serving
+from tests.support.shared import made_once, shared_bundle
 
 TEXT = "the 語 in the 🌲, said ß: été!\n" * 150
 PROMPTS = ["the 語", "said", " ", "🌲🌲 of x9\n", "né"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def trained() -> Mapping[str, Bundle]:
     """A language model of words, one of subwords, and that in 8-bit integers, by `elman train` and `elman export`."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = made_once("vocabularies", train_and_export)
+    return {name: load_bundle(folder / "bundles" / name) for name in ("words", "subwords", "int8")}
+
+
+def train_and_export(folder: Path) -> None:
+    folder.mkdir()
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     for kind in ("words", "subwords"):
         config = TextConfig(
@@ -54,7 +60,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         train(config, folder / kind, console=Console(quiet=True))
         export_run(folder / kind, folder / "bundles" / kind, name=kind)
     export_run(folder / "subwords", folder / "bundles" / "int8", name="int8", quantize="int8")
-    return {name: load_bundle(folder / "bundles" / name) for name in ("words", "subwords", "int8")}
 
 
 def random_requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -72,7 +77,7 @@ def random_requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["words", "subwords", "int8"])
-async def test_a_served_model_gives_what_a_plain_loop_gives(trained: dict[str, Bundle], name: str) -> None:
+async def test_a_served_model_gives_what_a_plain_loop_gives(trained: Mapping[str, Bundle], name: str) -> None:
     requests = random_requests(12)
     async with serving(trained[name], slots=8) as running:
         streams = [running.client.generate(**request) for request in requests]
@@ -83,12 +88,12 @@ async def test_a_served_model_gives_what_a_plain_loop_gives(trained: dict[str, B
     assert any(len(text.encode()) > len(text) for text in together)  # Characters of several bytes among them.
 
 
-def test_int8_of_a_trained_model_loses_next_to_nothing(trained: dict[str, Bundle]) -> None:
+def test_int8_of_a_trained_model_loses_next_to_nothing(trained: Mapping[str, Bundle]) -> None:
     metrics = trained["int8"].spec.metrics
     assert metrics["int8_validation_nats"] == pytest.approx(metrics["fp32_validation_nats"], abs=0.02)
 
 
-async def test_unknown_words_are_counted_and_never_generated(trained: dict[str, Bundle]) -> None:
+async def test_unknown_words_are_counted_and_never_generated(trained: Mapping[str, Bundle]) -> None:
     async with serving(trained["words"], trained["subwords"]) as running:
         words = running.client.generate("the unheard-of 語", model="words", max_tokens=1000, temperature=50.0)
         assert "�" not in await words.text()
@@ -99,7 +104,7 @@ async def test_unknown_words_are_counted_and_never_generated(trained: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["words", "subwords"])
-async def test_a_session_goes_on_in_tokens(trained: dict[str, Bundle], kind: str) -> None:
+async def test_a_session_goes_on_in_tokens(trained: Mapping[str, Bundle], kind: str) -> None:
     async with serving(trained[kind]) as running:
         client = running.client
         session = await client.create_session("the 語", seed=4)
@@ -111,12 +116,14 @@ async def test_a_session_goes_on_in_tokens(trained: dict[str, Bundle], kind: str
         assert content.text == "the 語" + "".join(" in" + text for text in texts)
 
 
-async def test_a_wide_vocabulary_in_int8(tmp_path: Path) -> None:
+async def test_a_wide_vocabulary_in_int8() -> None:
     letters = "abcdefghijklmnopq"
     words = [f" {first}{second}{third}" for first in letters for second in letters for third in letters]
     vocabulary = WordVocabulary(["�", *words], unknown_id=0)
     network = make_small_network(vocabulary.size)
-    bundle = export_network(network, tmp_path, "wide", Token(vocabulary), quantize="int8")
+    bundle = shared_bundle(
+        "wide", lambda folder: write_network(network, folder, "wide", Token(vocabulary), quantize="int8")
+    )
     assert bundle.spec.vocabularies[0].size == 4914
     async with serving(bundle) as running:
         greedy = await running.client.generate(" abc aaa", max_tokens=20, temperature=0.0).text()
@@ -126,11 +133,14 @@ async def test_a_wide_vocabulary_in_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["sequence", "step"])
-async def test_subwords_are_labelled(trained: dict[str, Bundle], tmp_path: Path, scope: Any) -> None:
+async def test_subwords_are_labelled(trained: Mapping[str, Bundle], scope: Any) -> None:
     vocabulary = trained["subwords"].text_vocabulary("text")
     assert isinstance(vocabulary, SubwordVocabulary)
     network = make_small_network(vocabulary.size, outputs=2)
-    bundle = export_network(network, tmp_path, "labels", Token(vocabulary), Labels(("red", "green"), scope))
+    bundle = shared_bundle(
+        f"subwords-{scope}",
+        lambda folder: write_network(network, folder, "labels", Token(vocabulary), Labels(("red", "green"), scope)),
+    )
     ids = vocabulary.encode(TEXT[:100]).tolist()
     async with serving(bundle) as running:
         by_text = await running.client.classify(TEXT[:100])
@@ -153,7 +163,7 @@ def test_labels_of_characters_and_bytes_are_laid_over_the_text() -> None:
 
 @pytest.mark.parametrize("kind", ["words", "subwords"])
 async def test_limits_count_tokens_and_not_characters(
-    trained: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, kind: str
+    trained: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     vocabulary = trained[kind].text_vocabulary("text")
     limit = len(vocabulary.encode(TEXT))
@@ -175,7 +185,7 @@ async def test_limits_count_tokens_and_not_characters(
 
 
 async def test_others_are_served_while_a_long_text_is_encoded(
-    trained: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+    trained: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, others_served, waited = SubwordVocabulary.encode, threading.Event(), []
 
@@ -194,14 +204,14 @@ async def test_others_are_served_while_a_long_text_is_encoded(
     assert waited == [True]
 
 
-def test_a_long_word_and_what_the_caller_writes_as_special_are_text(trained: dict[str, Bundle]) -> None:
+def test_a_long_word_and_what_the_caller_writes_as_special_are_text(trained: Mapping[str, Bundle]) -> None:
     for kind in ("words", "subwords"):
         vocabulary = trained[kind].text_vocabulary("text")
         assert len(vocabulary.encode("x" * 10_000)) * vocabulary.characters_per_token >= 10_000
 
 
 @pytest.fixture
-def copy(trained: dict[str, Bundle], tmp_path: Path) -> Path:
+def copy(trained: Mapping[str, Bundle], tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained["subwords"].path, tmp_path / "copy"))
 
 
@@ -215,7 +225,7 @@ def test_a_missing_or_changed_tokenizer_is_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", "no json", '{"model": {"type": "WordLevel"}}'])
-def test_a_tokenizer_that_is_none_is_named(copy: Path, trained: dict[str, Bundle], content: str) -> None:
+def test_a_tokenizer_that_is_none_is_named(copy: Path, trained: Mapping[str, Bundle], content: str) -> None:
     (copy / "tokenizer.json").write_text(content)
     with pytest.raises(BundleError, match=r"copy/tokenizer\.json: "):
         write_bundle(copy, trained["subwords"].spec)
@@ -239,7 +249,7 @@ def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
         load_bundle(copy)
 
 
-def test_a_bundle_of_characters_is_written_as_it_always_was(bundles: dict[str, Bundle]) -> None:
+def test_a_bundle_of_characters_is_written_as_it_always_was(bundles: Mapping[str, Bundle]) -> None:
     (text,) = json.loads((bundles["gru"].path / MANIFEST).read_text())["vocabularies"]
     size = CharacterVocabulary(json.loads((bundles["gru"].path / "vocabulary.json").read_text())["tokens"]).size
     assert text == {

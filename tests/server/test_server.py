@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 
 import grpc
 import pytest
@@ -17,11 +17,12 @@ import torch
 from elman import Client, DeadlineExceededError, FinishReason, Token
 from elman_bundle import Bundle, ByteVocabulary
 from elman_server.engine import Chunk, OnnxEngine, Results
-from tests.support.bundles import CHARACTERS, CLASSES, export_network, make_small_network
+from tests.support.bundles import CHARACTERS, CLASSES, make_small_network, write_network
 from tests.support.reference import generate_alone
 from tests.support.serving import serving
+from tests.support.shared import shared_bundle
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 
 def random_requests(count: int, seed: int = 0) -> list[dict[str, object]]:
@@ -278,12 +279,15 @@ async def test_stream_of_pieces_keeps_no_slot_while_it_is_silent(bundles: Bundle
         assert await following == [2, 2]
 
 
-async def test_bytes_are_streamed_as_whole_characters(tmp_path: Path) -> None:
+async def test_bytes_are_streamed_as_whole_characters() -> None:
     """A model of bytes whose favourites are those of multi-byte characters."""
     network = make_small_network(256)
     with torch.no_grad():
         network.head.bias[list("語🌲é".encode())] += 4
-    async with serving(export_network(network, tmp_path, "bytes", Token(ByteVocabulary()))) as running:
+    bundle = shared_bundle(
+        "multi-byte", lambda folder: write_network(network, folder, "bytes", Token(ByteVocabulary()))
+    )
+    async with serving(bundle) as running:
         stream = running.client.generate("語🌲", max_tokens=3000, seed=1)
         chunks = [chunk async for chunk in stream]
     assert (stream.prompt_token_count, stream.unknown_token_count) == (7, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 PROMPT = "once upon a time é語"
 SEED = 11

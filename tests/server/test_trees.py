@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,12 @@ from onnx import numpy_helper
 
 from elman import DeadlineExceededError, InvalidRequestError, ServerError, TreeNode
 from elman_bundle import Bundle, load_bundle, write_bundle
-from elman_export import Labels, NextToken
-from elman_export.contract import Output
 from elman_protos import v1
 from elman_server.engine import NO_CHILD, OnnxTreeEngine, Opener, ProviderChoice
 from elman_server.errors import InvalidFieldError, ModelLoadError
 from elman_server.rpc import s_expressions
-from tests.support.bundles import make_bundle
 from tests.support.serving import Running, serving
+from tests.support.shared import shared_bundle
 from tests.support.trees import (
     SENTIMENTS,
     WORDS,
@@ -37,10 +36,10 @@ from tests.support.trees import (
     TreeLstm,
     as_expression,
     as_nodes,
-    export_trees,
     graph_scores,
     probabilities,
     random_tree,
+    write_trees,
 )
 
 CHILDREN = {"binary": 2, "child-sum": 0}
@@ -49,7 +48,8 @@ POISON = 7  # A node that reads it shows what is no number.
 
 def poisoned(folder: Path) -> Bundle:
     """A child-sum Tree-LSTM that has lost what it knows of one word."""
-    bundle = export_trees(TreeLstm(0), folder, "poisoned", 0)
+    path = shared_bundle("trees-poisoned", lambda folder: write_trees(TreeLstm(0), folder, "poisoned", 0)).path
+    bundle = load_bundle(shutil.copytree(path, folder / "poisoned"))
     graph = onnx.load(bundle.graph_path)
     (known,) = (weight for weight in graph.graph.initializer if weight.dims[0] == WORDS.size)
     values = numpy_helper.to_array(known).copy()
@@ -61,22 +61,20 @@ def poisoned(folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def bundles(tree_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    folder = tmp_path_factory.mktemp("texts")
-    kinds: dict[str, Output] = {"language": NextToken(), "classes": Labels(["red", "green"], "sequence")}
-    return tree_bundles | {name: make_bundle(folder, name, "gru", kind) for name, kind in kinds.items()}
+def mixed_bundles(tree_bundles: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> Mapping[str, Bundle]:
+    return {**tree_bundles, "gru": bundles["gru"], "classes": bundles["classes"]}
 
 
 @pytest.fixture
-async def running(tree_bundles: dict[str, Bundle]) -> AsyncIterator[Running]:
+async def running(tree_bundles: Mapping[str, Bundle]) -> AsyncIterator[Running]:
     async with serving(*tree_bundles.values(), slots=32) as running:
         yield running
 
 
 @pytest.fixture
-async def mixed(bundles: dict[str, Bundle]) -> AsyncIterator[Running]:
+async def mixed(mixed_bundles: Mapping[str, Bundle]) -> AsyncIterator[Running]:
     """The same, and models that read text."""
-    async with serving(*bundles.values(), slots=32) as running:
+    async with serving(*mixed_bundles.values(), slots=32) as running:
         yield running
 
 
@@ -97,7 +95,7 @@ def expected_steps(bundle: Bundle, tree: RandomTree) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("name", CHILDREN)
 async def test_many_at_once_are_what_each_is_alone_to_the_bit(
-    tree_bundles: dict[str, Bundle], stub: Any, name: str
+    tree_bundles: Mapping[str, Bundle], stub: Any, name: str
 ) -> None:
     """They come at different times, more nodes than fit into a run, some of many nodes and most of few."""
     random = np.random.default_rng(3)
@@ -115,7 +113,7 @@ async def test_many_at_once_are_what_each_is_alone_to_the_bit(
 
 @pytest.mark.parametrize("name", CHILDREN)
 async def test_an_expression_and_a_list_are_the_same_tree(
-    tree_bundles: dict[str, Bundle], stub: Any, name: str
+    tree_bundles: Mapping[str, Bundle], stub: Any, name: str
 ) -> None:
     tree = random_tree(11, CHILDREN[name], 80)
     listed = await stub.Classify(v1.ClassifyRequest(model=name, tree=as_nodes(tree), every_node=True))
@@ -134,9 +132,9 @@ async def test_an_expression_and_a_list_are_the_same_tree(
     assert [label.probability for label in root.labels] == found[best_first].tolist()
 
 
-async def test_trees_beside_generation_are_what_they_are_alone(bundles: dict[str, Bundle], mixed: Running) -> None:
+async def test_trees_beside_generation_are_what_they_are_alone(bundles: Mapping[str, Bundle], mixed: Running) -> None:
     client = mixed.client
-    alone = await client.generate("hello", model="language", max_tokens=60, seed=5).text()
+    alone = await client.generate("hello", model="gru", max_tokens=60, seed=5).text()
     trees = [random_tree(seed, 2, 60) for seed in range(30)]
 
     async def label(tree: RandomTree) -> list[tuple[str, float]]:
@@ -144,7 +142,7 @@ async def test_trees_beside_generation_are_what_they_are_alone(bundles: dict[str
         return [(step.name, step.probability) for step in found.steps]
 
     async def generate() -> str:
-        return await client.generate("hello", model="language", max_tokens=60, seed=5).text()
+        return await client.generate("hello", model="gru", max_tokens=60, seed=5).text()
 
     texts, *labelled = await asyncio.gather(
         asyncio.gather(*(generate() for _ in range(8))), *(label(tree) for tree in trees)
@@ -317,7 +315,7 @@ async def test_a_model_of_trees_reads_nothing_else(
 
 async def test_calls_that_trees_do_not_have_say_so(mixed: Running) -> None:
     client = mixed.client
-    session = await client.create_session(model="language")
+    session = await client.create_session(model="gru")
 
     async def streamed() -> None:
         async for _ in client.stream_classify(["w1"], model="binary"):
@@ -339,7 +337,7 @@ async def test_calls_that_trees_do_not_have_say_so(mixed: Running) -> None:
         assert caught.value.reason == "MODEL_UNSUITABLE", what
         assert list(caught.value.fields) == ["config.model" if what == "stream" else "model"], what
         assert "'binary'" in str(caught.value)
-    with pytest.raises(InvalidRequestError, match="model: got 'language'; it generates text and has no labels"):
+    with pytest.raises(InvalidRequestError, match="model: got 'gru'; it generates text and has no labels"):
         await client.classify(tree="(a w1)", session=session.session_id)
 
 
@@ -354,7 +352,7 @@ async def _all(stream: Any) -> list[Any]:
     return [one async for one in stream]
 
 
-async def test_a_client_that_goes_frees_its_slot_at_once(tree_bundles: dict[str, Bundle]) -> None:
+async def test_a_client_that_goes_frees_its_slot_at_once(tree_bundles: Mapping[str, Bundle]) -> None:
     """With one slot a run takes one node: the large tree would take thousands."""
     async with serving(tree_bundles["binary"], slots=1, waiting_limit=5) as running:
         large = as_expression(random_tree(1, 2, 9_000))[0]
@@ -368,7 +366,7 @@ async def test_a_client_that_goes_frees_its_slot_at_once(tree_bundles: dict[str,
         assert (await running.client.classify(tree="(a w1)")).step_count == 1
 
 
-async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: dict[str, Bundle]) -> None:
+async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: Mapping[str, Bundle]) -> None:
     async with serving(tree_bundles["binary"], slots=4) as running:
         large = asyncio.ensure_future(running.client.classify(tree=as_expression(random_tree(2, 2, 9_000))[0]))
         await asyncio.sleep(0.1)
@@ -389,7 +387,7 @@ async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: dict[str, Bu
     ],
 )
 def test_a_graph_with_another_number_of_children_is_not_served(
-    tree_bundles: dict[str, Bundle], child_count: int, complaint: str
+    tree_bundles: Mapping[str, Bundle], child_count: int, complaint: str
 ) -> None:
     bundle = replace(tree_bundles["binary"], spec=v1.ModelSpec())
     bundle.spec.CopyFrom(tree_bundles["binary"].spec)
@@ -398,7 +396,7 @@ def test_a_graph_with_another_number_of_children_is_not_served(
         OnnxTreeEngine(bundle, capacity=4, opener=Opener(ProviderChoice.CPU, 1))
 
 
-def test_places_of_states_are_used_again(tree_bundles: dict[str, Bundle]) -> None:
+def test_places_of_states_are_used_again(tree_bundles: Mapping[str, Bundle]) -> None:
     engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
     tokens = np.arange(4)  # More than there is room for at first.
     kept = [engine.run(tokens, np.ones((4, 1), np.int64)).places for _ in range(20)]
@@ -417,7 +415,7 @@ def test_places_of_states_are_used_again(tree_bundles: dict[str, Bundle]) -> Non
 
 
 def test_nodes_of_very_many_children_do_not_have_others_gather_as_many(
-    tree_bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+    tree_bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wide node runs by itself; what comes of it and of the others is the same to the bit."""
     engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=64, opener=Opener(ProviderChoice.CPU, 1))
@@ -443,7 +441,7 @@ def test_nodes_of_very_many_children_do_not_have_others_gather_as_many(
         assert alone.outputs["logits"].tobytes() == together.outputs["logits"][row : row + 1].tobytes()
 
 
-def test_the_room_of_large_trees_is_given_back(tree_bundles: dict[str, Bundle]) -> None:
+def test_the_room_of_large_trees_is_given_back(tree_bundles: Mapping[str, Bundle]) -> None:
     engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
     leaf = engine.run(np.array([5, 6]), np.zeros((2, 2), np.int64))
     pair = engine.run(np.array([1]), leaf.places[None])

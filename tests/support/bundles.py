@@ -7,16 +7,15 @@ from typing import Literal
 
 import torch
 
-from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary, load_bundle
+from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary
 from elman_export import Labels, NextToken, Token, export_bundle
 from elman_export.contract import Output
 from elman_export.networks import NetworkStep
 from elman_training.network import RecurrentNetwork
+from tests.support.shared import shared_bundle
 
 # Two-, three- and four-byte characters among them, so that cutting one would show.
 CHARACTERS = CharacterVocabulary([*"�abcdefghijklmnopqrstuvwxyz .,\n", "é", "ß", "語", "🌲"], unknown_id=0)
-
-
 CLASSES = ("red", "green", "blue")
 
 
@@ -34,30 +33,35 @@ def make_small_network(tokens: int, outputs: int | None = None) -> RecurrentNetw
     return make_network("gru", outputs or tokens, layers=1, hidden=16, tokens=tokens, embedding=8)
 
 
-def export_network(
+def write_network(
     network: RecurrentNetwork,
     folder: Path,
     name: str,
     token: Token,
     meaning: Output | None = None,
     quantize: Literal["int8"] | None = None,
-) -> Bundle:
-    """The bundle of a network, in a folder of its name; without `meaning` its output scores the next token."""
+) -> None:
+    """Write the bundle of a network into a folder; without `meaning` its output scores the next token."""
     export_bundle(
         NetworkStep(network),
-        folder / name,
+        folder,
         name=name,
         inputs={"token": token},
         outputs={"logits": meaning or NextToken()},
         quantize=quantize,
     )
-    return load_bundle(folder / name)
 
 
-def make_bundle(folder: Path, name: str, cell: str, meaning: Output, quantize: Literal["int8"] | None = None) -> Bundle:
+def write_characters(
+    folder: Path, name: str, cell: str, meaning: Output | None = None, quantize: Literal["int8"] | None = None
+) -> None:
+    """Write the bundle of a network with two layers that reads CHARACTERS."""
     outputs = len(meaning.names) if isinstance(meaning, Labels) else CHARACTERS.size
-    return export_network(make_network(cell, outputs), folder, name, Token(CHARACTERS), meaning, quantize)
+    write_network(make_network(cell, outputs), folder, name, Token(CHARACTERS), meaning, quantize)
 
 
-def make_byte_bundle(folder: Path) -> Bundle:
-    return export_network(make_small_network(256), folder, "bytes", Token(ByteVocabulary()))
+def byte_bundle() -> Bundle:
+    """Return a language model of bytes."""
+    return shared_bundle(
+        "bytes", lambda folder: write_network(make_small_network(256), folder, "bytes", Token(ByteVocabulary()))
+    )

@@ -1,27 +1,78 @@
-"""The command line as a process: `elman` runs a command to its end, `Served` is a running `elman serve`."""
+"""The command line: `elman` runs a command to its end, `Served` is a running `elman serve`."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from elman.cli import main
 
 ELMAN = [sys.executable, "-m", "elman.cli"]
+_TIMEOUT = 100.0  # seconds
 
 
 def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*ELMAN, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+    """Run a command in a process of its own.
+
+    The process is forked from one that has imported every package. With `environment` it is a new interpreter, because
+    some variables are read when packages are imported.
+    """
+    command = ["elman", *map(str, arguments)]
+    if environment:
+        return subprocess.run(
+            [*ELMAN, *command[1:]],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_TIMEOUT,
+            env={**os.environ, "COLUMNS": "200", **environment},
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+        paths[0].write_text(stdin, encoding="utf-8")
+        process = _fork_server().Process(target=_run, args=(command, paths, Path.cwd()))
+        process.start()
+        process.join(_TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, _TIMEOUT)
+        shown = [path.read_text(encoding="utf-8") if path.exists() else "" for path in paths[1:]]
+        found = subprocess.CompletedProcess(command, process.exitcode, *shown)
+        process.close()
+        return found
+
+
+@cache
+def _fork_server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["elman.cli.application", "elman_export", "elman_server.application"])
+    return context
+
+
+def _run(command: list[str], paths: list[Path], folder: Path) -> None:
+    """What the forked process does: it becomes the command, with files as its standard streams."""
+    flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
+    for number, (path, flag) in enumerate(zip(paths, flags, strict=True)):
+        os.dup2(os.open(path, flag), number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "200"
+    sys.argv = command
+    main()
 
 
 def check_complaint(found: subprocess.CompletedProcess[str], complaint: str) -> None:
+    """Check that a command failed with an error text on standard error, without a traceback, and printed nothing."""
     assert found.returncode != 0
     assert complaint in found.stderr
     assert "Traceback" not in found.stderr
@@ -48,6 +99,7 @@ class Served:
         raise AssertionError("".join(self.log))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, read the rest of the log and return the exit status."""
         self.process.send_signal(number)
         assert self.process.stderr is not None
         self.log.extend(self.process.stderr)

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from elman_bundle import BEGIN, END, Bundle, CharacterVocabulary, SymbolVocabulary, load_bundle
+from elman_bundle import BEGIN, END, Bundle, CharacterVocabulary, SymbolVocabulary
 from elman_bundle.vocabulary import UNKNOWN
 from elman_export import Labels, NextToken, Source, Token, Values, export_bundle
 from elman_export.contract import Tensors
 from elman_training.cells import GRU
+from tests.support.shared import shared_bundle
 
 LETTERS = CharacterVocabulary([UNKNOWN, *"abcdefghijklmnopqrstuvwxyz "], unknown_id=0)
 SOUNDS = SymbolVocabulary([UNKNOWN, BEGIN, END, *(f"S{index}" for index in range(20))], unknown_id=0)
@@ -92,10 +93,14 @@ class Judge(nn.Module):
         return {"logits": self.head(constants["features"])}, {}
 
 
-def make_translator(folder: Path, **options: object) -> Bundle:
-    """A bundle of `Translator`: letters to sounds."""
-    export_translator(Translator(), folder, **options)
-    return load_bundle(folder)
+def translator_bundle() -> Bundle:
+    """Return a bundle of `Translator`: letters to sounds."""
+    return shared_bundle("translator", lambda folder: export_translator(Translator(), folder))
+
+
+def judge_bundle() -> Bundle:
+    """Return a bundle of `Judge`: letters to one of three classes."""
+    return shared_bundle("judge", export_judge)
 
 
 def export_translator(module: nn.Module, folder: Path, **options: object) -> None:
@@ -114,8 +119,8 @@ def export_translator(module: nn.Module, folder: Path, **options: object) -> Non
     export_bundle(module, folder, **{**expected, **options})  # type: ignore[arg-type]
 
 
-def make_judge(folder: Path) -> Bundle:
-    """A bundle of `Judge`: letters to one of three classes."""
+def export_judge(folder: Path) -> None:
+    """Export a `Judge`."""
     export_bundle(
         Judge(),
         folder,
@@ -125,4 +130,3 @@ def make_judge(folder: Path) -> Bundle:
         constants={"features": Values((24,))},
         source=Source(Token(LETTERS), LONGEST),
     )
-    return load_bundle(folder)

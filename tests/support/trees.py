@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from elman_bundle import Bundle, SymbolVocabulary, load_bundle
+from elman_bundle import Bundle, SymbolVocabulary
 from elman_export import Labels, Token, Tree, export_bundle
 from elman_protos import v1
 from elman_training.tree_networks import TreeNetwork
@@ -20,7 +20,6 @@ SENTIMENTS = ("0", "1", "2", "3", "4")
 INNER = 1
 HIDDEN = 12
 WORDS = SymbolVocabulary(["�", "<inner>", *(f"w{index}" for index in range(38))], unknown_id=0)
-_ANY = 0
 
 
 class TreeLstm(TreeNetwork):
@@ -43,25 +42,16 @@ class TreeLstm(TreeNetwork):
         self.child_count = children
 
 
-def export_trees(module: nn.Module, folder: Path, name: str, children: int, *, token: Token | None = None) -> Bundle:
-    """The bundle of a step over trees, in a folder of its name."""
+def write_trees(module: nn.Module, folder: Path, name: str, children: int, *, token: Token | None = None) -> None:
+    """Write the bundle of a step over trees into a folder."""
     export_bundle(
         module,
-        folder / name,
+        folder,
         name=name,
         inputs={"token": token or Token(WORDS)},
         outputs={"logits": Labels(SENTIMENTS)},
         tree=Tree(children=children, inner_id=INNER),
     )
-    return load_bundle(folder / name)
-
-
-def make_tree_bundles(folder: Path) -> dict[str, Bundle]:
-    """By name: a binary Tree-LSTM and a child-sum one."""
-    return {
-        name: export_trees(TreeLstm(children), folder, name, children)
-        for name, children in (("binary", 2), ("child-sum", _ANY))
-    }
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Axes: S positions of a source, M features of the memory, A of the comparison, H 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.support.cells import gru_step, sigmoid, weights_of
-from tests.support.encoder_models import LETTERS, BothWays, Translator, make_translator
+from tests.support.encoder_models import LETTERS, BothWays, Translator, translator_bundle
 
 Array = NDArray[np.float64]
 
@@ -83,9 +82,9 @@ def logits_by_hand(module: Translator, source: NDArray[np.int64], tokens: list[i
     return np.stack(shown)
 
 
-def test_torch_and_the_exported_graphs_do_what_the_paper_says(tmp_path: Path) -> None:
+def test_torch_and_the_exported_graphs_do_what_the_paper_says() -> None:
     module, tokens = Translator().eval(), [1, 4, 9, 3, 3]
-    bundle = make_translator(tmp_path / "translator")
+    bundle = translator_bundle()
     sources = [LETTERS.encode(word) for word in ("jordan", "a", "the serial order of behavior")]
     expected = [logits_by_hand(module, source, tokens) for source in sources]
     lengths = np.array([len(source) for source in sources])

@@ -66,7 +66,7 @@ def read_by_hand(cell: str, tokens: list[int]) -> tuple[Array, dict[str, Array]]
 
 
 @pytest.mark.parametrize("cell", sorted(STEPS))
-def test_torch_and_the_exported_graph_do_what_the_equations_say(bundles: dict[str, Bundle], cell: str) -> None:
+def test_torch_and_the_exported_graph_do_what_the_equations_say(bundles: Mapping[str, Bundle], cell: str) -> None:
     tokens = np.random.default_rng(1).integers(0, CHARACTERS.size, 40).tolist()
     logits, states = read_by_hand(cell, tokens)
     network = make_network(cell, CHARACTERS.size).eval()

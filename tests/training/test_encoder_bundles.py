@@ -24,15 +24,15 @@ from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
 from elman_server.loading import serve_bundle
 from elman_server.settings import Settings
-from tests.support.encoder_models import LETTERS, Translator, export_translator, make_judge, make_translator
+from tests.support.encoder_models import LETTERS, Translator, export_translator, judge_bundle, translator_bundle
 from tests.support.manifests import change, reseal
 
 Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_translator(tmp_path_factory.mktemp("made") / "translator")
+def translator() -> Bundle:
+    return translator_bundle()
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_manifest_says_what_the_encoder_gives(translator: Bundle, tmp_path: Pa
     assert translator.vocabulary_spec("source").size == LETTERS.size
     assert translator.vocabulary_spec("text").kind == v1.VOCABULARY_KIND_SYMBOLS
     assert translator.spec.metrics["padding_largest_difference"] == 0  # To the bit.
-    judge = make_judge(tmp_path / "judge")
+    judge = judge_bundle()
     assert not judge.spec.step.inputs
     assert not judge.spec.step.states
 

@@ -19,6 +19,7 @@ from elman_training.checkpoint import load_best
 from elman_training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
 from elman_training.embeddings import principal_components as components
 from elman_training.encoder_decoder import EncoderDecoder
+from tests.support.shared import made_once
 from tests.support.treebanks import write_treebank
 
 QUIET = Console(quiet=True)
@@ -107,9 +108,13 @@ def test_tokens_are_found_and_shown_as_they_are_read() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has learnt that "good" and "fine" are the same, "bad" and "poor", "the" and "a"."""
-    folder = tmp_path_factory.mktemp("words")
+def run() -> Path:
+    return made_once("embeddings", train_synonyms) / "run"
+
+
+def train_synonyms(folder: Path) -> None:
+    """Train a run that learns that "good" and "fine" are the same, "bad" and "poor", "the" and "a"."""
+    folder.mkdir()
     trees = [
         f"({grade} (1 {thing}) ({grade} {word}))"
         for grade, words in ((2, ("good", "fine")), (0, ("bad", "poor")))
@@ -119,7 +124,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = write_treebank(folder, trees, ["(2 (2 good) (1 the))"], ["(0 (0 bad) (1 a))"])
     values = {"embedding": 8, "hidden": 8, "dropout": 0.0, "steps": 100, "learning_rate": 2e-2, "minimum_count": 1}
     train(TreeConfig(task="tree", corpus=corpus, **values), folder / "run", console=QUIET)
-    return folder / "run"
 
 
 def test_words_that_mean_the_same_are_near(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elman import ExportError, Labels, NextToken, Token, Tree, Values, export_bundle
-from elman_bundle import Bundle
+from elman_bundle import Bundle, load_bundle
 from elman_export import Source
 from elman_protos import v1
 from tests.support.trees import (
@@ -22,9 +23,9 @@ from tests.support.trees import (
     WORDS,
     RandomTree,
     TreeLstm,
-    export_trees,
     graph_scores,
     random_tree,
+    write_trees,
 )
 
 CELLS = {"binary": 2, "child-sum": 0}
@@ -49,13 +50,13 @@ def torch_scores(module: TreeLstm, tree: RandomTree) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("size", [1, 9, 60])
-def test_torch_equals_onnxruntime_at_every_node(tree_bundles: dict[str, Bundle], name: str, size: int) -> None:
+def test_torch_equals_onnxruntime_at_every_node(tree_bundles: Mapping[str, Bundle], name: str, size: int) -> None:
     tree = random_tree(size, CELLS[name], size)
     expected = torch_scores(TreeLstm(CELLS[name]).eval(), tree)
     np.testing.assert_allclose(graph_scores(tree_bundles[name], tree), expected, atol=2e-6, rtol=1e-4)
 
 
-def test_the_manifest_says_what_a_row_is(tree_bundles: dict[str, Bundle]) -> None:
+def test_the_manifest_says_what_a_row_is(tree_bundles: Mapping[str, Bundle]) -> None:
     for name, children in CELLS.items():
         step = tree_bundles[name].spec.step
         assert step.tree == v1.TreeSpec(child_count=children, inner_token_id=INNER)
@@ -63,7 +64,7 @@ def test_the_manifest_says_what_a_row_is(tree_bundles: dict[str, Bundle]) -> Non
         assert not any(state.WhichOneof("initial_value") for state in step.states)
 
 
-def test_sums_over_children_are_made_in_one_order(tree_bundles: dict[str, Bundle]) -> None:
+def test_sums_over_children_are_made_in_one_order(tree_bundles: Mapping[str, Bundle]) -> None:
     """Running sums only where onnxruntime would otherwise choose the order by the number of children."""
     for name, operators in (("child-sum", {"CumSum": 2}), ("binary", {})):
         found = Counter(node.op_type for node in onnx.load(tree_bundles[name].graph_path).graph.node)
@@ -77,7 +78,8 @@ class KeepsAxis(TreeLstm):
 
 
 def test_a_sum_that_keeps_its_axis(tmp_path: Path) -> None:
-    bundle = export_trees(KeepsAxis(0), tmp_path, "own", 0)
+    write_trees(KeepsAxis(0), tmp_path / "own", "own", 0)
+    bundle = load_bundle(tmp_path / "own")
     tree = random_tree(3, 0, 30)
     expected = torch_scores(KeepsAxis(0).eval(), tree)
     np.testing.assert_allclose(graph_scores(bundle, tree), expected, atol=2e-6, rtol=1e-4)
@@ -129,7 +131,7 @@ class StartsElsewhere(TreeLstm):
 )  # fmt: skip
 def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=complaint):
-        export_trees(module, tmp_path, "own", 0)
+        write_trees(module, tmp_path / "own", "own", 0)
     assert list(tmp_path.iterdir()) == []
 
 

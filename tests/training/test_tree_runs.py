@@ -17,16 +17,19 @@ from elman_training.checkpoint import load_best, load_config
 from elman_training.tree_batches import EncodedTree, encode_tree, make_batch
 from elman_training.tree_corpus import parse_tree
 from elman_training.tree_networks import TREE_CELLS, TreeNetwork
+from tests.support.shared import made_once
 from tests.support.treebanks import CELLS, QUIET, config, negations, write_treebank
 
 
 @pytest.fixture(scope="module", params=CELLS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    corpus = write_treebank(folder, negations(300, 1), negations(60, 2), negations(60, 3))
-    names = ("bad", "neither", "good")
-    train(config(corpus, cell=request.param, steps=40, label_names=names), folder / "run", console=QUIET)
-    return folder / "run"
+def run(request: pytest.FixtureRequest) -> Path:
+    def train_cell(folder: Path) -> None:
+        folder.mkdir()
+        corpus = write_treebank(folder, negations(300, 1), negations(60, 2), negations(60, 3))
+        names = ("bad", "neither", "good")
+        train(config(corpus, cell=request.param, steps=40, label_names=names), folder / "run", console=QUIET)
+
+    return made_once(f"tree-run-{request.param}", train_cell) / "run"
 
 
 def labelled(bundle: Bundle, tree: EncodedTree) -> np.ndarray:

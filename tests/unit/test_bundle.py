@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from elman_server.loading import serve_bundle
 from elman_server.settings import Settings
 from tests.support.manifests import Change, change, reseal
 
-Bundles = dict[str, Bundle]
+Bundles = Mapping[str, Bundle]
 
 
 @pytest.fixture

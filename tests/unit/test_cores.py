@@ -4,7 +4,7 @@ other time."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from elman_server.engine import (
 )
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.graphs import Graph
-from tests.support.encoder_models import make_translator
+from tests.support.encoder_models import translator_bundle
 from tests.support.engines import divide_rows, make_chunk, run_lanes
 
 if not hasattr(os, "sched_getaffinity"):
@@ -99,7 +99,7 @@ def test_a_core_that_is_not_there_is_no_error() -> None:
 
 @several
 @pytest.mark.parametrize("lanes", [1, COUNT])
-def test_runs_stay_on_their_cores(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+def test_runs_stay_on_their_cores(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
     """And what they bring is the same to the bit."""
     tokens = np.full((8, 4), 3)
     cores = Cores.all(COUNT, 1)
@@ -121,7 +121,7 @@ def test_runs_stay_on_their_cores(bundles: dict[str, Bundle], monkeypatch: pytes
 
 
 @several
-def test_the_other_threads_of_a_run_stay_on_theirs(bundles: dict[str, Bundle]) -> None:
+def test_the_other_threads_of_a_run_stay_on_theirs(bundles: Mapping[str, Bundle]) -> None:
     cores = Cores.all(COUNT, 0)
     before = set(Path("/proc/self/task").iterdir())
     engine = make_engine(bundles["gru"], cores)
@@ -132,13 +132,11 @@ def test_the_other_threads_of_a_run_stay_on_theirs(bundles: dict[str, Bundle]) -
 
 
 @several
-def test_encoders_and_trees_stay_on_theirs(
-    tree_bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoders_and_trees_stay_on_theirs(tree_bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     cores = Cores.all(COUNT, 1)
     opener = Opener(ProviderChoice.CPU, COUNT, cores)
     tree_engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=opener)
-    encoder = Encoder(make_translator(tmp_path / "translator"), opener)
+    encoder = Encoder(translator_bundle(), opener)
     seen = []
     run = InferenceSession.run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ SIZES = (1, 2, 3, 5, 8, 17, 64)
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, threads: int, lanes: int) -> None:
+def test_batched_equals_alone_to_the_bit(bundles: Mapping[str, Bundle], name: str, threads: int, lanes: int) -> None:
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
@@ -40,7 +41,7 @@ def test_batched_equals_alone_to_the_bit(bundles: dict[str, Bundle], name: str, 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
 @pytest.mark.parametrize("filtered", [False, True])
 def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
-    bundles: dict[str, Bundle], name: str, filtered: bool
+    bundles: Mapping[str, Bundle], name: str, filtered: bool
 ) -> None:
     """Free and forced steps mixed: in one run the choice is fed back inside the graph, else by hand."""
     random = np.random.default_rng(3)
@@ -85,7 +86,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "run"]), st.integers(0, 10**6)), max_size=40))
-def test_joining_and_leaving_never_mix_rows(bundles: dict[str, Bundle], events: list[tuple[str, int]]) -> None:
+def test_joining_and_leaving_never_mix_rows(bundles: Mapping[str, Bundle], events: list[tuple[str, int]]) -> None:
     bundle = bundles["lstm"]
     engine, lone = make_engine(bundle, capacity=6), make_engine(bundle, capacity=1)
     histories: list[list[int]] = []
@@ -112,13 +113,13 @@ def test_joining_and_leaving_never_mix_rows(bundles: dict[str, Bundle], events: 
         assert same(engine.extract(row), expected)
 
 
-def test_a_slot_that_was_used_starts_anew(bundles: dict[str, Bundle]) -> None:
+def test_a_slot_that_was_used_starts_anew(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=1)
     tokens = np.array([[3], [4]])
     assert same(read(engine, tokens, 1)[1][0], read(engine, tokens, 1)[1][0])
 
 
-def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bundles: dict[str, Bundle]) -> None:
+def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bundles: Mapping[str, Bundle]) -> None:
     tokens = np.random.default_rng(1).integers(0, CHARACTERS.size, (10, 1))
     _, (unbroken,) = read(make_engine(bundles["lstm"], capacity=1), tokens, 1)
     _, (state,) = read(make_engine(bundles["lstm"], capacity=1), tokens[:5], 1)
@@ -136,7 +137,7 @@ def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bun
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7])
 def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
-    bundles: dict[str, Bundle], steps: int
+    bundles: Mapping[str, Bundle], steps: int
 ) -> None:
     tokens = np.random.default_rng(2).integers(0, CHARACTERS.size, (16, 3))
     engine = make_engine(bundles["gru"], capacity=3)
@@ -157,7 +158,7 @@ def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
 
 @pytest.mark.parametrize("name", ["gru", "lstm-int8"])
 def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_were(
-    bundles: dict[str, Bundle], name: str
+    bundles: Mapping[str, Bundle], name: str
 ) -> None:
     tokens = np.random.default_rng(4).integers(0, CHARACTERS.size, (8, 5))
     engine = make_engine(bundles[name])
@@ -172,7 +173,7 @@ def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.sampled_from(COUNTS)), max_size=12))
 def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
-    bundles: dict[str, Bundle], runs: list[tuple[int, int, int]]
+    bundles: Mapping[str, Bundle], runs: list[tuple[int, int, int]]
 ) -> None:
     """Some rows run and commit, as often as it comes, and then others that share some of them."""
     engine, lone = make_engine(bundles["lstm"], capacity=5), make_engine(bundles["lstm"], capacity=1)
@@ -191,7 +192,7 @@ def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
         assert same(engine.extract(row), expected)
 
 
-def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
+def test_a_failed_run_has_changed_nothing(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=3)
     tokens = np.array([[1, 2, 3]])
     _, before = read(engine, tokens, 3)
@@ -209,7 +210,7 @@ def test_a_failed_run_has_changed_nothing(bundles: dict[str, Bundle]) -> None:
         assert same(engine.extract(row), expected)
 
 
-def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: dict[str, Bundle]) -> None:
+def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: Mapping[str, Bundle]) -> None:
     opener = Opener(ProviderChoice.CPU, 1)
     engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=0.005)
     autotune(engine)
@@ -224,7 +225,7 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: di
         assert list(hasty.step_counts_for(filtered, Wanted(states=True))) == [1]
 
 
-def test_one_bad_moment_does_not_divide_rows(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_moment_does_not_divide_rows(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     policy = EnginePolicy(partition_least_run_seconds=0.0)
     engine = make_engine(bundles["gru"], capacity=16, threads=2, policy=policy)
     tuner = Autotuner(engine)
@@ -237,7 +238,7 @@ def test_one_bad_moment_does_not_divide_rows(bundles: dict[str, Bundle], monkeyp
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])
 def test_onnxruntime_has_nothing_to_complain_of(
-    bundles: dict[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]
+    bundles: Mapping[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opener = Opener(ProviderChoice.CPU, 2)
     autotune(OnnxEngine(bundles[name], capacity=4, opener=opener, run_seconds=0.005))

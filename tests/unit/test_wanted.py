@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -23,7 +24,7 @@ WANTED = [Wanted(*flags) for flags in product([False, True], repeat=4)]
 
 
 @pytest.fixture(scope="module", params=["lstm", "lstm-int8", "gru", "elman"])
-def engine(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> OnnxEngine:
+def engine(request: pytest.FixtureRequest, bundles: Mapping[str, Bundle]) -> OnnxEngine:
     return make_engine(bundles[request.param], threads=2)
 
 
@@ -130,7 +131,7 @@ def test_without_targets_the_chosen_tokens_are_meant(engine: OnnxEngine) -> None
     assert results.log_probabilities == pytest.approx(expected[:, :, 0], abs=4e-7)
 
 
-def test_runs_that_return_a_lot_are_short(bundles: dict[str, Bundle]) -> None:
+def test_runs_that_return_a_lot_are_short(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["lstm"])
     assert list(engine.step_counts_for(False, NOTHING)) == list(COUNTS)
     assert list(engine.step_counts_for(True, Wanted(states=True))) == [1, 2, 4, 8]
@@ -143,7 +144,7 @@ def test_runs_that_return_a_lot_are_short(bundles: dict[str, Bundle]) -> None:
     assert list(engine.step_counts_for(False, Wanted(outputs=True))) == [1]
 
 
-def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: dict[str, Bundle]) -> None:
+def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["tags"])
     tokens = np.arange(12).reshape(3, 4)
     results, after = run(engine, make_chunk(tokens, wanted=EVERYTHING))
@@ -196,7 +197,7 @@ def test_log_probabilities_of_any_vocabulary(width: int) -> None:
 
 
 def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
-    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+    bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(bundles["lstm"], capacity=4)
     autotune(engine)

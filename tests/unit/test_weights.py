@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_what_is_packed_is_what_is_computed_with(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
-def test_all_graphs_map_what_is_packed(bundles: dict[str, Bundle], folder: Path, name: str) -> None:
+def test_all_graphs_map_what_is_packed(bundles: Mapping[str, Bundle], folder: Path, name: str) -> None:
     """Each product's weights are in the file as they are and packed, where a line of the cache begins."""
     engine = make_engine(bundles[name])
     found = places(engine._step.model)
@@ -101,7 +102,7 @@ def test_all_graphs_map_what_is_packed(bundles: dict[str, Bundle], folder: Path,
 
 
 def test_without_room_every_graph_packs_for_itself(
-    bundles: dict[str, Bundle], folder: Path, monkeypatch: pytest.MonkeyPatch
+    bundles: Mapping[str, Bundle], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = np.random.default_rng(2).integers(0, 30, (6, 3))
     expected = read(make_engine(bundles["lstm"]), tokens, 3)
@@ -113,7 +114,7 @@ def test_without_room_every_graph_packs_for_itself(
     assert all(same(state, before) for state, before in zip(states, expected[1], strict=True))
 
 
-def test_folders_last_as_long_as_their_models(bundles: dict[str, Bundle], folder: Path) -> None:
+def test_folders_last_as_long_as_their_models(bundles: Mapping[str, Bundle], folder: Path) -> None:
     engine = OnnxEngine(bundles["gru"], capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.005)
     assert len(list(folder.glob(_FOLDERS))) == 1
     del engine
