@@ -257,7 +257,7 @@ def test_mistakes_of_serving(bundles: Mapping[str, Bundle], tmp_path: Path) -> N
     assert "Traceback" not in found.stderr
 
 
-def test_mistakes_in_settings_are_one_line(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+def test_mistakes_in_settings_are_one_line(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     good = bundles["gru"].path
     for found in (
         elman("serve", good, "--slots", 0, "--provider", "cpu"),
@@ -273,7 +273,7 @@ def test_mistakes_in_settings_are_one_line(bundles: dict[str, Bundle], tmp_path:
     assert "bundles: got none; at least one is needed" in found.stderr
 
 
-def test_a_server_of_variables(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_variables(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_BUNDLES", f"{bundles['gru'].path},{bundles['tags'].path}")
     monkeypatch.setenv("ELMAN_SLOTS", "7")
     monkeypatch.setenv("ELMAN_SLOT", "8")

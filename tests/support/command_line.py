@@ -37,7 +37,7 @@ def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
         paths[0].write_text(stdin, encoding="utf-8")
-        process = _fork_server().Process(target=_run, args=(command, paths, Path.cwd()))
+        process = _fork_server().Process(target=_run, args=(command, paths, dict(os.environ), Path.cwd()))
         process.start()
         process.join(_TIMEOUT)
         if process.exitcode is None:
@@ -57,7 +57,7 @@ def _fork_server() -> ForkServerContext:
     return context
 
 
-def _run(command: list[str], paths: list[Path], folder: Path) -> None:
+def _run(command: list[str], paths: list[Path], environment: dict[str, str], folder: Path) -> None:
     """What the forked process does: it becomes the command, with files as its standard streams."""
     flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
     for number, (path, flag) in enumerate(zip(paths, flags, strict=True)):
@@ -66,7 +66,8 @@ def _run(command: list[str], paths: list[Path], folder: Path) -> None:
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     os.chdir(folder)
-    os.environ["COLUMNS"] = "200"
+    os.environ.clear()
+    os.environ |= {**environment, "COLUMNS": "200"}
     sys.argv = command
     main()
 
