@@ -70,7 +70,10 @@ def test_mistakes_are_named(answering: Served) -> None:
     asked = elman("ask", "Äa", "b", "--choice", "S1", "--choice", "nope", *at)
     assert "1 tokens of the passage and question stand for" in asked.stderr
     assert "1 tokens of the choices stand for" in asked.stderr
-    check_complaint(elman("translate", "a", "--model", "classes", *at), "'classes' does not generate text")
+    check_complaint(
+        elman("translate", "a", "--model", "classes", *at),
+        "model: got 'classes'; it has labels and does not generate text. Use Classify",
+    )
     noted = elman("translate", "Äa", *at)
     assert noted.returncode == 0
     assert "1 tokens of the source stand for what the model does not know" in noted.stderr

@@ -211,20 +211,33 @@ def test_json_has_no_infinite_numbers(tmp_path: Path) -> None:
 def test_mistakes_with_a_server(served: Served) -> None:
     server = ["--server", served.address]
     check_complaint(elman("generate", "", *server), "error: text: got an empty prompt")
-    check_complaint(elman("generate", "a", "--model", "nope", *server), "there is no model 'nope'; this server holds")
-    check_complaint(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: got 0; must be 1 to")
-    check_complaint(elman("generate", "a", "--temperature", "nan", *server), "sampling.temperature: is nan")
-    check_complaint(elman("generate", "a", "--model", "tags", *server), "'tags' does not generate text")
-    check_complaint(elman("classify", *server, stdin="a"), "model: got none; 2 models of this server can label")
-    check_complaint(elman("classify", "--model", "gru", *server, stdin="a"), "'gru' has no labels")
     check_complaint(
-        elman("classify", "--follow", "--model", "gru", *server, stdin="a"), "config.model: 'gru' has no labels"
+        elman("generate", "a", "--model", "nope", *server),
+        "error: model: got 'nope'; there is no such model; this server holds",
+    )
+    check_complaint(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: got 0; must be 1 to")
+    check_complaint(
+        elman("generate", "a", "--temperature", "nan", *server),
+        "sampling.temperature: got nan; must be finite and not negative",
+    )
+    check_complaint(
+        elman("generate", "a", "--model", "tags", *server),
+        "model: got 'tags'; it has labels and does not generate text. Use Classify",
+    )
+    check_complaint(elman("classify", *server, stdin="a"), "model: got none; 2 models of this server can label")
+    check_complaint(
+        elman("classify", "--model", "gru", *server, stdin="a"),
+        "error: model: got 'gru'; it generates text and has no labels. Use Generate",
+    )
+    check_complaint(
+        elman("classify", "--follow", "--model", "gru", *server, stdin="a"),
+        "config.model: got 'gru'; it generates text and has no labels. Use Generate",
     )
     check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
     check_complaint(
         elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of"
     )
-    check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: has 0 characters")
+    check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: got 0 characters; must have 1 to 256")
     for wrong in (
         ("--samples", 2, "--beams", 2),
         ("--samples", 2, "--session", "s"),
@@ -353,7 +366,7 @@ def test_every_option_is_explained_with_its_default() -> None:
 
 def test_many_lines_that_fail_are_one_complaint(served: Served) -> None:
     found = elman("classify", "--model", "nope", "--server", served.address, stdin="line\n" * 200)
-    check_complaint(found, "there is no model 'nope'")
+    check_complaint(found, "model: got 'nope'; there is no such model")
     assert len(found.stderr.splitlines()) == 1
 
 

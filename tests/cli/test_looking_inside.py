@@ -135,12 +135,15 @@ def test_mistakes_of_scoring(served: Served, narrow: Served, tmp_path: Path) -> 
         ([good, empty], f"error: {empty}: is empty: there is nothing to read"),
         ([], "error: standard input: is empty: there is nothing to read"),
         ([short], f"error: {short}: candidates[0]: got one token without a context; a first token has no probability"),
-        ([good, "--model", "tags"], "'tags' does not generate text"),
+        ([good, "--model", "tags"], "model: got 'tags'; it has labels and does not generate text. Use Classify"),
     ):
         found = elman("score", *wrong, *server)
         check_complaint(found, complaint)
         assert len(found.stderr.splitlines()) == 1
-    check_complaint(elman("score", good, "--context", "a" * 501, "--server", narrow.address), "context.text: has 501")
+    check_complaint(
+        elman("score", good, "--context", "a" * 501, "--server", narrow.address),
+        "context.text: got 501 tokens or more; at most 500 are allowed",
+    )
 
 
 CODE = 'def f(a):\n    return "1 <b>" # é\t2\n' * 3
