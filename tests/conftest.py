@@ -13,6 +13,7 @@ import torch
 from elman_bundle import Bundle, CharacterVocabulary
 from elman_export import Labels, Token
 from elman_server.event_loop import ServerEventLoop
+from tests.support.amount import choose_amount
 from tests.support.bundles import CLASSES, make_small_network, write_characters, write_network
 from tests.support.shared import SharedBundles, shared_bundle
 from tests.support.trees import TreeLstm, write_trees
@@ -23,10 +24,24 @@ os.environ["OMP_NUM_THREADS"] = "1"  # For processes that tests start.
 torch.set_num_threads(1)
 
 
-def pytest_configure() -> None:
-    """Restore Ctrl-C, which processes started in the background ignore, and with them all that they start."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run slow tests too, and all examples of every property")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how much is tested, and restore Ctrl-C, which processes started in the background ignore."""
+    choose_amount(everything=config.getoption("all"))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests, so that every run lists them with their reasons."""
+    if config.getoption("all"):
+        return
+    for item in items:
+        for slow in item.iter_markers("slow"):
+            item.add_marker(pytest.mark.skip(reason=f"slow: {slow.args[0]} (make test-all)"))
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

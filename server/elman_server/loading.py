@@ -23,7 +23,13 @@ _FIRST_CORE = secrets.randbelow(2**16)  # Several servers on one machine should 
 _log = structlog.get_logger(__name__)
 
 
-def serve_bundle(bundle: Bundle, settings: Settings, loop: ServerEventLoop, number: int = 0) -> ServedModel:
+def serve_bundle(
+    bundle: Bundle,
+    settings: Settings,
+    loop: ServerEventLoop,
+    number: int = 0,
+    policy: SchedulingPolicy | None = None,
+) -> ServedModel:
     """Load a bundle and warm it up.
 
     Args:
@@ -31,12 +37,13 @@ def serve_bundle(bundle: Bundle, settings: Settings, loop: ServerEventLoop, numb
         settings: how to serve it.
         loop: the event loop of the server.
         number: how many models are loaded already.
+        policy: the thresholds; those of the settings if None.
 
     Raises:
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
-    policy, threads = scheduling_policy(settings), thread_count(settings)
+    policy, threads = policy or scheduling_policy(settings), thread_count(settings)
     pinned = Cores.all(threads, _FIRST_CORE + number) if policy.engine.pin_threads else Cores()
     opener = Opener(settings.provider, threads, pinned, policy.engine.spin_microseconds)
     load = _load_trees if bundle.spec.step.HasField("tree") else _load_rows

@@ -237,7 +237,9 @@ def test_mistakes_with_a_server(served: Served) -> None:
     check_complaint(
         elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of"
     )
-    check_complaint(elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: got 0 characters; must have 1 to 256")
+    check_complaint(
+        elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: got 0 characters; must have 1 to 256"
+    )
     for wrong in (
         ("--samples", 2, "--beams", 2),
         ("--samples", 2, "--session", "s"),

@@ -15,6 +15,7 @@ from elman_bundle import Bundle
 from elman_server.scheduling import Snapshot
 from elman_server.sessions import PrefixCache, SessionModel, StateLayout
 from elman_server.sessions.prefixes import SHORTEST
+from tests.support.amount import examples
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
 
@@ -84,7 +85,7 @@ def test_the_least_recently_used_leave_and_the_limit_holds() -> None:
     assert read(nothing, list(range(100))) == len(nothing) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20, everything=60))
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(0, 200)), max_size=30), st.data())
 def test_a_state_is_never_that_of_other_tokens(asked: list[tuple[int, int, int]], data: st.DataObject) -> None:
     """Prompts that share beginnings of all lengths; `read` compares the states with the tokens."""

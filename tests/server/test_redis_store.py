@@ -45,6 +45,7 @@ from elman_server.sessions.session import (
 )
 from elman_server.sessions.store import Lease
 from elman_server.settings import Settings
+from tests.support.amount import examples
 from tests.support.redis_server import RedisServer, redis_is_installed, redis_running
 from tests.support.redis_sessions import acquired, created, empty, leased, stamped
 
@@ -160,7 +161,7 @@ def test_a_session_is_made_with_all_it_holds(store: RedisStore) -> None:
 _POSITIONS = st.integers(0, 2500)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(10, everything=40))
 @given(st.lists(st.one_of(st.integers(1, 1500), _POSITIONS.map(lambda position: -position)), max_size=12))
 def test_any_history_comes_back(one_server: RedisServer, history: list[int]) -> None:
     """Positive: so many tokens more. Negative or 0: back to that position, if the session reaches so far."""

@@ -28,6 +28,7 @@ from elman_server.sessions.session import (
     Snapshot,
 )
 from elman_server.sessions.sqlite import Fsync, SqliteStore
+from tests.support.amount import examples
 from tests.support.stored_sessions import STATE_BYTES, call_of, empty, is_earlier, long_session, same, tokens_of, told
 
 
@@ -53,7 +54,7 @@ def test_what_is_kept_comes_back_after_the_process(path: Path) -> None:
 _POSITIONS = st.integers(0, 2500)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(10, everything=40))
 @given(st.lists(st.one_of(st.integers(1, 1500), _POSITIONS.map(lambda position: -position)), max_size=12))
 def test_any_history_comes_back(tmp_path_factory: pytest.TempPathFactory, history: list[int]) -> None:
     """Positive: so many tokens more. Negative or 0: back to that position, if the session reaches so far."""

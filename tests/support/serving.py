@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elman import Client
 from elman_bundle import Bundle
 from elman_server.application import Server
 from elman_server.configuration import scheduling_policy
+from elman_server.engine import EnginePolicy
 from elman_server.event_loop import ServerEventLoop
 from elman_server.loading import serve_bundle
 from elman_server.rpc.mailbox import deliver_into
@@ -18,6 +19,9 @@ from elman_server.rpc.models import ServedModel
 from elman_server.scheduling import RowBatch, Scheduler
 from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle
+
+# A run takes 1 or 4 steps. Longer graphs are most of the time that a server needs to start, and tests start hundreds.
+QUICK_START = EnginePolicy(step_counts=(1, 4))
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,21 @@ def server_settings(**changes: object) -> Settings:
 
 
 @asynccontextmanager
-async def serving(*bundles: Bundle, **changes: object) -> AsyncIterator[Running]:
-    """A server of real bundles."""
+async def serving(*bundles: Bundle, engine: EnginePolicy = QUICK_START, **changes: object) -> AsyncIterator[Running]:
+    """A server of real bundles.
+
+    Args:
+        bundles: what it serves.
+        engine: the thresholds of the engines.
+        changes: settings, see `server_settings`.
+    """
     settings = server_settings(**changes)
-    async with _running(settings, lambda loop: [serve_bundle(bundle, settings, loop) for bundle in bundles]) as running:
+    policy = replace(scheduling_policy(settings), engine=engine)
+
+    def make(loop: ServerEventLoop) -> list[ServedModel]:
+        return [serve_bundle(bundle, settings, loop, policy=policy) for bundle in bundles]
+
+    async with _running(settings, make) as running:
         yield running
 
 

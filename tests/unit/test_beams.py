@@ -21,6 +21,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutput
 
 from elman_server.decoding.beams import LARGEST_LENGTH_PENALTY, BeamParams, BeamSearch, EarlyStopping, Hypothesis
+from tests.support.amount import examples
 
 TRANSFORMERS_NAMES: dict[EarlyStopping, bool | str] = {
     EarlyStopping.FIRST: True,
@@ -298,7 +299,7 @@ def beam_params(draw: st.DrawFn) -> tuple[BeamParams, int]:
     return params, vocabulary_size
 
 
-@settings(deadline=None, max_examples=500, derandomize=True)
+@settings(max_examples=examples(100, everything=500), derandomize=True)
 @given(beam_params(), st.integers(0, 1000))
 def test_ties_and_impossible_tokens_are_those_of_a_plain_loop(drawn: tuple[BeamParams, int], seed: int) -> None:
     params, vocabulary_size = drawn
@@ -321,7 +322,7 @@ def test_searches_that_stop_early_are_those_of_a_plain_loop() -> None:
         assert_same(search_results(params, table, 4), plain_search(params, table, 4))
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=examples(60, everything=300), derandomize=True)
 @given(beam_params(), st.integers(0, 1000))
 def test_results_are_what_they_claim_to_be(drawn: tuple[BeamParams, int], seed: int) -> None:
     params, vocabulary_size = drawn
@@ -338,7 +339,7 @@ def test_results_are_what_they_claim_to_be(drawn: tuple[BeamParams, int], seed: 
         assert_same([one], [hypothesis_of(whole, params, table)])
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=examples(60, everything=300), derandomize=True)
 @given(beam_params(), st.integers(0, 1000), st.integers(1, 7))
 def test_results_on_the_way_are_those_of_a_shorter_search(drawn: tuple[BeamParams, int], seed: int, steps: int) -> None:
     params, vocabulary_size = drawn

@@ -28,6 +28,7 @@ from elman_server.decoding.constraints import (
 )
 from elman_server.decoding.expressions import grammar_of
 from elman_server.decoding.rehearsal import ENDED
+from tests.support.amount import examples
 from tests.support.grammars import CHARACTERS, EXPRESSIONS, JSON_SCHEMA, LARK, PERSON, REGEX, Vocabulary, matches
 
 CORPUS = [
@@ -148,7 +149,7 @@ finite = st.recursive(
 
 
 @given(finite)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20, everything=60))
 def test_what_is_allowed_is_what_some_match_goes_on_with(made: tuple[str, int]) -> None:
     expression, _ = made
     words = [word for word in WORDS if re.fullmatch(expression, word)]

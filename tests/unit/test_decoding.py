@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
@@ -141,7 +141,6 @@ def test_candidates_that_are_too_few_are_told_and_otherwise_make_no_difference(n
         assert few[np.isfinite(unsure)].tolist() == tokens[np.isfinite(unsure)].tolist()
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 40).flatmap(
         lambda width: st_numpy.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(width)), elements=finite)

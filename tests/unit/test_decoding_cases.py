@@ -33,6 +33,7 @@ from elman_server.scheduling import (
     Sequence,
     Tokens,
 )
+from tests.support.amount import examples
 from tests.support.fake_engine import LETTERS, SIZE, FakeEngine
 from tests.support.reference import choose_token
 from tests.support.scheduling import make_policy
@@ -40,7 +41,7 @@ from tests.support.scheduling import make_policy
 MODULUS = 13
 UNKNOWN = 0
 CASES_AT_ONCE = 4
-EXAMPLES = 2500  # of about so many cases each
+EXAMPLES = examples(250, everything=2500)  # of about CASES_AT_ONCE cases each
 VOCABULARY = CharacterVocabulary(LETTERS, unknown_id=UNKNOWN)
 
 
@@ -252,7 +253,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
 def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
     table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)

@@ -14,6 +14,7 @@ from elman_bundle import Bundle, CharacterVocabulary
 from elman_server.engine import FREE, NOTHING, EnginePolicy, OnnxEngine, Opener, ProviderChoice, Wanted, autotune
 from elman_server.engine.autotune import Autotuner
 from elman_server.errors import EngineError
+from tests.support.amount import examples
 from tests.support.bundles import CHARACTERS
 from tests.support.engines import COUNTS, State, divide_rows, make_chunk, make_engine, read, same
 
@@ -84,7 +85,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
         assert tokens.tolist() != runs[8][0].tolist()
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10, everything=30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "run"]), st.integers(0, 10**6)), max_size=40))
 def test_joining_and_leaving_never_mix_rows(bundles: Mapping[str, Bundle], events: list[tuple[str, int]]) -> None:
     bundle = bundles["lstm"]
@@ -170,7 +171,7 @@ def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_
         assert same(engine.extract(row), together[row] if row in (1, 2) else before[row])
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(8, everything=20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.sampled_from(COUNTS)), max_size=12))
 def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
     bundles: Mapping[str, Bundle], runs: list[tuple[int, int, int]]

@@ -20,6 +20,7 @@ from transformers.generation.utils import GenerationMixin
 
 from elman_server.decoding import UniformStream
 from elman_server.decoding.shaping import Choices, ShapedRows, Shaping
+from tests.support.amount import examples
 from tests.support.graph_choice import choose as choose_in_graph
 
 NO_TOKENS = np.zeros(0, np.int64)
@@ -601,7 +602,7 @@ def st_scores(rows: int, width: int) -> st.SearchStrategy[NDArray[np.float32]]:
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(40, everything=200))
 @given(st.data())
 def test_any_rows_in_any_order_are_those_of_a_plain_reference(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 12))
