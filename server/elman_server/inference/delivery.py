@@ -1,0 +1,78 @@
+"""From the thread of a scheduler to the coroutines that wait for its events.
+
+An iteration of a model brings events for many sequences: one crossing into the event loop delivers all of them. A
+coroutine takes from a mailbox everything that has arrived since it last looked, so a client that reads slowly gets a
+few large messages and one that reads fast gets many small ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from elman_server.event_loop import ServerEventLoop
+from elman_server.scheduling import Deliver, Emission, Event, Snapshot
+
+_PATIENCE_SECONDS = 0.02  # Running the model while the event loop serializes responses slows both down.
+
+KeepSnapshot = Callable[[Snapshot], None]
+
+
+def deliver_into(loop: ServerEventLoop) -> Deliver:
+    """Return a function that delivers events to their receivers on `loop`, from any other thread.
+
+    It returns when the loop has written them and accepted the calls that have arrived, so that it is idle, or when the
+    loop has more to do than a model should wait for.
+    """
+
+    def deliver(emissions: list[Emission]) -> None:
+        idle = threading.Event()
+
+        def receive() -> None:
+            for receiver, event in emissions:
+                receiver.receive(event)
+            loop.when_idle(idle.set)
+
+        loop.call_soon_threadsafe(receive)
+        idle.wait(_PATIENCE_SECONDS)
+
+    return deliver
+
+
+@dataclass(eq=False)
+class Mailbox:
+    """The events of one sequence; implements `Receiver`. Lives on one event loop.
+
+    Attributes:
+        arrived: set when an event arrives; shared by mailboxes that one coroutine waits for.
+        keep: takes the snapshots, which are then not events of the mailbox.
+    """
+
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    keep: KeepSnapshot | None = None
+    _events: list[Event] = field(default_factory=list, init=False)
+
+    def receive(self, event: Event) -> None:
+        if self.keep is not None and isinstance(event, Snapshot):
+            self.keep(event)
+            return
+        self._events.append(event)
+        self.arrived.set()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether there is an event to take."""
+        return bool(self._events)
+
+    def take(self) -> list[Event]:
+        """Return the events since the last call, in order; may be empty."""
+        events, self._events = self._events, []
+        return events
+
+    async def next_events(self) -> list[Event]:
+        """Wait until there is an event and return all since the last call, in order."""
+        await self.arrived.wait()
+        self.arrived.clear()
+        return self.take()

@@ -1,0 +1,79 @@
+"""Generations in a session: the session is continued, or a call that was made on it is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+
+from elman_server.decoding.stopping import StopCheck
+from elman_server.inference.delivery import Mailbox
+from elman_server.inference.generation_events import GenerationStarted
+from elman_server.inference.generation_options import GenerationSettings
+from elman_server.inference.generation_request import GenerationRequest
+from elman_server.inference.generation_run import GenerationRun
+from elman_server.inference.inputs import EncodedInput
+from elman_server.inference.model import ServedModel
+from elman_server.inference.resources import Resources
+from elman_server.sessions import TOKEN_TYPE, Target
+from elman_server.sessions import GenerationRequest as SessionGeneration
+
+
+async def continue_session(
+    resources: Resources,
+    request: GenerationRequest,
+    session: Target,
+    model: ServedModel,
+    prompt: EncodedInput,
+    settings: GenerationSettings,
+    arrived: float,
+) -> GenerationRun:
+    """Have a session continued, or listen to a call that was made on it.
+
+    Args:
+        resources: what the server has.
+        request: the request.
+        session: the session and the call.
+        model: the model of the session.
+        prompt: what follows what the session holds.
+        settings: how it is continued.
+        arrived: when the request arrived, by `time.perf_counter`.
+
+    Raises:
+        DomainError: why it cannot be continued.
+    """
+    sequences, limit, vocabulary = settings.stop_sequences, settings.time_limit, model.vocabulary
+    news = asyncio.Event()
+    mailbox = Mailbox(news)
+    listening = await resources.sessions.calls.generate(
+        model.for_sessions,
+        session,
+        array(TOKEN_TYPE, prompt.ids.tolist()),
+        mailbox,
+        SessionGeneration(
+            settings.params,
+            request.seed,
+            settings.interval,
+            (lambda: StopCheck(sequences, vocabulary.decoder())) if sequences else None,
+            None if limit is None else arrived + limit,
+            settings.report_count,
+        ),
+        begin_token=model.begin_token,
+    )
+    started = GenerationStarted(
+        model.name,
+        model.bundle.digest,
+        listening.seed,
+        listening.prompt_count,
+        prompt.unknown_count,
+        session_position=listening.start,
+    )
+    return GenerationRun(
+        model,
+        settings,
+        started,
+        arrived,
+        news,
+        [mailbox],
+        listening.leave,
+        received_count=request.received_token_count,
+    )
