@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from elman_server.engine import core_count
-from elman_server.rpc.validation import Limits
+from elman_server.inference.limits import Limits
 from elman_server.scheduling import SchedulingPolicy
 from elman_server.sessions import SessionOptions
 from elman_server.settings import Settings

@@ -1,26 +1,47 @@
-"""Loading a model: its bundle is checked, its graphs are opened and calibrated, its scheduler is made."""
+"""Loading models: bundles are found and checked, their graphs opened and calibrated, their schedulers made."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import structlog
 
-from elman_bundle import MANIFEST, Bundle
+from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
 from elman_server.engine import NOTHING, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
 from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
-from elman_server.rpc.mailbox import deliver_into
-from elman_server.rpc.models import ServedModel
+from elman_server.inference.delivery import deliver_into
+from elman_server.inference.model import ServedModel
 from elman_server.scheduling import RowBatch, RunningBatch, Scheduler, SchedulingPolicy, TreeBatch
 from elman_server.settings import Settings
 
 _FIRST_CORE = secrets.randbelow(2**16)  # Several servers on one machine should not all start with the same core.
 
 _log = structlog.get_logger(__name__)
+
+
+def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
+    """Load bundles: each path is one, or a folder of some.
+
+    Raises:
+        BundleError: a path holds none, one is damaged, or two have the same name.
+    """
+    bundles: dict[str, Bundle] = {}
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        folders = [path]
+        if path.is_dir() and not (path / MANIFEST).exists():
+            folders = sorted(found.parent for found in path.glob(f"*/{MANIFEST}")) or folders
+        for folder in folders:
+            bundle = load_bundle(folder)
+            if bundle.name in bundles:
+                raise BundleError(f"{folder} and {bundles[bundle.name].path} both hold a model named {bundle.name!r}")
+            bundles[bundle.name] = bundle
+    return list(bundles.values())
 
 
 def serve_bundle(

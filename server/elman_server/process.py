@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import structlog
 
 from elman_bundle import Bundle
-from elman_server.application import Server, find_bundles
+from elman_server.application import Server
 from elman_server.configuration import message_rate, thread_count
 from elman_server.event_loop import ServerEventLoop
-from elman_server.loading import serve_bundle
-from elman_server.rpc.models import ServedModel
+from elman_server.inference.model import ServedModel
+from elman_server.loading import find_bundles, serve_bundle
 from elman_server.settings import LogFormat, Settings, misspelled_variables, shown_value
 
 _DUPLICATE_SECONDS = 1.0  # within which a second signal is the same request again

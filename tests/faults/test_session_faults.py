@@ -38,7 +38,7 @@ from elman import (
 from elman.errors import rpc_errors
 from elman_bundle import Bundle
 from elman_server.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
-from elman_server.sessions import PrefixCache
+from elman_server.inference.prefix_cache import PrefixCache
 from elman_server.sessions.file import _checksum
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.redis import RedisStore
@@ -134,26 +134,26 @@ async def cancelled(held: Held, call: Coroutine[Any, Any, object]) -> None:
 async def until_over(running: Running) -> None:
     """Wait until no call is under way and everything is written."""
     async with asyncio.timeout(10):
-        while running.server._calls.active:  # noqa: ASYNC110
+        while running.server.active_calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await until_written(running)
 
 
 async def until_written(running: Running) -> None:
     async with asyncio.timeout(10):
-        while running.server._sessions._residence.journal._writer is not None:  # noqa: ASYNC110
+        while running.server._resources.sessions._residence.journal._writer is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def check_agreement(running: Running, session_id: str) -> None:
     """What the server knows of a session is what the store has."""
-    sessions = running.server._sessions
+    sessions = running.server._resources.sessions
     assert same(sessions._store.load(session_id), await sessions.get(session_id))
 
 
 def check_accounts(running: Running) -> int:
     """The bytes that sessions in memory take, which are those that have been counted."""
-    residence = running.server._sessions._residence
+    residence = running.server._resources.sessions._residence
     resident = sum(session.size for session in residence._sessions.values())
     assert residence._bytes == resident
     return resident
@@ -189,7 +189,7 @@ async def test_a_delete_cancelled_while_it_is_written_leaves_nothing_behind(
         client = running.client
         await client.create_session(PROMPT, session_id="s")
         await cancelled_while_written(running, monkeypatch, client.delete_session("s"))
-        assert running.server._sessions._store.load("s") is None
+        assert running.server._resources.sessions._store.load("s") is None
         with pytest.raises(SessionNotFoundError):
             await client.get_session("s")
         with pytest.raises(SessionNotFoundError):
@@ -235,7 +235,7 @@ async def test_a_creation_cancelled_while_it_is_written_counts_once(
         await client.create_session("a")
         with pytest.raises(OverloadedError, match="a caller may have at most 2"):
             await client.create_session("b")
-        assert not running.server._sessions._making
+        assert not running.server._resources.sessions._making
 
 
 # Changes behind one that is not kept.
@@ -329,7 +329,7 @@ async def test_a_session_that_is_being_claimed_stays_in_memory(
 ) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, **kept(path)) as running:
-        client, residence = running.client, running.server._sessions._residence
+        client, residence = running.client, running.server._resources.sessions._residence
         await client.create_session(PROMPT, session_id="s", seed=SEED)
         find = residence.find
 
@@ -468,7 +468,7 @@ async def test_a_long_run_that_takes_too_much_memory_leaves_it_when_it_ends(bund
         await until_over(running)
         assert len(text) * 4 > 40_000
         assert check_accounts(running) <= 40_000
-        assert "long" not in running.server._sessions._residence._sessions
+        assert "long" not in running.server._resources.sessions._residence._sessions
         found = await client.generate("x", session="long", max_tokens=20).text()
         assert found == alone(bundle, PROMPT + text + "x", 20)
         assert await client.generate(session="other", max_tokens=20).text() == text[:20]
@@ -538,7 +538,7 @@ async def test_a_session_taken_back_or_copied_to_just_where_a_state_is_kept_goes
         client = running.client
         await client.create_session(TEXT[:200], session_id="s", seed=SEED)
         text = TEXT[:200] + await client.generate(session="s", max_tokens=100).text()
-        kept_at = [known.position for known in (await running.server._sessions.get("s")).snapshots]
+        kept_at = [known.position for known in (await running.server._resources.sessions.get("s")).snapshots]
         assert len(kept_at) > 5
         for position in (around for at in kept_at[::-1] for around in (at + 1, at)):
             fork = await client.fork_session("s", position=position)
@@ -730,11 +730,11 @@ async def test_a_session_used_since_the_sweeper_looked_is_spared(
 
 def damage(running: Running, statement: str) -> None:
     """Damage the file of a server that keeps nothing in memory."""
-    store = running.server._sessions._store
+    store = running.server._resources.sessions._store
     assert isinstance(store, SqliteStore)
     store._connection.execute(statement)
-    for session_id in list(running.server._sessions._residence._sessions):
-        running.server._sessions._residence.forget(session_id)
+    for session_id in list(running.server._resources.sessions._residence._sessions):
+        running.server._resources.sessions._residence.forget(session_id)
 
 
 async def test_a_damaged_session_can_be_deleted_and_its_id_be_had_again(bundles: Bundles, path: Path) -> None:
@@ -859,7 +859,7 @@ def test_a_position_beyond_the_tokens_is_not_believed(path: Path) -> None:
 
 async def test_of_a_long_way_a_bounded_number_of_states_is_kept(bundles: Bundles, path: Path) -> None:
     async with serving(bundles["lstm"], bundles["tags"], **kept(path, snapshot_steps=32)) as running:
-        client, sessions = running.client, running.server._sessions
+        client, sessions = running.client, running.server._resources.sessions
 
         async def count_snapshots(session_id: str) -> int:
             await check_agreement(running, session_id)
@@ -888,7 +888,7 @@ async def test_of_a_long_way_a_bounded_number_of_states_is_kept(bundles: Bundles
 
 async def test_an_input_that_the_store_has_no_space_for_has_never_been_read(bundles: Bundles, path: Path) -> None:
     async with serving(bundles["tags"], **kept(path)) as running:
-        client, store = running.client, running.server._sessions._store
+        client, store = running.client, running.server._resources.sessions._store
         assert isinstance(store, SqliteStore)
         await client.create_session(session_id="s")
         await client.classify("hello ", session="s")
@@ -914,7 +914,7 @@ async def test_after_a_call_that_the_store_has_moved_on_from_the_next_one_succee
 ) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, bundles["tags"], **kept(path)) as running:
-        client, store = running.client, running.server._sessions._store
+        client, store = running.client, running.server._resources.sessions._store
         x = bundle.text_vocabulary("text").encode("xyz").tolist()
 
         def move_on(session_id: str, position: int) -> None:
@@ -1034,7 +1034,7 @@ async def test_a_call_that_finds_the_queue_full_leaves_its_session_free() -> Non
                 assert caught.value.reason == "QUEUE_FULL"
             session = await client.get_session("s")
             assert (session.running, session.position) == (False, 2)
-            assert running.server._sessions._residence._busy == {}
+            assert running.server._resources.sessions._residence._busy == {}
         stream = client.generate([4], session="s", position=2, request_id="once", max_tokens=3, temperature=0.0)
         assert await ids_of(stream) == continuation([1, 2, 4], 3)
         total = sum([1, 2, 4, *continuation([1, 2, 4], 3), 5])

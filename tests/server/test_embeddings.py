@@ -86,7 +86,7 @@ async def test_states_are_told_by_name_in_the_order_asked_for(bundles: Bundles) 
 async def test_units_that_are_watched_are_those_of_the_embedding(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_STEPS", 7)
+    monkeypatch.setattr("elman_server.inference.inspect._PART_STEPS", 7)
     text = random_text(np.random.default_rng(5), 60)
     async with serving(bundles[name]) as running:
         (embedding,) = await running.client.embed([text], every_step=True)
@@ -256,7 +256,7 @@ async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tell
 
 
 async def test_many_units_of_a_small_state_are_read_in_short_pieces(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_BYTES", 1_000_000)
+    monkeypatch.setattr("elman_server.inference.inspect._PART_BYTES", 1_000_000)
     tracemalloc.start()
     try:
         steps = 0
@@ -330,7 +330,7 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
 
 
 async def test_who_stops_watching_frees_the_slot(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman_server.rpc.inspecting._PIECE_STEPS", 2)
+    monkeypatch.setattr("elman_server.inference.inspect._PART_STEPS", 2)
     async for step in running.client.inspect("abc" * 300):
         assert step == InspectedStep(1, "a", (1,))
         break

@@ -430,7 +430,7 @@ async def test_a_source_where_none_belongs_is_named(
             InvalidRequestError, match=r"source: got a source; a session continues from its own state\. Leave it out"
         ):
             await client.generate("a", source="a", session=session.session_id).text()
-        with pytest.raises(InvalidRequestError, match=r"it reads its whole input at once\. Use Classify"):
+        with pytest.raises(InvalidRequestError, match=r"it needs its complete input\. Use Classify"):
             _ = [found async for found in client.stream_classify(["a"], model="judge")]
         with pytest.raises(InvalidRequestError, match="text: got 65 positions; "):
             await client.classify("w" * 65, model="judge")

@@ -599,11 +599,11 @@ async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_ot
         assert await generated("kept") == "kept"
         gate.clear()
         monkeypatch.setattr(Rehearsal, "complaint", slow)
-        monkeypatch.setattr("elman_server.rpc.compiling._MOST_WAITING", 12)
+        monkeypatch.setattr("elman_server.inference.grammars._MAX_WAITING", 12)
         try:
             waiting = [asyncio.create_task(generated("ab" * number)) for number in range(1, 13)]
             async with asyncio.timeout(10):
-                while len(running.server._compiling._waiting) < 12:  # noqa: ASYNC110
+                while len(running.server._resources.grammars._waiting) < 12:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             with pytest.raises(
                 OverloadedError, match="queue: got one more constraint to compile; at most 12 are accepted"

@@ -12,21 +12,15 @@ from hypothesis import strategies as st
 
 from elman import Client
 from elman_bundle import Bundle
+from elman_server.inference.prefix_cache import MIN_TOKENS, PrefixCache
 from elman_server.scheduling import Snapshot
-from elman_server.sessions import PrefixCache, SessionModel, StateLayout
-from elman_server.sessions.prefixes import SHORTEST
 from tests.support.amount import examples
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
 
 Bundles = Mapping[str, Bundle]
 
-LAYOUT = StateLayout({"total": (np.dtype(np.int64), (1,))})
 TEXT = "".join(np.random.default_rng(0).choice(list("abcdefgh ijk,.\n"), 3000).tolist())
-
-
-def model_of(digest: str = "sha256:0", *, generates: bool = False) -> SessionModel:
-    return SessionModel("model", digest, None, LAYOUT, 1000, generates)  # type: ignore[arg-type]
 
 
 def read(
@@ -34,7 +28,7 @@ def read(
 ) -> int:
     """Read a prompt, keeping states on the way; how many tokens had not to be read. The state is the sum."""
     given = np.array(tokens, np.int64)
-    prefix = cache.look_up(model_of(digest), caller, given, output_wanted=True)
+    prefix = cache.look_up(digest, caller, given, output_wanted=True)
     if prefix.position:
         assert prefix.state is not None
         assert prefix.state["total"][0] == sum(tokens[: prefix.position])
@@ -58,7 +52,7 @@ def test_the_longest_known_beginning_is_found() -> None:
 
 def test_short_prompts_are_not_worth_it() -> None:
     cache = PrefixCache(10**6, shared=False)
-    assert read(cache, [1] * (SHORTEST - 1)) == 0
+    assert read(cache, [1] * (MIN_TOKENS - 1)) == 0
     assert len(cache) == cache.statistics("sha256:0").lookups == 0
 
 

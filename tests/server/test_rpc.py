@@ -25,10 +25,15 @@ from elman import (
 )
 from elman_server.errors import ClientTooSlowError
 from elman_server.event_loop import ServerEventLoop
-from elman_server.rpc.callers import Context
-from elman_server.rpc.generation import Telling, write_generation
-from elman_server.rpc.mailbox import Mailbox, deliver_into
-from elman_server.rpc.writing import Writer
+from elman_server.inference.delivery import Mailbox, deliver_into
+from elman_server.inference.generation import updates_of
+from elman_server.inference.generation_events import GenerationStarted
+from elman_server.inference.generation_options import GenerationOptions, check_options
+from elman_server.inference.generation_run import GenerationRun
+from elman_server.inference.limits import Limits
+from elman_server.rpc.responses.generation import generate_response
+from elman_server.rpc.transport.callers import Context
+from elman_server.rpc.transport.writer import Writer
 from elman_server.scheduling import Event, Finished, FinishReason, TokenReport, Tokens
 from tests.support.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.support.rpc import check_error
@@ -316,16 +321,17 @@ async def test_a_call_that_is_cancelled_while_its_client_reads_nothing_is_cancel
 async def test_reports_that_have_piled_up_come_in_messages_of_a_size(running: Running, single: bool) -> None:
     (model,) = running.server.models
     ids = continuation([1], 3000)
-    mailbox = Mailbox()
+    news = asyncio.Event()
+    mailbox = Mailbox(news)
     likely = tuple((token, -float(token)) for token in range(1, 11))
     mailbox.receive(Tokens(tuple(ids), tuple(TokenReport(-0.5 - index, likely) for index in range(3000))))
     mailbox.receive(Finished(FinishReason.MAX_TOKENS, 3000))
-    written: list[v1.GenerateResponse] = []
-
-    async def write(response: v1.GenerateResponse) -> None:
-        written.append(response)
-
-    await write_generation(mailbox, Telling(model, write, v1.GenerateStarted(model="fake"), 0.0, single=single))
+    started = GenerationStarted("fake", "", 0, 1, 0)
+    settings = check_options(
+        GenerationOptions(single_tokens=single, report_count=10), model, Limits(5000, 1000, 20_000)
+    )
+    run = GenerationRun(model, settings, started, 0.0, news, [mailbox], lambda: None)
+    written = [generate_response(update) async for update in updates_of(run)]
     chunks = [response.chunk for response in written]
     assert [token for chunk in chunks for token in chunk.token_ids] == ids
     assert "".join(chunk.text for chunk in chunks) == letters(ids)
@@ -340,10 +346,10 @@ async def test_reports_that_have_piled_up_come_in_messages_of_a_size(running: Ru
 async def test_defect_is_opaque_to_the_client(
     stub: Any, running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def explode(self: object) -> None:
+    def explode(*_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("elman_server.rpc.models.ServedModel.to_proto", explode)
+    monkeypatch.setattr("elman_server.inference.prefix_cache.PrefixCache.statistics", explode)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ListModels(v1.ListModelsRequest())
     check_error(caught.value, "INTERNAL", "INTERNAL", None)
@@ -554,7 +560,7 @@ def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_st
         written: list[Event] = []
 
         async def write() -> None:
-            written.extend(await mailbox.gather())
+            written.extend(await mailbox.next_events())
 
         writer = asyncio.create_task(write())
         await asyncio.sleep(0)

@@ -424,7 +424,7 @@ async def test_sessions_leave_the_memory_and_come_back(bundles: Bundles, tmp_pat
             prompt = f"{PROMPT} {chr(97 + number % 26) * (number + 1)}"
             session = await client.create_session(prompt, seed=number)
             texts[session.session_id] = prompt
-        residence = running.server._sessions._residence
+        residence = running.server._resources.sessions._residence
         assert len(residence._sessions) < 20
         for _ in range(2):
             for number, (session_id, text) in enumerate(texts.items()):
@@ -465,7 +465,7 @@ async def test_a_thousand_children_cost_their_states(bundles: Bundles, store: st
         children = await asyncio.gather(*(client.fork_session(parent, seed=seed) for seed in range(1000)))
         assert not runs
         assert {child.position for child in children} == {2000}
-        resident = running.server._sessions._residence._sessions
+        resident = running.server._resources.sessions._residence._sessions
         state = len(resident[parent].snapshots[-1].state)
         assert {len(resident[child.session_id].snapshots) for child in children} == {1}
         assert {len(resident[child.session_id].snapshots[0].state) for child in children} == {state}
@@ -497,7 +497,7 @@ async def test_what_the_store_cannot_take_is_told_to_nobody(bundles: Bundles, tm
     async with serving(bundle, store=str(tmp_path / "sessions.db"), **kept()) as running:
         client = running.client
         await client.create_session(PROMPT, session_id="full", seed=SEED)
-        sqlite = running.server._sessions._store
+        sqlite = running.server._resources.sessions._store
         assert isinstance(sqlite, SqliteStore)
         (pages,) = sqlite._connection.execute("PRAGMA page_count").fetchone()
         sqlite._connection.execute(f"PRAGMA max_page_count = {pages + 3}")

@@ -26,7 +26,7 @@ from elman_bundle import Bundle, load_bundle, write_bundle
 from elman_protos import v1
 from elman_server.engine import NO_CHILD, OnnxTreeEngine, Opener, ProviderChoice
 from elman_server.errors import InvalidFieldError, ModelLoadError
-from elman_server.rpc import s_expressions
+from elman_server.inference.trees import brackets, s_expressions
 from tests.support.serving import Running, serving
 from tests.support.shared import shared_bundle
 from tests.support.trees import (
@@ -461,7 +461,7 @@ def test_the_room_of_large_trees_is_given_back(tree_bundles: Mapping[str, Bundle
 @pytest.mark.parametrize("piece", ["a ", ") "])
 def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of megabytes is refused as soon as it is no tree."""
-    pieces, seen = s_expressions._PIECE, []
+    pieces, seen = s_expressions.PIECE, []
 
     class Noting:
         def finditer(self, text: str) -> Any:
@@ -469,9 +469,12 @@ def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: 
                 seen.append(found)
                 yield found
 
-    monkeypatch.setattr(s_expressions, "_PIECE", Noting())
+    monkeypatch.setattr(s_expressions, "PIECE", Noting())
+    monkeypatch.setattr(brackets, "PIECE", Noting())
     with pytest.raises(InvalidFieldError, match="at character 6; the tree has ended before it"):
-        s_expressions.parsed(["(a b) " + piece * 600_000], partial(s_expressions.read_bracket, token_of=len))
+        s_expressions.parse_s_expressions(
+            ["(a b) " + piece * 600_000], EXPRESSION, partial(brackets.read_bracket, token_of=len)
+        )
     assert len(seen) < 2_000
 
 
@@ -528,15 +531,15 @@ def expressions(draw: st.DrawFn) -> str:
 def test_whatever_is_written_is_read_by_the_rule(texts: list[str]) -> None:
     words: dict[str, int] = {}
     expected = [by_the_rule(text) for text in texts]
-    bracket = partial(s_expressions.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
+    bracket = partial(brackets.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
     if None in expected:
-        with pytest.raises(InvalidFieldError, match=s_expressions.FIELD) as together:
-            s_expressions.parsed(texts, bracket)
+        with pytest.raises(InvalidFieldError, match=EXPRESSION) as together:
+            s_expressions.parse_s_expressions(texts, EXPRESSION, bracket)
         with pytest.raises(InvalidFieldError) as alone:
-            s_expressions.parsed([texts[expected.index(None)]], bracket)
+            s_expressions.parse_s_expressions([texts[expected.index(None)]], EXPRESSION, bracket)
         assert str(together.value) == str(alone.value)
         return
-    found = s_expressions.parsed(texts, bracket)
+    found = s_expressions.parse_s_expressions(texts, EXPRESSION, bracket)
     told = {token: word for word, token in words.items()}
     start = 0
     for size, nodes in zip(found.sizes, expected, strict=True):

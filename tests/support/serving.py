@@ -13,9 +13,9 @@ from elman_server.application import Server
 from elman_server.configuration import scheduling_policy
 from elman_server.engine import EnginePolicy
 from elman_server.event_loop import ServerEventLoop
+from elman_server.inference.delivery import deliver_into
+from elman_server.inference.model import ServedModel
 from elman_server.loading import serve_bundle
-from elman_server.rpc.mailbox import deliver_into
-from elman_server.rpc.models import ServedModel
 from elman_server.scheduling import RowBatch, Scheduler
 from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle

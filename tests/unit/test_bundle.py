@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
-from elman_server.application import find_bundles
 from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.errors import ModelLoadError
 from elman_server.event_loop import ServerEventLoop
-from elman_server.loading import serve_bundle
+from elman_server.loading import find_bundles, serve_bundle
 from elman_server.settings import Settings
 from tests.support.manifests import Change, change, reseal
 

@@ -1,1 +1,4 @@
-"""The edge: proto <-> domain, validation, errors, and the bridge between the scheduler's threads and asyncio."""
+"""The door for `elman.v1` over gRPC.
+
+transport -> services -> requests -> a use case of `inference` -> responses -> transport
+"""

@@ -6,7 +6,6 @@ Sessions (who has which, in memory or in the store) -> Run (a generation under w
 
 from elman_server.sessions.calls import GenerationRequest, Listening, SessionReading, Target
 from elman_server.sessions.file import SessionFile, read_file
-from elman_server.sessions.prefixes import Prefix, PrefixCache
 from elman_server.sessions.reading import SessionModel
 from elman_server.sessions.session import TOKEN_TYPE, Session, StateLayout
 from elman_server.sessions.sessions import SessionOptions, Sessions
@@ -20,8 +19,6 @@ __all__ = [
     "GenerationRequest",
     "Listening",
     "MemoryStore",
-    "Prefix",
-    "PrefixCache",
     "Session",
     "SessionFile",
     "SessionModel",

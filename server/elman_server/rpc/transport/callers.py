@@ -1,19 +1,23 @@
-"""Who calls, as far as anybody has said."""
+"""The identity of the caller of a call."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# The identity of the caller of the call that is being answered; set by the interceptor.
+caller: ContextVar[str] = ContextVar("caller")
+
 _CALLER = "elman-caller"
 
 
 def caller_of(context: Context) -> str:
-    """Whose sessions a call is about: what its metadata say, which whoever stands before this server may have put
-    there; else the address it comes from, without the port."""
+    """Return the identity of the caller: the metadata `elman-caller`, which a proxy in front of the server may set,
+    else the address from which the call comes, without the port."""
     for key, value in context.invocation_metadata() or ():
         if key == _CALLER:
             return value if isinstance(value, str) else value.decode(errors="replace")

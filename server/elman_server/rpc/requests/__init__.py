@@ -1,0 +1,1 @@
+"""Requests of `elman.v1`: one place declares and parses each wire message, into a frozen dataclass of `inference`."""

@@ -1,0 +1,1 @@
+"""The services of `elman.v1`: each call parses its request, runs one use case, and writes the result."""
