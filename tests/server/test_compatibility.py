@@ -14,11 +14,15 @@ import pytest
 
 from elman_bundle import load_bundle
 from elman_protos import v1
+from elman_server.rpc.requests.fields import DECLARED
 from tests.support.paths import FIXTURES
 from tests.support.serving import Running, serving
 
 FOLDER = FIXTURES / "b8167f8"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
+
+
+FINGERPRINTS: dict[str, Any] = json.loads((FOLDER / "fingerprints.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -70,6 +74,14 @@ async def test_a_repeated_call_gets_its_recorded_answer(running: Running) -> Non
     request.max_tokens += 1
     with pytest.raises(grpc.aio.AioRpcError, match="request_id"):
         await generated(running.address, request)
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_the_fingerprint_of_a_request_stays(name: str) -> None:
+    case = FINGERPRINTS[name]
+    declared = DECLARED[f"elman.v1.{case['message']}"]
+    request = getattr(v1, case["message"]).FromString(base64.b64decode(case["request"]))
+    assert declared.fingerprint(request).hex() == case["fingerprint"]
 
 
 async def test_an_exported_session_goes_on_as_before(running: Running) -> None:
