@@ -21,7 +21,7 @@ from benchmarks.references.graphs import Sizes, write_int8, write_plain_step, wr
 from elman_bundle import CharacterVocabulary
 from elman_export import NextToken, Token, export_bundle
 from elman_export.networks import NetworkStep
-from elman_training.network import RecurrentNetwork
+from elman_training.language.recurrent_network import RecurrentNetwork
 
 PRECISIONS = ("fp32", "int8")
 # What a trained character model's logits spread like: some two nats of entropy, neither a constant nor noise.

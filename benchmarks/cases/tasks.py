@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.processes.worker import MeasurementError
 from benchmarks.report.tables import Column, Rows
 from elman_training.checkpoint import CONFIG, METRICS, RESULT
-from elman_training.curve import seconds_of
+from elman_training.metrics_log import training_seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def gather_tasks(runs: Iterable[Path]) -> Rows:
         if not result.get("finished"):
             raise MeasurementError(f"{run}: is not finished: go on with it by elman train --resume {run}")
         found[preset] = run
-        minutes = seconds_of(run / METRICS) / 60
+        minutes = training_seconds(run / METRICS) / 60
         for figure in FIGURES[preset]:
             if figure.metric not in result:
                 raise MeasurementError(f"{run / RESULT}: has no {figure.metric!r}: train it again with this version")

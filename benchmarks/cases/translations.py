@@ -21,7 +21,7 @@ from benchmarks.references.translations import TranslationReference, measure_tra
 from elman_bundle import CharacterVocabulary
 from elman_export import NextToken, Source, Token, Values, export_bundle
 from elman_server.engine import core_count
-from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.encoder_decoder.network import EncoderDecoder
 
 Rows = list[dict[str, Any]]
 

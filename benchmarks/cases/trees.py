@@ -19,7 +19,7 @@ from elman_bundle import SymbolVocabulary
 from elman_export import Labels, Token, Tree, export_bundle
 from elman_export.networks import TreeStep
 from elman_server.engine import core_count
-from elman_training.tree_networks import TreeNetwork
+from elman_training.trees.tree_network import TreeNetwork
 
 Rows = list[dict[str, Any]]
 _MODEL = "trees"

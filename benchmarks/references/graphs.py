@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elman_training.network import RecurrentNetwork
+from elman_training.language.recurrent_network import RecurrentNetwork
 
 _OPSET = 20
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from elman_export.contract import StepModule, Tensors
 from elman_export.graph import as_arrays, constant_name, run_graph, state_input_name, state_output_name
+from elman_training.cells.stack import at_last_step
 from elman_training.checkpoint import LAST, load_config, load_tensors
-from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.encoder_decoder.network import EncoderDecoder
 from elman_training.errors import TrainingError
 from elman_training.families import make_task
-from elman_training.layers import at_last_step
 
 # A text is read in this many rows side by side, and of examples no more than these: a matter of seconds, and enough
 # to tell thousandths of a nat apart between two graphs that read the same.
@@ -58,7 +58,7 @@ class HeldOut:
             shown = progress.add_task(f"{precision} on held-out text", total=None)
             make = _GraphTranslator if isinstance(self._module, EncoderDecoder) else _GraphReader
             reader = make(session, self._module, partial(progress.advance, shown))
-            found = self._task.validate(reader, lanes=_LANES)
+            found = self._task.validate(reader, rows=_LANES)
         measured = {"validation_nats": found.nats}
         if self._task.labels is None or found.accuracy is None:
             return measured

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from elman_bundle import BEGIN, END, INNER, InputVocabulary
 from elman_export.contract import Input, Source, Tensors, Token, Tree, Values
-from elman_training.bidirectional import BidirectionalClassifier
 from elman_training.config import TrainingConfig, TranslationConfig
-from elman_training.encoder_decoder import EncoderDecoder
-from elman_training.features import FeedForwardNetwork
-from elman_training.network import RecurrentNetwork
-from elman_training.tree_networks import TreeNetwork
+from elman_training.encoder_decoder.network import EncoderDecoder
+from elman_training.features.feed_forward_network import FeedForwardNetwork
+from elman_training.labels.bidirectional_classifier import BidirectionalClassifier
+from elman_training.language.recurrent_network import RecurrentNetwork
+from elman_training.trees.tree_network import TreeNetwork
 
 _LONGEST_SOURCE = 1024
 

@@ -17,7 +17,7 @@ from elman_export.networks import NetworkStep, as_module
 from elman_export.writer import export_bundle
 from elman_training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from elman_training.config import TrainingConfig
-from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.encoder_decoder.network import EncoderDecoder
 from elman_training.errors import TrainingError
 
 _DESCRIPTIONS = {

@@ -100,7 +100,7 @@ def test_classifying_lines(served: Served) -> None:
 
 
 def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
-    from elman_training.corpus import read_labelled_text
+    from elman_training.labels.tagged_text import read_labelled_text
 
     found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
     path = tmp_path / "tags.tsv"

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from elman_bundle import Bundle, load_bundle
 from elman_export import Labels, Values, export_bundle
 from elman_export.networks import FeaturesStep
-from elman_training.features import FeedForwardNetwork
+from elman_training.features.feed_forward_network import FeedForwardNetwork
 from tests.support.bundles import byte_bundle
 from tests.support.encoder_models import judge_bundle, translator_bundle
 from tests.support.paths import ROOT

@@ -20,7 +20,7 @@ from elman_bundle import Bundle
 from elman_export import Labels, Values, export_bundle
 from elman_export.contract import Tensors
 from elman_protos import v1
-from elman_training.cells import LSTM
+from elman_training.cells.lstm import LSTM
 from tests.support.serving import Running, serving
 from tests.support.shared import Maker, SharedBundles
 

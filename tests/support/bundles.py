@@ -11,7 +11,7 @@ from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary
 from elman_export import Labels, NextToken, Token, export_bundle
 from elman_export.contract import Output
 from elman_export.networks import NetworkStep
-from elman_training.network import RecurrentNetwork
+from elman_training.language.recurrent_network import RecurrentNetwork
 from tests.support.shared import shared_bundle
 
 # Two-, three- and four-byte characters among them, so that cutting one would show.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_training.cells import Cell
+from elman_training.cells.cell import Cell
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from elman_bundle import BEGIN, END, Bundle, CharacterVocabulary, SymbolVocabula
 from elman_bundle.vocabulary import UNKNOWN
 from elman_export import Labels, NextToken, Source, Token, Values, export_bundle
 from elman_export.contract import Tensors
-from elman_training.cells import GRU
+from elman_training.cells.gru import GRU
 from tests.support.shared import shared_bundle
 
 LETTERS = CharacterVocabulary([UNKNOWN, *"abcdefghijklmnopqrstuvwxyz "], unknown_id=0)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from elman_training import TreeConfig
-from elman_training.tree_networks import TREE_CELLS
+from elman_training.trees import TREE_CELLS
 
 QUIET = Console(quiet=True)
 

@@ -14,7 +14,7 @@ from torch import nn
 from elman_bundle import Bundle, SymbolVocabulary
 from elman_export import Labels, Token, Tree, export_bundle
 from elman_protos import v1
-from elman_training.tree_networks import TreeNetwork
+from elman_training.trees.tree_network import TreeNetwork
 
 SENTIMENTS = ("0", "1", "2", "3", "4")
 INNER = 1

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from elman_bundle import Bundle
-from elman_training.cells import Elman
-from elman_training.tree_networks import TREE_CELLS, BinaryTreeLSTM, ChildSumTreeLSTM, RecursiveCell
+from elman_training.cells.elman import Elman
+from elman_training.trees import tree_cell_class
+from elman_training.trees.tree_cells import BinaryTreeLSTM, ChildSumTreeLSTM, RecursiveCell
 from tests.support.bundles import CHARACTERS, make_network
 from tests.support.cells import Array, State, Weights, gru_step, sigmoid, weights_of
 from tests.support.reference import read_alone
@@ -133,7 +134,7 @@ def test_torch_does_at_a_node_what_the_equations_say(
     kind: str, by_hand: Callable[..., State], child_counts: tuple[int, ...]
 ) -> None:
     torch.manual_seed(5)
-    cell = TREE_CELLS[kind](5, 7)
+    cell = tree_cell_class(kind)(5, 7)
     torch.nn.init.normal_(cell.input.bias)
     for count in child_counts:
         words, hidden, memory = torch.randn(3, 5), torch.rand(3, count, 7) - 0.5, torch.randn(3, count, 7)

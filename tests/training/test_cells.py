@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from elman_training.cells import CELLS
-from elman_training.layers import at_last_step
-from elman_training.network import RecurrentNetwork
+from elman_training.cells.stack import at_last_step
+from elman_training.language.recurrent_network import RecurrentNetwork
 from elman_training.task import pad
 
 ALL = sorted(CELLS)

@@ -17,12 +17,12 @@ from rich.console import Console
 from elman_bundle import load_bundle
 from elman_export import ExportError, export_run
 from elman_training import PRESETS, TextConfig, TrainingError, resume, train
-from elman_training.bidirectional import BidirectionalClassifier
-from elman_training.buckets import make_buckets
-from elman_training.cells import Cell
+from elman_training.cells.cell import Cell
 from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_labels, load_vocabularies
-from elman_training.corpus import LabelledExample
-from elman_training.examples import read_example_parts
+from elman_training.labels.bidirectional_classifier import BidirectionalClassifier
+from elman_training.labels.example_corpus import LabelledExample
+from elman_training.labels.example_parts import read_example_parts
+from elman_training.length_buckets import make_buckets
 from tests.support.paths import SHARED_DATA
 from tests.support.serving import serving
 
@@ -79,12 +79,12 @@ def test_polarity_leaves_out_what_is_neutral(treebank: Path) -> None:
 
 def test_a_treebank_that_does_not_fit_is_named(treebank: Path) -> None:
     (treebank / "test.txt").write_text("(NP (DT the) (NN film))\n")
-    with pytest.raises(TrainingError, match="treebank: polarity is that of the labels 0 to 4, but there is 'NP'"):
+    with pytest.raises(TrainingError, match="treebank: got the label 'NP'; polarity needs the labels 0 to 4"):
         read_example_parts(config(treebank, polarity=True))
     with pytest.raises(TrainingError, match=r"test\.txt: the label 'NP' does not occur in train\.txt"):
         read_example_parts(config(treebank, phrases=True))
     (treebank / "test.txt").write_text("(2 (2 a) (2 film))\n")
-    with pytest.raises(TrainingError, match=r"test\.txt: has no example to measure on"):
+    with pytest.raises(TrainingError, match=r"test\.txt: holds no example to measure on"):
         read_example_parts(config(treebank, phrases=True, polarity=True))
     (treebank / "train.txt").write_text(f"{GOOD}\n((\n")
     with pytest.raises(TrainingError, match=r"train\.txt: line 2, column 2: a bracket without a label"):

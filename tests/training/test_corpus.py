@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elman_training.corpus import (
-    LabelledExample,
-    read_labelled_examples,
-    read_labelled_text,
-    read_text,
-    token_classes,
-)
 from elman_training.errors import TrainingError
-from elman_training.lanes import IGNORED, Lanes, align_documents
+from elman_training.labels.example_corpus import LabelledExample, read_labelled_examples
+from elman_training.labels.python_tokens import token_classes
+from elman_training.labels.tagged_text import read_labelled_text
+from elman_training.language.contiguous_batches import ContiguousBatches, align_documents
+from elman_training.language.text_corpus import read_text
 from elman_training.splits import split_by_class
+from elman_training.task import IGNORED
 
 
 def test_embedded_text_is_python_and_always_the_same() -> None:
@@ -113,7 +111,7 @@ def test_lanes_of_documents_start_anew_at_each_and_lose_nothing(sizes: list[int]
     inputs, targets, aligned = align_documents(np.arange(1, length + 1), np.arange(length), starts, window)
     assert inputs[targets != IGNORED].tolist() == list(range(1, length + 1))
     assert targets[aligned].tolist() == starts
-    made = Lanes(inputs, targets, lanes=1, window=window, seed=0, starts=aligned)
+    made = ContiguousBatches(inputs, targets, rows=1, window=window, seed=0, starts=aligned)
     seen = []
     for index in range(made.windows_per_epoch):
         found = made.window(epoch * made.windows_per_epoch + index)
@@ -124,7 +122,7 @@ def test_lanes_of_documents_start_anew_at_each_and_lose_nothing(sizes: list[int]
 
 
 def test_lanes_restart_now_and_then() -> None:
-    made = Lanes(np.arange(10_000), np.arange(10_000), lanes=10, window=10, seed=0, restart=0.1)
+    made = ContiguousBatches(np.arange(10_000), np.arange(10_000), rows=10, window=10, seed=0, restart=0.1)
     share = np.mean([made.window(index).fresh.mean() for index in range(1, 99)])
     assert 0.05 < share < 0.15
 
@@ -143,7 +141,7 @@ def test_labelled_text_from_python_files(tmp_path: Path) -> None:
 def test_lanes_are_contiguous_and_cover_the_text(lanes: int, window: int, extra: int, epochs: int) -> None:
     length = lanes * window + extra
     text = np.arange(length)
-    made = Lanes(text, text + 1, lanes=lanes, window=window, seed=0)
+    made = ContiguousBatches(text, text + 1, rows=lanes, window=window, seed=0)
     for epoch in range(epochs + 1):
         first = epoch * made.windows_per_epoch
         windows = [made.window(first + index) for index in range(made.windows_per_epoch)]
@@ -157,8 +155,8 @@ def test_lanes_are_contiguous_and_cover_the_text(lanes: int, window: int, extra:
 
 
 def test_text_too_short_for_its_lanes() -> None:
-    with pytest.raises(ValueError, match="10 steps are too few for 4 lanes"):
-        Lanes(np.arange(10), np.arange(10), lanes=4, window=3, seed=0)
+    with pytest.raises(ValueError, match=r"got 10 steps; 4 rows .* need at least 12"):
+        ContiguousBatches(np.arange(10), np.arange(10), rows=4, window=3, seed=0)
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.integers(0, 5))

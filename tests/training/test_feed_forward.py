@@ -15,8 +15,9 @@ from elman_bundle import load_bundle
 from elman_export import ExportError, export_run
 from elman_training import PRESETS, FeaturesConfig, TrainingError, resume, train
 from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_features, load_labels
-from elman_training.features import FeaturesTask, FeedForwardNetwork
-from elman_training.tables import Table, read_table
+from elman_training.features.features_task import FeaturesTask
+from elman_training.features.feed_forward_network import FeedForwardNetwork
+from elman_training.features.table_corpus import Table, read_table
 from tests.support.serving import serving
 
 QUIET = Console(quiet=True)

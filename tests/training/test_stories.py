@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pytest
 
-from elman_training.stories import PLACES, Story, make_stories
+from elman_training.encoder_decoder.stories import PLACES, Story, make_stories
 
 STATEMENT = re.compile(
     r"(?P<person>[A-Z][a-z]+) (?:"
@@ -114,7 +114,7 @@ def test_seeds_and_facts_give_other_stories() -> None:
 
 
 def test_facts_that_no_story_has() -> None:
-    with pytest.raises(ValueError, match="stories need 1, 2 or 3 facts, not 4"):
+    with pytest.raises(ValueError, match="facts: got 4; stories have 1, 2 or 3"):
         make_stories(1, 0, 4)
 
 

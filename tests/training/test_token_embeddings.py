@@ -16,9 +16,16 @@ from elman.cli.application import app
 from elman_bundle import BEGIN, END, INNER, CharacterVocabulary, SymbolVocabulary, WordVocabulary
 from elman_training import TextConfig, TrainingError, TreeConfig, train
 from elman_training.checkpoint import load_best
-from elman_training.embeddings import Embedder, EmbeddingTable, _Label, _place_labels, draw_embeddings, load_embeddings
-from elman_training.embeddings import principal_components as components
-from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.encoder_decoder.network import EncoderDecoder
+from elman_training.token_embeddings import (
+    Embedder,
+    EmbeddingTable,
+    _Label,
+    _place_labels,
+    draw_embeddings,
+    load_embeddings,
+)
+from elman_training.token_embeddings import principal_components as components
 from tests.support.shared import made_once
 from tests.support.treebanks import write_treebank
 
@@ -181,6 +188,6 @@ def test_networks_that_read_two_vocabularies_have_two() -> None:
 
 
 def test_a_network_without_embeddings_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman_training.embeddings.load_best", lambda run: torch.nn.Linear(2, 2))
+    monkeypatch.setattr("elman_training.token_embeddings.load_best", lambda run: torch.nn.Linear(2, 2))
     with pytest.raises(TrainingError, match="run: its network has no embedding"):
         load_embeddings(run)

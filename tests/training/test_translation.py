@@ -20,15 +20,17 @@ from elman_bundle import load_bundle
 from elman_export import export_run
 from elman_export.contract import EncoderModule, StepModule
 from elman_training import TrainingError, TranslationConfig, parse_config, resume, train
-from elman_training.beam import beam_search
 from elman_training.checkpoint import BEST, LAST, RESULT, load_best, load_config, load_vocabularies
-from elman_training.encoder_decoder import EncoderDecoder
+from elman_training.encoder_decoder.beam_search import beam_search
+from elman_training.encoder_decoder.network import EncoderDecoder
+from elman_training.encoder_decoder.output_metrics import output_metrics
+from elman_training.encoder_decoder.pair_batches import PairBatch
+from elman_training.encoder_decoder.pair_corpus import Pair, read_pairs
+from elman_training.encoder_decoder.scheduled_sampling import sample_inputs
+from elman_training.encoder_decoder.stories import make_stories
+from elman_training.encoder_decoder.translation_task import BEAMS, TranslationTask
 from elman_training.families import make_task
-from elman_training.figures import figures_of
-from elman_training.lanes import IGNORED
-from elman_training.pairs import Pair, read_pairs
-from elman_training.stories import make_stories
-from elman_training.translation import BEAMS, Batch, TranslationTask, sample_inputs
+from elman_training.task import IGNORED
 from tests.support.serving import serving
 
 QUIET = Console(quiet=True)
@@ -262,21 +264,21 @@ def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> Non
     assert isinstance(task, TranslationTask)
     epoch = task._make_epoch(3, len(task._training))
     assert sorted(itertools.chain.from_iterable(epoch)) == list(range(len(task._training)))
-    assert all((task._indices_at(3 * len(epoch) + place) == batch).all() for place, batch in enumerate(epoch))
+    assert all((task._batch_indices(3 * len(epoch) + place) == batch).all() for place, batch in enumerate(epoch))
     batches = [task.batch([task._training[index] for index in chosen]) for chosen in epoch]
     assert sum(batch.tokens for batch in batches) > 0.85 * sum(
-        batch.source.numel() + batch.wanted.numel() for batch in batches
+        batch.source.numel() + batch.targets.numel() for batch in batches
     )
     batch = task.batch([task._training[index] for index in epoch[0]])
-    kept = batch.wanted != IGNORED
-    assert torch.equal(kept.sum(1), (batch.wanted == task.end).nonzero()[:, 1] + 1)
-    assert torch.equal(batch.inputs[:, 1:][kept[:, 1:]], batch.wanted[:, :-1][kept[:, 1:]])
+    kept = batch.targets != IGNORED
+    assert torch.equal(kept.sum(1), (batch.targets == task.end).nonzero()[:, 1] + 1)
+    assert torch.equal(batch.inputs[:, 1:][kept[:, 1:]], batch.targets[:, :-1][kept[:, 1:]])
 
 
 def test_a_curriculum_begins_with_the_shortest_and_ends_with_all(reversals: Path) -> None:
     task = make_task(small(reversals, curriculum=0.5, steps=200))
     assert isinstance(task, TranslationTask)
-    indices = [task._indices_at(step).tolist() for step in range(200)]
+    indices = [task._batch_indices(step).tolist() for step in range(200)]
     longest = [max(len(task._training[index][0]) for index in chosen) for chosen in indices]
     assert set(longest[:3]) <= {1, 2}
     assert max(longest) == 3
@@ -307,11 +309,11 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
 def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
 
-    def record(model: EncoderDecoder, batch: Batch, share: float) -> torch.Tensor:
+    def record(model: EncoderDecoder, batch: PairBatch, share: float) -> torch.Tensor:
         shares.append(share)
         return batch.inputs
 
-    monkeypatch.setattr("elman_training.translation.sample_inputs", record)
+    monkeypatch.setattr("elman_training.encoder_decoder.translation_task.sample_inputs", record)
     task = make_task(small(reversals, scheduled_sampling=0.25, steps=60))
     model = network(source_tokens=task.sizes["source-"], tokens=task.sizes[""])
     for step in (0, 30, 60):
@@ -323,10 +325,10 @@ def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.Mo
 def test_label_smoothing_is_of_the_loss_alone(reversals: Path) -> None:
     plain, smooth = (make_task(small(reversals, label_smoothing=share)) for share in (0.0, 0.2))
     model = network(source_tokens=plain.sizes["source-"], tokens=plain.sizes[""])
-    assert plain.validate(model, lanes=1) == smooth.validate(model, lanes=1)
+    assert plain.validate(model, rows=1) == smooth.validate(model, rows=1)
     hard, soft = (float(task.loss(model, 0, {})[0]) for task in (plain, smooth))
-    batch = plain.batch([plain._training[index] for index in plain._indices_at(0)])  # type: ignore[attr-defined]
-    scores = torch.log_softmax(model(batch.source, batch.lengths, batch.inputs), dim=-1)[batch.wanted != IGNORED]
+    batch = plain.batch([plain._training[index] for index in plain._batch_indices(0)])  # type: ignore[attr-defined]
+    scores = torch.log_softmax(model(batch.source, batch.lengths, batch.inputs), dim=-1)[batch.targets != IGNORED]
     assert soft == pytest.approx(0.8 * hard - 0.2 * float(scores.mean()), rel=1e-4)
 
 
@@ -360,7 +362,7 @@ def test_sentences_are_read_in_the_parts_that_they_are_given_in(tmp_path: Path) 
     with pytest.raises(TrainingError, match=r"val\.de\.gz has 2 lines and val\.en\.gz 3"):
         read_pairs(str(tmp_path), held_out=0.1)
     (tmp_path / "val.en.gz").write_bytes(b"no gzip")
-    with pytest.raises(TrainingError, match=r"val\.en\.gz: cannot be unpacked"):
+    with pytest.raises(TrainingError, match=r"val\.en\.gz: cannot be decompressed"):
         read_pairs(str(tmp_path), held_out=0.1)
 
 
@@ -369,7 +371,7 @@ def test_sentences_are_read_in_the_parts_that_they_are_given_in(tmp_path: Path) 
     [
         ("a\tb\nonly one\n", r"pairs\.tsv:2: expected source TAB target, found 'only one'"),
         ("a\tb\tc\n", r"pairs\.tsv:1: expected source TAB target"),
-        ("a\tb\n", "1 sources are too few"),
+        ("a\tb\n", "got 1 sources; training, validation and test need one each"),
         ("just text\n", "or a word and its phonemes as in cmudict"),
     ],
 )
@@ -404,22 +406,22 @@ def test_configurations_that_cannot_be_are_named() -> None:
 )  # fmt: skip
 def test_error_rates_count_edits(target: str, written: str, errors: int) -> None:
     """Insertions, deletions and substitutions, each worth one."""
-    found = figures_of("pronunciations", [Pair("word", (" ".join(target),))], [" ".join(written)])
+    found = output_metrics("pronunciations", [Pair("word", (" ".join(target),))], [" ".join(written)])
     assert found["test_phoneme_error_rate"] == pytest.approx(errors / len(target))
 
 
 def test_the_figures_of_each_form() -> None:
     pairs = [Pair("read", ("R EH D", "R IY D")), Pair("cat", ("K AE T",))]
-    assert figures_of("pronunciations", pairs, ["R IY D", "K AE"]) == {
+    assert output_metrics("pronunciations", pairs, ["R IY D", "K AE"]) == {
         "test_word_error_rate": 0.5, "test_phoneme_error_rate": pytest.approx(1 / 6)
     }  # fmt: skip
     stories = [Pair("a", ("x",), ("x", "y"), 1), Pair("b", ("y",), ("x", "y"), 2), Pair("c", ("x",), ("x", "y"), 2)]
-    found = figures_of("stories", stories, ["x", "x", "x"])
+    found = output_metrics("stories", stories, ["x", "x", "x"])
     assert found == {"test_answered_1_fact": 1.0, "test_answered_2_facts": 0.5}
     sentences = [Pair("ein Hund", ("a dog runs over the green field .",)), Pair("x", ("two men stand there .",))]
-    found = figures_of("sentences", sentences, [pair.targets[0] for pair in sentences])
+    found = output_metrics("sentences", sentences, [pair.targets[0] for pair in sentences])
     assert found["test_bleu"] == pytest.approx(100)
-    found = figures_of("sentences", sentences, ["a dog runs over the field .", "two men stand there ."])
+    found = output_metrics("sentences", sentences, ["a dog runs over the field .", "two men stand there ."])
     # By hand: the clipped matches of 1- to 4-grams and the brevity penalty.
     precisions = [12 / 12, 9 / 10, 6 / 8, 4 / 6]
     assert found["test_bleu"] == pytest.approx(100 * math.exp(1 - 13 / 12) * math.prod(precisions) ** 0.25, rel=1e-6)
@@ -517,7 +519,9 @@ def test_the_command_line_trains_on_ones_own_pairs(reversals: Path, tmp_path: Pa
 
 
 def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman_training.pairs._STORIES", {"training": 40, "validation": 5, "test": 20})
+    monkeypatch.setattr(
+        "elman_training.encoder_decoder.pair_corpus._STORIES", {"training": 40, "validation": 5, "test": 20}
+    )
     corpus = read_pairs("stories", held_out=0.1)
     assert corpus.form == "stories"
     assert [pair.facts for pair in corpus.training] == [1] * 40 + [2] * 40 + [3] * 40
@@ -526,5 +530,8 @@ def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPat
     assert sources[1].isdisjoint(sources[2])
     assert all(pair.targets[0] in pair.choices and pair.source.endswith(" ?") for pair in corpus.test)
     assert read_pairs("stories", held_out=0.1, seed=1).test != corpus.test
-    monkeypatch.setattr("elman_training.pairs.make_stories", lambda count, seed, facts: make_stories(count, 0, facts))
+    monkeypatch.setattr(
+        "elman_training.encoder_decoder.pair_corpus.make_stories",
+        lambda count, seed, facts: make_stories(count, 0, facts),
+    )
     assert not read_pairs("stories", held_out=0.1).test

@@ -14,9 +14,10 @@ from elman_export import ExportError, export_run
 from elman_protos import v1
 from elman_training import train
 from elman_training.checkpoint import load_best, load_config
-from elman_training.tree_batches import EncodedTree, encode_tree, make_batch
-from elman_training.tree_corpus import parse_tree
-from elman_training.tree_networks import TREE_CELLS, TreeNetwork
+from elman_training.trees import tree_cell_class
+from elman_training.trees.tree_batches import EncodedTree, encode_tree, make_batch
+from elman_training.trees.tree_network import TreeNetwork
+from elman_training.trees.treebank import parse_tree
 from tests.support.shared import made_once
 from tests.support.treebanks import CELLS, QUIET, config, negations, write_treebank
 
@@ -58,7 +59,7 @@ def test_the_bundle_labels_every_node_as_the_network_does(run: Path, tmp_path: P
     bundle = load_bundle(tmp_path / "trees")
     network = load_best(run)
     assert isinstance(network, TreeNetwork)
-    assert bundle.spec.step.tree.child_count == TREE_CELLS[load_config(run).cell].child_count
+    assert bundle.spec.step.tree.child_count == tree_cell_class(load_config(run).cell).child_count
     assert bundle.vocabularies["text"].tokens[bundle.spec.step.tree.inner_token_id] == "\x00"
     assert bundle.spec.metrics["test_root_accuracy"] > 0
     assert [output.WhichOneof("meaning") for output in bundle.spec.step.outputs] == ["label_logits"]
@@ -67,7 +68,7 @@ def test_the_bundle_labels_every_node_as_the_network_does(run: Path, tmp_path: P
         tree = encode_tree(parse_tree(text), bundle.vocabularies["text"], 1, "012")
         batch = make_batch([tree], network.cell.child_count)
         with torch.no_grad():
-            expected = network(batch)[batch.places].numpy()
+            expected = network(batch)[batch.positions].numpy()
         np.testing.assert_allclose(labelled(bundle, tree), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -1,24 +1,23 @@
-"""A run's folder: what training writes and what resuming and exporting read.
+"""The folder of a run: what training writes, and what resuming and exporting read.
 
     config.json         the configuration
-    vocabulary.json     the tokens (absent for bytes; for subwords tokenizer.json); what has a second vocabulary has
-                        another such file, whose name begins with "source-"
-    labels.json         the classes, if there are some
-    features.json       what the numbers are called that are read, if there are some
-    last.safetensors    everything needed to go on: weights, optimiser, carried state, step
-    best.safetensors    the weights that did best on the held-out part
+    vocabulary.json     the tokens (absent for bytes; tokenizer.json for subwords); a second vocabulary has another
+                        such file whose name starts with "source-"
+    labels.json         the classes, if there are any
+    features.json       the names of the numeric inputs, if there are any
+    last.safetensors    everything needed to resume: weights, optimizer, carried state, step
+    best.safetensors    the weights with the best validation
     metrics.jsonl       the log, one JSON object a line
-    result.json         what the kept weights measured, in the end
-    loss.png            the curve
+    result.json         the final measurements of the kept weights
+    loss.png            the loss curve
 
-Every file is replaced whole or not at all, so that a killed run leaves a readable folder.
+Every file is replaced completely or not at all, so a killed run leaves a readable folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from elman_bundle import InputVocabulary, LabelVocabulary, read_tokens, write_tokens, write_vocabulary
 from elman_bundle.kinds import read_vocabulary
+from elman_training.atomic_files import replace_file
 from elman_training.config import TrainingConfig, parse_config
 from elman_training.errors import TrainingError
 from elman_training.families import make_network
@@ -43,26 +43,19 @@ RESULT = "result.json"
 CURVE = "loss.png"
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then move over it: a reader sees the old file or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors with JSON-able metadata."""
+    """Write tensors, and metadata that JSON can express."""
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    # Not save_file, which lets nobody but the owner read the file.
+    # Not save_file, which makes the file readable for its owner alone.
     content = save(plain, {"elman": json.dumps(metadata)})
     replace_file(path, lambda part: part.write_bytes(content))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Read the tensors and the metadata of `save_tensors`.
 
     Raises:
-        TrainingError: there is no such file or it is damaged.
+        TrainingError: the file does not exist or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -73,14 +66,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def start_folder(run: Path, config: TrainingConfig, task: Task) -> None:
-    """Make the folder of a new run.
+    """Create the folder of a new run.
 
     Raises:
         TrainingError: the folder holds a run already.
     """
     if (run / CONFIG).exists():
         raise TrainingError(
-            f"{run}: holds a run already; go on with it by --resume {run}, delete it, or choose another --output"
+            f"{run}: holds a run already; continue it with --resume {run}, delete it, or choose another --output"
         )
     run.mkdir(parents=True, exist_ok=True)
     for prefix, vocabulary in task.vocabularies.items():
@@ -106,7 +99,7 @@ def load_config(run: Path) -> TrainingConfig:
 
 
 def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocabulary]:
-    """The vocabularies of a run, by what their files' names begin with.
+    """The vocabularies of a run, by the prefix of their files' names.
 
     Raises:
         BundleError: a file cannot be read.
@@ -124,12 +117,12 @@ def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocab
 
 
 def load_labels(run: Path) -> tuple[str, ...] | None:
-    """The classes of a run, or None where there are none."""
+    """The classes of a run; None if there are none."""
     return _read_list(run / LABELS)
 
 
 def load_features(run: Path) -> tuple[str, ...] | None:
-    """What the numbers are called that a run's network reads, or None where it reads none."""
+    """The names of a run's numeric inputs; None if there are none."""
     return _read_list(run / FEATURES)
 
 
@@ -138,10 +131,10 @@ def _read_list(path: Path) -> tuple[str, ...] | None:
 
 
 def load_best(run: Path) -> nn.Module:
-    """The network that did best, ready for use (no dropout).
+    """The network with the best weights, in evaluation mode.
 
     Raises:
-        TrainingError: the run has kept none yet.
+        TrainingError: the run has kept no weights yet.
     """
     config = load_config(run)
     sizes = {name: vocabulary.size for name, vocabulary in load_vocabularies(run, config).items()}
@@ -149,7 +142,7 @@ def load_best(run: Path) -> nn.Module:
     sizes |= {name: len(entries) for name, entries in listed.items() if entries is not None}
     network = make_network(config, sizes)
     if not (run / BEST).exists():
-        raise TrainingError(f"{run}: has kept no weights yet: train it first")
+        raise TrainingError(f"{run}: has kept no weights yet; train it first")
     tensors, _ = load_tensors(run / BEST)
     network.load_state_dict(tensors)
     return network.eval()

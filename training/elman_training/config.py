@@ -12,7 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from elman_bundle.kinds import InputKind, VocabularySpec, vocabulary_spec
-from elman_training.corpus import STDLIB
+from elman_training.cells import CellName
+from elman_training.corpus_files import STDLIB
+from elman_training.trees import TreeCellName
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -116,7 +118,7 @@ class TextConfig(RunConfig):
         0.1, description="share kept for validation, unless the corpus says which: the end of a text, or of each class."
     )
 
-    cell: Literal["elman", "lstm", "gru"] = Field("lstm", description="the recurrent cell.")
+    cell: CellName = Field("lstm", description="the recurrent cell.")
     layers: Positive = Field(2, description="Layers.")
     embedding: Positive = Field(128, description="Features of a token's embedding.")
     hidden: Positive = Field(256, description="Units of a layer.")
@@ -222,9 +224,7 @@ class TreeConfig(RunConfig):
     minimum_count: Positive = Field(2, description="Characters and words that are rarer are read as the unknown token.")
     label_names: tuple[str, ...] = ()  # of the corpus's labels in alphabetical order; none: as they are written
 
-    cell: Literal["child-sum", "binary", "recursive"] = Field(
-        "child-sum", description="child-sum and binary are Tree-LSTMs."
-    )
+    cell: TreeCellName = Field("child-sum", description="child-sum and binary are Tree-LSTMs.")
     embedding: Positive = Field(64, description="Features of a token's embedding.")
     hidden: Positive = Field(128, description="Units of a layer.")
     lanes: Positive = Field(32, description="Rows of a batch.")
@@ -270,7 +270,7 @@ class TranslationConfig(RunConfig):
         100, description="Most tokens of a target with its end: longer ones are neither learned from nor written."
     )
 
-    cell: Literal["elman", "lstm", "gru"] = Field("gru", description="the recurrent cell.")
+    cell: CellName = Field("gru", description="the recurrent cell.")
     layers: Positive = Field(1, description="Layers.")
     embedding: Positive = Field(256, description="Features of a token's embedding.")
     attention: bool = Field(

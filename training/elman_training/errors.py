@@ -1,5 +1,5 @@
-"""The error that what a person gives to training can cause."""
+"""The error that wrong input to training causes."""
 
 
 class TrainingError(Exception):
-    """Training cannot start or go on. The message names the file, line or option, and what would be right."""
+    """Training cannot start or continue. The message names the file, line or option, and the rule."""

@@ -1,4 +1,4 @@
-"""Which task and which network each kind of configuration means."""
+"""The task and the network of each kind of configuration. A new family of models is registered here."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from elman_training.bidirectional import BidirectionalClassifier
-from elman_training.classification import ClassificationTask
 from elman_training.config import FeaturesConfig, TrainingConfig, TranslationConfig, TreeConfig
-from elman_training.corpus import read_labelled_text, read_text
-from elman_training.encoder_decoder import EncoderDecoder
-from elman_training.examples import read_example_parts
-from elman_training.features import FeaturesTask, FeedForwardNetwork
-from elman_training.network import RecurrentNetwork
-from elman_training.pairs import read_pairs
-from elman_training.tables import read_table
+from elman_training.encoder_decoder.network import EncoderDecoder
+from elman_training.encoder_decoder.pair_corpus import read_pairs
+from elman_training.encoder_decoder.translation_task import TranslationTask
+from elman_training.features.features_task import FeaturesTask
+from elman_training.features.feed_forward_network import FeedForwardNetwork
+from elman_training.features.table_corpus import read_table
+from elman_training.labels.bidirectional_classifier import BidirectionalClassifier
+from elman_training.labels.classification_task import ClassificationTask
+from elman_training.labels.example_parts import read_example_parts
+from elman_training.labels.tagged_text import read_labelled_text
+from elman_training.labels.tagging_task import TaggingTask
+from elman_training.language.language_task import LanguageTask
+from elman_training.language.recurrent_network import RecurrentNetwork
+from elman_training.language.text_corpus import read_text
 from elman_training.task import Task
-from elman_training.tasks import LanguageTask, TaggingTask
-from elman_training.translation import TranslationTask
-from elman_training.tree_corpus import read_treebank
-from elman_training.tree_networks import TreeNetwork
-from elman_training.trees import TreeTask
+from elman_training.trees.tree_network import TreeNetwork
+from elman_training.trees.tree_task import TreeTask
+from elman_training.trees.treebank import read_treebank
 
 
 def make_task(config: TrainingConfig) -> Task:
-    """The task that a configuration asks for, its corpus read.
+    """Make the task of a configuration and read its corpus.
 
     Raises:
         TrainingError: the corpus cannot be read or is too small.
@@ -45,10 +48,10 @@ def make_task(config: TrainingConfig) -> Task:
 
 
 def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:
-    """The untrained network of a configuration; its initial weights depend on the seed alone.
+    """Make the untrained network of a configuration. Its initial weights depend on the seed alone.
 
     Args:
-        config: what it is for.
+        config: the configuration.
         sizes: the task's `sizes`.
     """
     torch.manual_seed(config.seed)

@@ -1,4 +1,4 @@
-"""What the products of training are computed in, which is up to the processor too."""
+"""The precision of the products of training, which depends on the processor, too."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import nn
 from elman_training.config import Precision
 
 
-def precision_here(wanted: Precision) -> Precision:
-    """The wanted one, or float32 where this processor cannot compute all products in the wanted one."""
-    return wanted if wanted == "float32" or _computes_bfloat16() else "float32"
+def supported_precision(requested: Precision) -> Precision:
+    """The requested precision, or float32 if this processor cannot compute all products in it."""
+    return requested if requested == "float32" or _computes_bfloat16() else "float32"
 
 
-def products_in(precision: Precision) -> AbstractContextManager[object]:
-    """Within it, a network computes its products so."""
+def autocast(precision: Precision) -> AbstractContextManager[object]:
+    """A context in which networks compute their products in a precision."""
     return torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 @cache
 def _computes_bfloat16() -> bool:
-    """Whether torch runs an LSTM in bfloat16 here: without AVX-512 oneDNN has none, and torch tells only by failing."""
+    # Without AVX-512, oneDNN has no LSTM in bfloat16, and torch reports that only by failing.
     try:
         with torch.autocast("cpu", torch.bfloat16):
             nn.LSTM(8, 8, batch_first=True)(torch.zeros(1, 1, 8))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elman_training.config import DIGITS, STORIES
-from elman_training.corpus import STDLIB
+from elman_training.corpus_files import STDLIB
 
 # The preset of a task where none is named.
 DEFAULT_PRESETS: Mapping[str, str] = {

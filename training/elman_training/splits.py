@@ -1,4 +1,4 @@
-"""Examples parted by chance, the same share of every class."""
+"""Stratified random splits: the same share of every class in each part."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ _Example = TypeVar("_Example")
 def split_by_class(
     examples: Sequence[_Example], label_of: Callable[[_Example], str], share: float, seed: int
 ) -> tuple[list[_Example], list[_Example]]:
-    """Part examples in two, the same share of every class (stratified); each class that has two examples or more is in
-    both.
+    """Split examples in two; each class that has two examples or more is in both parts.
 
     Args:
-        examples: what to part.
-        label_of: the class of one.
-        share: how much of each class is in the second part.
-        seed: which.
+        examples: the examples to split.
+        label_of: returns the class of an example.
+        share: the share of each class in the second part.
+        seed: determines which examples these are.
 
     Raises:
-        TrainingError: nothing would be in the second part.
+        TrainingError: the second part would be empty.
     """
     by_class: dict[str, list[_Example]] = defaultdict(list)
     for example in examples:
@@ -39,11 +38,11 @@ def split_by_class(
         second.extend(order[:count])
         first.extend(order[count:])
     if not second:
-        raise TrainingError("every class has only one example: nothing can be held out for validation")
+        raise TrainingError("got one example of every class; validation needs a class with two or more")
     return first, second
 
 
 def shuffled(members: Sequence[_Example], seed: int, name: str) -> list[_Example]:
-    """In an order that depends on the seed and the name."""
+    """The members in a random order that depends on the seed and the name alone."""
     order = np.random.default_rng([seed, *name.encode()]).permutation(len(members))
     return [members[index] for index in order]

@@ -1,4 +1,4 @@
-"""What the trainer asks of whatever is to be learnt, and what it is told."""
+"""The interface between the trainer and the tasks: what a batch is, what the loss is, what is measured."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from elman_bundle import InputVocabulary
-from elman_training.cells import State
-from elman_training.lanes import Ids
+from elman_training.cells.cell import State
+
+IGNORED = -100  # A target that is not counted; torch's cross-entropy leaves it out.
+
+Ids = NDArray[np.int64]
+# Shows progress: a description, and the share done from 0 to 1.
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the held-out part says.
+    """Measurements on the held-out part.
 
     Attributes:
-        nats: mean negative log-likelihood of what was to be predicted.
-        accuracy: the share predicted right; None where what is predicted is no class.
-        majority: the share that always guessing the commonest class gets right; likewise.
-        criterion: what tells which weights are kept, the less the better; None: the nats.
+        nats: mean negative log-likelihood of the targets.
+        accuracy: the share of targets predicted correctly; None if the targets are no classes.
+        majority: the accuracy of always predicting the most frequent class; None if the targets are no classes.
+        criterion: what selects the weights that are kept, lower is better; None for the nats.
     """
 
     nats: float
@@ -41,7 +47,7 @@ class Validation:
         return self.nats / math.log(2)
 
     def as_metrics(self, part: str = "validation") -> dict[str, float]:
-        """By name, each of which begins with that of the part that was measured."""
+        """The measurements by name, prefixed with the part of the corpus that was measured."""
         metrics = {
             f"{part}_nats": self.nats,
             f"{part}_bits": self.bits,
@@ -52,14 +58,15 @@ class Validation:
 
 
 class Task(ABC):
-    """What the trainer asks of a task. It is a pure function of the step number: it keeps no position of its own, so
-    that training can stop and resume.
+    """A training objective with its data.
+
+    A batch is a pure function of the step number. A task keeps no position of its own, so training can stop and resume.
 
     Attributes:
-        vocabularies: of what is read and written, by what their files' names in the run's folder begin with; the
-            configuration's `vocabularies` says how to read them again.
-        labels: the classes, or None where there are none.
-        features: what the numbers are called that are read, or None where none are.
+        vocabularies: the vocabularies that are read and written, by the prefix of their files' names in the run's
+            folder. `vocabularies` of the configuration says how to read them again.
+        labels: the classes; None if there are none.
+        features: the names of the numeric inputs; None if there are none.
         unit: what `nats` is counted per, for people.
     """
 
@@ -70,18 +77,20 @@ class Task(ABC):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a network's shape depends on beside the configuration: the size of each vocabulary by its name, and the
-        number of "labels" and of "features" where there are some."""
+        """The sizes that, with the configuration, determine a network's shape.
+
+        They are the size of each vocabulary by its prefix, and the numbers of "labels" and "features" if there are any.
+        """
         sizes = {name: vocabulary.size for name, vocabulary in self.vocabularies.items()}
         listed = {"labels": self.labels, "features": self.features}
         return sizes | {name: len(entries) for name, entries in listed.items() if entries is not None}
 
-    def prepare(self, network: Any) -> None:  # noqa: B027 - most have nothing to tell
-        """Tell an untrained network what it must know of the training data, such as the scale of its inputs."""
+    def prepare(self, network: Any) -> None:  # noqa: B027 - most tasks have nothing to set
+        """Set what an untrained network must know of the training data, such as the scale of its inputs."""
 
     @abstractmethod
     def data(self) -> Iterable[NDArray[Any]]:
-        """What is trained on, to tell whether a corpus has changed."""
+        """The training data, to detect that a corpus has changed."""
 
     def fingerprint(self) -> str:
         """A hash of the vocabularies, the labels and the training data."""
@@ -94,49 +103,66 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, network: Any, step: int, carried: State) -> tuple[Tensor, dict[str, Tensor], int]:
-        """The loss of batch `step` in nats, the state to carry to the next one, and the number of steps it read."""
+        """Compute the loss of one batch.
+
+        Args:
+            network: the network being trained.
+            step: the number of the batch.
+            carried: the state that the previous batch returned; empty at the first one.
+
+        Returns:
+            The loss in nats, the state to carry to the next batch, and the number of tokens or rows that were read.
+        """
 
     @abstractmethod
-    def validate(self, network: Any, *, lanes: int) -> Validation:
+    def validate(self, network: Any, *, rows: int) -> Validation:
         """Measure the held-out part.
 
         Args:
-            network: what to measure.
-            lanes: into how many rows a text is cut for it; 1 is exact and slow, more is faster and a little
-                pessimistic, because every row starts cold.
+            network: the network to measure.
+            rows: the number of rows that a long text is cut into. 1 is exact and slow; more are faster and slightly
+                pessimistic, because every row starts from the initial state.
         """
 
-    def test(self, network: Any, progress: Callable[[str, float], None]) -> dict[str, float]:
-        """What is measured once, of the kept weights, in the end: the figures that the field reports.
+    def test(self, network: Any, progress: Progress) -> dict[str, float]:
+        """Measure the kept weights once, at the end: the figures that the field reports.
 
         Args:
-            network: what to measure.
-            progress: told what is being measured, and the share that is done.
+            network: the network to measure.
+            progress: called with a description and the share done.
         """
         return {}
 
 
 class Tally:
-    """Sums up predictions over batches."""
+    """Sums of predictions over batches."""
 
     def __init__(self) -> None:
         self._nats = 0.0
-        self._right = 0
+        self._correct = 0
         self._counts: Counter[int] = Counter()
 
-    def add(self, logits: Tensor, wanted: Tensor) -> None:
-        """Count predictions: [N, C] against [N]."""
-        self._nats += float(functional.cross_entropy(logits.float(), wanted, reduction="sum"))
-        self._right += int((logits.argmax(1) == wanted).sum())
-        self._counts.update(dict(enumerate(torch.bincount(wanted).tolist())))
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Count predictions: logits [N, C] and targets [N]."""
+        self._nats += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
+        self._correct += int((logits.argmax(1) == targets).sum())
+        self._counts.update(dict(enumerate(torch.bincount(targets).tolist())))
 
     def validation(self) -> Validation:
         total = self._counts.total()
-        return Validation(self._nats / total, self._right / total, max(self._counts.values()) / total)
+        return Validation(self._nats / total, self._correct / total, max(self._counts.values()) / total)
 
 
 def pad(sequences: Sequence[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one [B, T] with `fill` behind the shorter ones, and their lengths [B]."""
+    """Stack sequences of different lengths.
+
+    Args:
+        sequences: int64 [T] each.
+        fill: the value after the end of the shorter ones.
+
+    Returns:
+        The sequences, [B, T], and their lengths, [B].
+    """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = torch.full((len(sequences), int(lengths.max())), fill)
     for row, sequence in enumerate(sequences):

@@ -37,7 +37,7 @@ def embeddings(
 
     A network that reads from one vocabulary and writes from another has a table and a picture for both.
     """
-    from elman_training.embeddings import draw_embeddings, load_embeddings
+    from elman_training.token_embeddings import draw_embeddings, load_embeddings
 
     tables = load_embeddings(run)
     for text in token or ():

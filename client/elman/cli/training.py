@@ -149,7 +149,7 @@ def _set_corpus(values: dict[str, Any], corpus: str | None, preset: str) -> bool
         typer.BadParameter: the preset needs another corpus.
     """
     from elman_training.config import DIGITS, STORIES
-    from elman_training.corpus import STDLIB
+    from elman_training.corpus_files import STDLIB
 
     own = values.get("corpus")
     if corpus in (None, STDLIB, DIGITS, STORIES):

@@ -1,0 +1,1 @@
+"""Encoder-decoders: a target sequence for a source sequence, as in translation, pronunciation or answering."""

@@ -1,0 +1,1 @@
+"""Language models: the next token of a text, learned by truncated back-propagation through time."""
