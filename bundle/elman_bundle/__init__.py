@@ -1,30 +1,22 @@
-"""The bundle: the only contract between export and server. No torch and no onnxruntime here."""
+"""The bundle, the only contract between export and server. Nothing here needs torch or onnxruntime."""
 
-from elman_bundle.errors import BundleError, EncodingError
-from elman_bundle.kinds import InputVocabulary, read_vocabulary, write_vocabulary
-from elman_bundle.storage import MANIFEST, Bundle, load_bundle, write_bundle
-from elman_bundle.subwords import SubwordVocabulary
-from elman_bundle.symbols import SymbolVocabulary
-from elman_bundle.vocabulary import (
-    BEGIN,
-    END,
-    INNER,
-    ByteVocabulary,
-    CharacterVocabulary,
-    LabelVocabulary,
-    TextDecoder,
-    TextVocabulary,
-    Vocabulary,
-    read_tokens,
-    write_tokens,
-)
-from elman_bundle.words import WordVocabulary
+from elman_bundle.bundle_errors import BundleError, EncodingError
+from elman_bundle.bundle_folder import MANIFEST, Bundle, load_bundle, write_bundle
+from elman_bundle.byte_vocabulary import ByteVocabulary
+from elman_bundle.character_vocabulary import CharacterVocabulary
+from elman_bundle.label_vocabulary import LabelVocabulary, Vocabulary
+from elman_bundle.subword_vocabulary import SubwordVocabulary
+from elman_bundle.symbol_vocabulary import SymbolVocabulary
+from elman_bundle.vocabulary import BEGIN, END, INNER, UNKNOWN, TextDecoder, TextVocabulary, TokenIds
+from elman_bundle.vocabulary_files import InputVocabulary, read_tokens, read_vocabulary, write_tokens, write_vocabulary
+from elman_bundle.word_vocabulary import WordVocabulary
 
 __all__ = [
     "BEGIN",
     "END",
     "INNER",
     "MANIFEST",
+    "UNKNOWN",
     "Bundle",
     "BundleError",
     "ByteVocabulary",
@@ -36,6 +28,7 @@ __all__ = [
     "SymbolVocabulary",
     "TextDecoder",
     "TextVocabulary",
+    "TokenIds",
     "Vocabulary",
     "WordVocabulary",
     "load_bundle",

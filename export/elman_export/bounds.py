@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from elman_export.contract import StepModule
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import state_input_name, state_output_name
 
 # Their results have a magnitude of 1 at most, whatever they read.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from elman_export.contract import EncoderModule, Source
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import (
     Arrays,
     Sources,

@@ -23,7 +23,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from elman_export.contract import EncoderModule, Input, Source, StepModule, Tensors, Token, Tree, Values
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.sums import CHILDREN, order_sums
 
 OPSET = 20

@@ -19,8 +19,8 @@ from elman_export.graph import as_arrays, constant_name, run_graph, state_input_
 from elman_training.cells.stack import at_last_step
 from elman_training.checkpoint import LAST, load_config, load_tensors
 from elman_training.encoder_decoder.network import EncoderDecoder
-from elman_training.errors import TrainingError
 from elman_training.families import make_task
+from elman_training.training_error import TrainingError
 
 # A text is read in this many rows side by side, and of examples no more than these: a matter of seconds, and enough
 # to tell thousandths of a nat apart between two graphs that read the same.

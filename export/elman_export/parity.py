@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_export.contract import Input, Source, StepModule, Tensors, Values
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import (
     Arrays,
     Example,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxscript import optimizer
 
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 
 _LARGEST = 127  # In the integers, of activations and weights: symmetric, so -128 is left out.
 _MIDDLE = 128

@@ -15,7 +15,7 @@ from onnx import helper
 from torch import Tensor
 
 from elman_export.contract import EncoderModule, Input, Source, StepModule, Values
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import (
     Arrays,
     as_arrays,

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from elman_bundle import load_bundle
 from elman_export.contract import Labels, NextToken, Output
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.held_out import HeldOut
 from elman_export.networks import NetworkStep, as_module
 from elman_export.writer import export_bundle
 from elman_training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from elman_training.config import TrainingConfig
 from elman_training.encoder_decoder.network import EncoderDecoder
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 _DESCRIPTIONS = {
     "lm": "Continues text, one token a step.",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from elman_export.contract import Input, Labels, NextToken, Output, Source, StepModule, Tensors, Token, Tree, Values
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import (
     Arrays,
     Example,

@@ -27,7 +27,7 @@ from elman_export.contract import (
     Values,
 )
 from elman_export.encoder import LENGTHS, SOURCE, check_encoder, write_encoder
-from elman_export.errors import ExportError
+from elman_export.export_error import ExportError
 from elman_export.graph import (
     constant_name,
     make_example,

@@ -27,7 +27,7 @@ from elman_bundle import (
     WordVocabulary,
     load_bundle,
 )
-from elman_bundle.storage import write_bundle
+from elman_bundle.bundle_folder import write_bundle
 from elman_export import Labels, Token
 from elman_export.training_run import export_run
 from elman_protos import v1
@@ -232,7 +232,7 @@ def test_a_tokenizer_that_is_none_is_named(copy: Path, trained: Mapping[str, Bun
 
 
 _INCONSISTENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "unknown": (lambda text: text.update(unknown_token_id=0), "unknown_token_id is set, but to SUBWORDS nothing is"),
+    "unknown": (lambda text: text.update(unknown_token_id=0), "unknown_token_id is set, but with SUBWORDS nothing is"),
     "lower case": (lambda text: text.update(lower_case=True), "lower_case is for WORDS and SYMBOLS only"),
     "no file": (lambda text: text.pop("file"), "file is needed for every kind but BYTES"),
     "size": (lambda text: text.update(size=271), r"shape is \[272\], but 'text' has 271 entries"),

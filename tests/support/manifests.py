@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elman_bundle import MANIFEST, Bundle, load_bundle
-from elman_bundle.storage import write_bundle
+from elman_bundle.bundle_folder import write_bundle
 
 Change = Callable[[dict[str, Any]], object]
 

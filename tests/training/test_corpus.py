@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elman_training.errors import TrainingError
 from elman_training.labels.example_corpus import LabelledExample, read_labelled_examples
 from elman_training.labels.python_tokens import token_classes
 from elman_training.labels.tagged_text import read_labelled_text
@@ -19,6 +18,7 @@ from elman_training.language.contiguous_batches import ContiguousBatches, align_
 from elman_training.language.text_corpus import read_text
 from elman_training.splits import split_by_class
 from elman_training.task import IGNORED
+from elman_training.training_error import TrainingError
 
 
 def test_embedded_text_is_python_and_always_the_same() -> None:

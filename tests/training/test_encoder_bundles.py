@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elman_bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
-from elman_bundle.errors import EncodingError
+from elman_bundle.bundle_errors import EncodingError
 from elman_export import ExportError
 from elman_export.contract import Tensors
 from elman_protos import v1
@@ -61,7 +61,7 @@ _INCONSISTENT: dict[str, tuple[Change, str]] = {
     "no encoder": (lambda m: m.pop("encoder"), r"step.states\[state.hidden\].encoded is set, but there is no encoder"),
     "nothing given": (
         lambda m: (m["step"].pop("constants"), m["step"]["states"][0].pop("encoded")),
-        "encoder gives nothing",
+        "encoder returns nothing",
     ),
 }
 
@@ -241,7 +241,7 @@ def test_symbols_are_what_white_space_parts() -> None:
     with pytest.raises(EncodingError, match="the symbol 'c' is not in the model's vocabulary") as caught:
         SymbolVocabulary(["a", "b"]).encode("b  a c")
     assert caught.value.position == 5
-    with pytest.raises(ValueError, match="has no white space in it, but there is 'a b'"):
+    with pytest.raises(ValueError, match="got the token 'a b'; a token of a symbol vocabulary has no white"):
         SymbolVocabulary(["a b"])
     with pytest.raises(ValueError, match="the symbol 'a' is listed twice"):
         SymbolVocabulary(["a", "a"])

@@ -16,7 +16,7 @@ from llguidance import LLParserLimits
 from numpy.typing import NDArray
 
 from elman_bundle import ByteVocabulary, CharacterVocabulary
-from elman_bundle.subwords import SubwordVocabulary
+from elman_bundle.subword_vocabulary import SubwordVocabulary
 from elman_server.decoding import constraints, expressions
 from elman_server.decoding.constraints import (
     Constraint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elman_bundle.vocabulary import ByteVocabulary
+from elman_bundle import ByteVocabulary
 from elman_server.decoding.stopping import StopCheck, StopScanner
 
 texts = st.text("ab", max_size=40)

@@ -166,7 +166,7 @@ def test_files_of_others_serve_if_they_keep_text() -> None:
 _REFUSED: dict[str, tuple[Change, str]] = {
     "another model": (
         lambda s: s["model"].update(type="WordPiece"),
-        "its model is WordPiece; needed is byte-level BPE",
+        "its model is WordPiece; subwords need byte-level BPE",
     ),
     "dropout": (lambda s: s["model"].update(dropout=0.1), "its model has the dropout 0.1"),
     "prefix": (lambda s: s["model"].update(continuing_subword_prefix="##"), "continuing_subword_prefix '##'"),
@@ -175,15 +175,15 @@ _REFUSED: dict[str, tuple[Change, str]] = {
     "bytes twice": (sequence(_BYTE_LEVEL, _BYTE_LEVEL), "has the part ByteLevel more than once"),
     "special text": (
         lambda s: add(s, content="the", id=s["model"]["vocab"]["the"], special=True),
-        "it changes text: of 'the' it makes ''",
+        "it changes text: 'the' becomes ''",
     ),
     "special word": (
         lambda s: add(s, content="\u0120quick", id=s["model"]["vocab"]["\u0120quick"], special=True),
-        "it changes text: of ' quick' it makes ''",
+        "it changes text: ' quick' becomes ''",
     ),
     "added word": (
         lambda s: add(s, content="\u0120quick", id=s["model"]["vocab"]["\u0120quick"]),
-        "it changes text: of ' quick' it makes '\u0120quick'",
+        "it changes text: ' quick' becomes '\u0120quick'",
     ),
     "a space": (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "which puts a space before text"),
     "the usual space": (lambda s: s["pre_tokenizer"].pop("add_prefix_space"), "which puts a space before text"),
@@ -192,7 +192,7 @@ _REFUSED: dict[str, tuple[Change, str]] = {
     "spelling": (lambda s: s["model"]["vocab"].update({"語": trained().size}), "its token '語' holds '語'"),
     "gap": (lambda s: s["model"]["vocab"].update({"zzz": 2000}), "but none of the id 310"),
     "byte": (lambda s: s["model"]["vocab"].update({"zzz": s["model"]["vocab"].pop("!")}), "no token for the byte 33"),
-    "added": (lambda s: add(s, lstrip=True), "its added token '<end>' takes away the space beside it"),
+    "added": (lambda s: add(s, lstrip=True), "its added token '<end>' removes the space next to it"),
     "no merge": (lambda s: s["model"].update(merges=[["q", "nowhere"]]), "the package tokenizers cannot read it"),
     "no file": (lambda s: s.clear(), "it is no file of the package tokenizers"),
 }

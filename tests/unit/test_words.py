@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elman_bundle import EncodingError, WordVocabulary
-from elman_bundle.words import _pieces
+from elman_bundle.word_vocabulary import _pieces
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         TreeConfig,
         parse_config,
     )
-    from elman_training.errors import TrainingError
     from elman_training.presets import PRESETS
     from elman_training.trainer import Result, resume, train
+    from elman_training.training_error import TrainingError
 
 _MODULES = {
     "PRESETS": "elman_training.presets",
@@ -27,7 +27,7 @@ _MODULES = {
     "Result": "elman_training.trainer",
     "TextConfig": "elman_training.config",
     "TrainingConfig": "elman_training.config",
-    "TrainingError": "elman_training.errors",
+    "TrainingError": "elman_training.training_error",
     "TranslationConfig": "elman_training.config",
     "TreeConfig": "elman_training.config",
     "parse_config": "elman_training.config",

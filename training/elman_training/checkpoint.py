@@ -25,13 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from elman_bundle import InputVocabulary, LabelVocabulary, read_tokens, write_tokens, write_vocabulary
-from elman_bundle.kinds import read_vocabulary
+from elman_bundle import InputVocabulary, LabelVocabulary, read_tokens, read_vocabulary, write_tokens, write_vocabulary
 from elman_training.atomic_files import replace_file
 from elman_training.config import TrainingConfig, parse_config
-from elman_training.errors import TrainingError
 from elman_training.families import make_network
 from elman_training.task import Task
+from elman_training.training_error import TrainingError
 
 CONFIG = "config.json"
 LABELS = "labels.json"

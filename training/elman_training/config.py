@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
-from elman_bundle.kinds import InputKind, VocabularySpec, vocabulary_spec
+from elman_bundle.vocabulary_files import InputKind, VocabularySpec, vocabulary_spec
 from elman_training.cells import CellName
 from elman_training.corpus_files import STDLIB
 from elman_training.trees import TreeCellName

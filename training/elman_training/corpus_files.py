@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 STDLIB = "stdlib"  # the embedded corpus: the source of the running interpreter's standard library
 

@@ -12,7 +12,7 @@ from elman_bundle import (
     SymbolVocabulary,
     WordVocabulary,
 )
-from elman_bundle.kinds import InputKind
+from elman_bundle.vocabulary_files import InputKind
 from elman_training.config import TextConfig
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 _Example = TypeVar("_Example")
 

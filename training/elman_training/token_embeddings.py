@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elman_bundle import BEGIN, END, INNER, EncodingError, InputVocabulary
 from elman_training.checkpoint import load_best, load_config, load_vocabularies
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

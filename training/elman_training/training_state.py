@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from elman_training.cells.stack import detached
 from elman_training.checkpoint import BEST, LAST, load_tensors, save_tensors
 from elman_training.config import TrainingConfig
-from elman_training.errors import TrainingError
 from elman_training.families import make_network
 from elman_training.optimization import advance_schedule, make_average, make_optimizer, make_schedule
 from elman_training.precision import autocast, supported_precision
 from elman_training.task import Task
+from elman_training.training_error import TrainingError
 
 _SEEDS_PER_RUN = 1_000_003  # more than the steps of a run
 

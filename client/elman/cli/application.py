@@ -105,9 +105,9 @@ def _flush() -> None:
 def _other_errors() -> tuple[type[Exception], ...]:
     """The errors of the parts that this run has loaded: a client never loads torch to learn their names."""
     homes = {
-        "elman_training.errors": "TrainingError",
-        "elman_export.errors": "ExportError",
-        "elman_bundle.errors": "BundleError",
+        "elman_training.training_error": "TrainingError",
+        "elman_export.export_error": "ExportError",
+        "elman_bundle.bundle_errors": "BundleError",
         "elman_server.errors": "StartError",
     }
     return tuple(getattr(sys.modules[home], name) for home, name in homes.items() if home in sys.modules)

@@ -17,7 +17,7 @@ from typing import Literal
 from elman_training.config import STORIES
 from elman_training.corpus_files import existing, read_utf8
 from elman_training.encoder_decoder.stories import make_stories
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 TEST_SHARE = 0.1  # of a corpus without a test part
 

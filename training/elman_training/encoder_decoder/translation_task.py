@@ -23,9 +23,9 @@ from elman_training.encoder_decoder.output_metrics import accuracy_by_facts, out
 from elman_training.encoder_decoder.pair_batches import PairBatch
 from elman_training.encoder_decoder.pair_corpus import Pair, PairCorpus
 from elman_training.encoder_decoder.scheduled_sampling import sample_inputs
-from elman_training.errors import TrainingError
 from elman_training.length_buckets import make_buckets
 from elman_training.task import IGNORED, Ids, Progress, Tally, Task, Validation, pad
+from elman_training.training_error import TrainingError
 
 BEAMS = 5
 _VALIDATION_ROWS = 128

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_training.config import DIGITS
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LARGEST = float(np.finfo(np.float32).max)

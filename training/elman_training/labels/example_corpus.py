@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elman_training.corpus_files import STDLIB, existing, read_utf8
-from elman_training.errors import TrainingError
 from elman_training.language.text_corpus import stdlib_sources
+from elman_training.training_error import TrainingError
 
 _SNIPPET_LINES = 6
 _SNIPPETS_PER_PACKAGE = 600

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elman_training.config import TextConfig
-from elman_training.errors import TrainingError
 from elman_training.labels.example_corpus import LabelledExample, read_labelled_examples
 from elman_training.splits import split_by_class
+from elman_training.training_error import TrainingError
 from elman_training.trees.treebank import LabelledTree, read_treebank
 
 _PARTS = ("train.txt", "dev.txt", "test.txt")

@@ -9,9 +9,9 @@ from pathlib import Path
 from tokenize import TokenError
 
 from elman_training.corpus_files import STDLIB, existing, read_utf8
-from elman_training.errors import TrainingError
 from elman_training.labels.python_tokens import token_classes
 from elman_training.language.text_corpus import stdlib_sources
+from elman_training.training_error import TrainingError
 
 _DOCUMENT_LENGTH = 1000  # characters, the fewest of a document cut from a source
 

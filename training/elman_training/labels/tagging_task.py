@@ -8,11 +8,11 @@ import numpy as np
 
 from elman_training.config import TextConfig
 from elman_training.corpus_vocabularies import text_vocabulary
-from elman_training.errors import TrainingError
 from elman_training.labels.tagged_text import LabelledText
 from elman_training.language.contiguous_batches import align_documents
 from elman_training.language.language_task import SequenceModel, TokenTask
 from elman_training.task import IGNORED, Ids, Tally, Validation, pad
+from elman_training.training_error import TrainingError
 
 _VALIDATION_ROWS = 32
 

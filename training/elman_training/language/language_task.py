@@ -14,10 +14,10 @@ from elman_training.cells.cell import State
 from elman_training.cells.stack import detached
 from elman_training.config import TextConfig
 from elman_training.corpus_vocabularies import text_vocabulary
-from elman_training.errors import TrainingError
 from elman_training.language.contiguous_batches import ContiguousBatches
 from elman_training.language.recurrent_network import RecurrentNetwork
 from elman_training.task import Ids, Tally, Task, Validation
+from elman_training.training_error import TrainingError
 
 _UNITS = {"characters": "character", "bytes": "byte", "words": "word", "subwords": "subword", "symbols": "symbol"}
 _VALIDATION_STEPS = 1024  # of one call of the network

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 from elman_training.corpus_files import STDLIB, existing, read_utf8
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 _SKIPPED_FOLDERS = {
     "__pycache__",

@@ -14,8 +14,8 @@ from torch.nn import functional
 from elman_bundle import INNER, SymbolVocabulary
 from elman_training.cells.cell import State
 from elman_training.config import TreeConfig
-from elman_training.errors import TrainingError
 from elman_training.task import Progress, Tally, Task, Validation
+from elman_training.training_error import TrainingError
 from elman_training.trees import tree_cell_class
 from elman_training.trees.tree_batches import EncodedTree, TreeBatch, encode_tree, make_batch
 from elman_training.trees.treebank import LabelledTree, Treebank

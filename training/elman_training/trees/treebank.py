@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elman_training.corpus_files import read_utf8
-from elman_training.errors import TrainingError
+from elman_training.training_error import TrainingError
 
 # Spaces and tabs separate pieces; a no-break space may be part of a word.
 _PIECE = re.compile(r"[()]|[^() \t]+")

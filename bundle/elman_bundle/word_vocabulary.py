@@ -1,4 +1,4 @@
-"""Words: text cut into pieces that are the text again when they are joined.
+"""Words: text cut into pieces that give the text again when they are joined.
 
 A piece is a run of letters, one digit, or a run of one other character, each with a single space before it if there is
 one, or a run of white space: "x = __f__(12)\\n    y" is cut into `x`, ` =`, ` __`, `f`, `__`, `(`, `1`, `2`, `)`,
@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from elman_bundle.errors import EncodingError
+from elman_bundle.bundle_errors import EncodingError
 from elman_bundle.vocabulary import (
     UNKNOWN,
     JoiningDecoder,
@@ -22,23 +22,26 @@ from elman_bundle.vocabulary import (
     TokenIds,
     check_distinct,
     check_unknown_id,
-    in_utf8,
+    utf8_or_none,
 )
 
 _LONGEST = 32
-# What \w has beside digits and the underscore are letters, as str.isalpha has them, and numbers such as ½.
+# Without digits and the underscore, \w is letters, as in str.isalpha, and numbers such as ½.
 _PIECE = re.compile(rf" ?(?:[^\W\d_]{{1,{_LONGEST - 1}}}|\d|([^\w\s]|_)\1{{0,{_LONGEST - 2}}})|\s{{1,{_LONGEST}}}")
 
 
 class WordVocabulary:
-    """One piece of text a token: most of them are words, with the space before them.
+    """One piece of text a token; most pieces are words with the space before them.
 
     Args:
         tokens: the pieces in the order of their ids.
-        unknown_id: the id that stands for every piece that is not listed. Its own text is what it is decoded to, U+FFFD
-            in vocabularies made by `from_texts`; where that text is a piece itself, the piece is read as unknown.
-        lower_case: whether text is put into lower case before it is looked up. What is generated is then in lower
-            case too.
+        unknown_id: the id that stands for every piece that is not listed. It decodes to its own text, U+FFFD in
+            vocabularies made by `from_texts`; if that text is a piece, it is read as unknown, too.
+        lower_case: whether text is converted to lower case before it is encoded. Generated text is then in lower case,
+            too.
+
+    Raises:
+        ValueError: a token is not a piece or is listed twice, or the unknown id is not that of a token.
     """
 
     characters_per_token = _LONGEST
@@ -49,9 +52,9 @@ class WordVocabulary:
         for token, piece in enumerate(tokens):
             if token != unknown_id and _PIECE.fullmatch(piece) is None:
                 raise ValueError(
-                    f"a token of a word vocabulary is one word or a run of one other character, of {_LONGEST - 1} "
-                    "characters or fewer, or one digit, each with one space before it or none, or white space, of at "
-                    f"most {_LONGEST} characters, but there is {piece!r}"
+                    f"got the token {piece!r}; a token of a word vocabulary is one word or a run of one other "
+                    f"character, of at most {_LONGEST - 1} characters, or one digit, each with or without one space "
+                    f"before it, or white space of at most {_LONGEST} characters"
                 )
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
@@ -62,13 +65,13 @@ class WordVocabulary:
     def from_texts(
         cls, texts: Iterable[str], size: int, *, minimum_count: int = 1, lower_case: bool = False
     ) -> WordVocabulary:
-        """The commonest pieces of some texts, the commonest first, after the unknown token with id 0.
+        """Make a vocabulary of the most frequent pieces, sorted by frequency, after the unknown token with id 0.
 
         Args:
-            texts: where to count; no piece goes from one into the next.
-            size: how many tokens there are at most, the unknown one among them.
-            minimum_count: how often a piece must occur.
-            lower_case: see the class.
+            texts: the texts to count in; no piece spans two of them.
+            size: the largest number of tokens, with the unknown one.
+            minimum_count: the smallest number of occurrences of a piece.
+            lower_case: as for the class.
         """
         counts = Counter(piece for text in texts for piece in _pieces(text, lower_case))
         known = [piece for piece, count in counts.items() if count >= minimum_count and UNKNOWN not in piece]
@@ -82,10 +85,10 @@ class WordVocabulary:
     def encode(self, text: str) -> TokenIds:
         ids = [self._ids.get(piece, self.unknown_id) for piece in _pieces(text, self.lower_case)]
         if self.unknown_id is None and None in ids:
-            raise self._complaint(text, ids.index(None))
+            raise self._encoding_error(text, ids.index(None))
         return np.array(ids, dtype=np.int64)
 
-    def _complaint(self, text: str, index: int) -> EncodingError:
+    def _encoding_error(self, text: str, index: int) -> EncodingError:
         found = next(islice(_PIECE.finditer(text), index, None))
         word = found.group().lstrip() or found.group()
         return EncodingError(f"the word {word!r} is not in the model's vocabulary", found.end() - len(word))
@@ -94,7 +97,7 @@ class WordVocabulary:
         return JoiningDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else in_utf8(piece) for token, piece in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else utf8_or_none(piece) for token, piece in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]
@@ -102,6 +105,6 @@ class WordVocabulary:
 
 def _pieces(text: str, lower_case: bool) -> Iterator[str]:
     if lower_case:
-        # The one character that would become two, so that positions in the text stay what they are.
+        # The only character whose lower case has two characters; replaced so that positions in the text stay the same.
         text = text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
     return (found.group() for found in _PIECE.finditer(text))

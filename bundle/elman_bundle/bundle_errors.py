@@ -1,15 +1,15 @@
-"""The one error that a bundle can cause, and the one that text can cause."""
+"""The errors that a bundle and a text can cause."""
 
 
 class BundleError(Exception):
-    """A bundle cannot be used. The message names the bundle, the field or file, and what would be right."""
+    """A bundle cannot be used. The message names the bundle, the field or file, and the rule."""
 
 
 class EncodingError(ValueError):
     """A text holds a character that the vocabulary cannot express.
 
     Attributes:
-        position: the character's index in the text.
+        position: the index of the character in the text.
     """
 
     def __init__(self, message: str, position: int) -> None:

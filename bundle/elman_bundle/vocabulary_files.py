@@ -1,28 +1,28 @@
-"""Which vocabulary is of which kind, and the file that each has."""
+"""The kinds of vocabularies, and the file of each. A new kind is registered here."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from elman_bundle.subwords import SubwordVocabulary
-from elman_bundle.symbols import SymbolVocabulary
-from elman_bundle.vocabulary import (
-    ByteVocabulary,
-    CharacterVocabulary,
-    LabelVocabulary,
-    read_tokens,
-    write_tokens,
-)
-from elman_bundle.words import WordVocabulary
+from elman_bundle.bundle_errors import BundleError
+from elman_bundle.byte_vocabulary import ByteVocabulary
+from elman_bundle.character_vocabulary import CharacterVocabulary
+from elman_bundle.label_vocabulary import LabelVocabulary
+from elman_bundle.subword_vocabulary import SubwordVocabulary
+from elman_bundle.symbol_vocabulary import SymbolVocabulary
+from elman_bundle.word_vocabulary import WordVocabulary
 from elman_protos import v1
 
-# What a model may read.
+# The vocabularies that a model's input may have.
 InputVocabulary = CharacterVocabulary | ByteVocabulary | WordVocabulary | SubwordVocabulary | SymbolVocabulary
-# What a manifest says of one.
+# The entry of a vocabulary in a manifest.
 VocabularySpec = v1.VocabularySpec
 InputKind = Literal["characters", "bytes", "words", "subwords", "symbols"]
 
+# The kinds whose file is a list of tokens.
 _LISTED = {
     "characters": v1.VOCABULARY_KIND_CHARACTERS,
     "words": v1.VOCABULARY_KIND_WORDS,
@@ -37,12 +37,12 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary, prefix: str = ""
     """Write the file of a vocabulary, if its kind has one.
 
     Args:
-        folder: where to.
-        vocabulary: what to write.
-        prefix: what its file's name begins with, where a folder holds several.
+        folder: the folder to write to.
+        vocabulary: the vocabulary.
+        prefix: the prefix of the file's name, for a folder with several vocabularies.
 
     Returns:
-        What the manifest says of it, but for its name.
+        Its entry for the manifest, without a name.
     """
     spec = v1.VocabularySpec(size=vocabulary.size, unknown_token_id=vocabulary.unknown_id)
     if isinstance(vocabulary, ByteVocabulary):
@@ -61,12 +61,12 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary, prefix: str = ""
 
 
 def vocabulary_spec(kind: InputKind, *, lower_case: bool = False, prefix: str = "") -> v1.VocabularySpec:
-    """What `write_vocabulary` says of a vocabulary that was made from a corpus, but for its size.
+    """The entry that `write_vocabulary` returns for a vocabulary made from a corpus, without its size.
 
     Args:
-        kind: of its tokens.
-        lower_case: of words and symbols: whether text is put into lower case first.
-        prefix: what its file's name begins with.
+        kind: the kind of its tokens.
+        lower_case: for words and symbols, whether text is converted to lower case.
+        prefix: the prefix of the file's name.
     """
     if kind == "bytes":
         return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_BYTES)
@@ -76,7 +76,7 @@ def vocabulary_spec(kind: InputKind, *, lower_case: bool = False, prefix: str = 
 
 
 def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | LabelVocabulary:
-    """Read what a manifest says of a vocabulary.
+    """Read the vocabulary of a manifest's entry.
 
     Raises:
         BundleError: its file cannot be read. The message names it.
@@ -95,3 +95,23 @@ def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | 
     if spec.kind == v1.VOCABULARY_KIND_SYMBOLS:
         return SymbolVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
     return CharacterVocabulary(tokens, unknown_id)
+
+
+def write_tokens(path: Path, tokens: Sequence[str]) -> None:
+    """Write tokens in the order of their ids as JSON: {"tokens": [...]}."""
+    path.write_text(json.dumps({"tokens": list(tokens)}, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Read the tokens of `write_tokens`.
+
+    Raises:
+        BundleError: the file is not such a JSON object.
+    """
+    try:
+        tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(f'{path}: expected a JSON object {{"tokens": [...]}}: {error}') from error
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise BundleError(f"{path}: 'tokens' must be a list of strings")
+    return tokens

@@ -1,8 +1,8 @@
 """The bundle on disk: a folder with manifest.json (an `elman.v1.ModelSpec`), the ONNX graph and the vocabularies.
 
-`write_bundle` makes one from the files of a folder, `load_bundle` reads one back and trusts nothing in it: what a
-Bundle object holds is whole and consistent. The digest of a bundle is the SHA-256 of its manifest, which lists the
-SHA-256 of every other file.
+`write_bundle` completes a folder that holds the files, and `load_bundle` reads a bundle and checks everything in it, so
+a Bundle object is always complete and consistent. The digest of a bundle is the SHA-256 of its manifest, which lists
+the SHA-256 of every other file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from google.protobuf import json_format
 
-from elman_bundle.errors import BundleError
-from elman_bundle.kinds import read_vocabulary
-from elman_bundle.validation import validate_spec
-from elman_bundle.vocabulary import LabelVocabulary, TextVocabulary, Vocabulary
+from elman_bundle.bundle_errors import BundleError
+from elman_bundle.label_vocabulary import LabelVocabulary, Vocabulary
+from elman_bundle.manifest_validation import validate_spec
+from elman_bundle.vocabulary import TextVocabulary
+from elman_bundle.vocabulary_files import read_vocabulary
 from elman_protos import v1
 
 MANIFEST = "manifest.json"
@@ -25,13 +26,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that has been read and found good.
+    """A bundle that has been read and checked.
 
     Attributes:
-        path: its folder.
-        spec: its manifest.
-        digest: "sha256:" and 64 hexadecimal digits, over the whole of it.
-        vocabularies: by name.
+        path: the folder.
+        spec: the manifest.
+        digest: "sha256:" and 64 hexadecimal digits, over the complete bundle.
+        vocabularies: the vocabularies by name.
     """
 
     path: Path
@@ -49,38 +50,38 @@ class Bundle:
 
     @property
     def encoder_path(self) -> Path | None:
-        """The graph that reads sources, if the model has one."""
+        """The graph of the encoder; None if the model has none."""
         return self.path / self.spec.encoder.file if self.spec.HasField("encoder") else None
 
     def vocabulary_spec(self, name: str) -> v1.VocabularySpec:
-        """What the manifest says of the vocabulary `name`."""
+        """The manifest's entry of the vocabulary `name`."""
         return next(spec for spec in self.spec.vocabularies if spec.name == name)
 
     def text_vocabulary(self, name: str) -> TextVocabulary:
-        """The vocabulary `name`, which a token input or next-token output refers to."""
+        """The vocabulary `name` of a token input or next-token output."""
         vocabulary = self.vocabularies[name]
-        assert not isinstance(vocabulary, LabelVocabulary)  # validate_spec has refused it
+        assert not isinstance(vocabulary, LabelVocabulary)  # validate_spec refuses it
         return vocabulary
 
     def labels(self, name: str) -> tuple[str, ...]:
-        """The labels of the vocabulary `name`, which a label output refers to."""
+        """The labels of the vocabulary `name` of a label output."""
         vocabulary = self.vocabularies[name]
-        assert isinstance(vocabulary, LabelVocabulary)  # validate_spec has refused anything else
+        assert isinstance(vocabulary, LabelVocabulary)  # validate_spec refuses anything else
         return vocabulary.tokens
 
 
 def write_bundle(folder: Path, spec: v1.ModelSpec) -> str:
-    """Complete a folder that holds a bundle's files: fill in their digests and write the manifest last.
+    """Write the manifest into a folder that holds the other files of a bundle.
 
     Args:
-        folder: holds the graph and every vocabulary and initial state that `spec` names.
-        spec: the manifest; its `files` are replaced.
+        folder: the folder with the graph and every vocabulary and initial state that `spec` names.
+        spec: the manifest; its `files` are replaced by the digests of the files.
 
     Returns:
         The bundle's digest.
 
     Raises:
-        BundleError: the manifest is inconsistent or a file it names is missing.
+        BundleError: the manifest is inconsistent, or a file that it names is missing.
     """
     sealed = v1.ModelSpec()
     sealed.CopyFrom(spec)
@@ -99,7 +100,7 @@ def load_bundle(folder: Path) -> Bundle:
     """Read and check a bundle.
 
     Raises:
-        BundleError: it is not there, or something in it is missing, damaged or inconsistent.
+        BundleError: the folder holds no bundle, or something in it is missing, damaged or inconsistent.
     """
     manifest = folder / MANIFEST
     try:
@@ -117,7 +118,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def referenced_files(spec: v1.ModelSpec) -> set[str]:
-    """The paths of all files that a manifest refers to."""
+    """The paths of all files that a manifest names."""
     files = {spec.step.file}
     if spec.HasField("encoder"):
         files.add(spec.encoder.file)

@@ -1,4 +1,4 @@
-"""Symbols: text whose pieces are parted by white space already, such as phonemes or tokenised words."""
+"""Symbols: text whose pieces are separated by white space already, such as phonemes or tokenized words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elman_bundle.errors import EncodingError
-from elman_bundle.vocabulary import UNKNOWN, TextDecoder, TokenIds, check_distinct, check_unknown_id, in_utf8
+from elman_bundle.bundle_errors import EncodingError
+from elman_bundle.vocabulary import UNKNOWN, TextDecoder, TokenIds, check_distinct, check_unknown_id, utf8_or_none
 
 
 class SymbolVocabulary:
@@ -17,19 +17,22 @@ class SymbolVocabulary:
 
     Args:
         tokens: the pieces in the order of their ids.
-        unknown_id: the id that stands for every piece that is not listed. Its own text is what it is decoded to, U+FFFD
-            in vocabularies made by `from_texts`, and is read as unknown itself.
-        lower_case: whether text is put into lower case before it is looked up.
+        unknown_id: the id that stands for every piece that is not listed. It decodes to its own text, U+FFFD in
+            vocabularies made by `from_texts`, and that text is read as unknown, too.
+        lower_case: whether text is converted to lower case before it is encoded.
+
+    Raises:
+        ValueError: a token holds white space or is listed twice, or the unknown id is not that of a token.
     """
 
-    characters_per_token = sys.maxsize  # white space may be of any length
+    characters_per_token = sys.maxsize  # White space may have any length.
 
     def __init__(self, tokens: Sequence[str], unknown_id: int | None = None, *, lower_case: bool = False) -> None:
         check_unknown_id(unknown_id, tokens)
         check_distinct(tokens, "symbol")
         for token in tokens:
             if token.split() != [token]:
-                raise ValueError(f"a token of a symbol vocabulary has no white space in it, but there is {token!r}")
+                raise ValueError(f"got the token {token!r}; a token of a symbol vocabulary has no white space in it")
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
         self.lower_case = lower_case
@@ -45,14 +48,14 @@ class SymbolVocabulary:
         lower_case: bool = False,
         reserved: Sequence[str] = (),
     ) -> SymbolVocabulary:
-        """The commonest symbols of some texts, the commonest first, after the unknown token with id 0.
+        """Make a vocabulary of the most frequent symbols, sorted by frequency, after the unknown token with id 0.
 
         Args:
-            texts: where to count.
-            size: how many tokens there are at most, the unknown and the reserved ones among them.
-            minimum_count: how often a symbol must occur.
-            lower_case: see the class.
-            reserved: tokens that get the ids from 1 on, whatever occurs.
+            texts: the texts to count in.
+            size: the largest number of tokens, with the unknown and the reserved ones.
+            minimum_count: the smallest number of occurrences of a symbol.
+            lower_case: as for the class.
+            reserved: tokens that have the ids from 1 on, whether they occur or not.
         """
         counts = Counter(symbol for text in texts for symbol in (text.lower() if lower_case else text).split())
         first = [UNKNOWN, *reserved]
@@ -68,10 +71,10 @@ class SymbolVocabulary:
         symbols = (text.lower() if self.lower_case else text).split()
         ids = [self._ids.get(symbol, self.unknown_id) for symbol in symbols]
         if self.unknown_id is None and None in ids:
-            position, place = 0, ids.index(None)
-            for symbol in text.split()[: place + 1]:
+            position, index = 0, ids.index(None)
+            for symbol in text.split()[: index + 1]:
                 position = text.index(symbol, position) + len(symbol)
-            symbol = text.split()[place]
+            symbol = text.split()[index]
             raise EncodingError(f"the symbol {symbol!r} is not in the model's vocabulary", position - len(symbol))
         return np.array(ids, dtype=np.int64)
 
@@ -79,7 +82,7 @@ class SymbolVocabulary:
         return _SpacingDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else in_utf8(symbol) for token, symbol in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else utf8_or_none(symbol) for token, symbol in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]
@@ -88,11 +91,11 @@ class SymbolVocabulary:
 class _SpacingDecoder:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
-        self._begun = False
+        self._started = False
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
         if not len(ids):
             return ""
         text = " ".join([self._tokens[token] for token in ids])
-        before, self._begun = " " if self._begun else "", True
+        before, self._started = " " if self._started else "", True
         return before + text

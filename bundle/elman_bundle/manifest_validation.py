@@ -1,4 +1,4 @@
-"""What makes a manifest consistent. Every error names the field by its path in manifest.json."""
+"""The consistency of manifests. Every error names the field by its path in manifest.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from elman_bundle.errors import BundleError
+from elman_bundle.bundle_errors import BundleError
 from elman_protos import v1
 from elman_protos.element_types import BY_DATA_TYPE, element_type
 
@@ -15,12 +15,16 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def validate_spec(spec: v1.ModelSpec, manifest: Path) -> None:
-    """Check what can be checked without the other files.
+    """Check everything in a manifest that can be checked without the other files of the bundle.
+
+    Args:
+        spec: the manifest.
+        manifest: its path, for errors.
 
     Raises:
-        BundleError: names `manifest`, the field, and what would be right.
+        BundleError: the manifest is inconsistent. The message names the file, the field and the rule.
     """
-    check = _Check(manifest)
+    check = _Checker(manifest)
     check.that(
         spec.manifest_version == MANIFEST_VERSION,
         "manifest_version",
@@ -39,16 +43,16 @@ def validate_spec(spec: v1.ModelSpec, manifest: Path) -> None:
     _check_tree(spec, check)
 
 
-class _Check:
+class _Checker:
     def __init__(self, manifest: Path) -> None:
         self.manifest = manifest
 
-    def that(self, holds: bool, field: str, complaint: str) -> None:
+    def that(self, holds: bool, field: str, message: str) -> None:
         if not holds:
-            raise BundleError(f"{self.manifest}: {field} {complaint}")
+            raise BundleError(f"{self.manifest}: {field} {message}")
 
 
-def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
+def _check_vocabularies(spec: v1.ModelSpec, check: _Checker) -> None:
     _check_unique([vocabulary.name for vocabulary in spec.vocabularies], "vocabularies", check)
     for vocabulary in spec.vocabularies:
         field = f"vocabularies[{vocabulary.name}]"
@@ -60,7 +64,7 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
         has_case = vocabulary.kind in (of_words, v1.VOCABULARY_KIND_SYMBOLS)
         check.that(has_case or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS and SYMBOLS only")
         knows_all = vocabulary.kind == of_subwords and vocabulary.HasField("unknown_token_id")
-        check.that(not knows_all, f"{field}.unknown_token_id", "is set, but to SUBWORDS nothing is unknown")
+        check.that(not knows_all, f"{field}.unknown_token_id", "is set, but with SUBWORDS nothing is unknown")
         for special in ("unknown_token_id", "begin_token_id", "end_token_id"):
             if vocabulary.HasField(special):
                 token = getattr(vocabulary, special)
@@ -68,7 +72,7 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Check) -> None:
                 check.that(inside, f"{field}.{special}", f"is {token}, outside 0 to {vocabulary.size - 1}")
 
 
-def _check_tensors(spec: v1.ModelSpec, check: _Check) -> None:
+def _check_tensors(spec: v1.ModelSpec, check: _Checker) -> None:
     step = spec.step
     _check_unique(
         [
@@ -95,12 +99,12 @@ def _check_tensors(spec: v1.ModelSpec, check: _Check) -> None:
         _check_tensor(f"step.outputs[{output.name}]", output, check)
     for state in step.states:
         field = f"step.states[{state.input_name}]"
-        check.that(state.output_name != "", f"{field}.output_name", "is missing: the output that is its next value")
+        check.that(state.output_name != "", f"{field}.output_name", "is missing: the graph output with its next value")
         _check_tensor(field, state, check)
 
 
 def _check_tensor(
-    field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Check
+    field: str, tensor: v1.InputSpec | v1.ConstantSpec | v1.StateSpec | v1.OutputSpec, check: _Checker
 ) -> None:
     check.that(tensor.data_type in BY_DATA_TYPE, f"{field}.data_type", "is missing or not known")
     check.that(all(size > 0 for size in tensor.shape), f"{field}.shape", f"{list(tensor.shape)} must be positive")
@@ -111,7 +115,7 @@ def _check_tensor(
     )
 
 
-def _check_encoder(spec: v1.ModelSpec, check: _Check) -> None:
+def _check_encoder(spec: v1.ModelSpec, check: _Checker) -> None:
     encoded = [state.input_name for state in spec.step.states if state.HasField("encoded")]
     if not spec.HasField("encoder"):
         check.that(not encoded, f"step.states[{''.join(encoded[:1])}].encoded", "is set, but there is no encoder")
@@ -130,7 +134,7 @@ def _check_encoder(spec: v1.ModelSpec, check: _Check) -> None:
         wrong = state.HasField("encoded") and not state.encoded
         check.that(not wrong, f"step.states[{state.input_name}].encoded", "must be true where it is set")
     given = [*encoded, *(constant.name for constant in spec.step.constants)]
-    check.that(len(given) > 0, "encoder", "gives nothing: there are no constants, and no states that are encoded")
+    check.that(len(given) > 0, "encoder", "returns nothing: there are no constants, and no states that are encoded")
     for constant in spec.step.constants:
         field = f"step.constants[{constant.name}]"
         check.that(constant.row_axis == 0, f"{field}.row_axis", "must be 0")
@@ -138,13 +142,13 @@ def _check_encoder(spec: v1.ModelSpec, check: _Check) -> None:
         check.that(positions, f"{field}.shape", f"must begin with the encoder's longest_source, {longest}")
 
 
-def _check_tree(spec: v1.ModelSpec, check: _Check) -> None:
+def _check_tree(spec: v1.ModelSpec, check: _Checker) -> None:
     if not spec.step.HasField("tree"):
         return
     step, tree = spec.step, spec.step.tree
-    check.that(not spec.HasField("encoder"), "encoder", "cannot stand beside step.tree")
+    check.that(not spec.HasField("encoder"), "encoder", "cannot be combined with step.tree")
     tokens = [tensor.token.vocabulary for tensor in step.inputs if tensor.HasField("token")]
-    check.that(len(tokens) == len(step.inputs) == 1, "step.inputs", "of a tree are one token")
+    check.that(len(tokens) == len(step.inputs) == 1, "step.inputs", "of a tree must be one token")
     check.that(len(step.states) > 0, "step.states", "is empty: a node of a tree reads the states of its children")
     check.that(tree.child_count >= 0, "step.tree.child_count", "must not be negative")
     size = next(vocabulary.size for vocabulary in spec.vocabularies if vocabulary.name == tokens[0])
@@ -161,51 +165,65 @@ def _check_tree(spec: v1.ModelSpec, check: _Check) -> None:
     check.that("next_token_logits" not in meanings, "step.outputs", "of a tree cannot have next_token_logits")
 
 
-def _check_meanings(spec: v1.ModelSpec, check: _Check) -> None:
-    vocabularies = {vocabulary.name: vocabulary for vocabulary in spec.vocabularies}
-    labels = v1.VOCABULARY_KIND_LABELS
-
-    def vocabulary_of(field: str, name: str, of_labels: bool) -> v1.VocabularySpec:
-        check.that(name in vocabularies, f"{field}.vocabulary", f"{name!r} is not one of {sorted(vocabularies)}")
-        wanted = "of kind LABELS" if of_labels else "of text"
-        check.that((vocabularies[name].kind == labels) == of_labels, f"{field}.vocabulary", f"{name!r} is not {wanted}")
-        return vocabularies[name]
-
+def _check_meanings(spec: v1.ModelSpec, check: _Checker) -> None:
     inputs = {f"step.inputs[{tensor.name}]": tensor for tensor in spec.step.inputs}
     if spec.HasField("encoder"):
         inputs["encoder.input"] = spec.encoder.input
-    for place, tensor in inputs.items():
+    for path, tensor in inputs.items():
         if tensor.HasField("token"):
-            field = f"{place}.token"
-            vocabulary_of(field, tensor.token.vocabulary, of_labels=False)
+            field = f"{path}.token"
+            _vocabulary_of(spec, field, tensor.token.vocabulary, check, of_labels=False)
             integer = element_type(tensor.data_type).is_integer
             check.that(integer and not tensor.shape, field, "needs an integer data_type and no shape: one id a row")
-    meanings = Counter(output.WhichOneof("meaning") for output in spec.step.outputs)
-    for meaning in ("next_token_logits", "label_logits"):
+    meanings: Counter[str | None] = Counter(output.WhichOneof("meaning") for output in spec.step.outputs)
+    for meaning in _OUTPUT_MEANINGS:
         check.that(meanings[meaning] <= 1, "step.outputs", f"has {meanings[meaning]} with {meaning}; at most 1 may")
     for output in spec.step.outputs:
-        if output.HasField("next_token_logits"):
-            field = f"step.outputs[{output.name}].next_token_logits"
-            vocabulary = vocabulary_of(field, output.next_token_logits.vocabulary, of_labels=False)
-            fed_back = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
-            check.that(
-                fed_back == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back"
-            )
-        elif output.HasField("label_logits"):
-            field = f"step.outputs[{output.name}].label_logits"
-            vocabulary = vocabulary_of(field, output.label_logits.vocabulary, of_labels=True)
-            scoped = output.label_logits.scope in v1.LabelScope.values()[1:]
-            check.that(scoped, f"{field}.scope", "is missing or not known")
-        else:
+        named = output.WhichOneof("meaning")
+        if named is None:
             continue
+        path = f"step.outputs[{output.name}]"
+        vocabulary = _OUTPUT_MEANINGS[named](spec, output, f"{path}.{named}", check)
         check.that(
             list(output.shape) == [vocabulary.size] and output.row_axis == 0,
-            f"step.outputs[{output.name}].shape",
+            f"{path}.shape",
             f"is {list(output.shape)}, but {vocabulary.name!r} has {vocabulary.size} entries and the row axis is 0",
         )
 
 
-def _check_unique(names: list[str], field: str, check: _Check) -> None:
+def _check_next_token_logits(
+    spec: v1.ModelSpec, output: v1.OutputSpec, field: str, check: _Checker
+) -> v1.VocabularySpec:
+    vocabulary = _vocabulary_of(spec, field, output.next_token_logits.vocabulary, check, of_labels=False)
+    fed_back = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
+    check.that(fed_back == [vocabulary.name], field, "needs one token input of the same vocabulary to feed back")
+    return vocabulary
+
+
+def _check_label_logits(spec: v1.ModelSpec, output: v1.OutputSpec, field: str, check: _Checker) -> v1.VocabularySpec:
+    vocabulary = _vocabulary_of(spec, field, output.label_logits.vocabulary, check, of_labels=True)
+    scoped = output.label_logits.scope in v1.LabelScope.values()[1:]
+    check.that(scoped, f"{field}.scope", "is missing or not known")
+    return vocabulary
+
+
+# By the meaning of an output, what checks it and returns its vocabulary. A new meaning is registered here.
+_OUTPUT_MEANINGS = {
+    "next_token_logits": _check_next_token_logits,
+    "label_logits": _check_label_logits,
+}
+
+
+def _vocabulary_of(spec: v1.ModelSpec, field: str, name: str, check: _Checker, *, of_labels: bool) -> v1.VocabularySpec:
+    vocabularies = {vocabulary.name: vocabulary for vocabulary in spec.vocabularies}
+    check.that(name in vocabularies, f"{field}.vocabulary", f"{name!r} is not one of {sorted(vocabularies)}")
+    is_labels = vocabularies[name].kind == v1.VOCABULARY_KIND_LABELS
+    expected = "of kind LABELS" if of_labels else "of text"
+    check.that(is_labels == of_labels, f"{field}.vocabulary", f"{name!r} is not {expected}")
+    return vocabularies[name]
+
+
+def _check_unique(names: list[str], field: str, check: _Checker) -> None:
     check.that(all(names), field, "has an entry without a name")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     check.that(not twice, field, f"names {', '.join(twice)} twice")

@@ -1,0 +1,148 @@
+"""Subwords: byte-level byte-pair encoding, trained and run by the package `tokenizers`.
+
+Text becomes the bytes of its UTF-8, and the most frequent neighbours are merged repeatedly (Sennrich, Haddow and Birch
+2016; on bytes Radford et al. 2019). Nothing is unknown, and a token may be a part of a character. The file is the
+package's own JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elman_bundle.bundle_errors import BundleError, EncodingError
+from elman_bundle.byte_vocabulary import ByteVocabulary
+from elman_bundle.tokenizer_files import read_tokenizer, text_or_none, token_spellings, token_strings
+from elman_bundle.vocabulary import TextDecoder, TokenIds
+
+_LONGEST = 16  # bytes of a token that is trained here
+# characters; for longer texts, waking the package's thread is worth it, which does not hold the interpreter's lock
+_LONG_TEXT = 1000
+# Texts that a vocabulary must preserve: every byte that text can hold, and what pre-tokenizers treat specially.
+_PROBES = (
+    *map(chr, [*range(0x100), *range(0x100, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000)]),
+    *map(chr, [0x10000, 0x40000, 0x80000, 0xC0000, 0x100000]),
+    "  a b   c\n\n  d\t e \r\n",
+    "0123456789 12 345 6.7",
+)
+
+
+class SubwordVocabulary:
+    """Merged bytes of UTF-8 as tokens.
+
+    Args:
+        content: a file of the package `tokenizers`: byte-level BPE that preserves every text.
+
+    Raises:
+        ValueError: the content is not such a file.
+    """
+
+    unknown_id = None
+
+    def __init__(self, content: str) -> None:
+        self._content = content
+        self._tokenizer = read_tokenizer(content)
+        self.tokens = token_strings(self._tokenizer)
+        self._bytes = token_spellings(self._tokenizer, self.tokens)
+        missing = {bytes([byte]) for byte in range(256)} - set(self._bytes)
+        if missing:
+            raise ValueError(f"it has no token for the byte {min(missing)[0]}, so there is text that it cannot spell")
+        self.characters_per_token = max(_character_starts(spelled) for spelled in self._bytes if spelled)
+        self._check_round_trips()
+
+    def _check_round_trips(self) -> None:
+        """Detect changes that the settings alone do not show, such as a special token that merges also produce.
+
+        Raises:
+            ValueError: decoding does not reverse encoding.
+        """
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        for text in [*_PROBES, *added, *filter(None, map(text_or_none, added))]:
+            found = self.decoder().decode(self.encode(text).tolist(), final=True)
+            if found != text:
+                raise ValueError(f"it changes text: {text!r} becomes {found!r}")
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], size: int) -> SubwordVocabulary:
+        """Train a vocabulary. The same texts give the same vocabulary.
+
+        Args:
+            texts: the texts to learn from; no token spans two texts or two words.
+            size: the largest number of tokens, at least 256, because every byte is one of them.
+        """
+        from tokenizers import Tokenizer
+        from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+        from tokenizers.models import BPE
+        from tokenizers.pre_tokenizers import ByteLevel
+        from tokenizers.trainers import BpeTrainer
+
+        tokenizer = Tokenizer(BPE())
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = ByteLevelDecoder()
+        trainer = BpeTrainer(
+            vocab_size=size,
+            initial_alphabet=ByteLevel.alphabet(),
+            max_token_length=_LONGEST,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer.to_str())
+
+    @classmethod
+    def read(cls, path: Path) -> SubwordVocabulary:
+        """Read a file of the package `tokenizers`.
+
+        Raises:
+            BundleError: the file cannot be read or is not byte-level BPE. The message names it.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Write the package's file."""
+        path.write_text(self._content, encoding="utf-8")
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> TokenIds:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EncodingError(
+                f"the character {text[error.start]!r} is half of a surrogate pair, which no text may hold", error.start
+            ) from error
+        if len(text) < _LONG_TEXT:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        else:
+            (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(found.ids, dtype=np.int64)
+
+    def decoder(self) -> TextDecoder:
+        return _SubwordDecoder(self._bytes)
+
+    def token_bytes(self) -> list[bytes | None]:
+        return list(self._bytes)
+
+    def token_text(self, token: int) -> str:
+        spelled = self._bytes[token]
+        return self.tokens[token] if spelled is None else spelled.decode(errors="replace")
+
+
+class _SubwordDecoder:
+    def __init__(self, spelled: list[bytes | None]) -> None:
+        self._spelled = spelled
+        self._decoder = ByteVocabulary().decoder()
+
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        return self._decoder.decode(b"".join([self._spelled[token] or b"" for token in ids]), final)
+
+
+def _character_starts(spelled: bytes) -> int:
+    """The number of characters that start within the bytes."""
+    return sum(byte & 0xC0 != 0x80 for byte in spelled)
