@@ -20,7 +20,7 @@ from benchmarks.processes.machine import ROOT, SCRATCH
 from benchmarks.references.graphs import Sizes, write_int8, write_plain_step, write_products
 from elman_bundle import CharacterVocabulary
 from elman_export import NextToken, Token, export_bundle
-from elman_export.networks import NetworkStep
+from elman_export.network_steps import NetworkStep
 from elman_training.language.recurrent_network import RecurrentNetwork
 
 PRECISIONS = ("fp32", "int8")

@@ -17,7 +17,7 @@ from benchmarks.processes.server import run_server
 from benchmarks.references.trees import TreeReferenceOrder, measure_tree_reference
 from elman_bundle import SymbolVocabulary
 from elman_export import Labels, Token, Tree, export_bundle
-from elman_export.networks import TreeStep
+from elman_export.network_steps import TreeStep
 from elman_server.engine import core_count
 from elman_training.trees.tree_network import TreeNetwork
 

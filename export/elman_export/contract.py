@@ -1,14 +1,16 @@
-"""The step contract as a torch module, and what its inputs and outputs mean.
+"""The step contract as a torch module, and the meaning of its inputs and outputs.
 
     step(inputs, constants, state) -> (outputs, state')
 
 Any module that has `initial_state` and `step` can be exported; nothing here knows a cell by name.
+
+Axes: B rows, S source positions, C children, V tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -22,48 +24,58 @@ Tensors = Mapping[str, Tensor]
 class StepModule(Protocol):
     """A `torch.nn.Module` with these two methods. Axis 0 of every tensor is the row: one sequence.
 
-    It may also have `state_bounds`, a mapping from the names of states to the largest magnitude that their values can
-    have, such as `{"hidden": 1.0}` for what comes out of a tanh. An int8 bundle then needs not measure them. Bounds
-    that a rehearsal of the step goes beyond are refused.
+    It may also have `state_bounds`, a mapping from the names of states to the largest magnitude of their values, such
+    as `{"hidden": 1.0}` for the result of a tanh. An int8 export then does not measure them. Bounds that a state
+    exceeds in a trial run are refused.
     """
 
     def initial_state(self, rows: int) -> Tensors:
-        """What a new sequence starts from, by name; the same for every row."""
+        """The state that a new sequence starts from, by name; the same for every row."""
         ...
 
     def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        """One step: what changes, what stays, what is carried; to the outputs and the next state, whose names are
-        those of the state."""
+        """Compute one step.
+
+        Args:
+            inputs: the values that change at every step, [B, *shape] by name.
+            constants: the values that stay for a sequence, [B, *shape] by name.
+            state: the values that the model carries from step to step, [B, *shape] by name.
+
+        Returns:
+            The outputs by name, and the next state under the names of the state.
+        """
         ...
 
 
 @runtime_checkable
 class EncoderModule(Protocol):
-    """A step module that reads something as a whole first. What it gives for a row must depend neither on the rows
-    beside it nor on the padding behind the row's own source."""
+    """A step module that first reads a whole source.
+
+    The result for a row must depend neither on the other rows nor on the padding after the end of its own source.
+    """
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         """Read sources, once for each sequence.
 
         Args:
-            source: [B, S] token ids or [B, S, *shape] numbers; zeros behind those that are shorter.
+            source: [B, S] token ids or [B, S, *shape] numbers; zeros after the end of the shorter ones.
             lengths: int64 [B], at least 1.
 
         Returns:
-            the constants by name, all of them; [B, S, ...] where they are of variable length, zeros behind the end. And
-            the initial states that depend on the source, by name; the others are those of `initial_state`.
+            All constants by name, [B, S, ...] with zeros after the end if they have a variable length; and by name the
+            initial states that depend on the source. The other initial states are those of `initial_state`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Token:
-    """An input that is one token id a row and step, int64 [B].
+    """An input that is one token id for each row and step, int64 [B].
 
-    Args:
-        vocabulary: what the ids stand for.
+    Attributes:
+        vocabulary: the vocabulary of the ids.
         begin_id: a token that starts every sequence, if the model was trained with one.
-        end_id: a token whose generation ends a sequence, if there is one.
+        end_id: a token that ends a sequence when it is generated, if there is one.
     """
 
     vocabulary: InputVocabulary
@@ -73,11 +85,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Values:
-    """An input or a constant that is plain numbers, float32 [B, *shape].
+    """An input or a constant that is numbers, float32 [B, *shape].
 
-    Args:
-        shape: without the row axis, and without that of the position where there is one.
-        variable_length: of a constant: whether it has something for each position of the source, [B, S, *shape].
+    Attributes:
+        shape: the shape without the row axis, and without the axis of positions if there is one.
+        variable_length: for a constant, whether it has a value for each position of the source, [B, S, *shape].
     """
 
     shape: Sequence[int] = ()
@@ -86,11 +98,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Source:
-    """What `encode` reads.
+    """The argument of `encode`.
 
-    Args:
-        kind: what stands at each position.
-        longest: the most positions that are taken.
+    Attributes:
+        kind: what each position holds.
+        longest: the largest number of positions.
     """
 
     kind: Token | Values
@@ -99,12 +111,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Tree:
-    """That a row is a node of a tree: `step` is given the states of its children, [B, C, *shape] each, and returns its
-    own, [B, *shape]; `initial_state(rows)` has a node's shape. In the place of a missing child there are zeros.
+    """Declares that a row is a node of a tree.
 
-    Args:
-        children: how many children a node has that has any, C; 0 for any number.
-        inner_id: the token that nodes read which have no word of their own.
+    `step` then takes the states of the children, [B, C, *shape] each, and returns the node's own, [B, *shape];
+    `initial_state(rows)` has the shape of a node's states. Zeros stand for a missing child.
+
+    Attributes:
+        children: the number of children of every inner node, C; 0 for any number.
+        inner_id: the token that nodes without a word read.
     """
 
     children: int
@@ -113,16 +127,16 @@ class Tree:
 
 @dataclass(frozen=True)
 class NextToken:
-    """An output that scores every token of the token input's vocabulary as the next one, float32 [B, V]."""
+    """An output with a logit for every token of the token input's vocabulary as the next one, float32 [B, V]."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """An output that scores labels, float32 [B, labels].
+    """An output with a logit for every label, float32 [B, labels].
 
-    Args:
+    Attributes:
         names: the labels in the order of their ids.
-        scope: whether a label speaks of the "sequence" so far or of the one "step".
+        scope: whether a label belongs to the "sequence" read so far or to the one "step".
     """
 
     names: Sequence[str]
@@ -131,3 +145,22 @@ class Labels:
 
 Input = Token | Values
 Output = NextToken | Labels
+
+
+@dataclass(frozen=True)
+class StepInterface:
+    """What a module's step reads and returns.
+
+    Attributes:
+        inputs: the inputs by name.
+        outputs: the meanings of the outputs to export, by name.
+        constants: the constants by name.
+        source: what `encode` reads; None for a module without an encoder.
+        tree: whether rows are nodes of trees, and of which.
+    """
+
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    constants: Mapping[str, Values] = field(default_factory=dict)
+    source: Source | None = None
+    tree: Tree | None = None

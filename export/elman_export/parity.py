@@ -1,124 +1,103 @@
-"""The proof that a graph is its module, and that a row of it is nobody else's business."""
+"""The checks that a graph computes what its module computes, and that rows do not influence each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from elman_export.contract import Input, Source, StepModule, Tensors, Values
+from elman_export.contract import StepInterface, StepModule, Tensors
+from elman_export.examples import Example, make_example, run_step
 from elman_export.export_error import ExportError
-from elman_export.graph import (
-    Arrays,
-    Example,
-    as_arrays,
-    constant_name,
-    make_example,
-    run_graph,
-    run_step,
-    state_input_name,
-    state_output_name,
-)
+from elman_export.graph_names import constant_name, state_input_name, state_output_name
+from elman_export.graph_runtime import Arrays, as_arrays, run_graph
 
 CHECKED_ROWS = (1, 2, 5, 8, 17, 64)
 CHECKED_STEPS = 12
-_PADDING = 37  # positions; no multiple of what a processor takes at once
-# float32 sums in another order: far above rounding, far below a wrong gate.
+_INDEPENDENCE_SEED = 7
+_PADDING = 37  # positions; not a multiple of a processor's vector length
+# Relative; float32 sums in another order differ far less, and a wrong gate far more.
 _TOLERANCE = 2e-4
-_PADDING_TOLERANCE = 1e-6  # what a sum over padded positions may do in another order
+_PADDING_TOLERANCE = 1e-6  # absolute; the effect of another order in a sum over padded positions
 
 
-def check_parity(
-    session: onnxruntime.InferenceSession,
-    module: StepModule,
-    inputs: Mapping[str, Input],
-    constants: Mapping[str, Values],
-    source: Source | None = None,
-) -> float:
-    """Run torch and onnxruntime side by side from a non-zero state, over several steps, at batch sizes not traced.
+def check_parity(session: onnxruntime.InferenceSession, module: StepModule, interface: StepInterface) -> float:
+    """Compare torch and onnxruntime from a non-zero state, over several steps, at batch sizes that were not traced.
 
     Returns:
-        The largest difference found.
+        The largest difference.
 
     Raises:
-        ExportError: they differ.
+        ExportError: the difference is too large.
     """
-    return max(_check_rows(session, module, inputs, constants, source, rows) for rows in CHECKED_ROWS)
+    return max(_check_rows(session, module, interface, rows) for rows in CHECKED_ROWS)
 
 
-def check_independence(
-    session: onnxruntime.InferenceSession,
-    module: StepModule,
-    inputs: Mapping[str, Input],
-    constants: Mapping[str, Values],
-    source: Source | None = None,
-) -> None:
-    """Check the promise that a row's bytes do not depend on the rows beside it.
+def _check_rows(
+    session: onnxruntime.InferenceSession, module: StepModule, interface: StepInterface, rows: int
+) -> float:
+    example = make_example(module, interface, rows, rows)
+    inputs_alone = StepInterface(interface.inputs)
+    carried = as_arrays({state_input_name(name): value for name, value in example.state.items()})
+    state: Tensors = example.state
+    worst = 0.0
+    for step in range(CHECKED_STEPS):
+        fresh = make_example(module, inputs_alone, rows, 1000 * rows + step)
+        outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
+        given = Example(fresh.inputs, example.constants, {}).graph_inputs()
+        found = run_graph(session, {**as_arrays(given), **carried})
+        expected = {**outputs, **{state_output_name(name): value for name, value in state.items()}}
+        worst = max(worst, compare(as_arrays(expected), found, f"with {rows} rows", f"at step {step}"))
+        carried = {state_input_name(name): found[state_output_name(name)] for name in state}
+    return worst
+
+
+def check_independence(session: onnxruntime.InferenceSession, module: StepModule, interface: StepInterface) -> None:
+    """Check that the bytes of a row do not depend on the other rows of its batch.
 
     Raises:
         ExportError: they do.
     """
-    largest = max(CHECKED_ROWS)
-    check_parts(session, as_arrays(make_example(module, inputs, constants, largest, 7, source).graph_inputs()))
+    example = make_example(module, interface, max(CHECKED_ROWS), _INDEPENDENCE_SEED)
+    check_parts(session, as_arrays(example.graph_inputs()))
 
 
 def check_parts(session: onnxruntime.InferenceSession, everything: Arrays) -> None:
-    """Check that all rows together bring what some of them bring alone, to the bit.
+    """Check that any part of a batch has the results that it has in the whole batch, to the bit.
 
     Raises:
-        ExportError: they do not.
+        ExportError: it has not.
     """
-    together = run_graph(session, everything)
+    whole = run_graph(session, everything)
     largest = len(next(iter(everything.values())))
     for rows in CHECKED_ROWS:
         for start in range(0, largest - rows + 1, rows):
             part = {name: value[start : start + rows] for name, value in everything.items()}
             for name, value in run_graph(session, part).items():
-                if value.tobytes() != together[name][start : start + rows].tobytes():
+                if value.tobytes() != whole[name][start : start + rows].tobytes():
                     raise ExportError(
                         f"{name}: a row's value in a batch of {rows} is not its value in a batch of {largest}, so one "
                         "caller's result would depend on another's; does step() compute anything across the row axis?"
                     )
 
 
-def _check_rows(
-    session: onnxruntime.InferenceSession,
-    module: StepModule,
-    inputs: Mapping[str, Input],
-    constants: Mapping[str, Values],
-    source: Source | None,
-    rows: int,
-) -> float:
-    example = make_example(module, inputs, constants, rows, rows, source)
-    ours = as_arrays({state_input_name(name): value for name, value in example.state.items()})
-    state: Tensors = example.state
-    worst = 0.0
-    for step in range(CHECKED_STEPS):
-        fresh = make_example(module, inputs, {}, rows, 1000 * rows + step)
-        outputs, state = run_step(module, Example(fresh.inputs, example.constants, dict(state)))
-        given = Example(fresh.inputs, example.constants, {}).graph_inputs()
-        found = run_graph(session, {**as_arrays(given), **ours})
-        expected = {**outputs, **{state_output_name(name): value for name, value in state.items()}}
-        worst = max(worst, compare(as_arrays(expected), found, f"with {rows} rows", f"at step {step}"))
-        ours = {state_input_name(name): found[state_output_name(name)] for name in state}
-    return worst
-
-
 def compare(expected: Arrays, found: Arrays, batch: str, when: str = "", method: str = "step()") -> float:
-    """Hold what a graph gives against what torch does; the largest difference.
+    """Compare the results of a graph with those of torch.
 
     Args:
-        expected: torch's values; those that the graph does not have are outputs that the manifest does not list.
-        found: the graph's.
-        batch: how many rows there are, for the message.
-        when: at which step it is, likewise.
-        method: what the graph was made of, likewise.
+        expected: torch's results; those that the graph does not have are ignored.
+        found: the graph's results.
+        batch: the batch, for error messages.
+        when: the step, for error messages.
+        method: the method that the graph was exported from, for error messages.
+
+    Returns:
+        The largest absolute difference.
 
     Raises:
-        ExportError: they differ.
+        ExportError: a shape or a value differs.
     """
     worst = 0.0
     for name, value in expected.items():
@@ -126,7 +105,7 @@ def compare(expected: Arrays, found: Arrays, batch: str, when: str = "", method:
             continue
         if found[name].shape != value.shape:
             raise ExportError(
-                f"{name}: {batch} the graph gives shape {found[name].shape}, torch {value.shape}: "
+                f"{name}: {batch} the graph returns shape {found[name].shape}, torch {value.shape}: "
                 f"is the number of rows fixed somewhere in {method}?"
             )
         exact = value.astype(np.float64)
@@ -138,47 +117,44 @@ def compare(expected: Arrays, found: Arrays, batch: str, when: str = "", method:
     return worst
 
 
-def padding_difference(without: NDArray[Any], beside: NDArray[Any]) -> float:
-    """The largest difference that padding makes: 0 where both are the same bytes, so that not-a-numbers are alike."""
-    if without.tobytes() == beside.tobytes():
+def padding_difference(without: NDArray[Any], padded: NDArray[Any]) -> float:
+    """The largest difference that padding makes; 0 if both are the same bytes, so NaNs are equal."""
+    if without.tobytes() == padded.tobytes():
         return 0.0
-    return float(np.abs(without.astype(np.float64) - beside.astype(np.float64)).max())
+    return float(np.abs(without.astype(np.float64) - padded.astype(np.float64)).max())
 
 
-def allow_padding(worst: float, complaint: str) -> float:
-    """The largest difference that padding makes, if a sum in another order explains it.
+def allow_padding(worst: float, message: str) -> float:
+    """Allow a difference that another order of summation explains.
 
     Args:
-        worst: that difference.
-        complaint: what to say if not, with {} for the difference.
+        worst: the largest difference that padding makes.
+        message: the error message, with {} for the difference.
+
+    Returns:
+        The difference.
 
     Raises:
-        ExportError: it does not.
+        ExportError: the difference is larger.
     """
     if not worst <= _PADDING_TOLERANCE:
-        raise ExportError(complaint.format(f"{worst:.3g}"))
+        raise ExportError(message.format(f"{worst:.3g}"))
     return worst
 
 
-def check_padding(
-    session: onnxruntime.InferenceSession,
-    module: StepModule,
-    inputs: Mapping[str, Input],
-    constants: Mapping[str, Values],
-    source: Source,
-) -> float:
-    """Check that zeros behind the end of what an encoder gives change nothing.
+def check_padding(session: onnxruntime.InferenceSession, module: StepModule, interface: StepInterface) -> float:
+    """Check that zeros after the end of constants of variable length change nothing.
 
     Returns:
-        The largest difference that they make, 0 where they make none.
+        The largest difference that they make.
 
     Raises:
-        ExportError: they do.
+        ExportError: the difference is too large.
     """
-    variable = {constant_name(name) for name, kind in constants.items() if kind.variable_length}
+    variable = {constant_name(name) for name, kind in interface.constants.items() if kind.variable_length}
     worst = 0.0
     for rows in CHECKED_ROWS:
-        feeds = as_arrays(make_example(module, inputs, constants, rows, rows, source).graph_inputs())
+        feeds = as_arrays(make_example(module, interface, rows, rows).graph_inputs())
         plain = run_graph(session, feeds)
         longer = {
             name: np.pad(value, [(0, 0), (0, _PADDING), *[(0, 0)] * (value.ndim - 2)]) if name in variable else value
@@ -188,6 +164,6 @@ def check_padding(
             worst = max(worst, padding_difference(plain[name], value))
     return allow_padding(
         worst,
-        "step(): zeros behind the end of a source change a result by {}; constants of variable length must be masked, "
+        "step(): zeros after the end of a source change a result by {}; constants of variable length must be masked, "
         "by a constant that is zero there",
     )

@@ -1,15 +1,15 @@
-"""A step graph whose products with constant matrices are computed in 8-bit integers.
+"""Rewriting a step graph so that products with constant matrices are computed in 8-bit integers.
 
     MatMul or Gemm with a constant weight   ->   QuantizeLinear, then com.microsoft.MatMulIntegerToFloat
 
-Weights get a scale for every output channel, activations a scale for each tensor that is fixed at export, by how large
-the tensor can become. A scale taken over the batch, as DynamicQuantizeLinear takes it, is never used: a row's result
-would depend on the rows beside it.
+A weight has one scale for each output channel, and an activation one scale for each tensor, which is fixed at export by
+how large the tensor can become. A scale taken over the batch, as by DynamicQuantizeLinear, is never used: the result of
+a row would depend on the other rows.
 
-Activations are unsigned around 128, weights signed: the one pairing for which onnxruntime has fast products on x86
-(signed activations were 20 to 100 times slower). Processors with AVX2 or AVX-512 but without VNNI multiply it by
-VPMADDUBSW, which adds the products of rows 2k and 2k + 1 of the weight in 16 bits and cuts off what these do not hold.
-Weights are scaled so that this never happens: a bundle's products are the same integers on every processor.
+Activations are unsigned around 128 and weights signed, the only combination for which onnxruntime has fast products on
+x86 (signed activations were 20 to 100 times slower). Processors with AVX2 or AVX-512 but without VNNI compute it with
+VPMADDUBSW, which adds the products of rows 2k and 2k + 1 of the weight in 16 bits with saturation. Weights are scaled
+so that no sum saturates: a bundle's products are the same integers on every processor.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from onnxscript import optimizer
 
 from elman_export.export_error import ExportError
 
-_LARGEST = 127  # In the integers, of activations and weights: symmetric, so -128 is left out.
-_MIDDLE = 128
-# The largest sum of two weights in rows 2k and 2k + 1: 128 * 255 is below 2**15. Half a unit is left for rounding both.
+_LARGEST = 127  # the largest integer of activations and weights; symmetric, so -128 is not used
+_ZERO_POINT = 128
+# The largest sum of weights in rows 2k and 2k + 1. 128 * 255 is below 2**15, and rounding may add half a unit.
 _LARGEST_PAIR = 127.5
-_SMALLEST_WEIGHT = 1024  # numbers; below that the product is not what takes the time
+_SMALLEST_WEIGHT = 1024  # elements; smaller products do not dominate the time of a step
 _DOMAIN = "com.microsoft"
 
 Array = NDArray[np.float32]
@@ -41,10 +41,10 @@ class Product:
 
     Attributes:
         node: the MatMul or Gemm.
-        weight_name: tells apart what is read of the graph's matrices; products by the same one share it.
-        weight: [K, N], Gemm's transposition and alpha worked in.
-        bias: [N], a constant that it adds; Gemm's beta worked in.
-        added: the name of a tensor that it adds, where that is no constant vector.
+        weight_name: the name of the quantized weight; products with the same matrix share it.
+        weight: [K, N], with Gemm's transposition and alpha applied.
+        bias: a constant that is added, [N], with Gemm's beta applied; None if there is none.
+        added: the name of a tensor that is added and is not a constant vector; None if there is none.
     """
 
     node: onnx.NodeProto
@@ -55,15 +55,15 @@ class Product:
 
     @property
     def input(self) -> str:
-        """The tensor that is multiplied."""
+        """The name of the activation."""
         return str(self.node.input[0])
 
 
 def find_products(model: onnx.ModelProto) -> list[Product]:
-    """The products that can be computed in integers.
+    """Find the products that can be computed in integers.
 
     Raises:
-        ExportError: there are none; the message says why.
+        ExportError: there are none. The message says why.
     """
     constants = {weight.name: weight for weight in model.graph.initializer}
     nodes = [node for node in model.graph.node if _multiplies_by_constant(node, constants)]
@@ -74,10 +74,10 @@ def find_products(model: onnx.ModelProto) -> list[Product]:
         return large
     if found:
         largest = max(product.weight.size for product in found)
-        why = f"its largest weight has {largest} numbers, and below {_SMALLEST_WEIGHT} int8 gains nothing"
+        why = f"its largest weight has {largest} numbers, and below {_SMALLEST_WEIGHT} int8 saves no time"
     elif nodes and not candidates:
         names = {onnx.TensorProto.DataType.Name(constants[node.input[1]].data_type).lower() for node in nodes}
-        why = f"its weights are {', '.join(sorted(names))}, and int8 is made of float32"
+        why = f"its weights are {', '.join(sorted(names))}, and only float32 can become int8"
     else:
         why = (
             "it has no product (MatMul or Gemm; in torch nn.Linear or @) by a constant matrix; "
@@ -87,33 +87,36 @@ def find_products(model: onnx.ModelProto) -> list[Product]:
 
 
 def quantize(model: onnx.ModelProto, products: Iterable[Product], bounds: Mapping[str, float]) -> onnx.ModelProto:
-    """The same step with the same inputs and outputs, products in integers.
+    """Compute products in integers; the inputs and outputs of the step stay the same.
 
     Args:
         model: a step graph.
-        products: those of its products that are to be replaced.
-        bounds: the largest magnitude of every such product's input; what is larger in use is cut off there.
+        products: the products to replace.
+        bounds: the largest magnitude of every such product's input; larger values are clipped.
+
+    Returns:
+        A new graph.
     """
     by_output = {product.node.output[0]: product for product in products}
-    rewriting = _Rewriting(model.graph, bounds)
+    rewriter = _Rewriter(model.graph, bounds)
     for node in model.graph.node:
         if node.output[0] in by_output:
-            rewriting.replace(by_output[node.output[0]])
+            rewriter.replace(by_output[node.output[0]])
         else:
-            rewriting.nodes.append(node)
+            rewriter.nodes.append(node)
     made = onnx.ModelProto()
     made.CopyFrom(model)
     del made.graph.node[:]
-    made.graph.node.extend(rewriting.nodes)
-    made.graph.initializer.extend(rewriting.constants.values())
+    made.graph.node.extend(rewriter.nodes)
+    made.graph.initializer.extend(rewriter.constants.values())
     if all(opset.domain != _DOMAIN for opset in made.opset_import):
         made.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    optimizer.remove_unused_nodes(made)  # And the float weights with them.
+    optimizer.remove_unused_nodes(made)  # Also removes the float weights.
     return made
 
 
-class _Rewriting:
-    """The nodes of the new graph, and the constants that they need beside the old ones."""
+class _Rewriter:
+    """Collects the nodes of the new graph and its additional constants."""
 
     def __init__(self, graph: onnx.GraphProto, bounds: Mapping[str, float]) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -123,7 +126,7 @@ class _Rewriting:
         self._quantized: dict[tuple[str, float], str] = {}
 
     def replace(self, product: Product) -> None:
-        """Add what computes a product in integers."""
+        """Add the nodes that compute a product in integers."""
         scale = self._bounds[product.input] / _LARGEST
         weight, weight_scales = quantize_weight(product.weight)
         inputs = [
@@ -131,26 +134,26 @@ class _Rewriting:
             self._constant(product.weight_name, weight),
             self._scale(scale),
             self._constant(f"{product.weight_name}.scales", weight_scales),
-            self._middle(),
+            self._zero_point(),
         ]
         output = product.node.output[0]
         if product.bias is not None:
-            inputs += ["", self._constant(f"{output}.bias", product.bias)]  # No zero point: weights are symmetric.
+            inputs += ["", self._constant(f"{output}.bias", product.bias)]  # Symmetric weights need no zero point.
         multiplied = output if product.added is None else f"{output}.product"
         self.nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [multiplied], domain=_DOMAIN))
         if product.added is not None:
             self.nodes.append(helper.make_node("Add", [multiplied, product.added], [output]))
 
     def _quantize(self, name: str, scale: float) -> str:
-        """The name of a tensor's integers. Each tensor is quantized once."""
+        """The name of a tensor's quantized form. Each tensor is quantized once."""
         if (name, scale) in self._quantized:
             return self._quantized[name, scale]
         made = f"{name}.uint8.{len(self._quantized)}"
         self._quantized[name, scale] = made
         producer = self._producers.get(name)
         if producer is not None and producer.op_type == "Concat":
-            # Before the parts are joined: a quarter of the bytes to copy, and a state that two layers read, or two
-            # steps of an unrolled graph, is quantized once for both.
+            # Quantizing the parts before they are joined copies a quarter of the bytes, and a state that two layers or
+            # two steps of an unrolled graph read is quantized once for both.
             joined = onnx.NodeProto()
             joined.CopyFrom(producer)
             joined.name = f"{producer.name}.uint8"
@@ -158,14 +161,16 @@ class _Rewriting:
             joined.output[:] = [made]
             self.nodes.append(joined)
         else:
-            self.nodes.append(helper.make_node("QuantizeLinear", [name, self._scale(scale), self._middle()], [made]))
+            self.nodes.append(
+                helper.make_node("QuantizeLinear", [name, self._scale(scale), self._zero_point()], [made])
+            )
         return made
 
     def _scale(self, scale: float) -> str:
         return self._constant(f"activation.scale.{np.float32(scale)!s}", np.float32(scale))
 
-    def _middle(self) -> str:
-        return self._constant("activation.zero_point", np.uint8(_MIDDLE))
+    def _zero_point(self) -> str:
+        return self._constant("activation.zero_point", np.uint8(_ZERO_POINT))
 
     def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
         if name not in self.constants:
@@ -174,9 +179,11 @@ class _Rewriting:
 
 
 def quantize_weight(weight: Array) -> tuple[NDArray[np.int8], Array]:
-    """A weight [K, N] in integers and its scales [N]: weight = integers * scales, but for rounding.
+    """Quantize a weight [K, N].
 
-    In absolute value no integer is above 127, and no sum of those in rows 2k and 2k + 1 of a column above 128.
+    Returns:
+        The integers, [K, N], and their scales, [N]: weight = integers * scales up to rounding. The magnitude of an
+        integer is at most 127, and that of a sum of rows 2k and 2k + 1 in a column at most 128.
     """
     pairs = np.abs(weight[0 : len(weight) - 1 : 2] + weight[1::2])
     scales = np.abs(weight).max(axis=0) / _LARGEST
@@ -198,7 +205,7 @@ def _read_product(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto
         return Product(node, name, weight)
     options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if options.get("transA"):
-        return None  # Its input's axis 0 is no row.
+        return None  # Axis 0 of its input is not the row.
     if options.get("transB"):
         weight, name = weight.T, f"{name}.transposed"
     if (alpha := np.float32(options.get("alpha", 1.0))) != 1:

@@ -1,4 +1,4 @@
-"""From a trained run to a bundle."""
+"""From a training run to a bundle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from torch import nn
 
 from elman_bundle import load_bundle
+from elman_export.bundle_export import export_bundle
 from elman_export.contract import Labels, NextToken, Output
 from elman_export.export_error import ExportError
-from elman_export.held_out import HeldOut
-from elman_export.networks import NetworkStep, as_module
-from elman_export.writer import export_bundle
+from elman_export.network_steps import NetworkStep, step_of_network
+from elman_export.quantization_loss import HeldOutPart
 from elman_training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
 from elman_training.config import TrainingConfig
 from elman_training.encoder_decoder.network import EncoderDecoder
@@ -41,49 +42,42 @@ def export_run(
 ) -> str:
     """Export the best weights of a training run.
 
-    Quantized, both graphs are measured on the held-out part of the run's corpus. Nothing has to be calibrated: every
-    product of our networks reads hidden states, which lie in (-1, 1), vectors of tokens, which are known, or what
-    attention finds, a weighted mean of hidden states, for which random sources do. An encoder stays float32.
+    With quantization, both graphs are measured on the held-out part of the run's corpus. Calibration data is not
+    needed: every product of these networks reads hidden states, which lie in (-1, 1), token vectors, which are known,
+    or the context of attention, a weighted mean of hidden states, for which random sources suffice. An encoder stays
+    float32.
 
     Args:
         run: the folder of the run.
-        folder: the bundle's folder to make.
-        name: the model's name, by which requests choose it.
-        overwrite: replace a bundle that is there already.
+        folder: the folder of the bundle to write.
+        name: the model's name, by which requests select it.
+        overwrite: replace an existing bundle.
         quantize: "int8", or None for float32.
-        console: where to tell what quantizing costs, or why that is not known.
+        console: where the cost of quantization is reported, or why it is unknown.
 
     Returns:
-        The bundle's digest.
+        The digest of the bundle.
 
     Raises:
         TrainingError: the folder holds no run, or one that has kept no weights yet.
-        ExportError: the graph does not compute what torch does, or the network is none that can be quantized.
+        ExportError: the graph does not compute what torch does, or the network cannot be quantized.
     """
     config = load_config(run)
-    exported = as_module(load_best(run), load_vocabularies(run, config), config)
+    module, interface = step_of_network(load_best(run), load_vocabularies(run, config), config, _meaning(run, config))
     console = console or Console(quiet=True)
-    held_out = None
-    if quantize is not None:
-        if not isinstance(exported.module, NetworkStep | EncoderDecoder):
-            raise ExportError(f"{run}: only networks that go step by step become int8, not {config.network_name}")
-        held_out = _held_out(run, exported.module, console)
+    held_out = None if quantize is None else _held_out_part(run, module, config, console)
     digest = export_bundle(
-        exported.module,
+        module,
         folder,
         name=name,
-        inputs=exported.inputs,
-        outputs={"logits": _meaning(run, config)},
-        constants=exported.constants,
-        source=exported.source,
-        tree=exported.tree,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        constants=interface.constants,
+        source=interface.source,
+        tree=interface.tree,
         description=_DESCRIPTIONS[config.task],
         metrics=_metrics(run),
-        provenance={
-            "producer": f"elman {version('elman')}",
-            "corpus": Path(config.corpus).name,
-            "network": config.network_name,
-        },
+        provenance=_provenance(config),
         overwrite=overwrite,
         quantize=quantize,
         evaluate=None if held_out is None else held_out.measure,
@@ -93,17 +87,27 @@ def export_run(
     return digest
 
 
-def _held_out(run: Path, module: NetworkStep | EncoderDecoder, console: Console) -> HeldOut | None:
-    """A bundle is worth having without its loss too, so that a corpus which has gone is told and no error."""
+def _held_out_part(run: Path, module: nn.Module, config: TrainingConfig, console: Console) -> HeldOutPart | None:
+    """The held-out part; None with a note if the corpus is gone, because a bundle is useful without its loss, too."""
+    if not isinstance(module, NetworkStep | EncoderDecoder):
+        raise ExportError(f"{run}: only networks that go step by step become int8, not {config.network_name}")
     try:
-        return HeldOut(run, module, console)
+        return HeldOutPart(run, module, console)
     except TrainingError as error:
         console.print(f"int8: its loss on held-out text cannot be measured: {error}", soft_wrap=True)
         return None
 
 
+def _provenance(config: TrainingConfig) -> dict[str, str]:
+    return {
+        "producer": f"elman {version('elman')}",
+        "corpus": Path(config.corpus).name,
+        "network": config.network_name,
+    }
+
+
 def _metrics(run: Path) -> dict[str, float]:
-    """What the kept weights measured, unless the run was ended before it could say."""
+    """The measurements of the kept weights; empty if the run was killed before it wrote them."""
     if not (run / RESULT).exists():
         return {}
     result = json.loads((run / RESULT).read_text())

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from elman_bundle import Bundle, load_bundle
 from elman_export import Labels, Values, export_bundle
-from elman_export.networks import FeaturesStep
+from elman_export.network_steps import FeaturesStep
 from elman_training.features.feed_forward_network import FeedForwardNetwork
 from tests.support.bundles import byte_bundle
 from tests.support.encoder_models import judge_bundle, translator_bundle

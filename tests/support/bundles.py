@@ -10,7 +10,7 @@ import torch
 from elman_bundle import Bundle, ByteVocabulary, CharacterVocabulary
 from elman_export import Labels, NextToken, Token, export_bundle
 from elman_export.contract import Output
-from elman_export.networks import NetworkStep
+from elman_export.network_steps import NetworkStep
 from elman_training.language.recurrent_network import RecurrentNetwork
 from tests.support.shared import shared_bundle
 

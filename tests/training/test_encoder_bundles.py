@@ -202,11 +202,11 @@ class Fails(Translator):
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        (AcrossRows, "is not zero behind a source's end|differs by .* alone and beside others"),
-        (ReadsPadding, "differs by .* alone and beside others"),
-        (Unmasked, "constant.keys: is not zero behind a source's end; encode"),
-        (AttendsToPadding, "zeros behind the end of a source change a result by"),
-        (Forgets, r"encode\(\) gives \['constant.memory', 'state.hidden'\], but the constants are"),
+        (AcrossRows, "is not zero after the end of a source|differs by .* alone and in a batch"),
+        (ReadsPadding, "differs by .* alone and in a batch"),
+        (Unmasked, "constant.keys: is not zero after the end of a source; encode"),
+        (AttendsToPadding, "zeros after the end of a source change a result by"),
+        (Forgets, r"encode\(\) returns \['constant.memory', 'state.hidden'\], but the constants are"),
         (Fails, r"encode\(\) failed on source torch.int64 \(3, 12\): no way"),
     ],
 )

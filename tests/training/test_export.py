@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from elman import ExportError, Labels, NextToken, Token, Values, export_bundle
 from elman_bundle import CharacterVocabulary, load_bundle
-from elman_export.graph import make_example, write_graph
-from elman_export.networks import NetworkStep
+from elman_export.contract import StepInterface
+from elman_export.examples import make_example
+from elman_export.network_steps import NetworkStep
+from elman_export.step_export import write_step
 from elman_training.cells import CELLS
 from tests.support.bundles import CHARACTERS, make_network
 
@@ -97,7 +99,9 @@ _OPERATORS = {
 def test_the_graph_holds_nothing_needless(cell: str, tmp_path: Path) -> None:
     """One product a layer where the cell allows it, its weights joined once and for all."""
     module = NetworkStep(make_network(cell, CHARACTERS.size, layers=3, hidden=400)).eval()
-    write_graph(module, make_example(module, {"token": Token(CHARACTERS)}, {}, 3, 0), ("logits",), tmp_path / "step")
+    write_step(
+        module, make_example(module, StepInterface({"token": Token(CHARACTERS)}), 3, 0), ("logits",), tmp_path / "step"
+    )
     graph = onnx.load(tmp_path / "step").graph
     assert Counter(node.op_type for node in graph.node) == _OPERATORS[cell]
     constants = {weight.name for weight in graph.initializer}
@@ -200,7 +204,10 @@ class ColumnFirst(LeakyUnit):
     [
         (CrossTalk(), "a row's value in a batch of|differ by"),
         (RenamedState(), r"returns the states \['count', 'other'\], but initial_state\(\) has \['count', 'level'\]"),
-        (GrowingState(), r"returns the state count as torch.float32 \(3, 2\), but it came as torch.float32 \(3, 1\)"),
+        (
+            GrowingState(),
+            r"returns the state count as torch.float32 \(3, 2\), but its input has torch.float32 \(3, 1\)",
+        ),
         (FixedRows(), "fails with 1 rows: is the number of rows fixed somewhere"),
         (Forgetful(), "differ by"),
         (UnequalStart(), "the rows of level differ"),
@@ -228,7 +235,7 @@ def test_what_is_there_stays_unless_told(tmp_path: Path) -> None:
     assert write(LeakyUnit(hidden=5), folder, overwrite=True) != before
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExportError, match="it is no bundle, so it stays"):
+    with pytest.raises(ExportError, match="it is not a bundle, so it stays"):
         write(LeakyUnit(), tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 

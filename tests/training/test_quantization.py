@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from elman_bundle import CharacterVocabulary, load_bundle
 from elman_export import ExportError, Labels, NextToken, Token, Values, export_bundle, export_run
-from elman_export.bounds import declared_bounds, find_bounds
-from elman_export.graph import make_example, open_session, write_graph
-from elman_export.held_out import HeldOut
-from elman_export.networks import NetworkStep
+from elman_export.calibration import CalibrationRun, largest_difference, make_calibration_run, measure_bounds
+from elman_export.contract import StepInterface
+from elman_export.examples import make_example
+from elman_export.graph_runtime import open_session
+from elman_export.network_steps import NetworkStep
 from elman_export.parity import check_independence
 from elman_export.quantization import find_products, quantize, quantize_weight
-from elman_export.rehearsal import Rehearsal, largest_difference, make_rehearsal, measure_bounds
+from elman_export.quantization_loss import HeldOutPart
+from elman_export.step_export import write_step
+from elman_export.value_bounds import declared_bounds, find_bounds
 from elman_training import TextConfig, TrainingError, train
 from elman_training.cells import CELLS
 from tests.support.bundles import CHARACTERS, make_network
@@ -45,7 +48,7 @@ class Prepared:
     def __init__(self, cell: str, folder: Path) -> None:
         self.module = NetworkStep(make_network(cell, CHARACTERS.size)).eval()
         path = folder / "step.onnx"
-        write_graph(self.module, make_example(self.module, TOKENS, {}, 3, 0), ("logits",), path)
+        write_step(self.module, make_example(self.module, StepInterface(TOKENS), 3, 0), ("logits",), path)
         self.model = onnx.load(path)
         self.products = find_products(self.model)
         self.bounds = find_bounds(self.model, declared_bounds(self.module))
@@ -53,9 +56,9 @@ class Prepared:
     def difference(self, bounds: dict[str, float]) -> float:
         """Between this graph and its int8 form, over many steps."""
         quantized = quantize(self.model, self.products, bounds).SerializeToString()
-        rehearsal = make_rehearsal(self.module, TOKENS, {}, None)
+        run = make_calibration_run(self.module, StepInterface(TOKENS), None)
         plain = open_session(self.model.SerializeToString())
-        return largest_difference(plain, open_session(quantized), ["logits"], rehearsal)
+        return largest_difference(plain, open_session(quantized), ["logits"], run)
 
 
 @pytest.fixture(scope="module", params=sorted(CELLS))
@@ -81,7 +84,7 @@ def make_model(nodes: list[onnx.NodeProto], constants: dict[str, Any], dimension
 
 def test_rows_do_not_depend_on_their_batch(prepared: Prepared) -> None:
     graph = quantize(prepared.model, prepared.products, prepared.bounds).SerializeToString()
-    example = make_example(prepared.module, TOKENS, {}, 64, seed=3).graph_inputs()
+    example = make_example(prepared.module, StepInterface(TOKENS), 64, seed=3).graph_inputs()
     feeds = {name: value.numpy() for name, value in example.items()}
     names = ["logits", *(f"next.{name}" for name in prepared.module.initial_state(1))]
     found: dict[tuple[int, int], list[bytes]] = {}
@@ -102,7 +105,7 @@ def test_the_check_of_rows_can_fail(prepared: Prepared, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "step.onnx")
     quantize_dynamic(tmp_path / "step.onnx", tmp_path / "dynamic.onnx")
     with pytest.raises(ExportError, match="one caller's result would depend on another's"):
-        check_independence(open_session(tmp_path / "dynamic.onnx"), prepared.module, TOKENS, {})
+        check_independence(open_session(tmp_path / "dynamic.onnx"), prepared.module, StepInterface(TOKENS))
 
 
 def test_int8_is_close_to_float32_and_a_wrong_scale_is_not(prepared: Prepared) -> None:
@@ -231,7 +234,7 @@ def test_every_form_of_a_product(
              helper.make_node("MatMul", ["half", "w"], ["z"]),
              helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)],
             {"w": WEIGHT.astype(np.float16)},
-            "its weights are float16, and int8 is made of float32",
+            "its weights are float16, and only float32 can become int8",
         ),
     ],
 )  # fmt: skip
@@ -325,7 +328,7 @@ def test_a_declared_bound_that_does_not_hold(tmp_path: Path) -> None:
     ("bounds", "complaint"),
     [
         ({"average": 1.0}, r"state_bounds names 'average', but initial_state\(\) has \['mean'\]"),
-        ({"mean": 0.0}, "mean is 0.0, but a largest magnitude is above 0"),
+        ({"mean": 0.0}, "mean: got 0.0; the largest magnitude must be above 0"),
     ],
 )
 def test_bounds_that_mean_nothing(bounds: dict[str, float], complaint: str) -> None:
@@ -344,15 +347,15 @@ def test_bounds_that_mean_nothing(bounds: dict[str, float], complaint: str) -> N
 )
 def test_wrong_calibrations(calibration: dict[str, Tensor], complaint: str) -> None:
     with pytest.raises(ExportError, match=complaint):
-        make_rehearsal(Filter(), FRAMES, {}, calibration)
+        make_calibration_run(Filter(), StepInterface(FRAMES), calibration)
 
 
 def test_what_is_not_finite_cannot_be_calibrated() -> None:
     model = make_model([helper.make_node("Log", ["x"], ["y"])], {})
-    rehearsal = Rehearsal([{"x": np.array([[1.0, value]], np.float32)} for value in (2.0, 0.0)], {}, ())
+    run = CalibrationRun([{"x": np.array([[1.0, value]], np.float32)} for value in (2.0, 0.0)], {}, ())
     with pytest.raises(ExportError, match="y becomes inf within 2 steps"):
-        measure_bounds(model, ["y"], rehearsal)
-    assert measure_bounds(model, ["y"], Rehearsal(rehearsal.steps[:1], {}, ())) == {"y": pytest.approx(1.1 * np.log(2))}
+        measure_bounds(model, ["y"], run)
+    assert measure_bounds(model, ["y"], CalibrationRun(run.steps[:1], {}, ())) == {"y": pytest.approx(1.1 * np.log(2))}
 
 
 def test_a_bundle_says_its_precision(bundles: Any) -> None:
@@ -362,7 +365,7 @@ def test_a_bundle_says_its_precision(bundles: Any) -> None:
 
 def test_a_step_too_small_is_not_written(tmp_path: Path) -> None:
     module = NetworkStep(make_network("gru", LETTERS.size, layers=1, hidden=5))
-    with pytest.raises(ExportError, match="its largest weight has 75 numbers, and below 1024 int8 gains nothing"):
+    with pytest.raises(ExportError, match="its largest weight has 75 numbers, and below 1024 int8 saves no time"):
         export_bundle(module, tmp_path / "own", name="own", inputs=TOKENS, outputs={"logits": Labels("abcd")},
                       quantize="int8")  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -371,8 +374,8 @@ def test_a_step_too_small_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"quantize": "int4"}, "quantize is 'int4', but there is only 'int8'"),
-        ({"calibration": {}}, "calibration and evaluate belong to quantize='int8'"),
+        ({"quantize": "int4"}, "quantize: got 'int4'; only 'int8' is supported"),
+        ({"calibration": {}}, "calibration and evaluate have no effect without quantize='int8'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], complaint: str, tmp_path: Path) -> None:
@@ -407,7 +410,7 @@ def test_a_run_tells_what_int8_costs(task: str, tmp_path: Path) -> None:
         assert "int8_validation_accuracy" not in metrics
     else:
         assert metrics["fp32_validation_accuracy"] == pytest.approx(metrics["validation_accuracy"])
-        assert f"right: {metrics['int8_validation_accuracy']:.2%}, fp32" in shown.getvalue()
+        assert f"accuracy {metrics['int8_validation_accuracy']:.2%}, fp32" in shown.getvalue()
 
 
 def test_the_command_shows_both_losses(tmp_path: Path) -> None:
@@ -426,7 +429,7 @@ def test_without_its_corpus_a_run_is_exported_all_the_same(tmp_path: Path) -> No
     make_run("lm", corpus, run)
     corpus.write_text(SENTENCE * 300)
     with pytest.raises(TrainingError, match=f"{corpus}: is not what {run} was trained on"):
-        HeldOut(run, NetworkStep(make_network("lstm", 3)), QUIET)
+        HeldOutPart(run, NetworkStep(make_network("lstm", 3)), QUIET)
     corpus.unlink()
     shown = io.StringIO()
     export_run(run, tmp_path / "own", name="own", quantize="int8", console=Console(file=shown))

@@ -122,11 +122,11 @@ class StartsElsewhere(TreeLstm):
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        (MeanOfChildren(0), "a node's value changes with 1 empty places behind its children"),
+        (MeanOfChildren(0), "a node's value changes with 1 empty positions after its children"),
         (AcrossRows(0), "does step\\(\\) compute anything across the row axis"),
         (FixedChildren(0), r"state.\w+: the graph takes 4 children and no other number"),
-        (ManyStates(0), r"returns the state hidden as torch.float32 \(3, 4, 12\), but a node's is torch.float32"),
-        (StartsElsewhere(0), "hidden is not zero, but zeros stand for a child that is not there"),
+        (ManyStates(0), r"returns the state hidden as torch.float32 \(3, 4, 12\), but a node has torch.float32"),
+        (StartsElsewhere(0), "hidden is not zero, but zeros stand for a missing child"),
     ],
 )  # fmt: skip
 def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: str, tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: st
         ({"source": Source(Token(WORDS), 9)}, "a tree has no source"),
         ({"outputs": {}}, "give an output that is Labels"),
         ({"outputs": {"logits": Labels(SENTIMENTS), "next": NextToken()}}, "no output can be NextToken"),
-        ({"tree": Tree(children=-1, inner_id=0)}, "children is -1, but must be 0, for any number, or more"),
-        ({"tree": Tree(children=2, inner_id=40)}, "inner_id is 40, but the vocabulary's ids are 0 to 39"),
+        ({"tree": Tree(children=-1, inner_id=0)}, "children: got -1; it must be 0, for any number, or more"),
+        ({"tree": Tree(children=2, inner_id=40)}, "inner_id: got 40; the ids of the vocabulary are 0 to 39"),
         ({"quantize": "int8"}, "steps over trees are exported in their own precision only"),
     ],
 )  # fmt: skip

@@ -1,16 +1,15 @@
-"""The networks of our own training behind the same contract as anybody's module."""
+"""The step contract for the networks of `elman_training`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from elman_bundle import BEGIN, END, INNER, InputVocabulary
-from elman_export.contract import Input, Source, Tensors, Token, Tree, Values
+from elman_export.contract import Output, Source, StepInterface, Tensors, Token, Tree, Values
 from elman_training.config import TrainingConfig, TranslationConfig
 from elman_training.encoder_decoder.network import EncoderDecoder
 from elman_training.features.feed_forward_network import FeedForwardNetwork
@@ -21,76 +20,65 @@ from elman_training.trees.tree_network import TreeNetwork
 _LONGEST_SOURCE = 1024
 
 
-@dataclass(frozen=True)
-class ExportedNetwork:
-    """A network and what its inputs are; its one output is named "logits".
-
-    Attributes:
-        module: keeps the contract of StepModule.
-        inputs: see `export_bundle`.
-        constants: see `export_bundle`.
-        source: see `export_bundle`.
-        tree: see `export_bundle`.
-    """
-
-    module: nn.Module
-    inputs: Mapping[str, Input]
-    constants: Mapping[str, Values] = field(default_factory=dict)
-    source: Source | None = None
-    tree: Tree | None = None
-
-
-def as_module(
-    network: nn.Module, vocabularies: Mapping[str, InputVocabulary], config: TrainingConfig
-) -> ExportedNetwork:
-    """Put a trained network behind the contract.
+def step_of_network(
+    network: nn.Module, vocabularies: Mapping[str, InputVocabulary], config: TrainingConfig, meaning: Output
+) -> tuple[nn.Module, StepInterface]:
+    """The step module of a trained network. A new family of models is registered here.
 
     Args:
-        network: what `elman_training.checkpoint.load_best` gives.
-        vocabularies: of the run.
-        config: of the run.
+        network: the result of `elman_training.checkpoint.load_best`.
+        vocabularies: the vocabularies of the run.
+        config: the configuration of the run.
+        meaning: the meaning of the network's one output.
+
+    Returns:
+        A module that satisfies StepModule, and its interface, whose output is named "logits".
     """
+    outputs = {"logits": meaning}
     if isinstance(network, EncoderDecoder):
         assert isinstance(config, TranslationConfig)
-        return _translation(network, vocabularies, config)
+        return network, _translation_interface(network, vocabularies, config, outputs)
     if isinstance(network, FeedForwardNetwork):
-        return ExportedNetwork(FeaturesStep(network), {"features": Values(network.mean.shape)})
+        return FeaturesStep(network), StepInterface({"features": Values(network.mean.shape)}, outputs)
     if isinstance(network, BidirectionalClassifier):
-        return ExportedNetwork(
-            BidirectionalStep(network),
+        return BidirectionalStep(network), StepInterface(
             inputs={},
+            outputs=outputs,
             constants={"features": Values((network.head.in_features,))},
             source=Source(Token(vocabularies[""]), _LONGEST_SOURCE),
         )
+    inputs = {"token": Token(vocabularies[""])}
     if isinstance(network, TreeNetwork):
-        words = vocabularies[""]
-        tree = Tree(network.cell.child_count, int(words.encode(INNER)[0]))
-        return ExportedNetwork(TreeStep(network), {"token": Token(words)}, tree=tree)
+        tree = Tree(network.cell.child_count, int(vocabularies[""].encode(INNER)[0]))
+        return TreeStep(network), StepInterface(inputs, outputs, tree=tree)
     assert isinstance(network, RecurrentNetwork)
-    return ExportedNetwork(NetworkStep(network), {"token": Token(vocabularies[""])})
+    return NetworkStep(network), StepInterface(inputs, outputs)
 
 
-def _translation(
-    network: EncoderDecoder, vocabularies: Mapping[str, InputVocabulary], config: TranslationConfig
-) -> ExportedNetwork:
-    """An EncoderDecoder, which keeps the contract itself."""
+def _translation_interface(
+    network: EncoderDecoder,
+    vocabularies: Mapping[str, InputVocabulary],
+    config: TranslationConfig,
+    outputs: Mapping[str, Output],
+) -> StepInterface:
+    """The interface of an EncoderDecoder, which satisfies the contract itself."""
     vocabulary = vocabularies[""]
     begin, end = (int(vocabulary.encode(token)[0]) for token in (BEGIN, END))
     with torch.no_grad():
         constants, _ = network.encode(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
-    return ExportedNetwork(
-        network,
-        {"token": Token(vocabulary, begin_id=begin, end_id=end)},
+    return StepInterface(
+        inputs={"token": Token(vocabulary, begin_id=begin, end_id=end)},
+        outputs=outputs,
         constants={name: Values(value.shape[2:], variable_length=True) for name, value in constants.items()},
         source=Source(Token(vocabularies["source-"]), config.longest_source),
     )
 
 
 class NetworkStep(nn.Module):
-    """A RecurrentNetwork's step with the embedding folded into the first layer's input gates.
+    """The step of a RecurrentNetwork, with the embedding folded into the input gates of the first layer.
 
-    What the first layer computes from a token before it meets the state depends on the token alone, so it is looked
-    up: one row of a [V, gates * H] table instead of an embedding and a matrix product.
+    The contribution of a token to the first layer's gates depends on the token alone, so it is looked up: one row of a
+    [V, gates * H] table instead of an embedding and a matrix product.
     """
 
     table: Tensor
@@ -111,7 +99,7 @@ class NetworkStep(nn.Module):
 
 
 class TreeStep(nn.Module):
-    """A TreeNetwork's step at a node, with the embedding folded into the input gates as NetworkStep does."""
+    """The step of a TreeNetwork at a node, with the embedding folded into the gates as in NetworkStep."""
 
     table: Tensor
 
@@ -129,7 +117,7 @@ class TreeStep(nn.Module):
 
 
 class BidirectionalStep(nn.Module):
-    """A BidirectionalClassifier: the encoder reads all of the text, and the one step says what it is."""
+    """A BidirectionalClassifier as an encoder that reads the whole text and one step that classifies it."""
 
     def __init__(self, network: BidirectionalClassifier) -> None:
         super().__init__()
@@ -146,7 +134,7 @@ class BidirectionalStep(nn.Module):
 
 
 class FeaturesStep(nn.Module):
-    """A FeedForwardNetwork: one step, no state."""
+    """A FeedForwardNetwork as one step without state."""
 
     def __init__(self, network: FeedForwardNetwork) -> None:
         super().__init__()

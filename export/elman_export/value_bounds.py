@@ -1,6 +1,6 @@
-"""How large the tensors of a step graph can become, as far as the graph itself says it.
+"""The largest magnitudes of a step graph's tensors, as far as the graph itself determines them.
 
-What no operator bounds has no entry; how large that becomes can only be measured.
+A tensor that no operator bounds has no entry; its magnitude can only be measured.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from onnx import numpy_helper
 
 from elman_export.contract import StepModule
 from elman_export.export_error import ExportError
-from elman_export.graph import state_input_name, state_output_name
+from elman_export.graph_names import state_input_name, state_output_name
 
-# Their results have a magnitude of 1 at most, whatever they read.
+# The magnitude of their results is at most 1.
 _UNIT = {"Cos", "Erf", "Hardmax", "HardSigmoid", "Sigmoid", "Sin", "Softmax", "Softsign", "Tanh"}
-# Their results are values of their first input, whose signs may change or which may become zero.
+# Their results are values of their first input, with or without a change of sign, or zeros.
 _SELECTING = {
     "Abs", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Neg", "Relu", "Reshape", "Slice", "Split",
     "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -28,10 +28,10 @@ _MIXING = {"Concat", "Max", "Min"}
 
 
 def declared_bounds(module: StepModule) -> dict[str, float]:
-    """A module's own `state_bounds`, by the names that its states have in the graph.
+    """The `state_bounds` of a module, by the names of its states in the graph.
 
     Raises:
-        ExportError: they name no state, or are no magnitudes.
+        ExportError: a name is not that of a state, or a bound is not positive and finite.
     """
     states = module.initial_state(1)
     bounds: dict[str, float] = {}
@@ -39,19 +39,23 @@ def declared_bounds(module: StepModule) -> dict[str, float]:
         if name not in states:
             raise ExportError(f"state_bounds names {name!r}, but initial_state() has {sorted(states)}")
         if not 0 < bound < math.inf:
-            raise ExportError(f"state_bounds: {name} is {bound}, but a largest magnitude is above 0 and finite")
+            raise ExportError(f"state_bounds: {name}: got {bound}; the largest magnitude must be above 0 and finite")
         bounds[state_input_name(name)] = bounds[state_output_name(name)] = float(bound)
     return bounds
 
 
 def find_bounds(model: onnx.ModelProto, known: Mapping[str, float]) -> dict[str, float]:
-    """The largest magnitude of every tensor that has one.
+    """Derive the largest magnitude of every tensor that has one.
 
-    Sums are left out although a sum of bounded tensors is bounded: it seldom comes near, so what is measured is finer.
+    Sums are left out: a sum of bounded tensors is bounded, but it seldom comes near its bound, so measuring it gives a
+    finer scale.
 
     Args:
         model: a step graph.
-        known: bounds of some of its tensors, such as states.
+        known: the bounds of some of its tensors, such as states.
+
+    Returns:
+        The bounds by the names of the tensors.
     """
     bounds = dict(known)
     for weight in model.graph.initializer:

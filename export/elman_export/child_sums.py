@@ -1,8 +1,8 @@
-"""Sums over the children of a node, in one order whatever else is computed with them.
+"""Sums over the children of a node, in an order that does not depend on the rest of the batch.
 
-onnxruntime adds up the values of an axis in an order that depends on the sizes of all axes: a node's sum would depend
-on how many nodes are beside it, and on the places that it leaves empty. Running sums are added up one after another,
-and behind the last child they add zeros, which changes nothing.
+onnxruntime sums an axis in an order that depends on the sizes of all axes, so the sum of a node would depend on the
+other nodes and on its empty child positions. Running sums add one value after another, and the zeros after the last
+child change nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
-CHILDREN = "children"  # the name of the axis
+from elman_export.graph_names import CHILDREN
+
 _AXIS = 1
 
 
 def order_sums(model: ir.Model) -> None:
-    """Put the last of the running sums in the place of every sum over the axis of the children."""
+    """Replace every sum over the axis of children with the last of the running sums."""
     for node in list(model.graph):
         if node.op_type == "ReduceSum" and not node.domain and _is_over_children(node):
             _replace(model.graph, node)

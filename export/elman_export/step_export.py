@@ -1,0 +1,135 @@
+"""From a step module to an ONNX graph.
+
+The graph's inputs have the module's own names, "constant.NAME" and "state.NAME", its outputs "NAME" and "next.NAME".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from elman_export.child_sums import order_sums
+from elman_export.examples import Example
+from elman_export.export_error import ExportError
+from elman_export.graph_names import CHILDREN, state_input_name, state_output_name
+
+OPSET = 20
+_FOLDED_BYTES = 2**28
+
+
+class _FlatStep(nn.Module):
+    """A step with flat arguments and results, as ONNX has them."""
+
+    def __init__(self, module: nn.Module, example: Example, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module = module
+        self.input_names = tuple(example.inputs)
+        self.constant_names = tuple(example.constants)
+        self.state_names = tuple(example.state)
+        self.output_names = outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = iter(tensors)
+        inputs = {name: next(values) for name in self.input_names}
+        constants = {name: next(values) for name in self.constant_names}
+        state = {name: next(values) for name in self.state_names}
+        outputs, after = self.module.step(inputs, constants, state)  # type: ignore[operator]
+        return (*(outputs[name] for name in self.output_names), *(after[name] for name in self.state_names))
+
+
+def write_step(
+    module: nn.Module, example: Example, outputs: tuple[str, ...], path: Path, variable: frozenset[str] = frozenset()
+) -> None:
+    """Export one step, with any number of rows and, if the tree allows it, of children.
+
+    Args:
+        module: the module.
+        example: the arguments to trace it with.
+        outputs: the outputs to keep.
+        path: the file to write.
+        variable: the constants with any number of positions, by their names in the graph.
+
+    Raises:
+        ExportError: torch cannot express the step in ONNX.
+    """
+    named = example.graph_inputs()
+    rows, positions = torch.export.Dim("rows"), torch.export.Dim("positions")
+    sizes = {name: {0: rows, 1: positions} if name in variable else {0: rows} for name in named}
+    if example.tree is not None and not example.tree.children:
+        children = torch.export.Dim(CHILDREN)
+        sizes |= {state_input_name(name): {0: rows, 1: children} for name in example.state}
+    save_graph(
+        _FlatStep(module, example, outputs).eval(),
+        named,
+        [*outputs, *map(state_output_name, example.state)],
+        (tuple(sizes.values()),),
+        path,
+        what="the step",
+    )
+
+
+def save_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: list[str],
+    dynamic_shapes: tuple[Any, ...],
+    path: Path,
+    *,
+    what: str,
+) -> None:
+    """Export a module.
+
+    Args:
+        module: the module to trace.
+        inputs: its arguments, by their names in the graph.
+        outputs: the names of its results in the graph.
+        dynamic_shapes: the sizes that are not fixed, in the form of `torch.onnx.export`.
+        path: the file to write.
+        what: what the module is, for error messages.
+
+    Raises:
+        ExportError: torch cannot express the module in ONNX.
+    """
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            # Again without the usual limits: what depends on the weights alone, however large, is computed once here
+            # and not at every run.
+            optimizer.optimize(program.model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES)
+            order_sums(program.model)
+            program.save(path, external_data=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"torch cannot export {what} to ONNX: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the exporter's progress and deprecation notes; errors are still raised."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
