@@ -1,7 +1,6 @@
 """elman: a server for recurrent models.
 
-What a user imports stands here: the client, its results and exceptions, and, where the extra `training` is installed,
-what exports a torch module of one's own as a bundle.
+The public names: the client, its results and exceptions, and, with the extra `training`, the export of torch modules.
 """
 
 from __future__ import annotations
@@ -10,18 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elman.analysis import (
-        Embedding,
-        InspectedStep,
-        InspectionStream,
-        Score,
-        ScoreStream,
-        Tensor,
-        TokenScore,
-        Unit,
-    )
-    from elman.client import Choice, ChoiceScore, Chunk, Client, GenerationStream, Model
-    from elman.decoding import Continuation, EarlyStopping, FinishReason, TokenReport, Usage
+    from elman.analysis_calls import InspectionStream, ScoreStream
+    from elman.analysis_results import Embedding, InspectedStep, Score, Tensor, TokenScore, Unit
+    from elman.client import Client, Model
+    from elman.decoding import EarlyStopping
     from elman.errors import (
         DeadlineExceededError,
         ElmanError,
@@ -34,26 +25,20 @@ if TYPE_CHECKING:
         SessionNotFoundError,
         UnavailableError,
     )
-    from elman.sessions import Session, SessionContent
-    from elman.trees import TreeNode
-    from elman.whole import Label, Prediction
+    from elman.generation_results import Choice, ChoiceScore, Chunk, Continuation, FinishReason, TokenReport, Usage
+    from elman.generation_stream import GenerationStream
+    from elman.label_results import Label, Prediction
+    from elman.session_results import Session, SessionContent
+    from elman.tree_input import TreeNode
     from elman_bundle import ByteVocabulary, CharacterVocabulary, SubwordVocabulary, WordVocabulary
     from elman_export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
-_HOMES = {
-    "elman.analysis": (
-        "Embedding",
-        "InspectedStep",
-        "InspectionStream",
-        "Score",
-        "ScoreStream",
-        "Tensor",
-        "TokenScore",
-        "Unit",
-    ),
-    "elman.client": ("Choice", "ChoiceScore", "Chunk", "Client", "GenerationStream", "Model"),
-    "elman.decoding": ("Continuation", "EarlyStopping", "FinishReason", "TokenReport", "Usage"),
+_MODULES = {
+    "elman.analysis_calls": ("InspectionStream", "ScoreStream"),
+    "elman.analysis_results": ("Embedding", "InspectedStep", "Score", "Tensor", "TokenScore", "Unit"),
+    "elman.client": ("Client", "Model"),
+    "elman.decoding": ("EarlyStopping",),
     "elman.errors": (
         "DeadlineExceededError",
         "ElmanError",
@@ -66,13 +51,23 @@ _HOMES = {
         "SessionNotFoundError",
         "UnavailableError",
     ),
-    "elman.sessions": ("Session", "SessionContent"),
-    "elman.trees": ("TreeNode",),
-    "elman.whole": ("Label", "Prediction"),
+    "elman.generation_results": (
+        "Choice",
+        "ChoiceScore",
+        "Chunk",
+        "Continuation",
+        "FinishReason",
+        "TokenReport",
+        "Usage",
+    ),
+    "elman.generation_stream": ("GenerationStream",),
+    "elman.label_results": ("Label", "Prediction"),
+    "elman.session_results": ("Session", "SessionContent"),
+    "elman.tree_input": ("TreeNode",),
     "elman_bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
     "elman_export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ByteVocabulary",
@@ -125,11 +120,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "v1":  # Where the generated stubs used to be; existing programs import them from here.
+    if name == "v1":  # Existing programs import the generated stubs from here.
         return import_module("elman_protos.v1")
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'elman' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

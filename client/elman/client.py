@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import grpc
 
-from elman.analysis import AnalysisCalls
-from elman.decoding import (
-    Continuation,
-    Decoding,
-    FinishReason,
-    Gathering,
-    TokenReport,
-    Usage,
-    reports_of,
-    set_duration,
-    usage_of,
-)
-from elman.errors import ElmanError, expressible, rpc_errors
+from elman.analysis_calls import AnalysisCalls
+from elman.decoding import Decoding, set_duration
+from elman.errors import refused_arguments, rpc_errors
+from elman.generation_results import Choice, ChoiceScore, Continuation, ContinuationCollector
+from elman.generation_stream import GenerationStream
 from elman.inputs import Input, set_input, set_source, set_steps
-from elman.many import ManyCalls
-from elman.sessions import Patience, SessionCalls, session_call
-from elman.whole import Prediction, WholeCalls, generate_request, position_of, prediction_of
+from elman.label_results import Prediction, prediction_of
+from elman.multiplexing import MultiplexedCalls
+from elman.session_calls import SessionCalls
+from elman.session_retries import RetryBudget, position_of, session_call
+from elman.unary_calls import UnaryCalls, generate_request
 from elman_protos import v1
 
 if TYPE_CHECKING:
@@ -41,20 +35,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as a server holds it.
+    """A model of a server.
 
     Attributes:
-        name: by which requests choose it.
-        digest: of its bundle; equal digests answer equally.
+        name: the name by which requests select it.
+        digest: the digest of its bundle; equal digests give equal answers.
         provider: where it runs, "cpu" or "cuda".
-        slot_count: how many sequences run at once at most.
-        running_count: how many run now.
-        waiting_count: how many wait now.
-        waiting_limit: how many may wait.
-        prefix_lookup_count: how many prompts and inputs were looked up among those that have been read.
-        prefix_hit_count: how many of them began like one.
-        saved_step_count: how many steps that has saved.
-        spec: its manifest.
+        slot_count: the largest number of sequences that run at the same time.
+        running_count: the number of running sequences.
+        waiting_count: the number of waiting requests.
+        waiting_limit: the largest number of waiting requests.
+        prefix_lookup_count: the number of prompts and inputs that were looked up in the prefix cache.
+        prefix_hit_count: the number of them whose beginning was found.
+        saved_step_count: the number of steps that this has saved.
+        spec: the manifest of its bundle.
     """
 
     name: str
@@ -70,195 +64,46 @@ class Model:
     spec: v1.ModelSpec
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Newly generated tokens.
+class Client(SessionCalls, AnalysisCalls, UnaryCalls):
+    """A client of one server.
 
-    Attributes:
-        text: whole characters only, so it may lag behind the ids.
-        token_ids: their ids.
-        reports: how probable each of them was, if that was asked.
+    Args:
+        address: host and port.
+        timeout: the time limit in seconds of calls that set none; None for no limit.
+        caller: identifies the owner of sessions to the server; by default the address that the calls come from.
+
+    Raises:
+        ValueError: `caller` is not printable ASCII, or `timeout` is NaN.
     """
-
-    text: str
-    token_ids: tuple[int, ...]
-    reports: tuple[TokenReport, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChoiceScore:
-    """How probable one of several continuations is.
-
-    Attributes:
-        log_likelihood: the sum of the log-probabilities of its tokens, in nats.
-        token_count: how many tokens were scored, the end token among them.
-        probability: its share of the probability that all choices have together; 0 where the model excludes all.
-        unknown_token_count: how many of its tokens stand for what the vocabulary does not have.
-    """
-
-    log_likelihood: float
-    token_count: int
-    probability: float
-    unknown_token_count: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which of several continuations is the most probable.
-
-    Attributes:
-        index: its place among them.
-        scores: of all of them, in their order.
-        source_unknown_count: how many positions of the source stand for what the encoder's vocabulary does not have.
-    """
-
-    index: int
-    scores: tuple[ChoiceScore, ...]
-    source_unknown_count: int
-
-
-class GenerationStream:
-    """A generation under way: iterate over it for its chunks.
-
-    Attributes:
-        model: the name of the model that answers; "" before the first chunk.
-        digest: of its bundle.
-        seed: in use; with it the same request gives the same text again.
-        prompt_token_count: the number of prompt tokens.
-        unknown_token_count: how many of them the vocabulary does not have.
-        source_unknown_count: how many positions of the source the encoder's vocabulary does not have.
-        cached_token_count: how many of them had not to be read, because the state behind them was known.
-        finish_reason: why it ended; None before it has.
-        stop_sequence: the stop sequence that ended it, or "".
-        usage: what it has used; None before its end, and where it was told from a session's record.
-        generated_token_count: how many tokens it has in the end.
-        session_position_before: the session's position before the call; None before the first chunk.
-        session_position: the session's position after the call; None before its end.
-        request_id: names the call in its session, for whoever repeats it; "" where it has no name.
-        received_token_count: how many of its tokens have come, those that the caller had already included.
-    """
-
-    def __init__(
-        self,
-        begin: Callable[[int], grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]],
-        address: str,
-        patience: Patience,
-        *,
-        request_id: str = "",
-        received_token_count: int = 0,
-    ) -> None:
-        """Begin it.
-
-        Args:
-            begin: makes the call, behind so many tokens.
-            address: of the server, for errors.
-            patience: for how long what is broken off is begun again.
-            request_id: as above.
-            received_token_count: how many tokens the caller has already.
-        """
-        self._begin = begin
-        self._address = address
-        self._patience = patience
-        self._cancelled = asyncio.Event()
-        self.model = ""
-        self.digest = ""
-        self.seed = 0
-        self.prompt_token_count = 0
-        self.unknown_token_count = 0
-        self.source_unknown_count = 0
-        self.cached_token_count = 0
-        self.finish_reason: FinishReason | None = None
-        self.stop_sequence = ""
-        self.usage: Usage | None = None
-        self.generated_token_count = 0
-        self.session_position_before: int | None = None
-        self.session_position: int | None = None
-        self.request_id = request_id
-        self.received_token_count = received_token_count
-        self._call = begin(received_token_count)
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        try:
-            while (response := await self._next()) is not None:
-                self._take(response)
-                if response.HasField("chunk"):
-                    chunk = response.chunk
-                    yield Chunk(chunk.text, tuple(chunk.token_ids), reports_of(chunk))
-        except asyncio.CancelledError:
-            # grpc.aio raises this where the call was cancelled, too; it is an end then, and no cancelled task.
-            task = asyncio.current_task()
-            if not self._cancelled.is_set() or (task is not None and task.cancelling()):
-                raise
-        finally:
-            self.cancel()
-
-    async def _next(self) -> v1.GenerateResponse | None:
-        """The next response; None behind the last one. Where the call is broken off it is begun again."""
-        while True:
-            try:
-                with rpc_errors(self._address):
-                    return await anext(aiter(self._call), None)
-            except ElmanError as error:
-                await self._wait(self._patience.pause(error))
-            if self._cancelled.is_set():
-                return None
-            self._call = self._begin(self.received_token_count)
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait, but no longer than until the generation is cancelled."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._cancelled.wait()
-
-    def _take(self, response: v1.GenerateResponse) -> None:
-        if response.HasField("started"):
-            started = response.started
-            self.model, self.digest, self.seed = started.model, started.digest, started.seed
-            self.prompt_token_count = started.prompt_token_count
-            self.unknown_token_count = started.unknown_token_count
-            self.source_unknown_count = started.source_unknown_count
-            self.cached_token_count = started.cached_token_count
-            self.session_position_before = position_of(started)
-        if response.HasField("finished"):
-            self.finish_reason = FinishReason(response.finished.finish_reason)
-            self.stop_sequence = response.finished.stop_sequence
-            self.usage = usage_of(response.finished)
-            self.generated_token_count = response.finished.generated_token_count
-            self.session_position = position_of(response.finished)
-        if response.chunk.token_ids:
-            self.received_token_count += len(response.chunk.token_ids)
-            self._patience.renew()
-
-    async def text(self) -> str:
-        """The whole text, when it is there."""
-        return "".join([chunk.text async for chunk in self])
-
-    def cancel(self) -> None:
-        """End the generation now: the loop over it ends, without an error and without a finish_reason. Harmless after
-        its end. Leaving the loop does the same."""
-        self._cancelled.set()
-        self._call.cancel()
-
-
-class Client(SessionCalls, AnalysisCalls, WholeCalls):
-    """Calls one server. What it takes is said at `elman.connection.Connection`."""
 
     @cached_property
     def _stub(self) -> v1.InferenceServiceAsyncStub:
         return v1.InferenceServiceStub(self._channel)
 
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
-        """All models of the server, by name."""
+        """List the models of the server, by name.
+
+        Args:
+            timeout: the time limit in seconds.
+
+        Raises:
+            ElmanError: the call failed; see `elman.errors`.
+        """
         response = await self._call(self._stub.ListModels, v1.ListModelsRequest(), timeout)
         return [_model(model) for model in response.models]
 
     async def get_model(self, name: str, *, timeout: float | None = None) -> Model:
-        """One model.
+        """Get one model.
+
+        Args:
+            name: the model's name.
+            timeout: the time limit in seconds.
 
         Raises:
-            ModelNotFoundError: there is none of that name.
+            ModelNotFoundError: the server has no model with this name.
+            ElmanError: the call failed for another reason; see `elman.errors`.
         """
-        with expressible():
+        with refused_arguments():
             request = v1.GetModelRequest(name=name)
         return _model((await self._call(self._stub.GetModel, request, timeout)).model)
 
@@ -280,31 +125,33 @@ class Client(SessionCalls, AnalysisCalls, WholeCalls):
         timeout: float | None = None,
         **decoding: Unpack[Decoding],
     ) -> GenerationStream:
-        """Continue a prompt, or a session. The call starts now; errors of the server are raised by iterating.
+        """Continue a prompt or a session, as a stream. The call starts now; its errors are raised by iterating.
 
         Args:
-            prompt: text, or token ids.
-            source: what the model's encoder reads, where it has one: text, token ids, or the numbers of every position;
-                such as a sentence to translate.
-            model: its name; may be empty where the server holds one that generates.
-            interval: seconds for which tokens gather to one chunk, the first one excepted; 0: chunks as soon as they
-                are there; default as the server sees fit, which depends on its load.
-            single_tokens: a chunk for every token; excludes `interval`.
-            bypass_prefix_cache: read the whole prompt, though the state behind its beginning may be known.
-            session: the id of the session to continue; the prompt follows what it holds and may be empty.
-            position: where the session is expected to be; at another position nothing is generated
-                (`SessionConflictError`). Default: wherever it is.
-            request_id: names the call in its session: a call that comes again under its name is not run again, but
-                sent again. Default: none, or a random one where there is patience.
-            received_token_count: how many of the call's tokens are there already: it goes on behind them.
-            patience: in a session, seconds for which a call that is broken off, because the server or the connection
-                to it has gone, is repeated; its chunks then go on as if nothing had been. Default 0, not at all.
-            log_probabilities: report how probable each token was, and so many of the most probable ones beside it;
-                default: no report.
-            timeout: seconds the whole generation may take, repetitions included.
-            decoding: how tokens are chosen and when it ends; see `Decoding`.
+            prompt: text or token ids.
+            source: what the model's encoder reads, if it has one: text, token ids, or the numbers of every position.
+            model: the model's name; optional if the server has only one that generates.
+            interval: the seconds for which tokens are coalesced into a chunk, except the first; 0 for chunks as soon as
+                possible. By default the server decides, depending on its load.
+            single_tokens: send a chunk for every token; excludes `interval`.
+            bypass_prefix_cache: read the whole prompt, even if the state after its beginning is cached.
+            session: the id of the session to continue; the prompt follows its tokens and may be empty.
+            position: the expected position of the session; at any other, the call fails with `SessionConflictError`. By
+                default any.
+            request_id: identifies the call within its session: a repeated call with the same id is not run again, but
+                its result is sent again. By default none, or a random one with patience.
+            received_token_count: the number of the call's tokens that the caller already has; it resumes after them.
+            patience: for a session, the seconds for which a call is retried that breaks because the server or the
+                connection is lost; its chunks continue without a gap. Default 0, no retries.
+            log_probabilities: report the probability of each token, and this number of most probable tokens at its
+                position; by default no report.
+            timeout: the time limit for the whole generation in seconds, with retries.
+            **decoding: how tokens are chosen and when the generation ends; see `Decoding`.
+
+        Raises:
+            InvalidRequestError: the protocol cannot express an argument.
         """
-        with expressible():
+        with refused_arguments():
             request = generate_request(prompt, source, model, decoding, log_probabilities)
             call = session_call(session, position, request_id, patience)
             if call is not None:
@@ -315,43 +162,43 @@ class Client(SessionCalls, AnalysisCalls, WholeCalls):
                 request.single_tokens.SetInParent()
             if interval is not None:
                 if single_tokens:
-                    raise ValueError("single_tokens and an interval exclude each other")
+                    raise ValueError("single_tokens and interval exclude each other")
                 set_duration(request.interval, interval, "interval")
-        return self._generate(request, Patience(patience, self._seconds(timeout)))
+        return self._generate(request, RetryBudget(patience, self._seconds(timeout)))
 
-    def _generate(self, request: v1.GenerateRequest, patience: Patience) -> GenerationStream:
+    def _generate(self, request: v1.GenerateRequest, budget: RetryBudget) -> GenerationStream:
         metadata = self._metadata(request.session.session_id)
 
-        def begin(received: int) -> grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]:
+        def start(received: int) -> grpc.aio.UnaryStreamCall[Any, v1.GenerateResponse]:
             request.received_token_count = received
-            return self._stub.Generate(request, timeout=patience.timeout, metadata=metadata)
+            return self._stub.Generate(request, timeout=budget.timeout, metadata=metadata)
 
         return GenerationStream(
-            begin,
+            start,
             self.address,
-            patience,
+            budget,
             request_id=request.session.request_id,
             received_token_count=request.received_token_count,
         )
 
-    async def _whole(self, request: v1.GenerateRequest, timeout: float | None) -> list[Continuation]:
-        gathering = Gathering()
+    async def _generate_all(self, request: v1.GenerateRequest, timeout: float | None) -> list[Continuation]:
+        collector = ContinuationCollector()
         with rpc_errors(self.address):
             call = self._stub.Generate(request, timeout=self._seconds(timeout), metadata=self._metadata())
             async for response in call:
-                gathering.take(response)
-        return gathering.continuations()
+                collector.add(response)
+        return collector.continuations()
 
-    async def _labelled(self, request: v1.ClassifyRequest, timeout: float | None) -> v1.ClassifyResponse:
+    async def _classify(self, request: v1.ClassifyRequest, timeout: float | None) -> v1.ClassifyResponse:
         return await self._call(self._stub.Classify, request, timeout, request.session.session_id)
 
-    def many(self) -> ManyCalls:
-        """Calls that go to the server together, for whoever has many short things to ask.
+    def many(self) -> MultiplexedCalls:
+        """Share one call between many short requests.
 
         async with client.many() as many:
-            found = await asyncio.gather(*(many.classify(line) for line in lines))
+            predictions = await asyncio.gather(*(many.classify(line) for line in lines))
         """
-        return ManyCalls(self._stub, self.address, self._seconds, self._metadata())
+        return MultiplexedCalls(self._stub, self.address, self._seconds, self._metadata())
 
     async def choose(
         self,
@@ -364,18 +211,21 @@ class Client(SessionCalls, AnalysisCalls, WholeCalls):
         bypass_prefix_cache: bool = False,
         timeout: float | None = None,
     ) -> Choice:
-        """Which of several continuations is the most probable, such as the answers to a question.
+        """Find the most probable of several continuations, such as the answers to a question.
 
         Args:
-            choices: texts or token ids, 2 to 1024, of one token or more each.
-            prompt: what goes before every choice, text or token ids; it is read once.
-            source: what the model's encoder reads, where it has one; it is read once.
-            model: its name; may be empty where the server holds one that generates.
-            open_ended: leave out the end token, with which choices are scored where the model has one.
-            bypass_prefix_cache: read the whole prompt, though the state behind its beginning may be known.
-            timeout: seconds the call may take.
+            choices: 2 to 1024 texts or lists of token ids, of one or more tokens each.
+            prompt: what precedes every choice, text or token ids; it is read once.
+            source: what the model's encoder reads, if it has one; it is read once.
+            model: the model's name; optional if the server has only one that generates.
+            open_ended: leave out the end token, which is otherwise scored with each choice if the model has one.
+            bypass_prefix_cache: read the whole prompt, even if the state after its beginning is cached.
+            timeout: the time limit in seconds.
+
+        Raises:
+            ElmanError: the call failed; see `elman.errors`.
         """
-        with expressible():
+        with refused_arguments():
             request = v1.ChooseRequest(model=model, open_ended=open_ended, bypass_prefix_cache=bypass_prefix_cache)
             set_input(request, prompt)
             set_source(request, source)
@@ -397,28 +247,34 @@ class Client(SessionCalls, AnalysisCalls, WholeCalls):
         position: int | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Prediction]:
-        """Label an input that arrives in pieces; one prediction for every piece, in order.
+        """Label an input that arrives in pieces.
 
-        A piece is sent as soon as it is there and the one before it has been answered: grpc.aio forgets why a server
-        ended a stream if it is writing at that moment.
+        Each piece is sent when the one before it has been answered.
 
         Args:
-            pieces: text or token ids, or the numbers of steps; see `classify`.
-            model: its name; may be empty where the server holds one with labels.
-            session: the id of the session that the pieces continue; it holds a piece when that is answered.
-            position: where the session is expected to be before the first piece; see `generate`.
-            timeout: seconds the whole stream may take.
+            pieces: text, token ids, or the numbers of steps; see `classify`.
+            model: the model's name; optional if the server has only one with labels.
+            session: the id of the session that the pieces continue; it holds a piece once that is answered.
+            position: the expected position of the session before the first piece; see `generate`.
+            timeout: the time limit for the whole stream in seconds.
+
+        Yields:
+            One prediction for each piece, in their order.
+
+        Raises:
+            ElmanError: the call failed; see `elman.errors`.
         """
-        with expressible():
+        with refused_arguments():
             config = v1.StreamConfig(model=model, session=session_call(session, position, "", 0))
         call = self._stub.StreamClassify(timeout=self._seconds(timeout), metadata=self._metadata(session))
 
+        # One request at a time: grpc.aio loses the reason why a server ends a stream if a write is in progress.
         async def exchange(request: v1.StreamClassifyRequest) -> v1.StreamClassifyResponse:
-            # grpc.aio will not write to a call that has ended meanwhile; reading then tells why it has.
+            # grpc.aio refuses to write to a call that has ended; reading then reports why it has.
             with contextlib.suppress(asyncio.InvalidStateError):
                 await call.write(request)
             response = await call.read()
-            assert isinstance(response, v1.StreamClassifyResponse)  # Else read() has raised the status.
+            assert isinstance(response, v1.StreamClassifyResponse)  # Otherwise read() has raised the status.
             return response
 
         try:
@@ -426,7 +282,7 @@ class Client(SessionCalls, AnalysisCalls, WholeCalls):
                 await exchange(v1.StreamClassifyRequest(config=config))
                 async for piece in _asynchronous(pieces):
                     request = v1.StreamClassifyRequest(piece=v1.Piece())
-                    with expressible():
+                    with refused_arguments():
                         set_steps(request.piece, piece)
                     result = (await exchange(request)).result
                     yield prediction_of(result.prediction, position_of(result))

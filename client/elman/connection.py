@@ -1,4 +1,4 @@
-"""The connection to a server, which all calls share: how long they may take, and what goes with each of them."""
+"""The connection to a server, which all calls share: its options, time limits and metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from elman.errors import expressible, rpc_errors
+from elman.errors import refused_arguments, rpc_errors
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 Metadata = tuple[tuple[str, str], ...]
@@ -17,15 +17,15 @@ Metadata = tuple[tuple[str, str], ...]
 _CHANNEL_OPTIONS = (
     # A tagger answers every step of a long input, which the default of 4 MiB would cut.
     ("grpc.max_receive_message_length", -1),
-    # A server that was restarted is found at once: grpc's own pauses grow to two minutes.
+    # A restarted server is found immediately: grpc's own pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A machine that has gone without a word is noticed.
+    # A machine that disappeared without closing the connection is noticed.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 _SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LONGEST_TIMEOUT = 1e9  # seconds, 30 years; a few times as many overflow in grpc, which then gives up at once.
+_LONGEST_TIMEOUT = 1e9  # seconds, 30 years; a few times this value overflows in grpc, which then fails immediately
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -36,18 +36,18 @@ class Connection:
 
     Args:
         address: host and port.
-        timeout: seconds one call may take, as far as a call does not say otherwise; None: as long as it takes.
-        caller: says to the server whose sessions it makes; default, the address that the calls come from.
+        timeout: the time limit in seconds of calls that set none; None for no limit.
+        caller: identifies the owner of sessions to the server; by default the address that the calls come from.
 
     Raises:
-        ValueError: `caller` has other characters than printable ASCII, or `timeout` is no number.
+        ValueError: `caller` is not printable ASCII, or `timeout` is NaN.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = None, caller: str = "") -> None:
         if not (caller.isascii() and caller.isprintable()):
-            raise ValueError(f"caller is {caller!r}, but must be printable ASCII")
+            raise ValueError(f"caller: got {caller!r}; it must be printable ASCII")
         self.address = address
-        self._timeout = None if timeout is None else _usable(timeout)
+        self._timeout = None if timeout is None else _valid_timeout(timeout)
         self._caller = caller
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
@@ -60,17 +60,17 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection; calls under way are cancelled."""
+        """Close the connection; calls in progress are cancelled."""
         await self._channel.close()
 
     def _seconds(self, timeout: float | None) -> float | None:
-        """Seconds that a call may take which says `timeout`.
+        """The time limit of a call, in seconds.
 
         Raises:
-            InvalidRequestError: it is no number.
+            InvalidRequestError: `timeout` is NaN.
         """
-        with expressible():
-            return self._timeout if timeout is None else _usable(timeout)
+        with refused_arguments():
+            return self._timeout if timeout is None else _valid_timeout(timeout)
 
     def _metadata(self, session: str = "") -> Metadata:
         return call_metadata(self._caller, session)
@@ -87,15 +87,18 @@ class Connection:
 
 
 def call_metadata(caller: str, session: str) -> Metadata:
-    """The metadata of a call. An id that cannot be one stays out of it, as grpc might refuse to carry it; the server
-    says what is wrong with it."""
+    """The metadata of a call.
+
+    An invalid session id is left out, because grpc may refuse to send it; the server then reports what is wrong with
+    the id in the request.
+    """
     metadata = [("elman-caller", caller)] if caller else []
     if _SESSION_ID.fullmatch(session):
         metadata.append(("elman-session", session))
     return tuple(metadata)
 
 
-def _usable(timeout: float) -> float:
+def _valid_timeout(timeout: float) -> float:
     if math.isnan(timeout):
-        raise ValueError("timeout is nan, but must be a number of seconds")
+        raise ValueError("timeout: got nan; it must be a number of seconds")
     return min(timeout, _LONGEST_TIMEOUT)

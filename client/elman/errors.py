@@ -1,17 +1,17 @@
-"""What a client can get instead of an answer.
+"""The exceptions of the client.
 
     ElmanError
-      InvalidRequestError      the request is at fault; `fields` says where
-        ModelNotFoundError     the server holds no such model
+      InvalidRequestError      the request is wrong; `fields` says where
+        ModelNotFoundError     the server has no such model
         SessionNotFoundError   there is no such session
-        SessionExistsError     there is a session of that id already
+        SessionExistsError     there is a session with this id already
       SessionConflictError     the session is not where the call expects it, or another call runs; `position` says where
-      OverloadedError          the server has as much as it takes; try again later
-      UnavailableError         no server there, or it is shutting down; try again, or elsewhere
-      DeadlineExceededError    the time the caller gave is up
+      OverloadedError          the server is at its limits; try again later
+      UnavailableError         no server is there, or it is shutting down; try again, or elsewhere
+      DeadlineExceededError    the time limit of the caller has passed
       ServerError              the model or the server failed
 
-Every one carries the stable `reason` of the error's ErrorInfo, such as "QUEUE_FULL", for programs to look at.
+Each has the stable `reason` of the error's ErrorInfo, such as "QUEUE_FULL", for programs to check.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ElmanError(Exception):
 
     Attributes:
         code: the gRPC status code.
-        reason: the stable name of the error; "" where the transport failed.
-        metadata: facts about it, such as the limit that was passed.
+        reason: the stable name of the error; "" for an error of the transport.
+        metadata: facts about the error, such as the limit that was exceeded.
         fields: what is wrong with which field of the request.
     """
 
@@ -55,11 +55,11 @@ class ElmanError(Exception):
 
 
 class InvalidRequestError(ElmanError):
-    """The request is at fault."""
+    """The request is wrong."""
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """The server holds no such model."""
+    """The server has no such model."""
 
 
 class SessionNotFoundError(InvalidRequestError):
@@ -67,35 +67,35 @@ class SessionNotFoundError(InvalidRequestError):
 
 
 class SessionExistsError(InvalidRequestError):
-    """There is a session of that id already."""
+    """There is a session with this id already."""
 
 
 class SessionConflictError(ElmanError):
-    """Somebody else advances the session: it is not where the call expects it, or another call is under way on it."""
+    """Another caller advances the session: it is not where the call expects it, or another call runs on it."""
 
     @property
     def position(self) -> int:
-        """Where the session is in truth."""
+        """The actual position of the session."""
         return int(self.metadata["position"])
 
 
 class OverloadedError(ElmanError):
-    """The server has as much as it takes."""
+    """The server is at its limits."""
 
 
 class UnavailableError(ElmanError):
-    """No server is there, or it is shutting down, or the connection has gone."""
+    """No server is there, or it is shutting down, or the connection was lost."""
 
 
 class DeadlineExceededError(ElmanError):
-    """The time the caller gave is up."""
+    """The time limit of the caller has passed."""
 
 
 class ServerError(ElmanError):
     """The model or the server failed."""
 
 
-# The status code alone does not tell whether trying again can help.
+# The status code alone does not say whether a retry can help.
 _CLASSES_BY_REASON: dict[str, type[ElmanError]] = {
     "MESSAGE_TOO_LARGE": InvalidRequestError,
     "SESSION_NOT_FOUND": SessionNotFoundError,
@@ -113,22 +113,22 @@ _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
 }
 
 
-# Without a reason they are the transport's: elman gives one for whatever it says itself. In these ways balancers end a
-# stream whose server has gone.
-_BROKEN_OFF = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+# Codes with which load balancers end a stream whose server has disappeared. elman gives a reason for every error of its
+# own, so without a reason they come from the transport.
+_CONNECTION_LOST = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
-    """The exception for what a call to `address` got."""
+    """The exception for the status of a call to `address`."""
     message = error.details() or error.code().name
     found = _error(error.code(), message, _details(error))
     if not found.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
         message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
         return UnavailableError(message, code=error.code())
-    if not found.reason and error.code() in _BROKEN_OFF:
-        return UnavailableError(f"the call was broken off: {message}", code=error.code())
+    if not found.reason and error.code() in _CONNECTION_LOST:
+        return UnavailableError(f"the connection was lost: {message}", code=error.code())
     return found
 
 
@@ -136,13 +136,13 @@ def _details(error: grpc.aio.AioRpcError) -> Iterable[any_pb2.Any]:
     try:
         status = rpc_status.from_call(cast(grpc.Call, error))
     except ValueError:
-        # They are of another status: the caller's time ran out while the server's answer came in.
+        # The details belong to another status: the time limit passed while the server's answer arrived.
         return ()
     return status.details if status is not None else ()
 
 
 def from_failure(failure: v1.Failure) -> ElmanError:
-    """The exception for what one request among many got."""
+    """The exception for the failure of one request of a multiplexed call."""
     return _error(_CODES[failure.code], failure.message, failure.details)
 
 
@@ -162,7 +162,7 @@ def _error(code: grpc.StatusCode, message: str, details: Iterable[any_pb2.Any]) 
 
 @contextlib.contextmanager
 def rpc_errors(address: str) -> Iterator[None]:
-    """What a call to `address` gets is raised as an exception of this module."""
+    """Raise the errors of a call to `address` as exceptions of this module."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
@@ -170,8 +170,8 @@ def rpc_errors(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def expressible() -> Iterator[None]:
-    """What the protocol cannot even express is refused like what the server refuses."""
+def refused_arguments() -> Iterator[None]:
+    """Raise arguments that the protocol cannot express as InvalidRequestError, like those that the server refuses."""
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""What models read, put into requests: text, token ids, numbers."""
+"""Inputs of models in requests: text, token ids, numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def set_input(
     | v1.Choice,
     given: Input,
 ) -> None:
-    """Put an input into a message: text as text, else token ids."""
+    """Write an input into a message: a str as text, anything else as token ids."""
     if isinstance(given, str):
         message.text = given
     else:
@@ -38,19 +38,22 @@ def set_input(
 
 
 def set_source(request: v1.GenerateRequest | v1.ChooseRequest | v1.ScoreRequest, given: Input | Numbers | None) -> None:
-    """Put what an encoder is to read into a request; None: nothing."""
+    """Write the source of an encoder into a request; None for no source."""
     if given is not None:
         request.source.SetInParent()
         set_steps(request.source, given)
 
 
 def set_steps(message: v1.ClassifyRequest | v1.Piece | v1.Source, given: Input | Numbers) -> None:
-    """Put what a model is to label into a message: text, token ids, or numbers, those of a step in each row.
+    """Write text, token ids or numbers into a message.
 
-    Numbers are an array of numpy, [steps, *shape], whose double precision becomes single; or lists of floats.
+    Args:
+        message: the message.
+        given: text, token ids, a numpy array [steps, *shape], whose double precision becomes single, or a list of
+            floats or of rows of floats.
 
     Raises:
-        ValueError, TypeError: it is nothing of these.
+        ValueError, TypeError: the input has another type, or rows of different lengths.
     """
     values: Any = given
     if hasattr(values, "dtype") and (values.dtype.kind == "f" or values.ndim != 1):
@@ -65,7 +68,7 @@ def _set_array(tensor: v1.Tensor, values: NDArray[Any]) -> None:
     if values.dtype.name == "float64":
         values = values.astype("float32")
     if values.dtype.name not in BY_NAME:
-        raise ValueError(f"an array of {values.dtype.name} cannot be sent; one of {', '.join(BY_NAME)} can")
+        raise ValueError(f"got an array of {values.dtype.name}; it must be one of {', '.join(BY_NAME)}")
     tensor.data_type = BY_NAME[values.dtype.name].data_type
     tensor.shape.extend(values.shape)
     tensor.content = values.astype(values.dtype.newbyteorder("<")).tobytes()
@@ -76,7 +79,7 @@ def _set_rows(tensor: v1.Tensor, rows: Sequence[Any]) -> None:
     numbers: list[float] = list(rows)
     if isinstance(rows[0], Sequence):
         shape.append(len(rows[0]))
-        wrong = next((place for place, row in enumerate(rows) if len(row) != shape[1]), None)
+        wrong = next((step for step, row in enumerate(rows) if len(row) != shape[1]), None)
         if wrong is not None:
             raise ValueError(f"step {wrong} has {len(rows[wrong])} numbers, but the first has {shape[1]}")
         numbers = [number for row in rows for number in row]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -58,9 +59,8 @@ def export_bundle(
     """Export a step module as a bundle for `elman serve`.
 
     Nothing is written before torch and onnxruntime agree over several steps and batch sizes, and every row has the same
-    bytes in any batch. int8 computes products in 8-bit integers, several times as fast on processors with instructions
-    for it; the range of each value is derived from the step (a tanh stays within 1), taken from the module's
-    `state_bounds`, or else measured with a margin of a tenth.
+    bytes in any batch. int8 computes products in 8-bit integers; the range of each value is derived from the step (a
+    tanh stays within 1), taken from the module's `state_bounds`, or else measured with a margin of a tenth.
 
     Args:
         module: has `initial_state` and `step`; see StepModule.
@@ -85,27 +85,32 @@ def export_bundle(
         The digest of the bundle.
 
     Raises:
-        ExportError: the module does not satisfy the contract, or the graph does not compute what the module does.
+        ExportError: the module violates the contract, or its graph computes something else.
     """
     folder, interface = Path(folder), StepInterface(inputs, outputs, constants or {}, source, tree)
     _check_arguments(folder, overwrite, quantize, calibration, evaluate)
     checked = _checked_module(module, interface, quantize, calibration)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        draft = Path(temporary) / "bundle"
-        draft.mkdir()
+    with _replacing(folder) as draft:
         spec = _write_graphs(module, checked, interface, draft)
         if quantize is not None:
             spec.metrics.update(quantize_graph(checked, interface, draft / STEP_FILE, calibration, evaluate))
         spec.name, spec.description = name, description
-        spec.provenance["precision"] = quantize or precision_of(module)
         spec.metrics.update(metrics or {})
-        spec.provenance.update(provenance or {})
-        digest = write_bundle(draft, spec)
+        spec.provenance.update({"precision": quantize or precision_of(module), **(provenance or {})})
+        return write_bundle(draft, spec)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A draft of a folder, which replaces the folder at the end unless an exception was raised."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        draft = Path(temporary) / "bundle"
+        draft.mkdir()
+        yield draft
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)
-    return digest
 
 
 def _check_arguments(

@@ -64,18 +64,15 @@ async def test_an_answer_is_written_or_chosen(answering: Served) -> None:
 
 def test_mistakes_are_named(answering: Served) -> None:
     at = ("--server", answering.address)
-    check_complaint(elman("ask", "a", "b", "--choice", "S1", *at), "--choice is given once, but there must be two or")
+    check_complaint(elman("ask", "a", "b", "--choice", "S1", *at), "--choice: got one; two or more are needed")
     check_complaint(elman("generate", *at), "source: got none; 'translator' starts from a source. Give text or tokens")
     check_complaint(elman("translate", "x" * 65, *at), f"{'x' * 60}...': source.text: got 65 positions; 'translator'")
     asked = elman("ask", "Äa", "b", "--choice", "S1", "--choice", "nope", *at)
-    assert "1 tokens of the passage and question stand for" in asked.stderr
-    assert "1 tokens of the choices stand for" in asked.stderr
-    check_complaint(
-        elman("translate", "a", "--model", "classes", *at),
-        "model: got 'classes'; it has labels and does not generate text. Use Classify",
-    )
+    assert "1 tokens of the passage and question are unknown" in asked.stderr
+    assert "1 tokens of the choices are unknown" in asked.stderr
+    check_complaint(elman("translate", "a", "--model", "classes", *at), "'classes' does not generate text")
     noted = elman("translate", "Äa", *at)
     assert noted.returncode == 0
-    assert "1 tokens of the source stand for what the model does not know" in noted.stderr
+    assert "1 tokens of the source are unknown to the model" in noted.stderr
     listed = elman("models", *at).stdout
     assert "generate from a source" in listed

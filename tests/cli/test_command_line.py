@@ -88,7 +88,7 @@ def test_listing_and_health(served: Served) -> None:
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "classes", "gru", "tags"]
     assert elman("models", ELMAN_SERVER=served.address).stdout == listed.stdout
     assert elman("health", "--server", served.address).returncode == 0
-    check_complaint(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 does not serve")
+    check_complaint(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 is not serving")
 
 
 def test_classifying_lines(served: Served) -> None:
@@ -155,7 +155,7 @@ def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served:
 def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
     found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
     assert len(found.stdout) == 3
-    note = "2 tokens of the prompt stand for what the model does not know"
+    note = "2 tokens of the prompt are unknown to the model"
     assert note in found.stderr
     for several in ("--samples", "--beams"):
         assert note in elman("generate", "a?b?", several, 2, "--max-tokens", 3, "--server", served.address).stderr

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elman import Client
-from elman.analysis import Unit
-from elman.cli.inspecting import Reading, as_given, as_html, best_units, colour, correlations
+from elman import Client, Unit
+from elman.character_features import features
+from elman.cli.inspecting import as_given
 from elman.cli.scoring import piece_end
-from elman.features import features
+from elman.cli.unit_correlations import Reading, best_units, correlations
+from elman.cli.unit_drawing import as_html, colour
 from elman_bundle import Bundle
 from tests.support.command_line import ELMAN, Served, check_complaint, elman
 from tests.support.light_install import SERVER_PARTS, run_without
@@ -226,7 +227,7 @@ def test_a_unit_is_drawn(served: Served, tmp_path: Path) -> None:
     options = ["--model", "gru", "--unit", name, "--server", served.address]
     found = elman("inspect", file, *options, "--html", page)
     assert found.returncode == 0
-    assert found.stderr == f"note: {UNKNOWN} tokens of the text stand for what the model does not know\n"
+    assert found.stderr == f"note: {UNKNOWN} tokens of the text are unknown to the model\n"
     expected = watched(served, name, CODE)
     assert found.stdout.splitlines() == [f"{escaped(text)}\t{value:.6g}" for text, value in expected]
     assert elman("inspect", "--text", CODE, *options).stdout == found.stdout
@@ -356,8 +357,8 @@ def test_mistakes_of_inspecting(served: Served, tmp_path: Path) -> None:
     for wrong, complaint in (
         ([tmp_path / "empty", "--text", "a"], "exclude each other"),
         (["--text", "a", "--unit", "x:1", "--best", 2], "exclude each other"),
-        (["--text", "a", "--unit", "seven"], "'seven' is not STATE:INDEX"),
-        (["--text", "a"], "no feature changes"),
+        (["--text", "a", "--unit", "seven"], "--unit: got 'seven'; it must be STATE:INDEX"),
+        (["--text", "a"], "no feature or no unit changes"),
     ):
         found = elman("inspect", *wrong, *server)
         check_complaint(found, complaint)

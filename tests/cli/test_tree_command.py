@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from elman.cli.trees import drawn
-from elman.whole import Label
+from elman import Label
+from elman.cli.tree_labelling import drawn
 from elman_bundle import Bundle
 from tests.support.command_line import Served, check_complaint, elman
 from tests.support.trees import SENTIMENTS, as_expression, graph_scores, probabilities, random_tree

@@ -719,7 +719,7 @@ async def test_exporting_overwrites_only_when_told_and_leaves_no_pieces(
     servicer.sessions = {"a": [1, 2, 3]}
     file = tmp_path / "file"
     file.write_text("precious")
-    check_complaint(await run(address, "session", "export", "a", file), "only --force overwrites it")
+    check_complaint(await run(address, "session", "export", "a", file), "file: exists already; --force overwrites it")
     check_complaint(await run(address, "session", "export", "nope", file, "--force"), "SESSION_NOT_FOUND")
     assert file.read_text() == "precious"
     await said(address, "session", "export", "a", file, "--force")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elman.features import features
+from elman.character_features import features
 
 
 def marks(name: str, text: str) -> str:

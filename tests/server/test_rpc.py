@@ -365,7 +365,7 @@ async def test_what_the_protocol_cannot_say_is_refused_like_what_the_server_refu
         "time_limit is nan": lambda: client.search("a", width=2, time_limit=math.nan),
         "interval is inf, but must be": lambda: client.generate("a", interval=math.inf).text(),
         "too large": lambda: client.generate("a", temperature=10**400).text(),
-        "timeout is nan, but must be": lambda: client.list_models(timeout=math.nan),
+        "timeout: got nan; it must be": lambda: client.list_models(timeout=math.nan),
         "surrogates": lambda: client.sample("a", count=2, model="\ud800"),
         "surrogates ": lambda: client.search("a", width=2, model="\ud800"),
         "surrogates  ": lambda: client.get_model("\ud800"),
@@ -381,7 +381,7 @@ async def test_a_timeout_that_is_no_limit_is_none(running: Running) -> None:
         assert (await running.client.classify("ab", timeout=timeout)).steps
         async with Client(running.address, timeout=timeout) as client:
             assert await client.list_models()
-    with pytest.raises(ValueError, match="timeout is nan, but must be a number of seconds"):
+    with pytest.raises(ValueError, match="timeout: got nan; it must be a number of seconds"):
         Client(running.address, timeout=math.nan)
 
 

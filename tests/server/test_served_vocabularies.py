@@ -15,9 +15,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from elman import InvalidRequestError
-from elman.cli.calling import _runs
-from elman.whole import Label
+from elman import InvalidRequestError, Label
+from elman.cli.classifying import _runs
 from elman_bundle import (
     MANIFEST,
     Bundle,
@@ -149,7 +148,7 @@ async def test_subwords_are_labelled(trained: Mapping[str, Bundle], scope: Any) 
     assert by_text == by_ids == pieces[0]
     assert by_text.step_count == len(ids) < 100
     if scope == "step":
-        with pytest.raises(typer.BadParameter, match=f"it labels {len(ids)} words or subwords of 100 characters"):
+        with pytest.raises(typer.BadParameter, match=f"got {len(ids)} labels of words or subwords for 100 characters"):
             [*_runs(TEXT[:100], by_text.steps)]
 
 

@@ -161,9 +161,9 @@ async def test_the_client_takes_nodes(running: Running) -> None:
         found = await running.client.classify(tree=tree, model="binary", every_node=every_node)
         assert found == await running.client.classify(tree=written, model="binary", every_node=every_node)
         assert found.step_count == 5
-    with pytest.raises(InvalidRequestError, match="a word or a token_id, but one has both"):
+    with pytest.raises(InvalidRequestError, match="got a node with the word 'w3' and the token_id 5; give only one"):
         await running.client.classify(tree=TreeNode("w3", 5), model="binary")
-    with pytest.raises(InvalidRequestError, match="an input or a tree, one of the two"):
+    with pytest.raises(InvalidRequestError, match="classify takes either an input or a tree"):
         await running.client.classify("text", tree="(a w3)")
     with pytest.raises(InvalidRequestError, match="a tree is a str or a TreeNode"):
         await running.client.classify(tree=TreeNode(children=["w3"]), model="binary")  # type: ignore[list-item]

@@ -160,7 +160,7 @@ def test_a_person_looks_at_tokens(run: Path, tmp_path: Path, capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines[1:]} == {"the", "a", "good", "fine", "bad", "poor"}
     assert (run / "embeddings.png").exists()
-    with pytest.raises(BadParameter, match="--token 'ugly' is not one token that the run knows"):
+    with pytest.raises(BadParameter, match="--token: got 'ugly'; it must be exactly one token"):
         app(["embeddings", str(run), "--token", "good", "--token", "ugly"], standalone_mode=False)
     with pytest.raises(TrainingError, match="holds no run"):
         app(["embeddings", str(tmp_path)], standalone_mode=False)

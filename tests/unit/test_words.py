@@ -105,9 +105,9 @@ def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, p
     ("tokens", "unknown_id", "complaint"),
     [
         (["two words"], None, "'two words'"),
-        ([""], None, "there is ''"),
+        ([""], None, "got the token ''"),
         (["a" * 33], None, "at most 32 characters"),
-        (["a" * 32], None, "of 31 characters or fewer"),
+        (["a" * 32], None, "of at most 31 characters"),
         (["12"], None, "one digit"),
         (["()"], None, "a run of one other character"),
         (["a", "a"], None, "the word 'a' is listed twice"),

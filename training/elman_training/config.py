@@ -139,13 +139,13 @@ class TextConfig(RunConfig):
         json_schema_extra=_only(task=("classify",)),
     )
 
-    # For lm and tag, a lane is a contiguous stretch of the text.
+    # For lm and tag, a row of the batch is a contiguous stretch of the text.
     window: Positive = Field(
         128, description="Steps of back-propagation through time.", json_schema_extra=_only(task=("lm", "tag"))
     )
     restart: Share = Field(
         0.05,
-        description="Probability that a lane starts from the initial state at a window.",
+        description="Probability that a row of the batch starts from the initial state at a window.",
         json_schema_extra=_only(task=("lm",)),
     )
 

@@ -1,4 +1,4 @@
-"""The command `elman`: train and export a model, serve it, call it."""
+"""The command `elman`."""
 
 from elman.cli.application import main
 

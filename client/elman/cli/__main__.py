@@ -1,4 +1,4 @@
-"""`python -m elman.cli`, for where the script is not on the path."""
+"""`python -m elman.cli`, for environments in which the script is not on the path."""
 
 from elman.cli.application import main
 

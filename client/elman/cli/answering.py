@@ -1,65 +1,100 @@
-"""`elman translate` and `elman ask`: models that read something as a whole before they write."""
+"""`elman translate` and `elman ask`: models with an encoder."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from elman.cli.in_order import answer_in_order
-from elman.cli.options import Server, Timeout, model_option
+from elman.cli.options import Model, Server, Timeout
+from elman.cli.ordered_requests import answer_in_order
 from elman.cli.printing import json_line, note_unknown, print_table
-from elman.cli.reading import written_lines
+from elman.cli.reading import input_lines
 from elman.client import Client
 from elman.connection import DEFAULT_ADDRESS
-from elman.decoding import Continuation
 from elman.errors import InvalidRequestError
-from elman.whole import WholeCalls
+from elman.generation_results import Continuation
+from elman.unary_calls import UnaryCalls
 
-_WITH_ENCODER = "the only one that generates"
 _BEAMS = 5
-_SHOWN = 60  # characters of a text that is complained of
+_SHOWN = 60  # characters of a text in an error message
 
-Beams = Annotated[int, typer.Option(help="Beginnings that are kept side by side; 1: the most probable token.", min=1)]
-MaxTokens = Annotated[int, typer.Option(help="The largest number of tokens to write.", min=1)]
+Beams = Annotated[int, typer.Option(help="Number of beams; 1 takes the most probable token at each step.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Largest number of tokens to write.", min=1)]
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a target is written for a source."""
+
+    model: str
+    beams: int
+    max_tokens: int
+    length_penalty: float = 1.0
+
+    async def write(self, client: UnaryCalls, source: str) -> Continuation:
+        """Write the target of a source.
+
+        Raises:
+            InvalidRequestError: the server refused the request. The message quotes the source.
+        """
+        try:
+            if self.beams == 1:
+                (found,) = await client.sample(
+                    source=source, count=1, model=self.model, temperature=0, max_tokens=self.max_tokens
+                )
+            else:
+                (found,) = await client.search(
+                    source=source,
+                    width=self.beams,
+                    length_penalty=self.length_penalty,
+                    model=self.model,
+                    max_tokens=self.max_tokens,
+                )
+        except InvalidRequestError as error:
+            quoted = source if len(source) <= _SHOWN else source[:_SHOWN] + "..."
+            raise type(error)(
+                f"{quoted!r}: {error}",
+                code=error.code,
+                reason=error.reason,
+                metadata=error.metadata,
+                fields=error.fields,
+            ) from error
+        return found
 
 
 def translate(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...",
-            help="What is read, each text by itself: a sentence to translate, a word to spell.",
-            show_default="every line of standard input",
+            metavar="TEXT",
+            help="Texts to read, each separately: sentences to translate, words to pronounce.",
+            show_default="each line of standard input",
         ),
     ] = None,
-    model: Annotated[str, model_option(_WITH_ENCODER)] = "",
+    model: Model = "",
     beams: Beams = _BEAMS,
     length_penalty: Annotated[
-        float, typer.Option(help="The exponent of the length that divides the score of a beam.")
+        float,
+        typer.Option(help="Exponent of the length that divides a beam's score; larger values favour longer texts."),
     ] = 1.0,
     max_tokens: MaxTokens = 256,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object a text: source, text, token_ids, score (of --beams).")
+        bool,
+        typer.Option("--json", help="Print one JSON object for each text, with source, text, token_ids and score."),
     ] = False,
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
-    """Have an encoder-decoder read texts and write what it makes of each, a line a text, in their order."""
-    asyncio.run(_translate(texts, model, beams, length_penalty, max_tokens, as_json, server, timeout))
+    """Translate texts with an encoder-decoder, one line for each, in their order."""
+    asyncio.run(_translate(texts, _Writing(model, beams, max_tokens, length_penalty), as_json, server, timeout))
 
 
 async def _translate(
-    texts: Sequence[str] | None,
-    model: str,
-    beams: int,
-    length_penalty: float,
-    max_tokens: int,
-    as_json: bool,
-    server: str,
-    timeout: float | None,
+    texts: Sequence[str] | None, writing: _Writing, as_json: bool, server: str, timeout: float | None
 ) -> None:
     unknown = 0
 
@@ -70,17 +105,17 @@ async def _translate(
         if not as_json:
             print("" if found is None else found.text, flush=True)
         elif found is not None:
-            said = {"source": text, "text": found.text, "token_ids": found.token_ids, "score": found.score}
-            print(json_line(said), flush=True)
+            content = {"source": text, "text": found.text, "token_ids": found.token_ids, "score": found.score}
+            print(json_line(content), flush=True)
 
     async with Client(server, timeout=timeout) as client, client.many() as many:
 
-        async def ask(text: str) -> Continuation | None:
+        async def request(text: str) -> Continuation | None:
             if not text.strip():
-                return None  # A line stays a line, so that both files can be laid side by side.
-            return await _written(many, text, model, beams, length_penalty, max_tokens)
+                return None  # A blank line stays one, so that the lines of both files correspond.
+            return await writing.write(many, text)
 
-        await answer_in_order(_each(texts) if texts else written_lines(blank=True), ask, show)
+        await answer_in_order(_each(texts) if texts else input_lines(blank=True), request, show)
     note_unknown(unknown, "source")
 
 
@@ -89,63 +124,47 @@ async def _each(texts: Sequence[str]) -> AsyncIterator[str]:
         yield text
 
 
-async def _written(
-    client: WholeCalls, source: str, model: str, beams: int, length_penalty: float, max_tokens: int
-) -> Continuation:
-    try:
-        if beams == 1:
-            (found,) = await client.sample(source=source, count=1, model=model, temperature=0, max_tokens=max_tokens)
-        else:
-            (found,) = await client.search(
-                source=source, width=beams, length_penalty=length_penalty, model=model, max_tokens=max_tokens
-            )
-    except InvalidRequestError as error:
-        shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "..."
-        raise type(error)(
-            f"{shown!r}: {error}", code=error.code, reason=error.reason, metadata=error.metadata, fields=error.fields
-        ) from error
-    return found
-
-
 def ask(
-    passage: Annotated[str, typer.Argument(help="What the question is about.", show_default=False)],
-    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    passage: Annotated[
+        str, typer.Argument(metavar="PASSAGE", help="Text that the question is about.", show_default=False)
+    ],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="Question.", show_default=False)],
     choice: Annotated[
         list[str] | None,
-        typer.Option(help="An answer to choose among; given twice or more often.", show_default="the model writes one"),
+        typer.Option(
+            metavar="TEXT",
+            help="Answer to choose from; give two or more.",
+            show_default="none: the model writes the answer",
+        ),
     ] = None,
-    model: Annotated[str, model_option(_WITH_ENCODER)] = "",
+    model: Model = "",
     beams: Beams = _BEAMS,
     max_tokens: MaxTokens = 64,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json",
-            help="Print a JSON object: text and score (of --beams), or with --choice: text, and choices with text, "
-            "probability and log_likelihood each.",
+            "--json", help="Print a JSON object with text and score, or with text and the choices' probabilities."
         ),
     ] = False,
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
-    """Ask a question about a passage; the model writes the answer, or chooses it among some.
+    """Answer a question about a passage; the model writes the answer or chooses one.
 
-    The passage and the question, joined by a space, are what the model's encoder reads.
+    The model's encoder reads the passage and the question, joined by a space.
     """
     source = f"{passage} {question}"
     if choice is None:
-        asyncio.run(_write_answer(source, model, beams, max_tokens, as_json, server, timeout))
+        asyncio.run(_write_answer(source, _Writing(model, beams, max_tokens), as_json, server, timeout))
     else:
         if len(choice) < 2:
-            raise typer.BadParameter("--choice is given once, but there must be two or more to choose among")
+            raise typer.BadParameter("--choice: got one; two or more are needed")
         asyncio.run(_choose_answer(source, choice, model, as_json, server, timeout))
 
 
-async def _write_answer(
-    source: str, model: str, beams: int, max_tokens: int, as_json: bool, server: str, timeout: float | None
-) -> None:
+async def _write_answer(source: str, writing: _Writing, as_json: bool, server: str, timeout: float | None) -> None:
     async with Client(server, timeout=timeout) as client:
-        found = await _written(client, source, model, beams, 1.0, max_tokens)
+        found = await writing.write(client, source)
     print(json_line({"text": found.text, "score": found.score}) if as_json else found.text)
     note_unknown(found.source_unknown_count, "passage and question")
 
@@ -159,12 +178,12 @@ async def _choose_answer(
     note_unknown(sum(score.unknown_token_count for score in found.scores), "choices")
     scored = list(zip(choices, found.scores, strict=True))
     if as_json:
-        said = [
+        content = [
             {"text": text, "probability": score.probability, "log_likelihood": score.log_likelihood}
             for text, score in scored
         ]
-        print(json_line({"text": choices[found.index], "choices": said}))
+        print(json_line({"text": choices[found.index], "choices": content}))
         return
-    scored.sort(key=lambda one: -one[1].probability)
+    scored.sort(key=lambda entry: -entry[1].probability)
     rows = [(text, f"{score.probability:.4f}", f"{score.log_likelihood:.4f}") for text, score in scored]
     print_table(("answer", "probability", "log-likelihood"), rows)

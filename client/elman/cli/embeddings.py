@@ -1,4 +1,4 @@
-"""`elman embeddings`: what a trained network holds of its tokens."""
+"""`elman embeddings`: the nearest neighbours of a trained network's tokens."""
 
 from __future__ import annotations
 
@@ -14,35 +14,32 @@ _DEFAULT_TOKENS = 8
 
 
 def embeddings(
-    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.", show_default=False)],
     token: Annotated[
         list[str] | None,
         typer.Option(
-            help="A token whose neighbours are wanted; as often as wanted.",
-            show_default="the first ones of the vocabulary, which in words and symbols are the commonest",
+            help="Token to show the neighbours of; repeatable.",
+            show_default="the first ones of the vocabulary, the most frequent words or symbols",
         ),
     ] = None,
-    neighbours: Annotated[int, typer.Option(help="How many neighbours of each.", min=1)] = 8,
-    picture_tokens: Annotated[
-        int, typer.Option(help="How many tokens are drawn where none is given: the first ones.", min=2)
-    ] = 100,
+    neighbours: Annotated[int, typer.Option(help="Number of neighbours of each token.", min=1)] = 8,
+    picture_tokens: Annotated[int, typer.Option(help="Number of tokens to draw without --token.", min=2)] = 100,
     output: Annotated[
         Path | None,
-        typer.Option(help="The picture to write, a PNG.", show_default="embeddings.png in the run's folder"),
+        typer.Option(metavar="PNG", help="Picture to write.", show_default="embeddings.png in the run's folder"),
     ] = None,
 ) -> None:
-    """Show which tokens a trained network holds to be alike: the nearest neighbours of some by the cosine between their
-    vectors, and a picture of them along the two directions in which they differ most. Where --token is given these
-    tokens are drawn with their neighbours, each with its own in one colour.
+    """Show the nearest neighbours of tokens by cosine similarity, and draw their vectors.
 
-    A network that reads from one vocabulary and writes from another has a table and a picture for both.
+    The picture shows the two principal components. With --token it shows these tokens and their neighbours, each group
+    in one colour. A network with two vocabularies has a table and a picture for each.
     """
     from elman_training.token_embeddings import draw_embeddings, load_embeddings
 
     tables = load_embeddings(run)
     for text in token or ():
         if all(table.find(text) is None for table in tables.values()):
-            raise typer.BadParameter(f"--token {text!r} is not one token that the run knows")
+            raise typer.BadParameter(f"--token: got {text!r}; it must be exactly one token of the run's vocabulary")
     console = Console(stderr=True, highlight=False, markup=False)
     for name, table in tables.items():
         asked = [found for text in token or () if (found := table.find(text)) is not None]

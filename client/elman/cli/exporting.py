@@ -15,7 +15,7 @@ class Quantization(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a training run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option(help="Folder to write the bundle to.", show_default="bundles/NAME")
     ] = None,

@@ -8,17 +8,25 @@ from typing import Annotated, Any
 import typer
 
 
-def _number(value: float | None) -> float | None:
-    # The ranges of older typers that we allow (0.20 is one) let through nan, which compares with nothing.
+def _check_number(value: float | None) -> float | None:
+    # The ranges of older versions of typer that are supported, such as 0.20, accept NaN.
     if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is no number of seconds")
+        raise typer.BadParameter("got nan; it must be a number of seconds")
     return value
 
 
-Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.", envvar="ELMAN_SERVER")]
+Server = Annotated[
+    str, typer.Option("--server", metavar="HOST:PORT", help="Address of the server.", envvar="ELMAN_SERVER")
+]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds the call may take.", show_default="as long as it takes", min=0.001, callback=_number),
+    typer.Option(
+        metavar="SECONDS",
+        help="Time limit of the call.",
+        show_default="none",
+        min=0.001,
+        callback=_check_number,
+    ),
 ]
 
 
@@ -26,6 +34,9 @@ def model_option(default: str) -> Any:
     """The option --model.
 
     Args:
-        default: which model it is where none is named.
+        default: what the default is, for the help.
     """
-    return typer.Option(help="The model's name.", show_default=default)
+    return typer.Option(metavar="NAME", help="Model to use.", show_default=default)
+
+
+Model = Annotated[str, model_option("the only one that generates")]

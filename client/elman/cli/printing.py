@@ -1,4 +1,4 @@
-"""How commands print: tables, JSON, lines of columns. What others have written is never taken as markup."""
+"""Output of the commands: tables, JSON, columns. Text from elsewhere is never interpreted as markup."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WITHOUT_TERMINAL = 300  # columns
+_WIDTH_WITHOUT_TERMINAL = 300  # columns
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: as wide as a terminal, and on wide lines where there is none."""
+    """Print a table, as wide as the terminal, or on long lines if there is none."""
     table = Table(*columns, box=None)
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else _WITHOUT_TERMINAL).print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL).print(table)
 
 
-def json_line(said: Mapping[str, Any]) -> str:
-    """A line of JSON; a number that is not finite, which JSON cannot say, is null."""
-    return json.dumps(_sayable(said), ensure_ascii=False, allow_nan=False)
+def json_line(content: Mapping[str, Any]) -> str:
+    """A line of JSON. A number that is not finite, which JSON cannot express, becomes null."""
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
 
 
-def _sayable(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _sayable(one) for name, one in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(one) for one in value]
+        return [_finite(item) for item in value]
     return value
 
 
 def escaped(text: str) -> str:
-    """A text that fits into a column: backslash, newline, carriage return and tab written as in Python."""
+    """A text for one column: backslash, newline, carriage return and tab are escaped as in Python."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def shown_name(name: str) -> str:
-    """A file's name as it can be printed: Python keeps bytes that are not UTF-8 as halves of surrogate pairs."""
+    """The printable form of a file's name, in which Python keeps bytes that are not UTF-8 as surrogates."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def note_unknown(count: int, where: str) -> None:
-    """Say on standard error how many tokens are unknown, if any are.
+    """Report unknown tokens on standard error, if there are any.
 
     Args:
-        count: how many.
+        count: the number of unknown tokens.
         where: what they are tokens of.
     """
     if count:
-        print(f"note: {count} tokens of the {where} stand for what the model does not know", file=sys.stderr)
+        print(f"note: {count} tokens of the {where} are unknown to the model", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What commands read: files, and standard input, whole or as it comes."""
+"""Input of the commands: files, and standard input at once or as it arrives."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pathlib import Path
 from elman.cli.printing import shown_name
 
 STANDARD_INPUT = "-"
+_READ_BYTES = 65536
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of standard input where the name is `STANDARD_INPUT`, as training reads it.
+    """The text of a file, or of standard input for `STANDARD_INPUT`, read as training reads it.
 
     Raises:
-        OSError: it cannot be read, is not UTF-8, or has nothing in it.
+        OSError: it cannot be read, is not UTF-8, or is empty.
     """
-    content = _whole_standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
+    content = _all_of_standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -34,20 +35,20 @@ def read_text(name: str) -> str:
 
 
 def shown_input(name: str) -> str:
-    """What people call a file, or standard input."""
+    """The name of a file, or "standard input", for people."""
     return "standard input" if name == STANDARD_INPUT else shown_name(name)
 
 
-def _whole_standard_input() -> bytes:
+def _all_of_standard_input() -> bytes:
     _check_open()
     try:
         return sys.stdin.buffer.read()
     except OSError as error:
-        raise _unreadable(error) from error
+        raise _read_error(error) from error
 
 
 async def standard_input() -> AsyncIterator[str]:
-    """Standard input as it comes, in pieces of whole characters.
+    """Standard input as it arrives, in pieces of complete characters.
 
     Raises:
         OSError: it cannot be read.
@@ -57,16 +58,16 @@ async def standard_input() -> AsyncIterator[str]:
     arrived: asyncio.Queue[bytes | OSError] = asyncio.Queue()
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+        with contextlib.suppress(RuntimeError):  # The loop has ended.
             try:
-                while content := os.read(0, 65536):
+                while content := os.read(0, _READ_BYTES):
                     loop.call_soon_threadsafe(arrived.put_nowait, content)
             except OSError as error:
-                loop.call_soon_threadsafe(arrived.put_nowait, _unreadable(error))
+                loop.call_soon_threadsafe(arrived.put_nowait, _read_error(error))
             else:
                 loop.call_soon_threadsafe(arrived.put_nowait, b"")
 
-    # A thread that nobody waits for: reading from a terminal cannot be interrupted, and Ctrl-C shall end it all.
+    # A daemon thread: reading from a terminal cannot be interrupted, and Ctrl-C must end the command.
     threading.Thread(target=read, daemon=True).start()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     content: bytes | OSError = b"more"
@@ -79,11 +80,11 @@ async def standard_input() -> AsyncIterator[str]:
             yield piece
 
 
-async def written_lines(*, blank: bool = False) -> AsyncIterator[str]:
-    """The lines of standard input as they come.
+async def input_lines(*, blank: bool = False) -> AsyncIterator[str]:
+    """The lines of standard input as they arrive.
 
     Args:
-        blank: give blank ones, too.
+        blank: whether blank lines are included.
 
     Raises:
         OSError: it cannot be read.
@@ -99,10 +100,10 @@ async def written_lines(*, blank: bool = False) -> AsyncIterator[str]:
 
 
 def _check_open() -> None:
-    # Where Python has found it closed, its number may belong to something else by now.
+    # If Python found it closed, its descriptor may belong to something else by now.
     if sys.stdin is None:
-        raise _unreadable(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        raise _read_error(OSError(errno.EBADF, os.strerror(errno.EBADF)))
 
 
-def _unreadable(error: OSError) -> OSError:
+def _read_error(error: OSError) -> OSError:
     return OSError(error.errno, f"cannot be read: {error.strerror}", shown_input(STANDARD_INPUT))

@@ -1,4 +1,4 @@
-"""`elman score`: how probable a model holds files, each by itself and all together."""
+"""`elman score`: the log-likelihood and perplexity of files."""
 
 from __future__ import annotations
 
@@ -12,70 +12,69 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from elman.analysis import Likelihood, Score
-from elman.cli.options import Server, Timeout, model_option
+from elman.analysis_results import Likelihood, Score
+from elman.cli.options import Model, Server, Timeout
 from elman.cli.printing import json_line, print_table, shown_name
 from elman.cli.reading import STANDARD_INPUT, read_text, shown_input
 from elman.client import Client
 from elman.connection import DEFAULT_ADDRESS
 from elman.errors import ElmanError, InvalidRequestError
 
-_LONGEST_PIECE = 500_000  # characters, with which a piece fits into a message of the default limit
+_LONGEST_PIECE = 500_000  # characters; such a piece fits into a message of the default size limit
 _LONGEST_OVERLAP = 4096  # characters
 
 
 @dataclass(frozen=True)
 class FileScore(Likelihood):
-    """How probable a file is, or several together.
+    """The log-likelihood of one file or several.
 
     Attributes:
-        piece_count: in how many pieces it was scored.
+        piece_count: the number of pieces in which they were scored.
     """
 
     piece_count: int
 
     @classmethod
     def of_pieces(cls, pieces: Iterable[Score]) -> FileScore:
-        """The score of a file from those of its pieces."""
+        """The score of a file from the scores of its pieces."""
         return cls.sum(cls(piece.log_likelihood, piece.token_count, piece.unknown_token_count, 1) for piece in pieces)
 
     @classmethod
     def sum(cls, scores: Iterable[FileScore]) -> FileScore:
-        """The score of all of them together, each token counting the same."""
-        found = list(scores)
+        """The score of all of them together, with the same weight for each token."""
+        parts = list(scores)
         return cls(
-            log_likelihood=math.fsum(score.log_likelihood for score in found),
-            token_count=sum(score.token_count for score in found),
-            unknown_token_count=sum(score.unknown_token_count for score in found),
-            piece_count=sum(score.piece_count for score in found),
+            log_likelihood=math.fsum(score.log_likelihood for score in parts),
+            token_count=sum(score.token_count for score in parts),
+            unknown_token_count=sum(score.unknown_token_count for score in parts),
+            piece_count=sum(score.piece_count for score in parts),
         )
 
 
 def score(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="The files, in UTF-8.", show_default="standard input"),
+        typer.Argument(metavar="FILE", help="Text files in UTF-8.", show_default="standard input"),
     ] = None,
-    model: Annotated[str, model_option("the only one that generates")] = "",
+    model: Model = "",
     context: Annotated[
-        str, typer.Option(help="A text that goes before each file and is not scored.", show_default="none")
+        str, typer.Option(metavar="TEXT", help="Text before each file, which is not scored.", show_default="none")
     ] = "",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object for each file, and one for all together.")
+        bool, typer.Option("--json", help="Print one JSON object for each file, and one for all of them.")
     ] = False,
     server: Server = DEFAULT_ADDRESS,
     timeout: Timeout = None,
 ) -> None:
-    """Tell how probable a model holds files: nats and bits per token, and perplexity.
+    """Score files: log-likelihood and perplexity.
 
-    Files are read as training reads them: without a byte order mark, every end of a line as one newline. The first
-    token of a file is not scored where nothing goes before it, neither --context nor a begin token of the model. A file
-    that is longer than the server takes at once is cut, at an end of a line where there is one, and each piece but the
-    first is scored behind the last 4096 characters (at most half a piece) of what goes before it; the column "pieces"
-    tells where that was done. With --json a number that is infinite is null.
+    Files are read as in training: without a byte order mark, and with every line end as a newline. The first token of a
+    file is not scored unless --context or a begin token of the model precedes it. A file that is too long for one
+    request is cut, if possible at line ends, and each further piece is scored after the last 4096 characters (at most
+    half a piece) before it; the column "pieces" shows their number. With --json, an infinite number is null.
     """
     names = [str(file) for file in files or ()] or [STANDARD_INPUT]
-    # All of them before the first call: a file that is not there is found before the others have taken their time.
+    # All are read before the first call, so that a missing file is reported immediately.
     texts = [(name, read_text(name)) for name in names]
     asyncio.run(_score(texts, context, model, as_json, server, timeout))
 
@@ -91,7 +90,7 @@ async def _score(
             except InvalidRequestError as error:
                 if not any(field.startswith("candidates") for field in error.fields):
                     raise
-                # The server knows a text by its place in the request, people by the name of its file.
+                # The server names a text by its index in the request.
                 raise InvalidRequestError(f"{shown_input(name)}: {error}", code=error.code) from error
             found.append(one)
             if as_json:
@@ -116,7 +115,7 @@ def _row(found: FileScore) -> tuple[str, ...]:
     )
 
 
-def _as_json(subject: dict[str, Any], found: FileScore) -> str:
+def _as_json(name: dict[str, Any], found: FileScore) -> str:
     numbers = {
         "log_likelihood": found.log_likelihood,
         "nats_per_token": found.nats_per_token,
@@ -126,23 +125,26 @@ def _as_json(subject: dict[str, Any], found: FileScore) -> str:
         "unknown_token_count": found.unknown_token_count,
         "piece_count": found.piece_count,
     }
-    return json_line(subject | numbers)
+    return json_line(name | numbers)
 
 
 async def scored_pieces(client: Client, text: str, context: str, model: str) -> AsyncIterator[Score]:
-    """The scores of a text's pieces, in order: of one where the server takes the whole text at once.
+    """Score a text in as few pieces as the server accepts.
 
-    How much it takes depends on the model's vocabulary and on how the server was started, so that it is tried out: a
-    piece that is refused for its length is made half as long, and so are those behind it.
+    The limit depends on the model's vocabulary and the server's settings, so it is found by trial: a piece that is
+    refused for its length is halved, and so are those after it.
 
     Args:
-        client: the server.
-        text: not empty.
-        context: what goes before it; kept before the first piece, and as far as the overlap reaches behind it.
+        client: the client.
+        text: the text; not empty.
+        context: what precedes the text; further pieces see the part of it that their overlap reaches.
         model: the model's name, or "".
 
+    Yields:
+        The scores of the pieces, in order.
+
     Raises:
-        ElmanError: a call has failed for another reason than the length of a piece.
+        ElmanError: a call failed for another reason than the length of a piece.
     """
     longest = min(_LONGEST_PIECE, len(text))
     start = 0
@@ -152,7 +154,7 @@ async def scored_pieces(client: Client, text: str, context: str, model: str) -> 
         try:
             found = await client.score(text[start:end], context=before, model=model, totals_only=True)
         except ElmanError as error:
-            # The caller's context stays as long as it is.
+            # The caller's context is never shortened.
             if not _is_too_long(error) or longest == 1 or (start == 0 and "context.text" in error.fields):
                 raise
             longest = -(-longest // 2)
@@ -164,13 +166,22 @@ async def scored_pieces(client: Client, text: str, context: str, model: str) -> 
 def _is_too_long(error: ElmanError) -> bool:
     if error.reason == "INPUT_TOO_LONG":
         return True
-    # The transport, whose own limit lies above the server's, gives no reason.
+    # The transport, whose limit is above that of the server, gives no reason.
     return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.reason in ("MESSAGE_TOO_LARGE", "")
 
 
 def piece_end(text: str, start: int, longest: int) -> int:
-    """Where a piece ends that starts at `start`: behind the last newline in its second half, else behind the last space
-    there, else after `longest` characters. What a vocabulary of words or subwords makes of a text changes least so."""
+    """The end of a piece, at a boundary that changes the tokens of words and subwords least.
+
+    Args:
+        text: the text.
+        start: where the piece starts.
+        longest: the largest number of characters of a piece.
+
+    Returns:
+        The position after the last newline in the second half of the longest piece, otherwise after the last space
+        there, otherwise the end of the longest piece.
+    """
     end = start + longest
     if end >= len(text):
         return len(text)

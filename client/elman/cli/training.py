@@ -78,13 +78,13 @@ def train(
         typer.Option(help="Folder of the run, which must be new.", show_default="runs/ and the preset or corpus"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this stopped run and its own values.", show_default=False)
+        Path | None, typer.Option(help="Resume this stopped run with its own configuration.", show_default=False)
     ] = None,
     stop_after: Annotated[
-        int | None, typer.Option(help="Stop after this step; --resume goes on.", show_default="never", min=1)
+        int | None, typer.Option(help="Stop after this step; --resume continues.", show_default="never", min=1)
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Stop after this time; --resume goes on.", show_default="never", min=0)
+        float | None, typer.Option(help="Stop after this time; --resume continues.", show_default="never", min=0)
     ] = None,
 ) -> None:
     """Train a model. Ctrl-C stops it and keeps what was learned.
