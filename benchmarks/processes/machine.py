@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -64,7 +65,7 @@ def _busy_seconds() -> float:
 
 
 def describe() -> dict[str, object]:
-    """The machine, the versions and the day, as they stand in every result."""
+    """The machine, the versions, the day and the commit, as they stand in every result."""
     return {
         "machine": {
             "cores": _core_count(),
@@ -74,7 +75,15 @@ def describe() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "measured_on": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """The commit of the measured code, marked where files have changed since; "unknown" outside a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=, changed"]
+    described = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def _of_the_processor(field: str) -> str | None:

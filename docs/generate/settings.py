@@ -1,10 +1,11 @@
-"""Print the reference of the server's settings in Markdown: python docs/generate/settings.py"""
+"""The reference of the server's settings."""
 
 from __future__ import annotations
 
 from elman_server.settings import settings_table
 
-_HEAD = """# Settings
+_HEAD = """\
+# Settings
 
 Each setting of `elman serve` is an option, an environment variable, and a key of the TOML file that
 `--config` names. The key is the name of the option without its dashes: `chunk_ms` for `--chunk-ms`.
@@ -14,6 +15,11 @@ sources. A variable that is empty counts as absent; several bundles in `ELMAN_BU
 by commas.
 """
 
+
+def settings_page() -> str:
+    """The page in Markdown."""
+    return f"{_HEAD}\n{settings_table().rstrip()}\n"
+
+
 if __name__ == "__main__":
-    print(_HEAD)
-    print(settings_table().rstrip())
+    print(settings_page())
