@@ -4,8 +4,9 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 BUF := npx --yes @bufbuild/buf@1.75.0
 DEMO := python python-tags
+MERMAID := docs/assets/mermaid.min.js
 
-.PHONY: run test bench chaos lint format protos image clean
+.PHONY: run test bench chaos lint format protos docs docs-serve image clean
 .SECONDARY:
 
 run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, go on serving until Ctrl-C
@@ -39,6 +40,19 @@ format: $(INSTALLED)  ## bring the code into shape
 protos: $(INSTALLED)  ## regenerate the stubs in protos/elman_protos from protos/elman
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py
 
+docs: $(INSTALLED) $(MERMAID)  ## the documentation site, in site/
+	$(BIN)/python -m docs.generate.figures
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(INSTALLED) $(MERMAID)  ## the documentation site on http://127.0.0.1:8000, built anew after each change
+	$(BIN)/python -m mkdocs serve --watch client --watch protos --watch server
+
+# What draws the diagrams of the site; where npm is missing, the browser loads it from the network.
+$(MERMAID):
+	@command -v npm >/dev/null || exit 0; folder=$$(mktemp -d) && cd $$folder \
+	  && npm pack --silent mermaid@11.16.0 >/dev/null && tar xzf mermaid-*.tgz package/dist/mermaid.min.js \
+	  && mkdir -p $(CURDIR)/$(@D) && mv package/dist/mermaid.min.js $(CURDIR)/$@ && rm -rf $$folder
+
 image:  ## the server's container image
 	docker build --target server --tag elman .
 
@@ -51,7 +65,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv; the first time this takes some minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[server,training,development]'
+	  --editable '.[server,training,docs,development]'
 	@touch $@
 
 # A model is made once; one whose training was interrupted goes on where it stopped.
