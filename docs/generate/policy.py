@@ -14,8 +14,8 @@ _HEAD = """\
 # Scheduling policy
 
 Every threshold of a server is a named field of one of two frozen dataclasses. They are not settings: the ones that an
-operator can choose are [settings](settings.md), which set some of these fields. `python -m benchmarks ablation` measures
-what each heuristic is worth; the result is in [performance](../explanation/performance.md#ablations).
+operator can choose are [settings](settings.md), which set some of these fields. `python -m benchmarks ablation`
+measures what each heuristic is worth.
 """
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 

@@ -33,7 +33,9 @@ _Path = tuple[int, ...]
 def protocol_pages() -> dict[str, str]:
     """A page in Markdown for each .proto file, by the file's stem."""
     files = _files()
-    homes = {kind.name: _stem(file) for file in files for kinds in (file.message_type, file.enum_type) for kind in kinds}
+    homes = {
+        kind.name: _stem(file) for file in files for kinds in (file.message_type, file.enum_type) for kind in kinds
+    }
     return {_stem(file): "\n".join(_Page(file, homes).lines()) + "\n" for file in files}
 
 
