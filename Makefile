@@ -15,18 +15,19 @@ run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/pytest
 
-bench: $(INSTALLED)  ## the server beside onnxruntime alone: tables, and JSON and a chart in benchmarks/results
+bench: $(INSTALLED)  ## the server compared with onnxruntime alone: tables, and JSON and charts in benchmarks/results
 	$(BIN)/python -m benchmarks serving
 	$(BIN)/python -m benchmarks cases
 	$(BIN)/python -m benchmarks decoding
 	$(BIN)/python -m benchmarks translations
 	$(BIN)/python -m benchmarks trees
 	$(BIN)/python -m benchmarks sessions
+	$(BIN)/python -m docs.generate.figures
 
 chaos: $(INSTALLED)  ## servers are killed while sessions stream: nothing may be lost, doubled or different
 	$(BIN)/python -m tests.chaos
 
-lint: $(INSTALLED)  ## style, types, the direction of imports, the proto files
+lint: $(INSTALLED) docs  ## style, types, the direction of imports, the proto files, the documentation site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,12 +41,11 @@ format: $(INSTALLED)  ## bring the code into shape
 protos: $(INSTALLED)  ## regenerate the stubs in protos/elman_protos from protos/elman
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py
 
-docs: $(INSTALLED) $(MERMAID)  ## the documentation site, in site/
-	$(BIN)/python -m docs.generate.figures
-	$(BIN)/python -m mkdocs build --strict
+docs: $(INSTALLED) $(MERMAID)  ## build the documentation site into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-docs-serve: $(INSTALLED) $(MERMAID)  ## the documentation site on http://127.0.0.1:8000, built anew after each change
-	$(BIN)/python -m mkdocs serve --watch client --watch protos --watch server
+docs-serve: $(INSTALLED) $(MERMAID)  ## serve the site on http://127.0.0.1:8000 and rebuild it after each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch client --watch protos --watch server
 
 # What draws the diagrams of the site; where npm is missing, the browser loads it from the network.
 $(MERMAID):

@@ -27,7 +27,7 @@ def area(radius):
 '''
 _SLOWER = 8  # A stream lasts less than a second, too short to be watched.
 _PAUSE = 0.8  # seconds between the two commands, as shown
-_SENT_EVERY = 0.01  # seconds between the characters that are sent to be labelled
+_SENT_EVERY = 0.003  # seconds between the characters that are sent to be labelled
 
 # Sizes in pixels; a character of most monospaced fonts is 0.6 times as wide as it is high.
 _WIDTH, _MARGIN, _TOP, _LINE, _CHARACTER = 860, 20, 54, 20, 8.4
@@ -132,7 +132,7 @@ def _draw(generated: list[Piece], labelled: list[Piece]) -> str:
         screen.write(piece.seconds, piece.text, piece.colour)
     first, last = generated[1].seconds, generated[-1].seconds
     start = last * _SLOWER
-    screen.write(start, f"\n[first token after {1000 * first:.0f} ms, {_MAX_TOKENS} after {last:.2f} s]\n\n", _NOTE)
+    screen.write(start, f"\n\n[first token after {1000 * first:.0f} ms, {_MAX_TOKENS} after {last:.2f} s]\n\n", _NOTE)
     start += _PAUSE
     screen.write(start, "$ elman classify --follow < example.py\n", _COMMAND)
     for piece in _shown(labelled, start):

@@ -121,8 +121,8 @@ _TASKS = (
 )
 
 _TASKS_LEGEND = """\
-*Seed 0. Floor: what the figure must reach. Minutes: of training on one core of a machine that ran other work as well, validation
-included.*
+*Seed 0. Floor: what the figure must reach. Minutes: of training on one core of a machine that ran other work as well,
+validation included.*
 
 Gathered by `python -m benchmarks tasks runs/*` from runs of the commands above; AMD EPYC, AVX-512.
 """
