@@ -1,5 +1,6 @@
-"""Benchmarks: a server process, gRPC clients in another, beside what onnxruntime alone does in the same minute.
+"""Benchmarks: a server process and gRPC clients in another process, compared with onnxruntime alone.
 
-Every figure is a ratio first: machines differ, and one machine differs from hour to hour. Nothing here is a test; no
-time is asserted. What processes use is read from /proc, so that they run on Linux.
+The main figures are ratios to onnxruntime measured within the same minute, because machines differ and the speed of one
+machine varies over time. The benchmarks are not tests: no duration is asserted. They read resource usage from /proc and
+therefore require Linux.
 """

@@ -1,4 +1,4 @@
-"""Every heuristic of scheduling and of the engine, and how the server is run without it."""
+"""The heuristics of the scheduler and the engine, and the policy that disables each of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Variant:
     """The server without one heuristic.
 
     Attributes:
-        heuristic: what is taken away.
-        change: the policy without it.
+        heuristic: description of the disabled heuristic.
+        change: returns the policy with the heuristic disabled.
     """
 
     heuristic: str
     change: _Change
 
     def apply(self) -> None:
-        """Have this process load models under the changed policy."""
-        usual = configuration.scheduling_policy
-        setattr(loading, usual.__name__, lambda settings: self.change(usual(settings)))
+        """Make this process load models with the changed policy."""
+        default = configuration.scheduling_policy
+        setattr(loading, default.__name__, lambda settings: self.change(default(settings)))
 
 
 def _policy(**changes: Any) -> _Change:
@@ -42,11 +42,11 @@ VARIANTS = {
     "none": Variant("nothing", lambda policy: policy),
     "chained": Variant("runs that follow one another within an iteration", _policy(prepared_steps_ratio=0.0)),
     "slack": Variant("inputs for more steps than expected", _policy(prepared_steps_ratio=1.0)),
-    "overshoot": Variant("runs that are a little too long", _policy(overshoot=1.0)),
-    "prefill": Variant("prefilling alone", _policy(prefill_share=0.0)),
+    "overshoot": Variant("runs that slightly exceed the chunk", _policy(overshoot=1.0)),
+    "prefill": Variant("runs that only prefill", _policy(prefill_share=0.0)),
     "first-token-cut": Variant("runs that end at a first token", _policy(first_token_cut=False)),
     "estimate-decay": Variant("trying rejected prefill runs again", _policy(estimate_decay=1.0)),
-    "first-token-patience": Variant("tokens that wait for a new request", _policy(first_token_patience_seconds=0.0)),
+    "first-token-patience": Variant("delaying tokens for a new request", _policy(first_token_patience_seconds=0.0)),
     "arrivals": Variant(
         "waiting for requests that keep arriving", _policy(arrival_patience_seconds=0.0, crowd_patience_seconds=0.0)
     ),
@@ -57,7 +57,7 @@ VARIANTS = {
     "asymmetric-estimates": Variant(
         "estimates that trust fast runs more", _policy(faster_weight=0.3, slower_weight=0.3, outlier_ratio=1e9)
     ),
-    "partitions": Variant("threads with rows of their own", _engine(partition_speedup=1e9)),
-    "pinned-threads": Variant("threads that stay on their cores", _engine(pin_threads=False)),
+    "partitions": Variant("row partitions", _engine(partition_speedup=1e9)),
+    "pinned-threads": Variant("threads pinned to cores", _engine(pin_threads=False)),
     "spinning": Variant("short spinning within a run", _engine(spin_microseconds=1000)),
 }

@@ -1,5 +1,5 @@
-"""The cases that a start of all at once does not show: random arrivals, a newcomer, a very long prompt, a client that
-calls now and then."""
+"""Cases that the main table does not cover: random arrivals, new requests on a busy server, a very long prompt, and an
+occasional client."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Rows = list[dict[str, Any]]
 STREAMS = 64
 _PROMPT_TOKENS = 32
 _STEADY_TOKENS = 1024
-_ENDLESS = 65_536  # The largest max_tokens that a server takes.
-_NEWCOMER_SPACING = (0.25, 0.35)  # seconds; each has gone when the next one comes.
-_LONE_SPACING, _LONE_TOKENS = (0.04, 0.08), 64  # Likewise, and the server is idle between two.
+_ENDLESS = 65_536  # the largest max_tokens that a server accepts
+_NEW_REQUEST_SPACING = (0.25, 0.35)  # seconds; each request has finished when the next one arrives
+_LONE_SPACING, _LONE_TOKENS = (0.04, 0.08), 64  # likewise; the server is idle between two requests
 _REFERENCE_SIZES = (1, 16, STREAMS)
 
 
@@ -34,15 +34,15 @@ class CaseOptions:
     """What to measure.
 
     Attributes:
-        precisions: of the bundles.
-        repeats: the medians over so many are quoted.
-        seconds: each case takes about so long at every repeat.
-        load: of the random arrivals: at 1, as many as the server ends when 64 run, the next one after each.
-        chunk_ms: the longest chunk that the server allows itself.
-        long_prompt: the length of the long prompt.
-        temperature: of the sampling.
-        connections: the streams are spread over so many.
-        server_options: for `elman serve`, beside the slots.
+        precisions: the precisions of the bundles.
+        repeats: number of repeats; medians are reported.
+        seconds: approximate duration of each case and repeat.
+        load: rate of the random arrivals; 1 is the rate at which the server finishes requests with 64 running.
+        chunk_ms: the server's maximum chunk duration.
+        long_prompt: tokens of the long prompt.
+        temperature: sampling temperature.
+        connections: number of connections that the streams share.
+        server_options: further options of `elman serve`, besides `--slots`.
     """
 
     precisions: Sequence[str] = PRECISIONS
@@ -57,7 +57,7 @@ class CaseOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
+        """Whether the results are comparable with those in the repository."""
         usual = CaseOptions()
         return self.repeats >= usual.repeats and self == CaseOptions(precisions=self.precisions, repeats=self.repeats)
 
@@ -66,13 +66,13 @@ def measure_cases(options: CaseOptions, advance: Callable[[str], None]) -> Rows:
     """Measure every case at each precision.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     rows: Rows = []
     model = prepare_model(Sizes(), options.precisions)
     for precision in options.precisions:
-        found: dict[str, list[dict[str, float]]] = {"poisson": [], "newcomer": [], "long prompt": [], "lone": []}
+        measured: dict[str, list[dict[str, float]]] = {"poisson": [], "newcomer": [], "long prompt": [], "lone": []}
         with run_server([model.bundle(precision)], slots=256, options=options.server_options) as server:
             bench = _Bench(model, server, precision, options)
             for repeat in range(options.repeats):
@@ -81,40 +81,40 @@ def measure_cases(options: CaseOptions, advance: Callable[[str], None]) -> Rows:
                 advance(f"{where}: {STREAMS} streams in a steady state")
                 steady = bench.serve([Request(_PROMPT_TOKENS, _STEADY_TOKENS)] * STREAMS, options.seconds / 2)
                 advance(f"{where}: a long prompt")
-                found["long prompt"].append(bench.long_prompt(summarise(steady)))
-                advance(f"{where}: newcomers")
-                found["newcomer"].append(bench.newcomers(seed=repeat))
+                measured["long prompt"].append(bench.long_prompt(summarise(steady)))
+                advance(f"{where}: new requests")
+                measured["newcomer"].append(bench.new_requests(seed=repeat))
                 advance(f"{where}: random arrivals")
-                found["poisson"].append(bench.poisson(seed=repeat))
-                advance(f"{where}: a client that calls now and then")
-                found["lone"].append(bench.lone(seed=repeat))
+                measured["poisson"].append(bench.poisson(seed=repeat))
+                advance(f"{where}: an occasional client")
+                measured["lone"].append(bench.lone(seed=repeat))
                 others = occupation.others_share()
-                for repeats in found.values():
+                for repeats in measured.values():
                     repeats[-1]["others_share_of_cores"] = others
             settings = {**server.settings, "options": list(options.server_options)}
         rows += [
             {"case": case, "precision": precision, **medians(repeats), "repeats": options.repeats, "server": settings}
-            for case, repeats in found.items()
+            for case, repeats in measured.items()
         ]
     about = describe()
     return [row | about for row in rows]
 
 
 def step_count(options: CaseOptions) -> int:
-    """How often `measure_cases` advances."""
+    """Return how many times `measure_cases` calls `advance`."""
     return 5 * options.repeats * len(options.precisions)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """One server, to run cases against."""
+    """Runs the cases against one server."""
 
     model: Model
     server: RunningServer
     precision: str
     options: CaseOptions
 
-    def serve(self, requests: list[Request], seconds: float = 0.0, at_once: int = 0) -> list[Round]:
+    def serve(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> list[Round]:
         return serve(
             self.server,
             self.precision,
@@ -123,16 +123,16 @@ class _Bench:
             temperature=self.options.temperature,
             seconds=seconds,
             connections=self.options.connections,
-            at_once=at_once,
+            concurrency=concurrency,
         )
 
-    def long_prompt(self, ordinary: Served) -> dict[str, float]:
-        """64 streams of which one is still reading its prompt while the others generate; the gaps of the others."""
+    def long_prompt(self, equal: Served) -> dict[str, float]:
+        """Measure the gaps of 63 generating streams while another stream prefills a long prompt."""
         others = [Request(_PROMPT_TOKENS, _STEADY_TOKENS)] * (STREAMS - 1)
         requests = [*others, Request(self.options.long_prompt, 1, background=True)]
         served = summarise(self.serve(requests, self.options.seconds / 2), lambda index: index < len(others))
         figures = {name: served.figures()[name] for name in ("tokens_per_s", "gap_p50_ms", "gap_p99_ms")}
-        usual = ordinary.figures()
+        usual = equal.figures()
         return {
             **figures,
             "usual_gap_p50_ms": usual["gap_p50_ms"],
@@ -140,16 +140,16 @@ class _Bench:
             "gap_p99_ratio": figures["gap_p99_ms"] / usual["gap_p99_ms"],
         }
 
-    def newcomers(self, seed: int) -> dict[str, float]:
-        """Streams that come one after the other while 63 run: their first token against two chunks and their prompt."""
+    def new_requests(self, seed: int) -> dict[str, float]:
+        """Measure the first token of requests that arrive while 63 streams run, relative to two chunks and a prompt."""
         running = [Request(_PROMPT_TOKENS, _ENDLESS, background=True)] * (STREAMS - 1)
         generator = np.random.default_rng(seed)
-        count = max(3, round(self.options.seconds / float(np.mean(_NEWCOMER_SPACING))))
-        times = 0.5 + np.cumsum(generator.uniform(*_NEWCOMER_SPACING, size=count))
-        newcomers = [Request(_PROMPT_TOKENS, 8, at=float(time)) for time in times]
-        (found,) = self.serve([*running, *newcomers])
-        first_tokens = np.array([stream.times[0] - stream.started for stream in found.streams[len(running) :]])
-        step_seconds = _step_seconds(found.streams[: len(running)])
+        count = max(3, round(self.options.seconds / float(np.mean(_NEW_REQUEST_SPACING))))
+        times = 0.5 + np.cumsum(generator.uniform(*_NEW_REQUEST_SPACING, size=count))
+        arriving = [Request(_PROMPT_TOKENS, 8, at=float(time)) for time in times]
+        (served,) = self.serve([*running, *arriving])
+        first_tokens = np.array([stream.times[0] - stream.started for stream in served.streams[len(running) :]])
+        step_seconds = _step_seconds(served.streams[: len(running)])
         allowed_ms = 2 * self.options.chunk_ms + 1000 * _PROMPT_TOKENS * step_seconds
         return {
             "ttft_p50_ms": percentile_ms(first_tokens, 50),
@@ -161,28 +161,28 @@ class _Bench:
         }
 
     def lone(self, seed: int) -> dict[str, float]:
-        """Streams that come one after the other on a server that is idle before each: how long they take, against as
-        many of U's steps, whose threads spin all the time."""
+        """Measure streams that arrive one by one on an idle server, relative to the same number of U's steps, whose
+        threads spin continuously."""
         generator = np.random.default_rng(seed)
         count = round(self.options.seconds / 2 / float(np.mean(_LONE_SPACING)))
         times = np.cumsum(generator.uniform(*_LONE_SPACING, size=count))
-        (found,) = self.serve([Request(_PROMPT_TOKENS, _LONE_TOKENS, at=float(time)) for time in times])
-        first_tokens = np.array([stream.times[0] - stream.started for stream in found.streams])
-        wholes = np.array([stream.times[-1] - stream.started for stream in found.streams])
+        (served,) = self.serve([Request(_PROMPT_TOKENS, _LONE_TOKENS, at=float(time)) for time in times])
+        first_tokens = np.array([stream.times[0] - stream.started for stream in served.streams])
+        durations = np.array([stream.times[-1] - stream.started for stream in served.streams])
         forced, free = self._reference_steps(1)
         raw_ms = 1000 * (_PROMPT_TOKENS * forced + (_LONE_TOKENS - 1) * free)
         return {
             "ttft_p50_ms": percentile_ms(first_tokens, 50),
             "ttft_p99_ms": percentile_ms(first_tokens, 99),
-            "whole_p50_ms": percentile_ms(wholes, 50),
-            "whole_p99_ms": percentile_ms(wholes, 99),
+            "whole_p50_ms": percentile_ms(durations, 50),
+            "whole_p99_ms": percentile_ms(durations, 99),
             "raw_ms": raw_ms,
-            "p50_ratio": percentile_ms(wholes, 50) / raw_ms,
+            "p50_ratio": percentile_ms(durations, 50) / raw_ms,
         }
 
     def poisson(self, seed: int) -> dict[str, float]:
-        """Random arrivals at the pace at which the server can end such streams, and the same in lock step."""
-        rate = self.options.load * self._rate_of_endings(seed)
+        """Measure random arrivals at the rate that the server sustains, and compute the same in lock-step batches."""
+        rate = self.options.load * self._completion_rate(seed)
         requests = poisson_requests(rate, self.options.seconds, running=STREAMS, seed=seed)
         rounds = self.serve(requests)
         served, later = summarise(rounds), summarise(rounds, lambda index: index >= STREAMS)
@@ -203,15 +203,15 @@ class _Bench:
             **lock_step.figures(served.tokens, STREAMS),
         }
 
-    def _rate_of_endings(self, seed: int) -> float:
-        """How many streams of such lengths end a second while 64 run, the next one after each."""
+    def _completion_rate(self, seed: int) -> float:
+        """Return how many streams finish per second while 64 run, each replaced when it finishes."""
         count = 4 * STREAMS
-        (found,) = self.serve(mixed_requests(count, seed), at_once=STREAMS)
-        # Until the last one began, each but the first 64 began when another ended.
-        return (count - STREAMS) / max(stream.started for stream in found.streams)
+        (served,) = self.serve(mixed_requests(count, seed), concurrency=STREAMS)
+        # Up to the start of the last stream, every stream except the first 64 started when another one finished.
+        return (count - STREAMS) / max(stream.started for stream in served.streams)
 
     def _reference_steps(self, streams: int) -> tuple[float, float]:
-        """Seconds of U's forced and free step."""
+        """Return the seconds of U's forced and free steps."""
         tokens = 64
         raw = measure_reference(
             self.model.plain_step(self.precision),
@@ -227,7 +227,7 @@ class _Bench:
 
 
 def _step_seconds(streams: Sequence[Stream]) -> float:
-    """The server's pace: seconds from token to token of a stream, on average."""
-    # The tokens of a stream's first message came at its beginning, whenever they were made.
-    taken = sum(stream.times[-1] - stream.times[0] for stream in streams)
-    return taken / sum(sum(stream.counts[1:]) for stream in streams)
+    """Return the mean seconds between successive tokens of a stream."""
+    # The tokens of a stream's first message are excluded: it is not known when they were generated.
+    seconds = sum(stream.times[-1] - stream.times[0] for stream in streams)
+    return seconds / sum(sum(stream.counts[1:]) for stream in streams)

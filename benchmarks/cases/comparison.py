@@ -1,5 +1,4 @@
-"""Several servers on the same requests, alternating: what a change of the code, or the absence of a heuristic,
-costs."""
+"""Compare several servers on the same requests, alternating: the cost of a code change or of a disabled heuristic."""
 
 from __future__ import annotations
 
@@ -32,10 +31,10 @@ class ComparisonOptions:
     """What to compare.
 
     Attributes:
-        precisions: of the bundles.
+        precisions: the precisions of the bundles.
         cases: names of `CASES`.
-        repeats: how often each server is measured on each case.
-        seconds: how long one measurement takes, about.
+        repeats: number of measurements of each server on each case.
+        seconds: approximate duration of one measurement.
     """
 
     precisions: Sequence[str] = PRECISIONS
@@ -45,17 +44,17 @@ class ComparisonOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand in the repository."""
+        """Whether the results may be kept in the repository."""
         return self.repeats >= ComparisonOptions.repeats and self.seconds >= ComparisonOptions.seconds
 
 
 @dataclass(frozen=True)
 class Case:
-    """Requests, and the figure that is compared.
+    """A workload and the figures that are compared.
 
     Attributes:
-        measure: given a bench and the number of the repeat, returns figures by name.
-        higher_is_better: by figure.
+        measure: takes a bench and the index of the repeat, returns figures by name.
+        higher_is_better: whether a higher value is better, by figure.
     """
 
     measure: Callable[[Bench, int], dict[str, float]]
@@ -71,10 +70,10 @@ class Bench:
     precision: str
     seconds: float
 
-    def serve(self, requests: list[Request], seconds: float = 0.0, at_once: int = 0) -> Served:
-        return summarise(self._rounds(requests, seconds, at_once))
+    def serve(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> Served:
+        return summarise(self._rounds(requests, seconds, concurrency))
 
-    def _rounds(self, requests: list[Request], seconds: float = 0.0, at_once: int = 0) -> Any:
+    def _rounds(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> Any:
         return serve(
             self.server,
             self.precision,
@@ -83,26 +82,26 @@ class Bench:
             temperature=_TEMPERATURE,
             seconds=seconds,
             connections=1,
-            at_once=at_once,
+            concurrency=concurrency,
         )
 
     def streams(self, count: int) -> dict[str, float]:
-        """`count` streams that start together, again and again."""
+        """Measure `count` streams that start together, in repeated rounds."""
         served = self.serve([Request(_PROMPT_TOKENS, _MAX_TOKENS)] * count, self.seconds)
         return {"tokens_per_s": served.tokens_per_second}
 
     def new_requests(self, repeat: int) -> dict[str, float]:
-        """The first token of requests that arrive one by one among 63 streams."""
+        """Measure the time to first token of requests that arrive one by one while 63 streams run."""
         running = [Request(_PROMPT_TOKENS, _ENDLESS, background=True)] * (_CROWD - 1)
         generator = np.random.default_rng(repeat)
         times = 0.5 + np.cumsum(generator.uniform(0.25, 0.35, size=max(8, round(2 * self.seconds / 0.3))))
         arriving = [Request(_PROMPT_TOKENS, 8, at=float(time)) for time in times]
-        (found,) = self._rounds([*running, *arriving])
-        first = np.array([stream.times[0] - stream.started for stream in found.streams[len(running) :]])
+        (served,) = self._rounds([*running, *arriving])
+        first = np.array([stream.times[0] - stream.started for stream in served.streams[len(running) :]])
         return {"ttft_p50_ms": percentile_ms(first, 50), "ttft_p99_ms": percentile_ms(first, 99)}
 
     def long_prompt(self, repeat: int) -> dict[str, float]:
-        """The gaps between messages of 63 streams while another one reads a long prompt."""
+        """Measure the gaps between messages of 63 streams while a long prompt is prefilled."""
         others = [Request(_PROMPT_TOKENS, 1024)] * (_CROWD - 1)
         requests = [*others, Request(16_384, 1, background=True)]
         rounds = self._rounds(requests, self.seconds)
@@ -110,17 +109,17 @@ class Bench:
         return {"gap_p99_ms": served.figures()["gap_p99_ms"]}
 
     def occasional(self, repeat: int) -> dict[str, float]:
-        """Short requests on a server that is idle before each."""
+        """Measure short requests, each of which finds the server idle."""
         generator = np.random.default_rng(repeat)
         times = np.cumsum(generator.uniform(0.04, 0.08, size=max(10, round(self.seconds / 0.06))))
-        (found,) = self._rounds([Request(_PROMPT_TOKENS, 64, at=float(time)) for time in times])
-        whole = np.array([stream.times[-1] - stream.started for stream in found.streams])
+        (served,) = self._rounds([Request(_PROMPT_TOKENS, 64, at=float(time)) for time in times])
+        whole = np.array([stream.times[-1] - stream.started for stream in served.streams])
         return {"whole_p50_ms": percentile_ms(whole, 50)}
 
     def random_arrivals(self, repeat: int) -> dict[str, float]:
-        """Random arrivals of requests of different lengths, as many as the server can finish."""
-        (found,) = self._rounds(mixed_requests(2 * _CROWD, repeat), at_once=_CROWD)
-        rate = _CROWD / max(stream.started for stream in found.streams)
+        """Measure random arrivals of requests of different lengths at the rate that the server sustains."""
+        (served,) = self._rounds(mixed_requests(2 * _CROWD, repeat), concurrency=_CROWD)
+        rate = _CROWD / max(stream.started for stream in served.streams)
         requests = poisson_requests(rate, 1.5 * self.seconds, running=_CROWD, seed=repeat)
         rounds = self._rounds(requests)
         later = summarise(rounds, lambda index: index >= _CROWD)
@@ -143,21 +142,21 @@ CASES = {
 
 
 def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Callable[[str], None]) -> Rows:
-    """Measure every program on every case, alternating.
+    """Measure every program on every case, alternating between programs.
 
     Args:
-        programs: the first one is what the others are compared with.
+        programs: the servers to compare; the first one is the reference.
         options: what to compare.
-        advance: called before each of `step_count` steps with a description.
+        advance: called with a description before each of `step_count` steps.
 
     Returns:
-        A row for each figure of each program, precision and case: the median, and the median, lowest and highest ratio
-        to the first program in the same repeat, above 1 where the program is better.
+        One row per figure, program, precision and case: the median value, and the median, lowest and highest ratio to
+        the first program in the same repeat. A ratio above 1 means that the program is better.
     """
     model = prepare_model(Sizes(), options.precisions)
     rows: Rows = []
     for precision in options.precisions:
-        found: dict[tuple[str, str, str], list[float]] = {}
+        measured: dict[tuple[str, str, str], list[float]] = {}
         with contextlib.ExitStack() as stack:
             benches = {}
             for program in programs:
@@ -167,23 +166,23 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
             occupation = Occupation([bench.server.pid for bench in benches.values()])
             for repeat in range(options.repeats):
                 for name in options.cases or CASES:
-                    # Every program is the first one as often as the others.
+                    # Rotate the order so that each program goes first equally often.
                     order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
                     for program in order:
                         advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: {name}, {program.name}")
                         for figure, value in CASES[name].measure(benches[program.name], repeat).items():
-                            found.setdefault((program.name, name, figure), []).append(value)
+                            measured.setdefault((program.name, name, figure), []).append(value)
             others = occupation.others_share()
         rows += [
-            _row(precision, key, values, found[programs[0].name, key[1], key[2]], options) | {"others_share": others}
-            for key, values in found.items()
+            _row(precision, key, values, measured[programs[0].name, key[1], key[2]], options) | {"others_share": others}
+            for key, values in measured.items()
         ]
     about = describe()
     return [row | about for row in rows]
 
 
 def step_count(programs: Sequence[Program], options: ComparisonOptions) -> int:
-    """How often `compare` advances."""
+    """Return how many times `compare` calls `advance`."""
     return len(options.precisions) * len(programs) * (1 + options.repeats * len(options.cases or CASES))
 
 
@@ -197,7 +196,7 @@ def _row(
     program, case, figure = key
     higher = CASES[case].higher_is_better[figure]
     pairs = zip(values, reference, strict=True)
-    ratios = [value / usual if higher else usual / value for value, usual in pairs]
+    ratios = [value / base if higher else base / value for value, base in pairs]
     return {
         "program": program,
         "precision": precision,

@@ -1,4 +1,4 @@
-"""What each way to decode costs, beside plain sampling: 64 rows that start at once, rounds of both in turns."""
+"""The cost of each decoding method compared with plain sampling: 64 rows start together, rounds of both alternate."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ WAYS = (
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """What to measure. The defaults are what the results in the repository were made with.
+    """What to measure. The results in the repository were measured with the defaults.
 
     Attributes:
-        precisions: of the bundles.
-        repeats: the medians over so many are quoted.
-        prompt_tokens: of every call.
-        max_tokens: of every sequence.
-        temperature: of the sampling.
-        server_options: for `elman serve`.
+        precisions: the precisions of the bundles.
+        repeats: number of repeats; medians are reported.
+        prompt_tokens: prompt length of every call.
+        max_tokens: tokens that every sequence generates.
+        temperature: sampling temperature.
+        server_options: further options of `elman serve`.
     """
 
     precisions: Sequence[str] = PRECISIONS
@@ -61,27 +61,27 @@ class DecodingOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
-        usual = DecodingOptions()
+        """Whether the results are comparable with those in the repository."""
+        default = DecodingOptions()
         same = DecodingOptions(precisions=self.precisions, repeats=self.repeats)
-        return self.repeats >= usual.repeats and self == same
+        return self.repeats >= default.repeats and self == same
 
 
 def measure_decoding(options: DecodingOptions, advance: Callable[[str], None]) -> Rows:
-    """Measure every way.
+    """Measure every decoding method.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     advance("making the model")
     model = prepare_model(Sizes(), options.precisions)
     rows: Rows = []
     for precision in options.precisions:
-        advance(f"{precision}: all ways in turns, {options.repeats} times")
+        advance(f"{precision}: all decoding methods, {options.repeats} repeats")
         with run_server([model.bundle(precision)], slots=_SLOTS, options=options.server_options) as server:
             occupation = Occupation([server.pid])
-            found = measure_ways(
+            measured = measure_ways(
                 DecodingOrder(
                     server.address,
                     server.pid,
@@ -95,13 +95,13 @@ def measure_decoding(options: DecodingOptions, advance: Callable[[str], None]) -
                 )
             )
             others = occupation.others_share()
-        rows += [_row(precision, way, found[way.name], options) | {"others_share_of_cores": others} for way in WAYS]
+        rows += [_row(precision, way, measured[way.name], options) | {"others_share_of_cores": others} for way in WAYS]
     about = {"server_options": list(options.server_options), **describe()}
     return [row | about for row in rows]
 
 
 def step_count(options: DecodingOptions) -> int:
-    """How often `measure_decoding` advances."""
+    """Return how many times `measure_decoding` calls `advance`."""
     return 1 + len(options.precisions)
 
 

@@ -1,4 +1,4 @@
-"""How the cost grows with the work, one factor at a time, and where it goes: products, rest of the step, edge."""
+"""How the cost grows with the workload, one factor at a time, split into products, rest of the step and edge."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from benchmarks.references.step_loop import measure_reference
 from elman_server.engine import core_count
 
 Rows = list[dict[str, Any]]
-# U's forced step costs the same wherever in a prompt it stands.
+# U's forced step costs the same at every position of a prompt.
 _REFERENCE_PROMPT = 256
 
 
 @dataclass(frozen=True)
 class Point:
-    """One amount of work; by default the one around which the factors vary.
+    """One workload; the default is the base point around which the factors vary.
 
     Attributes:
-        sizes: of the model.
-        streams: that start at once.
-        prompt_tokens: of every prompt.
+        sizes: sizes of the model.
+        streams: number of streams that start together.
+        prompt_tokens: length of every prompt.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
@@ -50,13 +50,13 @@ class GrowthOptions:
     """What to measure.
 
     Attributes:
-        factors: of FACTORS.
-        precisions: of the bundles.
-        repeats: the medians over so many are quoted.
-        seconds: one measurement takes at least so long.
-        max_tokens: of every stream.
-        largest: leave out values of a factor above this; 0 for none.
-        server_options: for `elman serve`, beside the slots.
+        factors: names from FACTORS.
+        precisions: the precisions of the bundles.
+        repeats: number of repeats; medians are reported.
+        seconds: minimum duration of one measurement.
+        max_tokens: tokens that every stream generates.
+        largest: skip values of a factor above this; 0 for no limit.
+        server_options: further options of `elman serve`, besides `--slots`.
     """
 
     factors: Sequence[str] = tuple(FACTORS)
@@ -69,35 +69,35 @@ class GrowthOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
-        usual = GrowthOptions()
-        return self.repeats >= usual.repeats and self == replace(
-            usual, factors=self.factors, precisions=self.precisions, repeats=self.repeats
+        """Whether the results are comparable with those in the repository."""
+        default = GrowthOptions()
+        return self.repeats >= default.repeats and self == replace(
+            default, factors=self.factors, precisions=self.precisions, repeats=self.repeats
         )
 
     def values(self, factor: str) -> dict[int, Point]:
-        """The points of a factor by its value."""
+        """Return the points of a factor, by its value."""
         return {value: point for value, point in FACTORS[factor].items() if not self.largest or value <= self.largest}
 
     def points(self) -> list[Point]:
-        """All points, each once, those of one model together."""
-        found = dict.fromkeys(point for factor in self.factors for point in self.values(factor).values())
-        return sorted(found, key=lambda point: point.sizes.name)
+        """Return all distinct points, grouped by model."""
+        points = dict.fromkeys(point for factor in self.factors for point in self.values(factor).values())
+        return sorted(points, key=lambda point: point.sizes.name)
 
 
 def measure_growth(options: GrowthOptions, advance: Callable[[str], None]) -> Rows:
     """Measure every point at each precision.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
-    found: dict[tuple[Point, str], dict[str, float]] = {}
+    measured: dict[tuple[Point, str], dict[str, float]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for sizes, points in groupby(options.points(), key=lambda point: point.sizes):
         of_model = list(points)
         for precision in options.precisions:
-            advance(f"making {sizes.name}, {precision}")
+            advance(f"preparing {sizes.name}, {precision}")
             model = prepare_model(sizes, [precision])
             slots = max(256, *(point.streams for point in of_model))
             with run_server([model.bundle(precision)], slots=slots, options=options.server_options) as server:
@@ -105,10 +105,10 @@ def measure_growth(options: GrowthOptions, advance: Callable[[str], None]) -> Ro
                 for point in of_model:
                     advance(f"{sizes.name}, {precision}: {point.streams} streams, prompts of {point.prompt_tokens}")
                     repeats = [_measure(model, server, precision, point, options) for _ in range(options.repeats)]
-                    found[point, precision] = medians(repeats)
+                    measured[point, precision] = medians(repeats)
     about = describe()
     return [
-        {"factor": factor, "value": value, "precision": precision, **found[point, precision]}
+        {"factor": factor, "value": value, "precision": precision, **measured[point, precision]}
         | {"streams": point.streams, "prompt_tokens": point.prompt_tokens, "max_tokens": options.max_tokens}
         | {"repeats": options.repeats, "server": settings[precision]}
         | about
@@ -119,7 +119,7 @@ def measure_growth(options: GrowthOptions, advance: Callable[[str], None]) -> Ro
 
 
 def step_count(options: GrowthOptions) -> int:
-    """How often `measure_growth` advances."""
+    """Return how many times `measure_growth` calls `advance`."""
     points = options.points()
     return len(options.precisions) * (len(points) + len({point.sizes for point in points}))
 
@@ -150,7 +150,7 @@ def _measure(
     served = summarise(rounds)
     shape = (point.streams, point.prompt_tokens, max_tokens)
     raw_tokens_per_second = raw.tokens_per_second(*shape)
-    # Of one row's step, forced or free, so that long prompts and short ones can be compared.
+    # Per row and step, forced or free, so that workloads with long and short prompts are comparable.
     whole = 1e6 * served.seconds / (len(rounds) * point.streams * (point.prompt_tokens + max_tokens - 1))
     products, step = (1e6 * seconds / point.streams for seconds in (raw.limit_step_seconds, raw.step_seconds))
     return {

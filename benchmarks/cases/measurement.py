@@ -1,4 +1,4 @@
-"""From what the clients noted to figures: throughput, latencies, what the server's processor spent."""
+"""Compute figures from what the clients recorded: throughput, latencies and CPU time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from benchmarks.clients.streams import ClientOrder, Request, Round, Stream, meas
 from benchmarks.processes.server import RunningServer
 
 Seconds = NDArray[np.float64]
-# Of a prompt, at most, and generated, in the round that is not counted.
+# The longest prompt, and the number of generated tokens, in the warm-up round.
 _WARM_UP_TOKENS = 32
-# How short requests are sent, 64 of them under way: how many calls they share, 0 for none.
+# How short requests are sent: the number of calls that they share, 0 for one call per request.
 CALLS = {"each": 0, "for all": 1}
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the clients saw of one server, the rounds of one measurement together.
+    """What the clients observed of one server in all rounds of one measurement.
 
     Attributes:
-        tokens: generated.
-        seconds: from a round's start to the end of its last stream.
-        first_tokens: from sending a request to its first token, each stream's.
-        gaps: between two messages of one stream that carry tokens, one after the other.
-        messages: that carry tokens.
-        server_cpu_seconds: of the server's process.
-        client_cpu_seconds: of the clients' process.
+        tokens: number of generated tokens.
+        seconds: sum over the rounds of the time from a round's start to the end of its last stream.
+        first_tokens: time to first token of each stream, in seconds.
+        gaps: seconds between successive messages of one stream that carry tokens.
+        messages: number of messages that carry tokens.
+        server_cpu_seconds: CPU time of the server's process.
+        client_cpu_seconds: CPU time of the clients' process.
     """
 
     tokens: int
@@ -45,7 +45,7 @@ class Served:
         return self.tokens / self.seconds
 
     def figures(self) -> dict[str, float]:
-        """As they stand in the results."""
+        """Return the figures under the names used in the results."""
         return {
             "tokens_per_s": self.tokens_per_second,
             "ttft_p50_ms": percentile_ms(self.first_tokens, 50),
@@ -67,11 +67,11 @@ def serve(
     temperature: float,
     seconds: float,
     connections: int,
-    at_once: int = 0,
+    concurrency: int = 0,
 ) -> list[Round]:
-    """Ask a server for `requests`, round after round until `seconds` have passed; see ClientOrder."""
-    # Those that come later come one by one: all of them at once might be more than the server takes.
-    first = [request for request in requests if request.at == 0][: at_once or None]
+    """Send `requests` to a server in repeated rounds until `seconds` have passed; see ClientOrder."""
+    # Later arrivals are excluded: all of them together might exceed what the server accepts.
+    first = [request for request in requests if request.at == 0][: concurrency or None]
     warm_up = [Request(min(request.prompt_tokens, _WARM_UP_TOKENS), _WARM_UP_TOKENS) for request in first]
     return measure_clients(
         ClientOrder(
@@ -84,13 +84,13 @@ def serve(
             warm_up=warm_up,
             requests=list(requests),
             connections=connections,
-            at_once=at_once,
+            concurrency=concurrency,
         )
     )
 
 
 def summarise(rounds: Sequence[Round], counted: Callable[[int], bool] = lambda index: True) -> Served:
-    """Figures of the streams whose place among the requests is `counted`."""
+    """Compute the figures of the streams whose index among the requests satisfies `counted`."""
     kept = [[stream for index, stream in enumerate(a_round.streams) if counted(index)] for a_round in rounds]
     streams = [stream for of_round in kept for stream in of_round]
     return Served(
@@ -105,12 +105,12 @@ def summarise(rounds: Sequence[Round], counted: Callable[[int], bool] = lambda i
 
 
 def percentile_ms(values: Seconds, percent: float) -> float:
-    """In milliseconds; where there is nothing to take it of (every stream came in one message), 0."""
+    """Return a percentile in milliseconds; 0 without values (when every stream arrived in one message)."""
     return float(1000 * np.percentile(values, percent)) if len(values) else 0.0
 
 
 def medians(repeats: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each figure over the repeats."""
+    """Return the median of each figure over the repeats."""
     return {name: float(np.median([figures[name] for figures in repeats])) for name in repeats[0]}
 
 

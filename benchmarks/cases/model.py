@@ -1,7 +1,7 @@
-"""The measured models: an LSTM with random weights, its bundles made by the project's own export, and U's graphs.
+"""The measured models: an LSTM with random weights, its bundles written by the project's own export, and U's graphs.
 
-They are made once into a git-ignored folder and made anew when what makes them has changed: figures of a bundle that an
-older exporter wrote would say nothing about the code beside them.
+The files are cached in a git-ignored folder and written again when the code that writes them has changed, so that the
+results always describe the current exporter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from elman_export.network_steps import NetworkStep
 from elman_training.language.recurrent_network import RecurrentNetwork
 
 PRECISIONS = ("fp32", "int8")
-# What a trained character model's logits spread like: some two nats of entropy, neither a constant nor noise.
+# Standard deviation of a trained character model's logits, which gives about two nats of entropy.
 _LOGITS_SPREAD = 2.0
 _MADE_BY = "made_by.txt"
 _FIRST_CHARACTER = 0x20
@@ -32,31 +32,31 @@ _FIRST_CHARACTER = 0x20
 
 @dataclass(frozen=True)
 class Model:
-    """A model's files.
+    """The files of a model.
 
     Attributes:
-        sizes: of its layers.
-        folder: what holds them.
+        sizes: sizes of its layers.
+        folder: the folder with the files.
     """
 
     sizes: Sizes
     folder: Path
 
     def bundle(self, precision: str) -> Path:
-        """What the server serves; the model's name is the precision."""
+        """Return the bundle that the server serves; the model is named after the precision."""
         return self.folder / precision
 
     def plain_step(self, precision: str) -> Path:
-        """U's graph."""
+        """Return U's graph."""
         return self.folder / f"plain-{precision}.onnx"
 
     def products(self, precision: str) -> Path:
-        """The matrix products alone."""
+        """Return the graph of the matrix products alone."""
         return self.folder / f"products-{precision}.onnx"
 
 
 def prepare_model(sizes: Sizes, precisions: Sequence[str]) -> Model:
-    """The model's files, made if they are not there or were made by other code."""
+    """Return the model's files; write them if they are missing or were written by different code."""
     model = Model(sizes, SCRATCH / "models" / sizes.name)
     missing = [precision for precision in precisions if _made_by(model.bundle(precision)) != _makers()]
     if missing:
@@ -67,7 +67,7 @@ def prepare_model(sizes: Sizes, precisions: Sequence[str]) -> Model:
 
 
 def make_network(sizes: Sizes) -> RecurrentNetwork:
-    """Random weights, the same at every call, livelier than those that training starts from."""
+    """Return a network with random weights, the same at every call, and with a realistic spread of the logits."""
     torch.manual_seed(0)
     network = RecurrentNetwork(
         cell="lstm",
@@ -94,7 +94,7 @@ def _make(model: Model, network: RecurrentNetwork, precision: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_products(model.sizes, precision, model.products(precision))
-    # int8 is made from the graph in fp32, as onnxruntime's own tool does it.
+    # The int8 graph is quantized from the fp32 graph, as onnxruntime's own tool does.
     write_plain_step(network, model.plain_step("fp32"))
     if precision == "int8":
         write_int8(model.plain_step("fp32"), model.plain_step("int8"))
@@ -112,7 +112,7 @@ def _make(model: Model, network: RecurrentNetwork, precision: str) -> None:
 
 
 def _note(bundle: Path) -> Path:
-    # Beside the bundle, which holds nothing that its manifest does not name.
+    # Next to the bundle: a bundle contains only files that its manifest names.
     return bundle.with_name(f"{bundle.name}-{_MADE_BY}")
 
 
@@ -122,10 +122,10 @@ def _made_by(bundle: Path) -> str:
 
 @cache
 def _makers() -> str:
-    """A digest of the code that makes the files."""
+    """Return a digest of the code that writes the files."""
     sources = [Path(__file__), ROOT / "benchmarks" / "references" / "graphs.py"]
     training = ROOT / "training" / "elman_training"
-    sources += [training / "cells.py", training / "network.py"]
+    sources += [*sorted((training / "cells").glob("*.py")), training / "language" / "recurrent_network.py"]
     sources += sorted([*(ROOT / "export").rglob("*.py"), *(ROOT / "bundle").rglob("*.py")])
     digest = hashlib.sha256(version("torch").encode())
     for source in sources:

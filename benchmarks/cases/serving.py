@@ -1,4 +1,4 @@
-"""The main table: S streams that all start at once, at each precision, each time right after U at the same S."""
+"""The main table: S streams that start together, at each precision, each measured right after U at the same S."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """What to measure. The defaults are what the results in the repository were made with.
+    """What to measure. The results in the repository were measured with the defaults.
 
     Attributes:
-        streams: S.
-        precisions: of the bundles.
-        repeats: the medians over so many are quoted.
-        seconds: one measurement takes at least so long.
-        prompt_tokens: of every prompt.
-        max_tokens: of every stream.
-        temperature: of the sampling.
-        connections: the streams of a case are spread over so many.
-        server_options: for `elman serve`, beside the slots.
+        streams: the numbers of concurrent streams (S).
+        precisions: the precisions of the bundles.
+        repeats: number of repeats; medians are reported.
+        seconds: minimum duration of one measurement.
+        prompt_tokens: length of every prompt.
+        max_tokens: tokens that every stream generates.
+        temperature: sampling temperature.
+        connections: number of connections that the streams share.
+        server_options: further options of `elman serve`, besides `--slots`.
     """
 
     streams: Sequence[int] = (1, 16, 64, 256)
@@ -48,9 +48,9 @@ class ServingOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository: of the whole workload, on a server as it is."""
-        usual = ServingOptions()
-        return self.repeats >= usual.repeats and self == ServingOptions(
+        """Whether the results are comparable with those in the repository: the full workload on a default server."""
+        default = ServingOptions()
+        return self.repeats >= default.repeats and self == ServingOptions(
             streams=self.streams, precisions=self.precisions, repeats=self.repeats
         )
 
@@ -59,13 +59,13 @@ def measure_serving(options: ServingOptions, advance: Callable[[str], None]) -> 
     """Measure every case.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     advance("making the model")
     model = prepare_model(Sizes(), options.precisions)
     cases = [(streams, precision) for streams in options.streams for precision in options.precisions]
-    found: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}
+    measured: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}
     with contextlib.ExitStack() as stack:
         servers = {}
         for precision in options.precisions:
@@ -77,23 +77,23 @@ def measure_serving(options: ServingOptions, advance: Callable[[str], None]) -> 
         for repeat in range(options.repeats):
             for streams, precision in cases:
                 advance(f"repeat {repeat + 1} of {options.repeats}: {precision}, {streams} streams")
-                found[streams, precision].append(_measure_case(model, servers, streams, precision, options))
+                measured[streams, precision].append(_measure_case(model, servers, streams, precision, options))
     about = describe()
     return [
-        _row(streams, precision, found[streams, precision], servers[precision], options) | about
+        _row(streams, precision, measured[streams, precision], servers[precision], options) | about
         for streams, precision in cases
     ]
 
 
 def step_count(options: ServingOptions) -> int:
-    """How often `measure_serving` advances."""
+    """Return how many times `measure_serving` calls `advance`."""
     return 1 + len(options.precisions) * (1 + options.repeats * len(options.streams))
 
 
 def _measure_case(
     model: Model, servers: dict[str, RunningServer], streams: int, precision: str, options: ServingOptions
 ) -> dict[str, float]:
-    """One repeat of one case: U while the servers are idle, then the server while U is gone."""
+    """Measure one repeat of one case: U while the servers are idle, then the server after U has exited."""
     pids = [server.pid for server in servers.values()]
     occupation = Occupation(pids)
     started, idle_before = time.perf_counter(), sum(map(cpu_seconds, pids))

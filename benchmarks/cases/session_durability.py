@@ -1,6 +1,6 @@
-"""What it costs that no token is lost: streams on sessions, on each store, beside the same streams without sessions.
+"""The cost of durability: streams on sessions, with each store, compared with the same streams without sessions.
 
-Every server is asked for both, in turns: a ratio is of rounds that ran on one server in the same seconds.
+Rounds of both alternate on every server, so that a ratio compares rounds on one server within the same seconds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SLOTS = 256
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A server and the store of its sessions."""
+class _StoredServer:
+    """A server and its session store."""
 
     server: RunningServer
     store: Store
@@ -37,58 +37,58 @@ class _Place:
 
 
 def measure_durability(model: Model, options: SessionOptions, advance: Callable[[str], None]) -> Rows:
-    """All stores, taking turns."""
+    """Measure all stores, alternating."""
     rows: Rows = []
     for precision in options.precisions:
         with contextlib.ExitStack() as stack:
-            places = {}
+            servers = {}
             for name in store_names():
                 advance(f"{precision}: starting a server, {name}")
-                places[name] = stack.enter_context(_place(model, precision, name, options))
-            rows += _Bench(model, precision, places, options).rows(advance)
+                servers[name] = stack.enter_context(_start(model, precision, name, options))
+            rows += _Bench(model, precision, servers, options).rows(advance)
     return rows
 
 
 def step_count(options: SessionOptions) -> int:
-    """How often `measure_durability` advances."""
+    """Return how many times `measure_durability` calls `advance`."""
     stores = len(store_names())
     return len(options.precisions) * stores * (1 + options.repeats)
 
 
 @contextlib.contextmanager
-def _place(model: Model, precision: str, name: str, options: SessionOptions) -> Iterator[_Place]:
+def _start(model: Model, precision: str, name: str, options: SessionOptions) -> Iterator[_StoredServer]:
     with make_store(name) as store:
-        chosen = [*store.options, *options.server_options]
-        with run_server([model.bundle(precision)], slots=_SLOTS, options=chosen) as server:
-            yield _Place(server, store)
+        arguments = [*store.options, *options.server_options]
+        with run_server([model.bundle(precision)], slots=_SLOTS, options=arguments) as server:
+            yield _StoredServer(server, store)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """A server on each store, all idle but the one whose turn it is."""
+    """One server per store; all are idle except the one being measured."""
 
     model: Model
     precision: str
-    places: dict[str, _Place]
+    servers: dict[str, _StoredServer]
     options: SessionOptions
 
     def rows(self, advance: Callable[[str], None]) -> Rows:
         plain: list[Figures] = []
-        kept: dict[str, list[Figures]] = {name: [] for name in self.places}
+        kept: dict[str, list[Figures]] = {name: [] for name in self.servers}
         for repeat in range(self.options.repeats):
-            for name, place in self.places.items():
+            for name, stored in self.servers.items():
                 advance(f"{self.precision}, repeat {repeat + 1} of {self.options.repeats}: {name}")
-                without, with_sessions = self._compare(place)
+                without, with_sessions = self._compare(stored)
                 plain.append(without)
                 kept[name].append(with_sessions)
         return [self._row(NO_SESSION, plain), *(self._row(name, repeats) for name, repeats in kept.items())]
 
-    def _compare(self, place: _Place) -> tuple[Figures, Figures]:
-        occupation = Occupation([pid for place in self.places.values() for pid in place.pids])
+    def _compare(self, stored: _StoredServer) -> tuple[Figures, Figures]:
+        occupation = Occupation([pid for stored in self.servers.values() for pid in stored.pids])
         compared = measure_streams(
             StreamsOrder(
-                address=place.server.address,
-                pids=place.pids,
+                address=stored.server.address,
+                pids=stored.pids,
                 model=self.precision,
                 vocabulary=self.model.sizes.vocabulary,
                 temperature=self.options.temperature,

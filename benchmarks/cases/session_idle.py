@@ -1,4 +1,4 @@
-"""Many sessions that nobody uses: what each takes of memory and disk, and how soon one of them answers."""
+"""Idle sessions: memory and disk space per session, and the latency of the first call on one of them."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ Rows = list[dict[str, Any]]
 Figures = dict[str, float]
 _OTHERS = "others_share_of_cores"
 _BATCHES = 10
-_AT_ONCE = 64
+_CONCURRENCY = 64
 _FIRST = 500
 _SLOTS = 256
 _FLOAT_BYTES = 4
-_MOST_SESSION_BYTES = 4000  # beside the state; more than any has taken
+_MOST_SESSION_BYTES = 4000  # besides the state; an upper bound
 _WARM_UPS = 20
 
 
 def measure_idle(model: Model, options: SessionOptions, advance: Callable[[str], None]) -> Rows:
-    """In memory, and in a SQLite file."""
+    """Measure sessions in memory and in a SQLite file."""
     return [_Bench(model, name, options).row(advance) for name in (MEMORY, CHECKPOINT)]
 
 
 def step_count(options: SessionOptions) -> int:
-    """How often `measure_idle` advances."""
+    """Return how many times `measure_idle` calls `advance`."""
     return 2 * (1 + _BATCHES + 2)
 
 
 def state_bytes(bundle: Path) -> int:
-    """One row of the model's state; these models' are all of float32."""
+    """Return the size of one row of the model's state; all states of these models are float32."""
     states = load_bundle(bundle).spec.step.states
     return sum(_FLOAT_BYTES * math.prod(map(int, state.shape)) for state in states)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """One store."""
+    """Measures one store."""
 
     model: Model
     store_name: str
@@ -70,7 +70,7 @@ class _Bench:
 
     @property
     def session_memory(self) -> int:
-        """MiB in which all of them have place."""
+        """MiB that are enough for all sessions."""
         return 1 + 2 * self.options.sessions * (self.state_bytes + _MOST_SESSION_BYTES) // 2**20
 
     def row(self, advance: Callable[[str], None]) -> dict[str, Any]:
@@ -95,11 +95,11 @@ class _Bench:
             return self._make(server, advance), self._wake(server, advance)
 
     def _in_file(self, store: Store, advance: Callable[[str], None]) -> tuple[Figures, Figures]:
-        """They are woken by another server, which has none of them in memory."""
+        """Call the sessions on a second server, which has none of them in memory."""
         advance(f"{self.store_name}: starting a server")
         with self._server(store, self.session_memory) as server:
             made = self._make(server, advance)
-        # The server has gone, and what it had in its log is in the file.
+        # The server has exited and written its write-ahead log into the file.
         count = _FIRST + self.options.sessions + self._imported + _BATCHES + 2
         made["file_bytes_beyond_state"] = store.file_bytes / count - self.state_bytes
         with self._server(store, session_memory=1) as server:
@@ -120,13 +120,13 @@ class _Bench:
         return max(1, self.options.sessions // _BATCHES)
 
     def _make(self, server: RunningServer, advance: Callable[[str], None]) -> Figures:
-        """All of them as forks, which share a state in memory until they go on; then some with a state of their own."""
+        """Create all sessions as forks, which share a state in memory; then import sessions with separate states."""
         occupation, seconds = Occupation([server.pid]), 0.0
-        # What the start has left behind is given back by now, and what calls need is there.
+        # Warm up, so that memory of the start has been freed and memory that calls need is allocated.
         self._crowd(server, [f"first-{number}" for number in range(_FIRST)])
         before = _resident_bytes(server.pid)
         for batch in range(_BATCHES):
-            advance(f"{self.store_name}: {self.options.sessions:,} sessions, {batch + 1} of {_BATCHES} parts")
+            advance(f"{self.store_name}: {self.options.sessions:,} sessions, part {batch + 1} of {_BATCHES}")
             seconds += self._crowd(server, self._names[batch::_BATCHES])
         forked = _resident_bytes(server.pid)
         advance(f"{self.store_name}: {self._imported:,} sessions with states of their own")
@@ -142,10 +142,10 @@ class _Bench:
 
     def _crowd(self, server: RunningServer, names: Sequence[str], *, imported: bool = False) -> float:
         prompt = _random_tokens(self.model, self.options.prompt_tokens, random.Random(names[0]))
-        return make_crowd(CrowdOrder(server.address, self.precision, prompt, list(names), _AT_ONCE, imported))
+        return make_crowd(CrowdOrder(server.address, self.precision, prompt, list(names), _CONCURRENCY, imported))
 
     def _wake(self, server: RunningServer, advance: Callable[[str], None]) -> Figures:
-        """Random ones, called twice; and before each a call of the same kind without a session."""
+        """Call random sessions twice each, and before each of them make a similar call without a session."""
         advance(f"{self.store_name}: waking {self.options.wakes:,} of {self.options.sessions:,} sessions")
         generator = random.Random(0)
         chosen = generator.sample(self._names, min(self.options.wakes, self.options.sessions))
@@ -178,11 +178,11 @@ def _resident_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return 1024 * int(line.split()[1])
-    raise MeasurementError("the system does not tell the memory of a process")
+    raise MeasurementError("/proc/PID/status: VmRSS is missing; cannot measure the memory of a process")
 
 
 def _check_space(needed: int) -> None:
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    # The log of what is not yet in its place may grow as large as the file.
+    # The write-ahead log may grow as large as the file.
     if shutil.disk_usage(SCRATCH).free < 2 * needed:
-        raise MeasurementError(f"{SCRATCH} has no {2 * needed / 2**30:.1f} GiB free for so many sessions")
+        raise MeasurementError(f"{SCRATCH} has less than {2 * needed / 2**30:.1f} GiB free, which the sessions need")

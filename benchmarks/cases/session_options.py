@@ -1,4 +1,4 @@
-"""What of sessions is measured, and how much of it."""
+"""The options of the session cases."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ CASES = ("durability", "idle", "prefix")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What to measure. The defaults are what the results in the repository were made with.
+    """What to measure. The results in the repository were measured with the defaults.
 
     Attributes:
-        cases: of CASES.
-        precisions: of the bundles; idle sessions are the same in all of them and are measured in the first.
-        repeats: durability: the medians over so many are quoted.
-        seconds: durability: one measurement takes at least so long.
-        streams: durability: S.
-        prompt_tokens: of every prompt but the long ones.
-        max_tokens: durability: of every stream.
-        temperature: of the sampling.
-        sessions: idle: N.
-        wakes: idle: so many of them are called.
-        pairs: prefix: so many prompts are asked, each twice.
-        long_prompt: prefix: the length of each.
-        server_options: for `elman serve`, beside what a case needs.
+        cases: names from CASES.
+        precisions: of the bundles; idle sessions do not depend on it and are measured with the first one.
+        repeats: durability: number of repeats; medians are reported.
+        seconds: durability: minimum duration of one measurement.
+        streams: durability: number of concurrent streams.
+        prompt_tokens: length of every prompt except the long ones.
+        max_tokens: durability: tokens that every stream generates.
+        temperature: sampling temperature.
+        sessions: idle: number of idle sessions.
+        wakes: idle: number of sessions that are called.
+        pairs: prefix: number of prompts, each of which is sent twice.
+        long_prompt: prefix: tokens of each prompt.
+        server_options: further options of `elman serve`, besides those that a case sets.
     """
 
     cases: Sequence[str] = CASES
@@ -46,7 +46,7 @@ class SessionOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
+        """Whether the results are comparable with those in the repository."""
         usual = SessionOptions()
         return self.repeats >= usual.repeats and self == SessionOptions(
             cases=self.cases, precisions=self.precisions, repeats=self.repeats

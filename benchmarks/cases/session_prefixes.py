@@ -1,4 +1,4 @@
-"""A long prompt, asked and asked again: how soon its first token comes."""
+"""Time to first token of a long prompt and of its repetition, with and without the prefix cache."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from benchmarks.processes.machine import Occupation
 from benchmarks.processes.server import run_server
 
 Rows = list[dict[str, Any]]
-CACHE_MIB = (64, 0)  # the server's default, and none
+CACHE_MIB = (64, 0)  # the server's default, and no cache
 _WARM_UPS = 3
 _SLOTS = 256
 
 
 def measure_prefixes(model: Model, options: SessionOptions, advance: Callable[[str], None]) -> Rows:
-    """With the cache of prefixes, and without it."""
+    """Measure with and without the prefix cache."""
     rows: Rows = []
     for precision in options.precisions:
         for mib in CACHE_MIB:
-            advance(f"{precision}: {options.pairs} prompts of {options.long_prompt:,}, each twice, cache of {mib} MiB")
+            advance(
+                f"{precision}: {options.pairs} prompts of {options.long_prompt:,} tokens, twice each, cache {mib} MiB"
+            )
             rows.append(_row(model, precision, mib, options))
     return rows
 
 
 def step_count(options: SessionOptions) -> int:
-    """How often `measure_prefixes` advances."""
+    """Return how many times `measure_prefixes` calls `advance`."""
     return len(options.precisions) * len(CACHE_MIB)
 
 
@@ -43,8 +45,8 @@ def _row(model: Model, precision: str, mib: int, options: SessionOptions) -> dic
         for _ in range(_WARM_UPS + options.pairs)
     ]
     calls = [call for prompt in prompts for call in (prompt, prompt)]
-    chosen = ["--prefix-cache", str(mib), *options.server_options]
-    with run_server([model.bundle(precision)], slots=_SLOTS, options=chosen) as server:
+    arguments = ["--prefix-cache", str(mib), *options.server_options]
+    with run_server([model.bundle(precision)], slots=_SLOTS, options=arguments) as server:
         occupation = Occupation([server.pid])
         answered = measure_calls(server.address, precision, calls)[2 * _WARM_UPS :]
         others = occupation.others_share()
@@ -66,6 +68,6 @@ def _row(model: Model, precision: str, mib: int, options: SessionOptions) -> dic
 
 
 def _first_token_ms(answered: Sequence[Answered]) -> tuple[float, float]:
-    """The median and the 99th percentile."""
+    """Return the median and the 99th percentile."""
     times = np.array([one.first_token for one in answered])
     return percentile_ms(times, 50), percentile_ms(times, 99)

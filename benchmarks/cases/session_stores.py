@@ -1,4 +1,4 @@
-"""The stores that sessions are measured on: made in a folder of their own on the disk, and gone in the end."""
+"""The session stores to measure, created in a temporary folder and removed afterwards."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Store:
     """A store that a server can be started on.
 
     Attributes:
-        options: for `elman serve`.
-        pids: the store's own processes.
-        file: where it keeps sessions, if that is one file.
+        options: options of `elman serve`.
+        pids: ids of the store's processes.
+        file: the SQLite file, if the store has one.
     """
 
     options: tuple[str, ...]
@@ -36,21 +36,21 @@ class Store:
 
     @property
     def file_bytes(self) -> int:
-        """How large it is, the log of what is not yet in its place included."""
+        """Size of the file, including the write-ahead log."""
         return 0 if self.file is None else sum(path.stat().st_size for path in self.file.parent.iterdir())
 
 
 def store_names() -> tuple[str, ...]:
-    """All that can be had here: Redis only where it is installed."""
+    """Return the names of the available stores; Redis only where it is installed."""
     return (MEMORY, *_FSYNC, *((REDIS,) if _redis_program() else ()))
 
 
 @contextlib.contextmanager
 def make_store(name: str) -> Iterator[Store]:
-    """An empty one.
+    """Create an empty store.
 
     Raises:
-        MeasurementError: it cannot be made.
+        MeasurementError: the store could not be created.
     """
     if name == MEMORY:
         yield Store(("--store", "memory"))
@@ -71,8 +71,7 @@ def _redis_program() -> str | None:
 
 @contextlib.contextmanager
 def _redis(folder: Path) -> Iterator[Store]:
-    """A Redis of our own, that writes down what it is told and forces it to the disk every second, as it does by
-    default where it writes at all."""
+    """Start a Redis server with an append-only file that is synchronized to disk every second, Redis's default."""
     port = _free_port()
     settings = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
     command = [

@@ -1,4 +1,4 @@
-"""What sessions cost and what they save: durability, idle sessions, prompts that have been read before."""
+"""The cost and benefit of sessions: durability, idle sessions and cached prompts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def measure_sessions(options: SessionOptions, advance: Callable[[str], None]) ->
     """Measure every case.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     advance("making the model")
     model = prepare_model(Sizes(), options.precisions)
@@ -39,7 +39,7 @@ def measure_sessions(options: SessionOptions, advance: Callable[[str], None]) ->
 
 
 def step_count(options: SessionOptions) -> int:
-    """How often `measure_sessions` advances."""
+    """Return how many times `measure_sessions` calls `advance`."""
     return 1 + sum(_STEPS[case](options) for case in _chosen(options))
 
 

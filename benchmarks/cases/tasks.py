@@ -1,4 +1,4 @@
-"""What trained models reach, each beside the floor that it must reach: gathered from the folders of training runs."""
+"""Metrics of trained models compared with their floors, read from the folders of training runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Figure:
     """One figure of a preset.
 
     Attributes:
-        metric: its name in a run's result.json.
-        floor: what it must reach; None where nothing is asked.
-        lower_is_better: whether reaching means to be as low or lower.
+        metric: its key in a run's result.json.
+        floor: the value to reach; None if there is no requirement.
+        lower_is_better: whether the floor is an upper bound.
     """
 
     metric: str
@@ -61,23 +61,25 @@ FIGURES: Mapping[str, tuple[Figure, ...]] = {
 
 
 def gather_tasks(runs: Iterable[Path]) -> Rows:
-    """A row for each figure of each run.
+    """Return one row per figure and run.
 
     Raises:
         MeasurementError: a folder holds no finished run of one of the presets, or two are of the same preset.
     """
-    found: dict[str, Path] = {}
+    runs_by_preset: dict[str, Path] = {}
     rows: Rows = []
     for run in runs:
         config, result = _read(run, CONFIG), _read(run, RESULT)
         preset = str(config.get("preset"))
         if preset not in FIGURES:
             raise MeasurementError(f"{run}: is of the preset {preset!r}, but there are floors for {', '.join(FIGURES)}")
-        if preset in found:
-            raise MeasurementError(f"{run}: is of the preset {preset!r}, as {found[preset]} is: give one of the two")
+        if preset in runs_by_preset:
+            raise MeasurementError(
+                f"{run}: is of the preset {preset!r}, as {runs_by_preset[preset]} is: give one of the two"
+            )
         if not result.get("finished"):
             raise MeasurementError(f"{run}: is not finished: go on with it by elman train --resume {run}")
-        found[preset] = run
+        runs_by_preset[preset] = run
         minutes = training_seconds(run / METRICS) / 60
         for figure in FIGURES[preset]:
             if figure.metric not in result:
@@ -111,13 +113,13 @@ def _read(run: Path, name: str) -> dict[str, Any]:
 
 
 def as_percent(row: Mapping[str, Any], name: str) -> float | None:
-    """A value or floor on a scale to 100; BLEU is one already."""
+    """Return a value or floor on a scale of 0 to 100, which BLEU already has."""
     value = row[name]
     return None if value is None else float(value) * (1 if row["metric"].endswith("bleu") else 100)
 
 
 def shown(row: Mapping[str, Any], name: str) -> str:
-    """A value or floor for people."""
+    """Format a value or floor."""
     value = as_percent(row, name)
     if value is None:
         return ""
@@ -125,7 +127,7 @@ def shown(row: Mapping[str, Any], name: str) -> str:
 
 
 def bound(row: Mapping[str, Any]) -> str:
-    """What a value must be, for people."""
+    """Format the requirement on a value."""
     if row["floor"] is None:
         return ""
     return f"{'at most' if row['lower_is_better'] else 'at least'} {shown(row, 'floor')}"
@@ -139,10 +141,10 @@ TASK_COLUMNS = (
     Column("preset", lambda row: str(row["preset"])),
     Column("figure", lambda row: str(row["metric"]).replace("_", " ")),
     Column("value", lambda row: shown(row, "value")),
-    Column("must be", bound),
+    Column("required", bound),
     Column("", _verdict),
     Column("minutes", lambda row: f"{row['minutes']:.1f}"),
     Column("parameters", lambda row: f"{row['parameters']:,}"),
     Column("seed", lambda row: str(row["seed"])),
 )
-TASK_LEGEND = "minutes: of training on one machine, its validations included; seed: of everything random in it."
+TASK_LEGEND = "Minutes: training time on one machine, including validation. Seed: the random seed of the run."

@@ -1,5 +1,5 @@
-"""Translations: 64 clients, each asking for one after the other, beside the same model in a batched loop of onnxruntime
-alone, measured in turns."""
+"""Translations: 64 clients that each send one request after another, compared with the same model in a batched
+onnxruntime loop. Both alternate."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class TranslationOptions:
-    """What to measure. The defaults are what the results in the repository were made with.
+    """What to measure. The results in the repository were measured with the defaults.
 
     Attributes:
-        precisions: of the bundles.
-        repeats: the medians over so many are quoted.
-        seconds: each measurement of the reference takes at least so long.
-        clients: translations under way at once.
-        each: how many each client asks for in a round.
-        max_tokens: of each translation.
-        server_options: for `elman serve`.
+        precisions: the precisions of the bundles.
+        repeats: number of repeats; medians are reported.
+        seconds: minimum duration of each measurement of the reference.
+        clients: number of concurrent translations.
+        each: translations that each client requests in a round.
+        max_tokens: tokens of each translation.
+        server_options: further options of `elman serve`.
     """
 
     precisions: Sequence[str] = PRECISIONS
@@ -54,37 +54,37 @@ class TranslationOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
-        usual = TranslationOptions()
+        """Whether the results are comparable with those in the repository."""
+        default = TranslationOptions()
         same = TranslationOptions(precisions=self.precisions, repeats=self.repeats)
-        return self.repeats >= usual.repeats and self == same
+        return self.repeats >= default.repeats and self == same
 
 
 def measure(options: TranslationOptions, advance: Callable[[str], None]) -> Rows:
     """Measure every precision.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     sources = make_sources(options.clients)
     rows: Rows = []
     for precision in options.precisions:
         advance(f"{precision}: making the model")
         bundle = make_model(precision)
-        advance(f"{precision}: clients and onnxruntime alone in turns, {options.repeats} times")
+        advance(f"{precision}: clients and onnxruntime alone, {options.repeats} repeats")
         with run_server([bundle], slots=options.clients, options=options.server_options) as server:
             occupation = Occupation([server.pid])
             rounds = [_round(options, bundle, precision, server, sources) for _ in range(options.repeats)]
             others = occupation.others_share()
         for way in CALLS:
-            found = [one[way] for one in rounds]
-            shares = [one["share_of_raw"] for one in found]
+            figures = [one[way] for one in rounds]
+            shares = [one["share_of_raw"] for one in figures]
             rows.append(
                 {
                     "precision": precision,
                     "calls": way,
-                    **{name: float(np.median([one[name] for one in found])) for name in found[0]},
+                    **{name: float(np.median([one[name] for one in figures])) for name in figures[0]},
                     "share_of_raw_lowest": min(shares),
                     "share_of_raw_highest": max(shares),
                     "clients": options.clients,
@@ -99,14 +99,14 @@ def measure(options: TranslationOptions, advance: Callable[[str], None]) -> Rows
 
 
 def step_count(options: TranslationOptions) -> int:
-    """How often `measure` advances."""
+    """Return how many times `measure` calls `advance`."""
     return 2 * len(options.precisions)
 
 
 def _round(
     options: TranslationOptions, bundle: Path, precision: str, server: RunningServer, sources: list[list[int]]
 ) -> dict[str, dict[str, float]]:
-    """What one round has brought, by how the clients call."""
+    """Return the figures of one round for each way of calling."""
     raw = measure_translation_reference(
         bundle, sources=sources, max_tokens=options.max_tokens, seconds=options.seconds, threads=core_count()
     )
@@ -118,9 +118,9 @@ def _round(
     }
 
 
-def _figures(found: Translated, raw: TranslationReference, sources: list[list[int]]) -> dict[str, float]:
-    served, alone = found.translations / found.seconds, len(sources) / raw.seconds
-    latencies = 1e3 * np.array(found.latencies)
+def _figures(translated: Translated, raw: TranslationReference, sources: list[list[int]]) -> dict[str, float]:
+    served, alone = translated.translations / translated.seconds, len(sources) / raw.seconds
+    latencies = 1e3 * np.array(translated.latencies)
     return {
         "translations_per_s": served,
         "raw_translations_per_s": alone,
@@ -128,18 +128,18 @@ def _figures(found: Translated, raw: TranslationReference, sources: list[list[in
         "raw_encoder_share": raw.encoder_seconds / raw.seconds,
         "latency_p50_ms": float(np.percentile(latencies, 50)),
         "latency_p99_ms": float(np.percentile(latencies, 99)),
-        "server_cpu_ms_per_translation": 1e3 * found.server_cpu_seconds / found.translations,
+        "server_cpu_ms_per_translation": 1e3 * translated.server_cpu_seconds / translated.translations,
     }
 
 
 def make_sources(count: int) -> list[list[int]]:
-    """Random sentences of 6 to 24 tokens, as those of Multi30k are."""
+    """Return random sentences of 6 to 24 tokens, lengths that are typical of Multi30k."""
     random = np.random.default_rng(0)
     return [random.integers(4, VOCABULARY, length).tolist() for length in random.integers(6, 25, count)]
 
 
 def make_model(precision: str) -> Path:
-    """A bundle of the network that `german-english` trains, with random weights and without an end token."""
+    """Write a bundle of the network of the preset `german-english`, with random weights and without an end token."""
     folder = SCRATCH / "models" / "translator" / precision
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The trees of the tree case: random binary parse trees as long as sentences are, the same ones in every process."""
+"""The trees of the tree case: random binary parse trees of typical sentence lengths, identical in every process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _MEAN, _SPREAD = 19, 9  # as in the Stanford Sentiment Treebank
 
 @dataclass(frozen=True)
 class BinaryTree:
-    """A tree, its children before their parents; the last node is the root.
+    """A binary tree in post-order: children precede their parents; the last node is the root.
 
     Attributes:
-        tokens: what every node reads.
-        children: the places of every node's children; none of a leaf.
+        tokens: token id of each node.
+        children: indices of each node's two children; None for a leaf.
     """
 
     tokens: list[int]
     children: list[tuple[int, int] | None]
 
     def expression(self) -> str:
-        """As an s-expression."""
+        """Return the tree as an s-expression."""
         written: list[str] = []
         for token, children in zip(self.tokens, self.children, strict=True):
             if children is None:
@@ -36,12 +36,12 @@ class BinaryTree:
 
 
 def word(token: int) -> str:
-    """The word that a token stands for."""
+    """Return the word of a token."""
     return f"word{token}"
 
 
 def make_trees(count: int) -> list[BinaryTree]:
-    """So many trees, the same at every call."""
+    """Return `count` trees, the same at every call."""
     generator = random.Random(0)
     return [_make_tree(generator) for _ in range(count)]
 
@@ -50,7 +50,7 @@ def _make_tree(generator: random.Random) -> BinaryTree:
     words = min(max(round(generator.gauss(_MEAN, _SPREAD)), _SHORTEST), _LONGEST)
     tokens = [generator.randrange(INNER + 1, VOCABULARY) for _ in range(words)]
     children: list[tuple[int, int] | None] = [None] * words
-    spans = list(range(words))  # neighbours become one, until all are
+    spans = list(range(words))  # adjacent spans are merged until one remains
     while len(spans) > 1:
         first = generator.randrange(len(spans) - 1)
         children.append((spans[first], spans[first + 1]))

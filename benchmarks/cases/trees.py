@@ -1,4 +1,4 @@
-"""Trees: 64 clients that each send one after the other, beside onnxruntime alone on the same trees, in turns."""
+"""Trees: 64 clients that each send one tree after another, compared with onnxruntime alone on the same trees."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _SLOTS = 256
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """What to measure. The defaults are what the results in the repository were made with.
+    """What to measure. The results in the repository were measured with the defaults.
 
     Attributes:
-        clients: how many trees are under way at once.
-        repeats: the medians over so many are quoted.
-        seconds: each measurement takes so long.
-        trees: how many different ones there are.
-        hidden: units of the binary Tree-LSTM; words have vectors of twice as many numbers, as in Tai et al. 2015.
-        connections: that the clients share.
-        server_options: for `elman serve`.
+        clients: number of concurrent trees.
+        repeats: number of repeats; medians are reported.
+        seconds: duration of each measurement.
+        trees: number of different trees.
+        hidden: hidden sizes of the binary Tree-LSTM; embeddings are twice as large, as in Tai et al. 2015.
+        connections: number of connections that the clients share.
+        server_options: further options of `elman serve`.
     """
 
     clients: int = 64
@@ -51,17 +51,17 @@ class TreeOptions:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the figures may stand beside those in the repository."""
-        usual = TreeOptions()
-        return self.repeats >= usual.repeats and self == TreeOptions(hidden=self.hidden, repeats=self.repeats)
+        """Whether the results are comparable with those in the repository."""
+        default = TreeOptions()
+        return self.repeats >= default.repeats and self == TreeOptions(hidden=self.hidden, repeats=self.repeats)
 
 
 def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
-    """Measure server and reference in turns.
+    """Measure the server and the reference, alternating.
 
     Args:
-        options: what.
-        advance: told what comes next, before each of `step_count` steps.
+        options: what to measure.
+        advance: called with a description before each of `step_count` steps.
     """
     return [row for hidden in options.hidden for row in _measure(options, hidden, advance)]
 
@@ -69,13 +69,13 @@ def measure_trees(options: TreeOptions, advance: Callable[[str], None]) -> Rows:
 def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) -> Rows:
     advance(f"{hidden} units: making the model")
     bundle, plain = make_bundles(hidden)
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in CALLS}
+    measured: dict[str, list[dict[str, float]]] = {way: [] for way in CALLS}
     with run_server([bundle], slots=_SLOTS, options=options.server_options) as server:
         occupation = Occupation([server.pid])
         for repeat in range(options.repeats):
             served: dict[str, Labelled] = {}
             for way, calls in CALLS.items():
-                advance(f"{hidden} units: {options.clients} clients, a call {way}, repeat {repeat + 1}")
+                advance(f"{hidden} units: {options.clients} clients, per call {way}, repeat {repeat + 1}")
                 served[way] = measure_labelled(
                     TreeOrder(
                         server.address,
@@ -95,7 +95,7 @@ def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) 
                 )
             )
             for way, labelled in served.items():
-                found[way].append(
+                measured[way].append(
                     {
                         **asdict(labelled),
                         **{f"raw_{name}": value for name, value in asdict(alone).items()},
@@ -115,7 +115,7 @@ def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) 
         "others_share_of_cores": others,
     }
     rows: Rows = []
-    for way, rounds in found.items():
+    for way, rounds in measured.items():
         shares = [figures["share_of_raw"] for figures in rounds]
         bounds = {"share_of_raw_lowest": min(shares), "share_of_raw_highest": max(shares)}
         rows.append({"clients": options.clients, "calls": way, **medians(rounds), **bounds, **common, **describe()})
@@ -123,13 +123,13 @@ def _measure(options: TreeOptions, hidden: int, advance: Callable[[str], None]) 
 
 
 def step_count(options: TreeOptions) -> int:
-    """How often `measure_trees` advances."""
+    """Return how many times `measure_trees` calls `advance`."""
     return (1 + (1 + len(CALLS)) * options.repeats) * len(options.hidden)
 
 
 def make_bundles(hidden: int) -> tuple[Path, Path]:
-    """A binary Tree-LSTM with random weights, made by the project's own export: as it is for the server, its embedding
-    folded into the gates, and as the network itself has it for onnxruntime alone."""
+    """Write two bundles of a binary Tree-LSTM with random weights: for the server, with the embedding folded into the
+    gates, and for onnxruntime alone, with the network's own step."""
     torch.manual_seed(0)
     network = TreeNetwork(
         cell="binary", tokens=VOCABULARY, outputs=len(_LABELS), embedding=2 * hidden, hidden=hidden, dropout=0.0

@@ -1,1 +1,1 @@
-"""The clients, each kind in a process of its own."""
+"""The benchmark clients; each kind runs in a separate process."""

@@ -1,8 +1,8 @@
-"""Streams that come at random with lengths that differ, and what a lock-step batch would make of the same ones.
+"""Random arrivals of requests of different lengths, and the latencies of the same requests in lock-step batches.
 
-A lock-step batch takes whoever waits when it begins, at most `width`, pads every prompt to the longest, and ends with
-its longest generation; who comes meanwhile waits for the next one. That is a server without continuous batching at its
-best: no network, no scheduling, U's own steps.
+A lock-step batch starts with the waiting requests, at most `width`, pads every prompt to the longest, and finishes with
+its longest generation; requests that arrive in the meantime wait for the next batch. This is the best case of a server
+without continuous batching: no network, no scheduling, U's own steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_TOKENS = (16, 512)
 
 
 def mixed_requests(count: int, seed: int) -> list[Request]:
-    """Requests whose lengths are drawn evenly."""
+    """Return requests whose lengths are uniformly distributed."""
     generator = np.random.default_rng(seed)
     prompts = generator.integers(*PROMPT_TOKENS, size=count, endpoint=True).tolist()
     lengths = generator.integers(*MAX_TOKENS, size=count, endpoint=True).tolist()
@@ -28,27 +28,27 @@ def mixed_requests(count: int, seed: int) -> list[Request]:
 
 
 def poisson_requests(rate: float, seconds: float, *, running: int, seed: int) -> list[Request]:
-    """Such requests at exponential intervals, `rate` of them a second on average.
+    """Return requests of mixed lengths at exponential intervals, on average `rate` per second.
 
-    Before them come `running` that are there from the beginning, somewhere in their middle, as if all had gone on for
-    long.
+    They are preceded by `running` requests that start immediately with a random part of their length left, as in a
+    steady state.
     """
     generator = np.random.default_rng(seed)
     later = np.cumsum(generator.exponential(1 / rate, size=max(1, round(rate * seconds))))
     requests = mixed_requests(running + len(later), seed)
-    under_way = [Request(1, max(1, round(request.max_tokens * generator.random()))) for request in requests[:running]]
-    coming = [replace(request, at=float(time)) for request, time in zip(requests[running:], later, strict=True)]
-    return under_way + coming
+    in_progress = [Request(1, max(1, round(request.max_tokens * generator.random()))) for request in requests[:running]]
+    arriving = [replace(request, at=float(time)) for request, time in zip(requests[running:], later, strict=True)]
+    return in_progress + arriving
 
 
 @dataclass(frozen=True)
 class LockStep:
-    """What became of requests in lock-step batches.
+    """The result of running requests in lock-step batches.
 
     Attributes:
-        seconds: until the last batch ended.
-        first_tokens: from a request's arrival to its first token, in the order of the requests.
-        useful: the share of the rows' steps that somebody wanted.
+        seconds: time until the last batch finished.
+        first_tokens: seconds from each request's arrival to its first token, in the order of the requests.
+        useful: the share of the rows' steps that were not padding.
     """
 
     seconds: float
@@ -56,7 +56,7 @@ class LockStep:
     useful: float
 
     def figures(self, tokens: int, running: int) -> dict[str, float]:
-        """As they stand in the results; the first tokens are those of the requests that came later."""
+        """Return the figures under the names used in the results; the first `running` first tokens are excluded."""
         later = self.first_tokens[running:]
         return {
             "lock_step_tokens_per_s": tokens / self.seconds,
@@ -72,25 +72,25 @@ def run_in_lock_step(
     forced_seconds: Callable[[int], float],
     free_seconds: Callable[[int], float],
 ) -> LockStep:
-    """Work out when requests would be answered.
+    """Compute when requests would be answered.
 
     Args:
         requests: in the order of their arrival.
-        width: the largest batch.
-        forced_seconds: one step that reads a prompt, by the size of the batch.
-        free_seconds: one step that generates, likewise.
+        width: the maximum batch size.
+        forced_seconds: returns the duration of one prefill step, given the batch size.
+        free_seconds: returns the duration of one generating step, given the batch size.
     """
-    now, place, wanted, computed = 0.0, 0, 0, 0
+    now, position, useful, computed = 0.0, 0, 0, 0
     first_tokens: list[float] = []
-    while place < len(requests):
-        now = max(now, requests[place].at)
-        batch = [request for request in requests[place : place + width] if request.at <= now]
+    while position < len(requests):
+        now = max(now, requests[position].at)
+        batch = [request for request in requests[position : position + width] if request.at <= now]
         prompt = max(request.prompt_tokens for request in batch)
         generated = max(request.max_tokens for request in batch)
-        read = now + prompt * forced_seconds(len(batch))
-        first_tokens.extend(read - request.at for request in batch)
-        now = read + (generated - 1) * free_seconds(len(batch))
-        wanted += sum(request.prompt_tokens + request.max_tokens - 1 for request in batch)
+        prefilled = now + prompt * forced_seconds(len(batch))
+        first_tokens.extend(prefilled - request.at for request in batch)
+        now = prefilled + (generated - 1) * free_seconds(len(batch))
+        useful += sum(request.prompt_tokens + request.max_tokens - 1 for request in batch)
         computed += len(batch) * (prompt + generated - 1)
-        place += len(batch)
-    return LockStep(now, np.array(first_tokens), wanted / computed)
+        position += len(batch)
+    return LockStep(now, np.array(first_tokens), useful / computed)

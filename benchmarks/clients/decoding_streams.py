@@ -1,7 +1,7 @@
-"""The clients of the decoding case, in a process of their own: streams that start at once, some of which ask for
-something beyond plain sampling.
+"""The clients of the decoding case: streams that start together, some of which use a decoding method other than plain
+sampling.
 
-Rounds of each way to decode and plain rounds take turns, so that what the machine does meanwhile befalls both.
+Rounds of each decoding method and plain rounds alternate, so that other load on the machine affects both equally.
 
     python -m benchmarks.clients.decoding_streams < order.json
 """
@@ -26,14 +26,14 @@ _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1)]
 
 @dataclass(frozen=True)
 class Way:
-    """A way to decode.
+    """A decoding method.
 
     Attributes:
-        name: of it.
-        fields: of the request, as JSON, beside the plain ones.
-        every: each so many-th stream asks for it, the others for plain sampling.
-        calls: how many calls a round has, of which each may bring several sequences.
-        sequences: how many rows each call takes.
+        name: name of the method.
+        fields: fields of the request, as JSON, in addition to the plain ones.
+        every: every N-th stream uses the method, the others plain sampling.
+        calls: number of calls per round, each of which may return several sequences.
+        sequences: number of rows that each call uses.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Way:
 
 @dataclass(frozen=True)
 class DecodingOrder:
-    """What to ask a server for.
+    """The requests that the clients send.
 
     Attributes:
-        address: the server's.
-        pid: its process.
+        address: the server's address.
+        pid: the server's process id.
         model: the model's name.
-        vocabulary: how many tokens it knows.
-        prompt_tokens: of each call, random and nobody else's.
-        max_tokens: of each sequence.
-        temperature: of the sampling.
-        rounds: of each way.
-        ways: to measure, each against plain sampling.
+        vocabulary: size of the model's vocabulary.
+        prompt_tokens: length of the prompt of each call, which is random and unique.
+        max_tokens: tokens that each sequence generates.
+        temperature: sampling temperature.
+        rounds: number of rounds of each method.
+        ways: the methods to measure, each compared with plain sampling.
     """
 
     address: str
@@ -72,12 +72,12 @@ class DecodingOrder:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a round has brought.
+    """The cost of a round.
 
     Attributes:
-        steps: that rows have taken to generate: one for each token of each sequence, or of each beam.
-        seconds: that it took.
-        server_cpu_seconds: of the server's process meanwhile.
+        steps: generating steps over all rows: one per token of each sequence or beam.
+        seconds: duration of the round.
+        server_cpu_seconds: CPU time of the server's process during the round.
     """
 
     steps: int
@@ -86,14 +86,14 @@ class Spent:
 
 
 def measure_ways(order: DecodingOrder) -> dict[str, list[tuple[Spent, Spent]]]:
-    """By way, the plain round and the round of that way, for each repeat."""
-    found = measure("benchmarks.clients.decoding_streams", asdict(order))
-    return {name: [(Spent(**plain), Spent(**other)) for plain, other in rounds] for name, rounds in found.items()}
+    """Return, by method, the plain round and the round of that method for each repeat."""
+    measured = measure("benchmarks.clients.decoding_streams", asdict(order))
+    return {name: [(Spent(**plain), Spent(**other)) for plain, other in rounds] for name, rounds in measured.items()}
 
 
-def _measure(given: Json) -> Json:
-    ways = [Way(**way) for way in given["ways"]]
-    return asyncio.run(_rounds(DecodingOrder(**{**given, "ways": ways})))
+def _measure(payload: Json) -> Json:
+    ways = [Way(**way) for way in payload["ways"]]
+    return asyncio.run(_rounds(DecodingOrder(**{**payload, "ways": ways})))
 
 
 async def _rounds(order: DecodingOrder) -> Json:
@@ -101,18 +101,18 @@ async def _rounds(order: DecodingOrder) -> Json:
     async with grpc.aio.insecure_channel(order.address, options=_CHANNEL_OPTIONS) as channel:
         await channel.channel_ready()
         clients = _Clients(order, v1.InferenceServiceStub(channel))
-        found: Json = {way.name: [] for way in order.ways}
-        for way in (plain, *order.ways):  # What is opened or compiled when it is needed first.
+        measured: Json = {way.name: [] for way in order.ways}
+        for way in (plain, *order.ways):  # Warm up whatever is created or compiled on first use.
             await clients.round(way)
         gc.disable()
         for _ in range(order.rounds):
             for way in order.ways:
-                found[way.name].append([asdict(await clients.round(plain)), asdict(await clients.round(way))])
-        return found
+                measured[way.name].append([asdict(await clients.round(plain)), asdict(await clients.round(way))])
+        return measured
 
 
 class _Clients:
-    """All of them, on one connection."""
+    """All clients, on one connection."""
 
     def __init__(self, order: DecodingOrder, stub: v1.InferenceServiceAsyncStub) -> None:
         self._order = order
@@ -121,9 +121,9 @@ class _Clients:
 
     async def round(self, way: Way) -> Spent:
         messages = [self._message(way if index % way.every == 0 else None) for index in range(way.calls)]
-        before, begun = cpu_seconds(self._order.pid), time.perf_counter()
+        before, started = cpu_seconds(self._order.pid), time.perf_counter()
         counts = await asyncio.gather(*map(self._generate, messages))
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         expected = self._order.max_tokens * (1 if "beam" in way.fields else way.sequences)
         if any(count != expected for count in counts):
             raise RuntimeError(f"{way.name}: asked for {expected} tokens, got {min(counts)} to {max(counts)}")

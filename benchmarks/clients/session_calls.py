@@ -1,4 +1,4 @@
-"""A client that makes one call after the other and notes how long each took, in a process of its own.
+"""A client that makes one call after another and records the latency of each.
 
 python -m benchmarks.clients.session_calls < order.json
 """
@@ -23,8 +23,8 @@ class Call:
     """One generation of one token.
 
     Attributes:
-        prompt: its tokens; may be empty on a session.
-        session: the id of the session that it continues; "" for none.
+        prompt: token ids of the prompt; may be empty on a session.
+        session: id of the session that it continues; "" for none.
     """
 
     prompt: list[int]
@@ -33,12 +33,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Answered:
-    """What came of a call.
+    """The result of a call.
 
     Attributes:
-        first_token: seconds from sending it to its token.
-        end: seconds to its end.
-        cached_tokens: how many tokens of its prompt were not read.
+        first_token: seconds from sending the request to its token.
+        end: seconds from sending the request to the end of the call.
+        cached_tokens: number of prompt tokens taken from the prefix cache.
     """
 
     first_token: float
@@ -47,14 +47,14 @@ class Answered:
 
 
 def measure_calls(address: str, model: str, calls: Sequence[Call]) -> list[Answered]:
-    """Make them now, in another process."""
+    """Make the calls in another process."""
     order = {"address": address, "model": model, "calls": [asdict(call) for call in calls]}
     return [Answered(**answered) for answered in measure("benchmarks.clients.session_calls", order)["answered"]]
 
 
-def _measure(given: Json) -> Json:
-    calls = [Call(**call) for call in given["calls"]]
-    answered = asyncio.run(_call_all(given["address"], given["model"], calls))
+def _measure(payload: Json) -> Json:
+    calls = [Call(**call) for call in payload["calls"]]
+    answered = asyncio.run(_call_all(payload["address"], payload["model"], calls))
     return {"answered": [asdict(one) for one in answered]}
 
 

@@ -1,4 +1,4 @@
-"""A client that makes many sessions, many at once, in a process of its own.
+"""A client that creates many sessions, several of them concurrently.
 
 python -m benchmarks.clients.session_crowd < order.json
 """
@@ -19,46 +19,46 @@ from elman_protos import v1
 
 @dataclass(frozen=True)
 class CrowdOrder:
-    """Sessions to be made, all alike.
+    """Sessions to create, all alike.
 
     Attributes:
-        address: the server's.
+        address: the server's address.
         model: the model's name.
-        prompt: what they hold.
-        names: a name for each, which becomes its id.
-        at_once: so many are being made at a time.
-        imported: each is made from a file and has a state of its own; else they are forks of one session.
+        prompt: token ids of every session.
+        names: the session ids.
+        concurrency: number of sessions that are created concurrently.
+        imported: import each session from a file, with a state of its own; otherwise fork them from one session.
     """
 
     address: str
     model: str
     prompt: list[int]
     names: list[str]
-    at_once: int
+    concurrency: int
     imported: bool = False
 
 
 def make_crowd(order: CrowdOrder) -> float:
-    """Make them now, in another process; the seconds that it took."""
+    """Create the sessions in another process and return the duration in seconds."""
     return float(measure("benchmarks.clients.session_crowd", asdict(order))["seconds"])
 
 
-def _measure(given: Json) -> Json:
-    return {"seconds": asyncio.run(_make(CrowdOrder(**given)))}
+def _measure(payload: Json) -> Json:
+    return {"seconds": asyncio.run(_make(CrowdOrder(**payload)))}
 
 
 async def _make(order: CrowdOrder) -> float:
     async with grpc.aio.insecure_channel(order.address) as channel:
         sessions = v1.SessionServiceStub(channel)
-        make = await _way(order, sessions)
+        make = await _creator(order, sessions)
         names = iter(order.names)
         started = time.perf_counter()
-        await asyncio.gather(*(_make_each(make, names) for _ in range(order.at_once)))
+        await asyncio.gather(*(_make_each(make, names) for _ in range(order.concurrency)))
         return time.perf_counter() - started
 
 
-async def _way(order: CrowdOrder, sessions: v1.SessionServiceAsyncStub) -> Callable[[str], Awaitable[object]]:
-    """Of making one of them: from a first one, which is made now."""
+async def _creator(order: CrowdOrder, sessions: v1.SessionServiceAsyncStub) -> Callable[[str], Awaitable[object]]:
+    """Create a first session and return a function that creates another one from it."""
     first = secrets.token_hex(8)
     tokens = v1.TokenSequence(ids=order.prompt)
     await sessions.CreateSession(v1.CreateSessionRequest(session_id=first, model=order.model, tokens=tokens))

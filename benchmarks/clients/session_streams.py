@@ -1,6 +1,6 @@
-"""The clients of the durability case, in a process of their own: streams that start at once, each on its own session.
+"""The clients of the durability case: streams that start together, each on its own session.
 
-Rounds with sessions and rounds without take turns, so that what the machine does meanwhile befalls both.
+Rounds with and without sessions alternate, so that other load on the machine affects both equally.
 
     python -m benchmarks.clients.session_streams < order.json
 """
@@ -28,18 +28,18 @@ _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1)]
 
 @dataclass(frozen=True)
 class StreamsOrder:
-    """What to ask a server for.
+    """The requests that the clients send.
 
     Attributes:
-        address: the server's.
-        pids: of the server, and of what it keeps sessions in.
+        address: the server's address.
+        pids: process ids of the server and of its session store.
         model: the model's name.
-        vocabulary: how many tokens it knows.
-        temperature: of the sampling.
-        seconds: rounds are repeated until so many have passed for each kind.
-        streams: of a round.
-        prompt_tokens: of each, random and nobody else's.
-        max_tokens: of each.
+        vocabulary: size of the model's vocabulary.
+        temperature: sampling temperature.
+        seconds: rounds of each kind are repeated for at least this long.
+        streams: number of streams per round.
+        prompt_tokens: length of the prompt of each stream, which is random and unique.
+        max_tokens: tokens that each stream generates.
     """
 
     address: str
@@ -58,8 +58,8 @@ class Compared:
     """The rounds of both kinds.
 
     Attributes:
-        plain: streams without sessions.
-        kept: each stream is a call with a name, on a session that was new and empty when the round started.
+        plain: rounds without sessions.
+        kept: rounds in which each stream has a request id and a session that was new and empty at the start.
     """
 
     plain: list[Round]
@@ -67,17 +67,17 @@ class Compared:
 
 
 def measure_streams(order: StreamsOrder) -> Compared:
-    """Run the clients now, in another process."""
-    found = measure("benchmarks.clients.session_streams", asdict(order))
-    return Compared(*([_round(given) for given in found[kind]] for kind in ("plain", "kept")))
+    """Run the clients in another process."""
+    measured = measure("benchmarks.clients.session_streams", asdict(order))
+    return Compared(*([_round(payload) for payload in measured[kind]] for kind in ("plain", "kept")))
 
 
-def _round(given: Json) -> Round:
-    return Round(**{**given, "streams": [Stream(**stream) for stream in given["streams"]]})
+def _round(payload: Json) -> Round:
+    return Round(**{**payload, "streams": [Stream(**stream) for stream in payload["streams"]]})
 
 
-def _measure(given: Json) -> Json:
-    return asdict(asyncio.run(_rounds(StreamsOrder(**given))))
+def _measure(payload: Json) -> Json:
+    return asdict(asyncio.run(_rounds(StreamsOrder(**payload))))
 
 
 async def _rounds(order: StreamsOrder) -> Compared:
@@ -96,7 +96,7 @@ async def _rounds(order: StreamsOrder) -> Compared:
 
 
 class _Clients:
-    """All of them, on one connection."""
+    """All clients, on one connection."""
 
     def __init__(self, order: StreamsOrder, channel: grpc.aio.Channel) -> None:
         self._order = order
@@ -107,28 +107,28 @@ class _Clients:
     async def round(self, max_tokens: int, *, kept: bool) -> Round:
         messages = [self._message(max_tokens) for _ in range(self._order.streams)]
         if kept:
-            await asyncio.gather(*map(self._give_session, messages))
+            await asyncio.gather(*map(self._create_session, messages))
         server_before, client_before = self._server_seconds(), time.process_time()
-        begun = time.perf_counter()
-        streams = await asyncio.gather(*(self._generate(message, begun) for message in messages))
+        started = time.perf_counter()
+        streams = await asyncio.gather(*(self._generate(message, started) for message in messages))
         return Round(streams, self._server_seconds() - server_before, time.process_time() - client_before)
 
-    async def _give_session(self, message: v1.GenerateRequest) -> None:
+    async def _create_session(self, message: v1.GenerateRequest) -> None:
         session_id = secrets.token_hex(8)
         request = v1.CreateSessionRequest(session_id=session_id, model=self._order.model)
         await self._sessions.CreateSession(request, metadata=call_metadata("", session_id))
         message.session.session_id = session_id
         message.session.request_id = secrets.token_hex(8)
 
-    async def _generate(self, message: v1.GenerateRequest, begun: float) -> Stream:
+    async def _generate(self, message: v1.GenerateRequest, started: float) -> Stream:
         clock = time.perf_counter
-        stream = Stream(clock() - begun)
+        stream = Stream(clock() - started)
         times, counts = stream.times, stream.counts
         metadata = call_metadata("", message.session.session_id)
         async for response in self._generations.Generate(message, metadata=metadata):
             count = len(response.chunk.token_ids)
             if count:
-                times.append(clock() - begun)
+                times.append(clock() - started)
                 counts.append(count)
         if sum(counts) != message.max_tokens:
             raise RuntimeError(f"asked for {message.max_tokens} tokens, got {sum(counts)}")

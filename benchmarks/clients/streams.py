@@ -1,6 +1,6 @@
-"""The clients, in one process that is not the server's: they note when each message came and how many tokens it had.
+"""Streaming clients, in one process: they record when each message arrived and how many tokens it carried.
 
-What is done for a message is kept light, because the clients share the cores with what they measure.
+The work per message is kept small, because the clients share the cores with the server.
 
     python -m benchmarks.clients.streams < order.json
 """
@@ -23,13 +23,13 @@ from elman_protos import v1
 
 @dataclass(frozen=True)
 class Request:
-    """One generation to ask for.
+    """One generation request.
 
     Attributes:
-        prompt_tokens: the length of its prompt, which is random and nobody else's.
-        max_tokens: how many tokens to generate.
-        at: seconds after the round's start.
-        background: it is no part of the measurement: it is ended when all others have finished.
+        prompt_tokens: length of the prompt, which is random and unique.
+        max_tokens: number of tokens to generate.
+        at: when to send it, in seconds after the start of the round.
+        background: exclude it from the measurement and cancel it when all other requests have finished.
     """
 
     prompt_tokens: int
@@ -40,19 +40,19 @@ class Request:
 
 @dataclass(frozen=True)
 class ClientOrder:
-    """What to ask a server for.
+    """The requests that the clients send.
 
     Attributes:
-        address: the server's.
-        server_pid: its process.
+        address: the server's address.
+        server_pid: the server's process id.
         model: the model's name.
-        vocabulary: how many tokens it knows.
-        temperature: of the sampling.
-        seconds: rounds are repeated until so many have passed; 0 for one round.
-        warm_up: a round that is not counted; may be empty.
-        requests: a round.
-        connections: the streams are spread over so many; at most one each.
-        at_once: so many streams run at most, and the next begins when one has ended; 0 for no limit.
+        vocabulary: size of the model's vocabulary.
+        temperature: sampling temperature.
+        seconds: rounds are repeated for at least this long; 0 for one round.
+        warm_up: requests of a warm-up round; may be empty.
+        requests: requests of a round.
+        connections: number of connections that the streams share; at most one per stream.
+        concurrency: maximum number of running streams; 0 for no limit.
     """
 
     address: str
@@ -64,17 +64,17 @@ class ClientOrder:
     warm_up: list[Request]
     requests: list[Request]
     connections: int
-    at_once: int = 0
+    concurrency: int = 0
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What came of one request.
+    """The result of one request.
 
     Attributes:
-        started: when it was sent, seconds after the round's start.
-        times: when each message that carries tokens came, likewise.
-        counts: how many tokens it carried.
+        started: when it was sent, in seconds after the start of the round.
+        times: when each message with tokens arrived, likewise.
+        counts: number of tokens of each of these messages.
     """
 
     started: float
@@ -84,12 +84,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Round:
-    """All requests of a round, in their order.
+    """The results of one round.
 
     Attributes:
-        streams: what came of each.
-        server_cpu_seconds: of the server's process meanwhile.
-        client_cpu_seconds: of this one.
+        streams: the results of the requests, in their order.
+        server_cpu_seconds: CPU time of the server's process during the round.
+        client_cpu_seconds: CPU time of the clients' process.
     """
 
     streams: list[Stream]
@@ -98,20 +98,21 @@ class Round:
 
 
 def measure_clients(order: ClientOrder) -> list[Round]:
-    """Run the clients now, in another process."""
-    found = measure("benchmarks.clients.streams", asdict(order))
+    """Run the clients in another process."""
+    measured = measure("benchmarks.clients.streams", asdict(order))
     return [
-        Round(**{**given, "streams": [Stream(**stream) for stream in given["streams"]]}) for given in found["rounds"]
+        Round(**{**payload, "streams": [Stream(**stream) for stream in payload["streams"]]})
+        for payload in measured["rounds"]
     ]
 
 
-def _measure(given: Json) -> Json:
-    requests = {name: [Request(**request) for request in given[name]] for name in ("warm_up", "requests")}
-    return {"rounds": asyncio.run(_rounds(ClientOrder(**{**given, **requests})))}
+def _measure(payload: Json) -> Json:
+    requests = {name: [Request(**request) for request in payload[name]] for name in ("warm_up", "requests")}
+    return {"rounds": asyncio.run(_rounds(ClientOrder(**{**payload, **requests})))}
 
 
 async def _rounds(order: ClientOrder) -> list[Json]:
-    # Without a pool of its own, a channel shares the connection of any other to the same address.
+    # Without a local pool, channels to the same address share one connection.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     channels = [
         grpc.aio.insecure_channel(order.address, options=options)
@@ -140,10 +141,10 @@ async def _round(
 ) -> Round:
     messages = [_message(order, request, generator) for request in requests]
     server_before, client_before = cpu_seconds(order.server_pid), time.process_time()
-    places = asyncio.Semaphore(order.at_once or len(requests))
-    begun = time.perf_counter()
+    slots = asyncio.Semaphore(order.concurrency or len(requests))
+    round_start = time.perf_counter()
     tasks = [
-        asyncio.create_task(_stream(stubs[index % len(stubs)], request, message, begun, places))
+        asyncio.create_task(_stream(stubs[index % len(stubs)], request, message, round_start, slots))
         for index, (request, message) in enumerate(zip(requests, messages, strict=True))
     ]
     measured = [task for task, request in zip(tasks, requests, strict=True) if not request.background]
@@ -158,27 +159,27 @@ async def _stream(
     stub: v1.InferenceServiceAsyncStub,
     request: Request,
     message: v1.GenerateRequest,
-    begun: float,
-    places: asyncio.Semaphore,
+    round_start: float,
+    slots: asyncio.Semaphore,
 ) -> Stream:
     if request.at:
-        await asyncio.sleep(begun + request.at - time.perf_counter())
-    async with places:
-        return await _generate(stub, request, message, begun)
+        await asyncio.sleep(round_start + request.at - time.perf_counter())
+    async with slots:
+        return await _generate(stub, request, message, round_start)
 
 
 async def _generate(
-    stub: v1.InferenceServiceAsyncStub, request: Request, message: v1.GenerateRequest, begun: float
+    stub: v1.InferenceServiceAsyncStub, request: Request, message: v1.GenerateRequest, round_start: float
 ) -> Stream:
     clock = time.perf_counter
-    stream = Stream(clock() - begun)
+    stream = Stream(clock() - round_start)
     times, counts = stream.times, stream.counts
     call = stub.Generate(message)
     try:
         async for response in call:
             count = len(response.chunk.token_ids)
             if count:
-                times.append(clock() - begun)
+                times.append(clock() - round_start)
                 counts.append(count)
     except asyncio.CancelledError:
         if not request.background:

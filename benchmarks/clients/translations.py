@@ -1,7 +1,6 @@
-"""The clients of the translation case, in a process of their own: each asks for its next translation as soon as it has
-the one before.
+"""The clients of the translation case: each sends its next request as soon as the previous translation is finished.
 
-    python -m benchmarks.clients.translations < order.json
+python -m benchmarks.clients.translations < order.json
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from elman_protos import v1
 
 @dataclass(frozen=True)
 class TranslationOrder:
-    """What to ask a server for.
+    """The requests that the clients send.
 
     Attributes:
-        address: the server's.
-        pid: its process.
+        address: the server's address.
+        pid: the server's process id.
         model: the model's name.
-        sources: token ids; the clients go through them again and again.
-        clients: how many translations are under way at once.
-        each: how many each client asks for.
-        max_tokens: of each translation.
-        calls: that the clients share; with each translation that has come the next one is asked for. 0: every
-            translation has a call of its own.
+        sources: token ids of the sources, which the clients send repeatedly.
+        clients: number of concurrent translations.
+        each: number of translations that each client requests.
+        max_tokens: tokens of each translation.
+        calls: number of calls that the clients share; each finished translation is followed by the next request. 0:
+            one call per translation.
     """
 
     address: str
@@ -46,13 +45,13 @@ class TranslationOrder:
 
 @dataclass(frozen=True)
 class Translated:
-    """What a round has brought.
+    """The results of a round.
 
     Attributes:
-        translations: how many.
-        seconds: that it took.
-        latencies: of each translation, in seconds.
-        server_cpu_seconds: of the server's process meanwhile.
+        translations: number of translations.
+        seconds: duration of the round.
+        latencies: latency of each translation, in seconds.
+        server_cpu_seconds: CPU time of the server's process during the round.
     """
 
     translations: int
@@ -62,12 +61,12 @@ class Translated:
 
 
 def measure_translations(order: TranslationOrder) -> Translated:
-    """Run the clients now, in another process."""
+    """Run the clients in another process."""
     return Translated(**measure("benchmarks.clients.translations", asdict(order)))
 
 
-def _measure(given: Json) -> Json:
-    return asdict(asyncio.run(_round(TranslationOrder(**given))))
+def _measure(payload: Json) -> Json:
+    return asdict(asyncio.run(_round(TranslationOrder(**payload))))
 
 
 async def _round(order: TranslationOrder) -> Translated:
@@ -81,44 +80,44 @@ async def _round(order: TranslationOrder) -> Translated:
 
         async def client(index: int, each: int) -> None:
             for number in range(each):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 await _translate(stub, _message(order, source_of(index, number)), order)
-                latencies.append(time.perf_counter() - begun)
+                latencies.append(time.perf_counter() - started)
 
         async def clients_of_a_call(first: int, each: int) -> None:
             call = stub.GenerateMany()
             indices = range(first, order.clients, order.calls)
             requests = [_message(order, source_of(index, number)) for number in range(each) for index in indices]
-            begun: list[float] = []  # by request
+            sent_at: list[float] = []  # by request
             counts = [0] * len(requests)
 
             async def send(count: int) -> None:
-                some = requests[len(begun) : len(begun) + count]
-                begun.extend([time.perf_counter()] * len(some))
-                await call.write(v1.GenerateManyRequest(requests=some))
+                batch = requests[len(sent_at) : len(sent_at) + count]
+                sent_at.extend([time.perf_counter()] * len(batch))
+                await call.write(v1.GenerateManyRequest(requests=batch))
 
             await send(len(indices))
             async for message in call:
-                ended = 0
-                for found in message.answers:
-                    counts[found.request_index] += len(found.response.chunk.token_ids)
-                    if found.last:
-                        ended += 1
-                        latencies.append(time.perf_counter() - begun[found.request_index])
-                if ended and len(begun) < len(requests):
-                    await send(ended)
-                elif ended:
+                finished = 0
+                for answered in message.answers:
+                    counts[answered.request_index] += len(answered.response.chunk.token_ids)
+                    if answered.last:
+                        finished += 1
+                        latencies.append(time.perf_counter() - sent_at[answered.request_index])
+                if finished and len(sent_at) < len(requests):
+                    await send(finished)
+                elif finished:
                     await call.done_writing()
             if set(counts) != {order.max_tokens}:
                 raise RuntimeError(f"asked for {order.max_tokens} tokens, got {counts}")
 
-        asking, count = (clients_of_a_call, order.calls) if order.calls else (client, order.clients)
-        await asyncio.gather(*(asking(index, 1) for index in range(count)))  # To warm up.
+        run_client, count = (clients_of_a_call, order.calls) if order.calls else (client, order.clients)
+        await asyncio.gather(*(run_client(index, 1) for index in range(count)))  # warm-up
         latencies.clear()
         gc.disable()
-        before, begun = cpu_seconds(order.pid), time.perf_counter()
-        await asyncio.gather(*(asking(index, order.each) for index in range(count)))
-        seconds = time.perf_counter() - begun
+        before, started = cpu_seconds(order.pid), time.perf_counter()
+        await asyncio.gather(*(run_client(index, order.each) for index in range(count)))
+        seconds = time.perf_counter() - started
         return Translated(len(latencies), seconds, latencies, cpu_seconds(order.pid) - before)
 
 

@@ -1,4 +1,4 @@
-"""The clients of the tree case, in a process of their own: each sends a tree, waits for its label, and sends the next.
+"""The clients of the tree case: each sends a tree, waits for its label, and sends the next one.
 
 python -m benchmarks.clients.trees < order.json
 """
@@ -23,17 +23,17 @@ _WARM_UP_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class TreeOrder:
-    """What to ask a server for.
+    """The requests that the clients send.
 
     Attributes:
-        address: the server's.
-        pid: its process.
+        address: the server's address.
+        pid: the server's process id.
         model: the model's name.
-        trees: how many there are; the clients take them in turns.
-        clients: how many ask at once.
-        connections: that they share.
-        seconds: for which they ask.
-        calls: that they share; each tree is answered with the next one. 0: every tree has a call of its own.
+        trees: number of different trees, which the clients send in turn.
+        clients: number of concurrent clients.
+        connections: number of connections that the clients share.
+        seconds: duration of the measurement.
+        calls: number of calls that the clients share; each answer is followed by the next tree. 0: one call per tree.
     """
 
     address: str
@@ -48,15 +48,15 @@ class TreeOrder:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What came of it.
+    """The results of the measurement.
 
     Attributes:
-        nodes_per_second: of the trees that were answered.
-        trees_per_second: likewise.
-        p50_ms: from sending a tree to its answer.
-        p99_ms: likewise.
-        server_cpu_us_per_node: of the server's process.
-        client_cpu_us_per_node: of the clients'.
+        nodes_per_second: nodes of the answered trees per second.
+        trees_per_second: answered trees per second.
+        p50_ms: median latency of a tree.
+        p99_ms: 99th percentile of the latency.
+        server_cpu_us_per_node: CPU time of the server's process.
+        client_cpu_us_per_node: CPU time of the clients' process.
     """
 
     nodes_per_second: float
@@ -68,15 +68,15 @@ class Labelled:
 
 
 def measure_labelled(order: TreeOrder) -> Labelled:
-    """Run the clients now, in another process."""
+    """Run the clients in another process."""
     return Labelled(**measure("benchmarks.clients.trees", asdict(order)))
 
 
-def _measure(given: Json) -> Json:
-    return asdict(asyncio.run(_ask_all(TreeOrder(**given))))
+def _measure(payload: Json) -> Json:
+    return asdict(asyncio.run(_send_all(TreeOrder(**payload))))
 
 
-async def _ask_all(order: TreeOrder) -> Labelled:
+async def _send_all(order: TreeOrder) -> Labelled:
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(order.address, options=options) for _ in range(order.connections)]
     trees = make_trees(order.trees)
@@ -84,53 +84,53 @@ async def _ask_all(order: TreeOrder) -> Labelled:
     sizes = [len(tree.tokens) for tree in trees]
     answered: list[tuple[int, float]] = []  # nodes, seconds
 
-    def take(response: v1.ClassifyResponse, place: int, sent: float, until: float) -> None:
+    def record(response: v1.ClassifyResponse, index: int, sent: float, until: float) -> None:
         now = time.perf_counter()
-        if response.prediction.step_count != sizes[place % len(sizes)]:
-            raise RuntimeError(f"sent {sizes[place % len(sizes)]} nodes, got {response.prediction.step_count}")
+        if response.prediction.step_count != sizes[index % len(sizes)]:
+            raise RuntimeError(f"sent {sizes[index % len(sizes)]} nodes, got {response.prediction.step_count}")
         if now < until:
             answered.append((response.prediction.step_count, now - sent))
 
-    async def ask(client: int, until: float) -> None:
+    async def send_each(client: int, until: float) -> None:
         call = v1.InferenceServiceStub(channels[client % len(channels)]).Classify
-        place = client
+        index = client
         while (sent := time.perf_counter()) < until:
-            take(await call(requests[place % len(requests)]), place, sent, until)
-            place += order.clients
+            record(await call(requests[index % len(requests)]), index, sent, until)
+            index += order.clients
 
-    async def ask_many(first: int, until: float) -> None:
-        """Have as many trees under way in one call as it is one of the clients'."""
+    async def send_in_one_call(first: int, until: float) -> None:
+        """Keep this call's share of the clients' trees in flight."""
         call = v1.InferenceServiceStub(channels[first % len(channels)]).ClassifyMany()
         sent: list[float] = []  # by request
 
         async def send(count: int) -> None:
-            some = range(len(sent), len(sent) + count)
+            indices = range(len(sent), len(sent) + count)
             sent.extend([time.perf_counter()] * count)
-            asked = [requests[(first + place * order.calls) % len(requests)] for place in some]
-            await call.write(v1.ClassifyManyRequest(requests=asked))
+            batch = [requests[(first + index * order.calls) % len(requests)] for index in indices]
+            await call.write(v1.ClassifyManyRequest(requests=batch))
 
         await send(len(range(first, order.clients, order.calls)))
         async for message in call:
-            for found in message.answers:
-                place = first + found.request_index * order.calls
-                take(found.response, place, sent[found.request_index], until)
+            for item in message.answers:
+                index = first + item.request_index * order.calls
+                record(item.response, index, sent[item.request_index], until)
             if time.perf_counter() < until:
                 await send(len(message.answers))
             else:
                 await call.done_writing()
 
-    async def ask_for(seconds: float) -> None:
+    async def send_for(seconds: float) -> None:
         answered.clear()
         until = time.perf_counter() + seconds
-        asking, count = (ask_many, order.calls) if order.calls else (ask, order.clients)
-        await asyncio.gather(*(asking(client, until) for client in range(count)))
+        run_client, count = (send_in_one_call, order.calls) if order.calls else (send_each, order.clients)
+        await asyncio.gather(*(run_client(client, until) for client in range(count)))
 
     try:
-        await ask_for(_WARM_UP_SECONDS)
+        await send_for(_WARM_UP_SECONDS)
         gc.collect()
         gc.disable()
         server_before, client_before = cpu_seconds(order.pid), time.process_time()
-        await ask_for(order.seconds)
+        await send_for(order.seconds)
         server_after, client_after = cpu_seconds(order.pid), time.process_time()
     finally:
         await asyncio.gather(*(channel.close() for channel in channels))

@@ -1,1 +1,1 @@
-"""The processes of a measurement, and the machine they run on."""
+"""The server and client processes of a measurement, and the machine that they run on."""

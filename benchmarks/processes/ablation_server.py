@@ -1,4 +1,4 @@
-"""`elman` without one heuristic: `python -m benchmarks.processes.ablation_server VARIANT serve ...`."""
+"""Run `elman` with one heuristic disabled: `python -m benchmarks.processes.ablation_server VARIANT serve ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine: what a result was measured on, what a process has used of it, where results and models are kept."""
+"""The machine: its description, the CPU time of processes, and the folders of results and models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-# Git-ignored: models made for the benchmarks, and the results of runs too short to be kept.
+# Git-ignored: the models of the benchmarks, and the results of runs with other than the default options.
 SCRATCH = ROOT / "runs" / "benchmarks"
 TRIALS = SCRATCH / "results"
 
@@ -23,25 +23,24 @@ _PACKAGES = ("elman", "grpcio", "numpy", "onnxruntime-gpu", "onnxruntime", "prot
 
 
 def _core_count() -> int:
-    # Not on top: the clients' process is to load no onnxruntime.
+    # Imported here because the clients' process must not load onnxruntime.
     from elman_server.engine import core_count
 
     return core_count()
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds of a core that a process has used so far, the system's part included."""
-    # The command's name stands in brackets and may hold anything.
+    """Return the CPU seconds that a process has used so far, user and system time."""
+    # The command name is in parentheses and may contain any character.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 class Occupation:
-    """How much of the cores processes that are not ours have used since this was made: figures from a machine that
-    others worked on are to be read with care.
+    """Measures the CPU time used by unrelated processes since its creation, which makes figures unreliable.
 
     Args:
-        pids: processes of ours that still run; those that this one has started and that have ended are counted anyway.
+        pids: running processes that belong to the measurement; finished child processes are included anyway.
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
@@ -49,17 +48,17 @@ class Occupation:
         self._started, self._busy, self._ours = time.perf_counter(), _busy_seconds(), self._own_seconds()
 
     def others_share(self) -> float:
-        """As a share of all cores."""
+        """Return the share of all cores that other processes used."""
         others = (_busy_seconds() - self._busy) - (self._own_seconds() - self._ours)
         return max(0.0, others) / ((time.perf_counter() - self._started) * _core_count())
 
     def _own_seconds(self) -> float:
-        ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(used.ru_utime + used.ru_stime for used in ours) + sum(map(cpu_seconds, self._pids))
+        own = [resource.getrusage(scope) for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(used.ru_utime + used.ru_stime for used in own) + sum(map(cpu_seconds, self._pids))
 
 
 def _busy_seconds() -> float:
-    """Of all cores and all processes, and what the machine's host kept for itself."""
+    """Return the busy seconds of all cores, including time stolen by the hypervisor."""
     user, nice, system, _idle, _waiting, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + sum(interrupts)) / _TICKS
 
@@ -69,7 +68,7 @@ def describe() -> dict[str, object]:
     return {
         "machine": {
             "cores": _core_count(),
-            "cpu": _of_the_processor("model name") or platform.processor() or "unknown",
+            "cpu": _processor_field("model name") or platform.processor() or "unknown",
             "vector_instructions": _vector_instructions(),
             "system": f"{platform.system()} {platform.machine()}",
         },
@@ -86,7 +85,7 @@ def _commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
-def _of_the_processor(field: str) -> str | None:
+def _processor_field(field: str) -> str | None:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == field:
@@ -95,16 +94,16 @@ def _of_the_processor(field: str) -> str | None:
 
 
 def _vector_instructions() -> list[str]:
-    """Those that decide how fast products are. Two virtual machines of one model name may differ in them."""
-    flags = (_of_the_processor("flags") or "").split()
+    """Return the instruction sets that determine the speed of matrix products; the CPU's model name does not."""
+    flags = (_processor_field("flags") or "").split()
     return [flag for flag in flags if flag.startswith(("avx", "amx"))]
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
-        except ModuleNotFoundError:  # Of the two builds of onnxruntime one is there.
+            versions[package] = version(package)
+        except ModuleNotFoundError:  # Only one of the two builds of onnxruntime is installed.
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""A server as anybody starts it, in a process of its own: started, watched from outside, ended."""
+"""Start, observe and stop a server process through its command line."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from benchmarks.processes.machine import ROOT
 from benchmarks.processes.worker import MeasurementError, last_lines
 
 _START_SECONDS = 300.0
-_END_SECONDS = 20.0
-# Of the line that says where it listens, what would be another at every run.
-_FLEETING = ("event", "level", "timestamp", "address")
+_STOP_SECONDS = 20.0
+# Fields of the "listening" log record that differ between runs.
+_VARYING_FIELDS = ("event", "level", "timestamp", "address")
 _PACKAGE_FOLDERS = ("bundle", "client", "export", "protos", "server", "training")
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that listens.
+    """A listening server.
 
     Attributes:
-        pid: its process.
-        address: where it listens.
-        settings: what it says of itself: its slots, its threads, how they wait.
+        pid: its process id.
+        address: its address.
+        settings: the settings that it logs: slots, threads, how threads wait.
     """
 
     pid: int
@@ -39,27 +39,27 @@ class RunningServer:
     settings: dict[str, Any]
 
     def reset_peak_memory(self) -> None:
-        """Forget the peak so far."""
-        # Where this is refused, the peak is the largest since the start.
+        """Reset the peak of resident memory."""
+        # If the system denies this, the peak is the one since the start of the process.
         with contextlib.suppress(PermissionError):
             Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def peak_memory_mib(self) -> float:
-        """The most memory that was resident since `reset_peak_memory`."""
+        """Return the peak of resident memory since `reset_peak_memory`, in MiB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-        raise MeasurementError("the system does not tell the peak memory of a process")
+        raise MeasurementError("/proc/PID/status: VmHWM is missing; cannot measure the peak memory of a process")
 
 
 @dataclass(frozen=True)
 class Program:
-    """How a server is started.
+    """How to start a server.
 
     Attributes:
-        name: for tables.
-        module: the module that is run; it takes the arguments of the command `elman`.
-        arguments: of the module, before those of `elman`.
+        name: its name in tables.
+        module: the module to run; it takes the arguments of the command `elman`.
+        arguments: arguments that precede those of `elman`.
         checkout: the checkout whose code is run.
     """
 
@@ -82,16 +82,16 @@ ELMAN = Program()
 def run_server(
     bundles: Sequence[Path], *, slots: int, options: Sequence[str] = (), program: Program = ELMAN
 ) -> Iterator[RunningServer]:
-    """A server of `bundles`, on any free port, with its own defaults as far as `options` say nothing else.
+    """Run a server of `bundles` on a free port, with default settings except for `options`.
 
     Args:
-        bundles: what it serves.
-        slots: of each model.
+        bundles: the bundles that it serves.
+        slots: number of slots of each model.
         options: further options of `elman serve`.
-        program: how it is started.
+        program: how to start it.
 
     Raises:
-        MeasurementError: it did not start; its log is in the message.
+        MeasurementError: it did not start; the message contains its log.
     """
     command = [sys.executable, "-m", program.module, *program.arguments, "serve", *map(str, bundles)]
     command += ["--listen", "127.0.0.1:0", "--provider", "cpu", "--slots", str(slots), "--log-format", "json", *options]
@@ -109,36 +109,38 @@ def run_server(
         try:
             settings = _wait_until_listening(process, log)
             address = str(settings["address"])
-            told = {name: value for name, value in settings.items() if name not in _FLEETING}
-            yield RunningServer(process.pid, address, told)
+            stable_settings = {name: value for name, value in settings.items() if name not in _VARYING_FIELDS}
+            yield RunningServer(process.pid, address, stable_settings)
         except MeasurementError as error:
             if process.poll() is None:
                 raise
-            raise MeasurementError(f"{error}\nThe server has ended; its log:\n{last_lines(log.read_text())}") from error
+            raise MeasurementError(
+                f"{error}\nThe server has exited; its log:\n{last_lines(log.read_text())}"
+            ) from error
         finally:
-            _end(process)
+            _stop(process)
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # A line that is not the log's own, or is not whole yet.
-                said = json.loads(line)
-                if isinstance(said, dict) and said.get("event") == "listening":
-                    return said
+            with contextlib.suppress(ValueError):  # Not a log record, or not complete yet.
+                record = json.loads(line)
+                if isinstance(record, dict) and record.get("event") == "listening":
+                    return record
         time.sleep(0.05)
     if process.poll() is not None:
-        raise MeasurementError(f"the server did not start: it ended with {process.returncode}")
+        raise MeasurementError(f"the server did not start: it exited with status {process.returncode}")
     raise MeasurementError(
         f"the server did not start within {_START_SECONDS:g} seconds; its log:\n{last_lines(log.read_text())}"
     )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(_END_SECONDS)
+        process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""What is measured runs in processes of its own: an order goes in as JSON, the findings come out as JSON."""
+"""Measurements in separate processes: the order is passed as JSON on standard input, the result on standard output."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _SHOWN_LINES = 30
 
 
 class MeasurementError(Exception):
-    """Something could not be measured. The message holds what the process in question said."""
+    """A measurement failed; the message contains the output of the process that failed."""
 
 
 def measure(module: str, order: Mapping[str, Any]) -> Json:
-    """Run `python -m module`, give it the order on standard input, return what it prints.
+    """Run `python -m module` with the order on standard input and return the result that it prints.
 
     Raises:
-        MeasurementError: it failed.
+        MeasurementError: the process failed.
     """
     command = [sys.executable, "-m", module]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, input=json.dumps(order), capture_output=True, encoding="utf-8", check=False
     )
-    if done.returncode:
-        raise MeasurementError(f"{module} ended with {done.returncode}:\n{last_lines(done.stderr)}")
-    found: Json = json.loads(done.stdout)
-    return found
+    if process.returncode:
+        raise MeasurementError(f"{module} exited with status {process.returncode}:\n{last_lines(process.stderr)}")
+    result: Json = json.loads(process.stdout)
+    return result
 
 
 def answer(measurement: Callable[[Json], Json]) -> None:
-    """The other side of `measure`."""
+    """Run in the process that `measure` starts: read the order, measure, and print the result."""
     json.dump(measurement(json.load(sys.stdin)), sys.stdout)
 
 
 def last_lines(text: str) -> str:
-    """The end of a log, which tells most."""
+    """Return the last lines of a log."""
     return "\n".join(text.rstrip().splitlines()[-_SHOWN_LINES:])

@@ -1,6 +1,6 @@
-"""The graphs that elman is compared with: the plain step that anybody would export, and its matrix products alone.
+"""The reference graphs: the plain step as torch exports it, and its matrix products alone.
 
-Neither uses `export/` or the network's own step: the reference must stay what it is while those improve.
+Neither uses `export/` or the network's own step, because the reference must not change when those are improved.
 
 Axes: B rows, V tokens, E embedding features, H hidden units; an LSTM has 4 gates.
 """
@@ -30,7 +30,7 @@ _OPSET = 20
 
 @dataclass(frozen=True)
 class Sizes:
-    """A two-layer LSTM's.
+    """The sizes of a two-layer LSTM.
 
     Attributes:
         vocabulary: V.
@@ -48,15 +48,15 @@ class Sizes:
 
     @property
     def products(self) -> list[tuple[int, int]]:
-        """The matrix products that one step cannot do without, [inputs, outputs] each. The embedding's share of the
-        first layer is none of them: a table of V rows gives it. The second layer's two shares are one product over
-        both layers' outputs side by side."""
+        """The matrix products that a step requires, [inputs, outputs] each. The embedding's part of the first layer is
+        not among them: it is a lookup in a table of V rows. The second layer's two parts are one product with the
+        concatenated outputs of both layers."""
         gates = 4 * self.hidden
         return [(self.hidden, gates), (2 * self.hidden, gates), (self.hidden, self.vocabulary)]
 
 
 class _PlainStep(nn.Module):
-    """A network's step as the textbook has it: each layer's input and state multiplied by weights of their own."""
+    """A network's step in textbook form: separate products for the input and the state of each layer."""
 
     def __init__(self, network: RecurrentNetwork) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class _PlainStep(nn.Module):
 
 
 def write_plain_step(network: RecurrentNetwork, path: Path) -> None:
-    """U in fp32: the step by torch's exporter, as plain Gemm, Sigmoid and Tanh nodes, the embedding looked up and
-    multiplied.
+    """Write U in fp32: the step as exported by torch, with plain Gemm, Sigmoid and Tanh nodes, and the embedding looked
+    up and multiplied.
 
     The graph's inputs are "token" and the states, its outputs "logits" and the next states in the same order.
     """
@@ -100,14 +100,14 @@ def write_plain_step(network: RecurrentNetwork, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
-    # onnxruntime's quantiser transposes weights in place and then trips over the shapes noted for them.
+    # onnxruntime's quantizer transposes weights in place and then rejects their recorded shapes.
     graph = onnx.load(path)
     del graph.graph.value_info[:]
     onnx.save(graph, path)
 
 
 def write_int8(source: Path, path: Path) -> None:
-    """U in int8: what onnxruntime's dynamic quantisation makes of the plain step, with its defaults."""
+    """Write U in int8: the plain step, dynamically quantized by onnxruntime with its default options."""
     from onnxruntime.quantization import quantize_dynamic
 
     with _quiet():
@@ -115,9 +115,9 @@ def write_int8(source: Path, path: Path) -> None:
 
 
 def write_products(sizes: Sizes, precision: str, path: Path) -> None:
-    """The limit: the matrix products of one step and nothing else, each with an input of its own.
+    """Write the limit: only the matrix products of one step, each with a separate input.
 
-    fp32 takes float rows; int8 takes rows that are bytes already, at a fixed scale whose zero is 128.
+    fp32 takes float rows; int8 takes rows that are already quantized, with zero point 128.
     """
     generator = np.random.default_rng(0)
     nodes, inputs, outputs, weights = [], [], [], []
@@ -142,7 +142,7 @@ def write_products(sizes: Sizes, precision: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tools' progress and advice out of our output; errors still rise."""
+    """Suppress progress output and warnings of the tools; errors are still raised."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

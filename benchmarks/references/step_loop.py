@@ -1,8 +1,8 @@
-"""U and the limit, in a process of their own: what onnxruntime alone gives an engineer, and the matrix products alone.
+"""Measure U and the limit: a plain loop around onnxruntime, and the matrix products alone.
 
-U is one `run` per step at batch S on all cores: the prompt's steps forced, then free steps whose tokens numpy samples
-for all rows at once. No network, no scheduling, no stream that comes or goes. It is the fixed reference: do not improve
-it.
+U is one `run` per step at batch size S on all cores: forced steps for the prompt, then free steps whose tokens numpy
+samples for all rows together. It has no network, no scheduling, and no streams that arrive or finish. It is the fixed
+reference: do not improve it.
 
     python -m benchmarks.references.step_loop < order.json
 
@@ -33,14 +33,14 @@ class ReferenceOrder:
     """What to measure.
 
     Attributes:
-        graph: U's, the plain step.
-        products: the limit's.
-        streams: S, the batch.
-        prompt_tokens: forced steps.
-        max_tokens: tokens that every row then generates.
-        temperature: of the sampling.
-        seconds: rounds are repeated until so many have passed.
-        threads: of onnxruntime; they spin while they wait, its default.
+        graph: U's graph, the plain step.
+        products: the limit's graph.
+        streams: batch size S.
+        prompt_tokens: number of forced steps.
+        max_tokens: tokens that every row generates after its prompt.
+        temperature: sampling temperature.
+        seconds: rounds are repeated for at least this long.
+        threads: onnxruntime's intra-op threads; they spin while waiting, its default.
     """
 
     graph: str
@@ -55,14 +55,14 @@ class ReferenceOrder:
 
 @dataclass(frozen=True)
 class Reference:
-    """What U and the limit take.
+    """The durations of U and of the limit.
 
     Attributes:
-        step_seconds: one forced step: a `run` and nothing else.
-        free_seconds: all free steps of one round, sampling included.
-        cpu_seconds_per_token: of the process, prompt included.
+        step_seconds: one forced step, which is a single `run`.
+        free_seconds: all free steps of one round, including sampling.
+        cpu_seconds_per_token: CPU time of the process per generated token, including the prompt.
         limit_step_seconds: one step of the matrix products alone.
-        rounds: how many rounds were timed.
+        rounds: number of timed rounds.
     """
 
     step_seconds: float
@@ -72,16 +72,16 @@ class Reference:
     rounds: int
 
     def tokens_per_second(self, streams: int, prompt_tokens: int, max_tokens: int) -> float:
-        """Generated tokens over the time of a whole round, its prompt included."""
+        """Return generated tokens per second of a whole round, including its prompt."""
         return streams * max_tokens / (prompt_tokens * self.step_seconds + self.free_seconds)
 
     def limit_tokens_per_second(self, streams: int, prompt_tokens: int, max_tokens: int) -> float:
-        """The same for the matrix products alone."""
+        """Return the same for the matrix products alone."""
         return streams * max_tokens / ((prompt_tokens + max_tokens - 1) * self.limit_step_seconds)
 
 
 def measure_reference(graph: Path, products: Path, **options: Any) -> Reference:
-    """Measure U and the limit now, in another process; see ReferenceOrder."""
+    """Measure U and the limit in another process; see ReferenceOrder."""
     order = ReferenceOrder(graph=str(graph), products=str(products), **options)
     return Reference(**measure("benchmarks.references.step_loop", asdict(order)))
 
@@ -98,28 +98,28 @@ class _PlainLoop:
         self._generator = np.random.default_rng(0)
 
     def round(self, max_tokens: int) -> tuple[float, float]:
-        """Prompt and generation; the seconds of each."""
+        """Run a round and return the seconds of its prompt and of its generation."""
         streams, prompt_tokens = self._order.streams, self._order.prompt_tokens
         prompt = self._generator.integers(self._vocabulary, size=(prompt_tokens, streams))
         state = [np.zeros((streams, size), np.float32) for size in self._sizes]
         started = time.perf_counter()
         for tokens in prompt:
             logits, *state = self._step(tokens, state)
-        read = time.perf_counter()
+        prefilled = time.perf_counter()
         tokens = self._sample(logits)
         for _ in range(max_tokens - 1):
             logits, *state = self._step(tokens, state)
             tokens = self._sample(logits)
-        return read - started, time.perf_counter() - read
+        return prefilled - started, time.perf_counter() - prefilled
 
     def _step(self, tokens: NDArray[np.int64], state: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        found: list[NDArray[np.float32]] = self._session.run(
+        outputs: list[NDArray[np.float32]] = self._session.run(
             None, dict(zip(self._names, (tokens, *state), strict=True))
         )
-        return found
+        return outputs
 
     def _sample(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        """A token for every row, by inverse CDF: [S, V] -> [S]."""
+        """Sample a token for every row by the inverse CDF: [S, V] -> [S]."""
         logits = logits / np.float32(self._order.temperature)
         cumulative = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
         drawn = self._generator.random((len(logits), 1), dtype=np.float32) * cumulative[:, -1:]
@@ -127,8 +127,8 @@ class _PlainLoop:
         return tokens
 
 
-def _measure(given: Json) -> Json:
-    order = ReferenceOrder(**given)
+def _measure(payload: Json) -> Json:
+    order = ReferenceOrder(**payload)
     loop = _PlainLoop(order)
     loop.round(min(_WARM_UP_STEPS, order.max_tokens))
     rounds: list[tuple[float, float]] = []
@@ -136,7 +136,7 @@ def _measure(given: Json) -> Json:
     while sum(prompt + generation for prompt, generation in rounds) < order.seconds:
         rounds.append(loop.round(order.max_tokens))
     cpu_seconds = time.process_time() - cpu_before
-    del loop  # Its threads would spin beside the limit's.
+    del loop  # Its threads would spin while the limit is measured.
     prompts, generations = np.mean(rounds, axis=0)
     return asdict(
         Reference(
@@ -150,11 +150,11 @@ def _measure(given: Json) -> Json:
 
 
 def _time_products(order: ReferenceOrder) -> float:
-    """Seconds of one `run` of the products, everything bound in place."""
+    """Return the seconds of one `run` of the products with bound inputs and outputs."""
     session = _open(order.products, order.threads)
     binding = session.io_binding()
     generator = np.random.default_rng(0)
-    kept = []  # A binding does not keep what it points to.
+    kept = []  # A binding does not keep its arrays alive.
     for argument in session.get_inputs():
         shape = (order.streams, argument.shape[1])
         rows: NDArray[Any] = (

@@ -1,6 +1,8 @@
-"""What onnxruntime alone gives an engineer for translations, in a process of its own: sources read as one padded batch,
-then one `run` of the bundle's own step for all of them, the most probable token of each row by numpy, and so on. No
-network, no scheduling, nothing that comes or goes. It is the fixed reference: do not improve it.
+"""Measure translations with onnxruntime alone.
+
+The sources are encoded as one padded batch; each step is one `run` of the bundle's own step for all rows, and numpy
+selects the most probable token of each. There is no network, no scheduling, and no request that arrives or finishes. It
+is the fixed reference: do not improve it.
 
     python -m benchmarks.references.translations < order.json
 """
@@ -23,11 +25,11 @@ class TranslationReferenceOrder:
     """What to measure.
 
     Attributes:
-        bundle: the model.
-        sources: token ids, a batch of them.
-        max_tokens: of each translation.
-        seconds: rounds are repeated until so many have passed.
-        threads: of onnxruntime; they spin while they wait, its default.
+        bundle: path of the bundle.
+        sources: token ids of the sources of the batch.
+        max_tokens: tokens of each translation.
+        seconds: rounds are repeated for at least this long.
+        threads: onnxruntime's intra-op threads; they spin while waiting, its default.
     """
 
     bundle: str
@@ -39,12 +41,12 @@ class TranslationReferenceOrder:
 
 @dataclass(frozen=True)
 class TranslationReference:
-    """What a round takes.
+    """The duration of a round.
 
     Attributes:
-        encoder_seconds: reading the sources.
-        seconds: that and all steps.
-        rounds: how many were timed.
+        encoder_seconds: duration of the encoder.
+        seconds: duration of the encoder and all steps.
+        rounds: number of timed rounds.
     """
 
     encoder_seconds: float
@@ -53,7 +55,7 @@ class TranslationReference:
 
 
 def measure_translation_reference(bundle: Path, **options: object) -> TranslationReference:
-    """Measure it now, in another process; see TranslationReferenceOrder."""
+    """Measure the reference in another process; see TranslationReferenceOrder."""
     return TranslationReference(**measure("benchmarks.references.translations", {"bundle": str(bundle), **options}))
 
 
@@ -74,33 +76,33 @@ class _PlainLoop:
         self._begin = bundle.vocabulary_spec("text").begin_token_id
 
     def round(self, max_tokens: int) -> tuple[float, float]:
-        """The seconds of reading and of writing."""
+        """Run a round and return the seconds of encoding and of decoding."""
         started = time.perf_counter()
         rows = len(self._sources)
-        found = self._encoder.run(self._encoded, {"source": self._sources, "lengths": self._lengths})
-        kept = dict(zip(self._encoded, found, strict=True))
+        outputs = self._encoder.run(self._encoded, {"source": self._sources, "lengths": self._lengths})
+        feeds = dict(zip(self._encoded, outputs, strict=True))
         for state in self._states:
-            if state.input_name not in kept:
-                kept[state.input_name] = np.zeros((rows, *state.shape), np.float32)
-        read = time.perf_counter()
+            if state.input_name not in feeds:
+                feeds[state.input_name] = np.zeros((rows, *state.shape), np.float32)
+        encoded = time.perf_counter()
         names = ["logits", *(state.output_name for state in self._states)]
         tokens = np.full(rows, self._begin)
         for _ in range(max_tokens):
-            logits, *after = self._step.run(names, {"token": tokens, **kept})
-            kept |= {state.input_name: value for state, value in zip(self._states, after, strict=True)}
+            logits, *after = self._step.run(names, {"token": tokens, **feeds})
+            feeds |= {state.input_name: value for state, value in zip(self._states, after, strict=True)}
             tokens = logits.argmax(axis=1)
-        return read - started, time.perf_counter() - read
+        return encoded - started, time.perf_counter() - encoded
 
 
-def _measure(given: Json) -> Json:
-    order = TranslationReferenceOrder(**given)
+def _measure(payload: Json) -> Json:
+    order = TranslationReferenceOrder(**payload)
     loop = _PlainLoop(order)
     loop.round(min(4, order.max_tokens))
     rounds: list[tuple[float, float]] = []
     while sum(map(sum, rounds)) < order.seconds:
         rounds.append(loop.round(order.max_tokens))
-    reading, writing = np.median(rounds, axis=0)
-    return asdict(TranslationReference(float(reading), float(reading + writing), len(rounds)))
+    encoding, decoding = np.median(rounds, axis=0)
+    return asdict(TranslationReference(float(encoding), float(encoding + decoding), len(rounds)))
 
 
 if __name__ == "__main__":

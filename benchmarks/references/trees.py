@@ -1,7 +1,7 @@
-"""Trees by onnxruntime alone, in a process of its own: as many at once as there are clients, level by level.
+"""Measure trees with onnxruntime alone: batches of as many trees as there are clients, level by level.
 
-What is to be run is laid out beforehand, and the states of a batch lie level behind level: there is nothing in the loop
-but a gather, a `run` and a copy. It is the fixed reference: do not improve it.
+The levels are prepared in advance and the states of a batch are stored level by level, so that the loop consists of a
+gather, a `run` and a copy. It is the fixed reference: do not improve it.
 
     python -m benchmarks.references.trees < order.json
 
@@ -30,28 +30,28 @@ class TreeReferenceOrder:
     """What to measure.
 
     Attributes:
-        graph: the plain step.
-        trees: how many there are.
-        at_once: so many are a batch.
-        seconds: rounds over all trees are repeated until so many have passed.
-        threads: of onnxruntime; they spin while they wait, its default.
+        graph: path of the plain step.
+        trees: number of trees.
+        batch_size: number of trees per batch.
+        seconds: rounds over all trees are repeated for at least this long.
+        threads: onnxruntime's intra-op threads; they spin while waiting, its default.
     """
 
     graph: str
     trees: int
-    at_once: int
+    batch_size: int
     seconds: float
     threads: int
 
 
 @dataclass(frozen=True)
 class TreeReference:
-    """What it takes.
+    """The results of the reference.
 
     Attributes:
-        nodes_per_second: of all levels together.
-        runs_per_batch: levels, mean.
-        cpu_us_per_node: of the process.
+        nodes_per_second: nodes per second over all levels.
+        runs_per_batch: mean number of levels per batch.
+        cpu_us_per_node: CPU time of the process.
     """
 
     nodes_per_second: float
@@ -60,7 +60,7 @@ class TreeReference:
 
 
 def measure_tree_reference(order: TreeReferenceOrder) -> TreeReference:
-    """Measure it now, in another process."""
+    """Measure the reference in another process."""
     return TreeReference(**measure("benchmarks.references.trees", asdict(order)))
 
 
@@ -69,9 +69,9 @@ class _Level:
     """The nodes of a batch whose children have all been computed.
 
     Attributes:
-        tokens: [N].
-        children: the rows of their states, [N, 2]; row 0 is zeros.
-        rows: where their own go.
+        tokens: token ids, [N].
+        children: rows of the children's states, [N, 2]; row 0 is zeros.
+        rows: rows of the nodes' own states.
     """
 
     tokens: NDArray[np.int64]
@@ -79,7 +79,7 @@ class _Level:
     rows: slice
 
 
-def _lay_out(trees: Sequence[BinaryTree]) -> list[_Level]:
+def _levels(trees: Sequence[BinaryTree]) -> list[_Level]:
     heights: list[list[int]] = []
     for tree in trees:
         own: list[int] = []
@@ -94,7 +94,7 @@ def _lay_out(trees: Sequence[BinaryTree]) -> list[_Level]:
             (0, 0) if children is None else (rows[index, children[0]], rows[index, children[1]])
             for (index, _), children in zip(nodes, below, strict=True)
         ]
-        rows |= {at: next_row + place for place, at in enumerate(nodes)}
+        rows |= {at: next_row + offset for offset, at in enumerate(nodes)}
         tokens = np.array([trees[index].tokens[node] for index, node in nodes])
         levels.append(_Level(tokens, np.array(gathered), slice(next_row, next_row + len(nodes))))
         next_row += len(nodes)
@@ -110,7 +110,9 @@ class _Loop:
         self._token = token.name
         self._sizes = {state.name: state.shape[2] for state in states}
         trees = make_trees(order.trees)
-        self.batches = [_lay_out(trees[first : first + order.at_once]) for first in range(0, len(trees), order.at_once)]
+        self.batches = [
+            _levels(trees[first : first + order.batch_size]) for first in range(0, len(trees), order.batch_size)
+        ]
         self.nodes = sum(len(tree.tokens) for tree in trees)
 
     def round(self) -> None:
@@ -123,12 +125,12 @@ class _Loop:
         for level in levels:
             feeds: dict[str, NDArray[Any]] = {name: values[level.children] for name, values in states.items()}
             _, *after = self._session.run(None, {self._token: level.tokens, **feeds})
-            for values, found in zip(states.values(), after, strict=True):
-                values[level.rows] = found
+            for values, output in zip(states.values(), after, strict=True):
+                values[level.rows] = output
 
 
-def _measure(given: Json) -> Json:
-    order = TreeReferenceOrder(**given)
+def _measure(payload: Json) -> Json:
+    order = TreeReferenceOrder(**payload)
     loop = _Loop(order)
     for _ in range(_WARM_UP_ROUNDS):
         loop.round()

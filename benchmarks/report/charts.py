@@ -1,4 +1,4 @@
-"""The results as pictures."""
+"""Charts of the results."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ _FACTOR_NAMES = {
     "hidden": "hidden units",
     "vocabulary": "tokens in the vocabulary",
     "prompt_tokens": "tokens of each prompt",
-    "streams": "streams at once",
+    "streams": "concurrent streams",
 }
 
 
 def draw_serving(rows: Rows, picture: Path) -> None:
-    """Share of U on the left, tokens a second on the right, by the number of streams."""
+    """Draw the share of U (left) and tokens per second (right) by number of streams."""
     figure, (shares, speeds) = pyplot.subplots(1, 2, figsize=(11, 4.5), dpi=120, layout="constrained")
     streams = sorted({row["streams"] for row in rows})
     precisions = sorted({row["precision"] for row in rows})
     width = 0.8 / len(precisions)
     for index, precision in enumerate(precisions):
         of_precision = [row for row in rows if row["precision"] == precision]
-        places = [streams.index(row["streams"]) + (index - (len(precisions) - 1) / 2) * width for row in of_precision]
+        positions = [
+            streams.index(row["streams"]) + (index - (len(precisions) - 1) / 2) * width for row in of_precision
+        ]
         values = [row["share_of_raw"] for row in of_precision]
         spread = [
             [row["share_of_raw"] - row["share_of_raw_lowest"] for row in of_precision],
             [row["share_of_raw_highest"] - row["share_of_raw"] for row in of_precision],
         ]
         bars = shares.bar(
-            places, values, width, yerr=spread, color=COLOURS[precision], label=precision, ecolor="#475569"
+            positions, values, width, yerr=spread, color=COLOURS[precision], label=precision, ecolor="#475569"
         )
         shares.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center", color="white")
         _speed_lines(speeds, of_precision, streams, precision)
@@ -56,20 +58,20 @@ def draw_serving(rows: Rows, picture: Path) -> None:
     _scale_speeds(speeds)
     for axes in (shares, speeds):
         axes.set_xticks(range(len(streams)), [str(count) for count in streams])
-        axes.set_xlabel("streams at once")
+        axes.set_xlabel("concurrent streams")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, picture)
 
 
 def _speed_lines(axes: Axes, rows: Rows, streams: list[int], precision: str) -> None:
-    places = [streams.index(row["streams"]) for row in rows]
+    positions = [streams.index(row["streams"]) for row in rows]
     for name, label, style in (
         ("tokens_per_s", "elman, clients included", "-"),
         ("raw_tokens_per_s", "U", "--"),
         ("limit_tokens_per_s", "matrix products alone", ":"),
     ):
         axes.plot(
-            places,
+            positions,
             [row[name] for row in rows],
             style,
             color=COLOURS[precision],
@@ -80,7 +82,7 @@ def _speed_lines(axes: Axes, rows: Rows, streams: list[int], precision: str) -> 
 
 
 def draw_growth(rows: Rows, picture: Path) -> None:
-    """A column for each factor: tokens a second above, where the time of a step goes below."""
+    """Draw a column per factor: tokens per second above, the breakdown of a step's time below."""
     factors = [factor for factor in _FACTOR_NAMES if any(row["factor"] == factor for row in rows)]
     precisions = sorted({row["precision"] for row in rows})
     figure, grid = pyplot.subplots(
@@ -126,22 +128,22 @@ def _growth_speeds(axes: Axes, rows: Rows, precisions: Sequence[str]) -> None:
 
 
 def _growth_parts(axes: Axes, rows: Rows) -> None:
-    """Bars of shares, the microseconds of a row's step above each."""
+    """Draw stacked bars of shares, labelled with the microseconds per row and step."""
     points = sorted(rows, key=lambda row: int(row["value"]))
-    places = range(len(points))
+    positions = range(len(points))
     bottom = [0.0] * len(points)
     for name, (label, colour) in _PARTS.items():
-        # A better graph than U's takes less than U's step; then there is no edge to show.
+        # With a better graph than U's, a step may take less time than U's step; the edge is then zero.
         heights = [
             max(0.0, min(1.0 - low, row[name] / row["us_per_row_step"]))
             for low, row in zip(bottom, points, strict=True)
         ]
-        axes.bar(places, heights, bottom=bottom, color=colour, label=label)
+        axes.bar(positions, heights, bottom=bottom, color=colour, label=label)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    for place, row in zip(places, points, strict=True):
-        axes.text(place, 1.02, _microseconds(row["us_per_row_step"]), ha="center", fontsize=7)
+    for position, row in zip(positions, points, strict=True):
+        axes.text(position, 1.02, _microseconds(row["us_per_row_step"]), ha="center", fontsize=7)
     axes.set_ylim(0, 1.1)
-    axes.set_xticks(places, [f"{row['value']:,}" for row in points], fontsize=8)
+    axes.set_xticks(positions, [f"{row['value']:,}" for row in points], fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 

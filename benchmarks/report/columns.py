@@ -1,4 +1,4 @@
-"""The columns of each table, and what must hold at the end."""
+"""The columns and legends of each table, and the performance targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from benchmarks.cases.decoding import HALF_CONSTRAINED
 from benchmarks.cases.measurement import CALLS
 from benchmarks.cases.session_prefixes import CACHE_MIB
 from benchmarks.cases.session_stores import CHECKPOINT
-from benchmarks.report.tables import Column, Promise, Rows, figure, figures
+from benchmarks.report.tables import Column, Rows, Target, figure, figures
 
 _OTHERS = Column("others", figure("others_share_of_cores", ".0%"))
 _CASE = (Column("S", figure("streams", "d")), Column("", figure("precision", "")))
@@ -17,25 +17,25 @@ THROUGHPUT_COLUMNS = (
     Column("lowest / highest", figures(".2f", "share_of_raw_lowest", "share_of_raw_highest")),
     Column("U tokens/s", figure("raw_tokens_per_s")),
     Column("limit", figure("limit_tokens_per_s")),
-    Column("tokens a\nmessage", figure("tokens_per_message", ".1f")),
+    Column("tokens per\nmessage", figure("tokens_per_message", ".1f")),
     _OTHERS,
 )
 LATENCY_COLUMNS = (
     *_CASE,
     Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
-    Column("p99 over\nU's prompt", figure("ttft_ratio", ".2f")),
+    Column("p99 /\nU's prompt", figure("ttft_ratio", ".2f")),
     Column("gap ms\np50 / p99", figures(".2f", "gap_p50_ms", "gap_p99_ms")),
-    Column("CPU us a token\nserver / U", figures(".1f", "server_cpu_us_per_token", "raw_cpu_us_per_token")),
+    Column("CPU us per token\nserver / U", figures(".1f", "server_cpu_us_per_token", "raw_cpu_us_per_token")),
     Column("ratio", figure("cpu_ratio", ".2f")),
     Column("peak MiB", figure("peak_memory_mib")),
 )
 THROUGHPUT_LEGEND = """\
-S streams start at once. U: onnxruntime alone, the plain step, one run per step on all cores, numpy sampling, no
-network. Limit: the matrix products alone. Others: what other processes used of the cores meanwhile. Medians over the
-repeats; shares and ratios are to U in the same repeat."""
+S streams start together. U: onnxruntime alone, the plain step, one run per step on all cores, numpy sampling, no
+network. Limit: the matrix products alone. Others: share of the cores used by other processes during the measurement.
+Medians over the repeats; shares and ratios are relative to U in the same repeat."""
 LATENCY_LEGEND = """\
-First token: from sending the request. Gap: between two successive messages of one stream that carry tokens; a message
-may carry several. CPU: of the whole process; onnxruntime's threads in U spin while they wait."""
+First token: measured from sending the request. Gap: time between two successive messages of one stream that carry
+tokens; a message may carry several. CPU: of the whole process; onnxruntime's threads in U spin while waiting."""
 
 CASE_COLUMNS = {
     "poisson": (
@@ -47,14 +47,14 @@ CASE_COLUMNS = {
         Column("first token ms\np50 / p99", figures(",.0f", "ttft_p50_ms", "ttft_p99_ms")),
         Column("lock step\np50 / p99", figures(",.0f", "lock_step_ttft_p50_ms", "lock_step_ttft_p99_ms")),
         Column("gap ms\np50 / p99", figures(".1f", "gap_p50_ms", "gap_p99_ms")),
-        Column("its steps\nthat are wanted", figure("lock_step_useful_share", ".0%")),
+        Column("lock step\nuseful steps", figure("lock_step_useful_share", ".0%")),
         _OTHERS,
     ),
     "newcomer": (
         Column("", figure("precision", "")),
         Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
         Column("allowed ms", figure("allowed_ms", ".1f")),
-        Column("of it\np50 / p99", figures(".2f", "p50_ratio", "p99_ratio")),
+        Column("share of allowed\np50 / p99", figures(".2f", "p50_ratio", "p99_ratio")),
         Column("server's step ms", figure("step_ms", ".2f")),
         _OTHERS,
     ),
@@ -62,7 +62,7 @@ CASE_COLUMNS = {
         Column("", figure("precision", "")),
         Column("gap ms\np50 / p99", figures(".2f", "gap_p50_ms", "gap_p99_ms")),
         Column("usual gap ms\np50 / p99", figures(".2f", "usual_gap_p50_ms", "usual_gap_p99_ms")),
-        Column("p99 over\nthe usual", figure("gap_p99_ratio", ".2f")),
+        Column("p99 /\nusual p99", figure("gap_p99_ratio", ".2f")),
         _OTHERS,
     ),
     "lone": (
@@ -70,26 +70,27 @@ CASE_COLUMNS = {
         Column("first token ms\np50 / p99", figures(".1f", "ttft_p50_ms", "ttft_p99_ms")),
         Column("all tokens ms\np50 / p99", figures(".1f", "whole_p50_ms", "whole_p99_ms")),
         Column("U's steps ms", figure("raw_ms", ".1f")),
-        Column("p50 over\nU's", figure("p50_ratio", ".2f")),
+        Column("p50 /\nU's", figure("p50_ratio", ".2f")),
         _OTHERS,
     ),
 }
 CASE_TITLES = {
-    "poisson": "Streams that arrive at random, with lengths that differ",
-    "newcomer": "A stream that arrives while 63 others run",
-    "long prompt": "64 streams, one of them still reading a prompt of 16,384 tokens",
-    "lone": "A client that calls now and then",
+    "poisson": "Random arrivals of streams of different lengths",
+    "newcomer": "A new request while 63 streams are running",
+    "long prompt": "64 streams, one of them still prefilling a prompt of 16,384 tokens",
+    "lone": "An occasional client on an idle server",
 }
 CASE_LEGENDS = {
     "poisson": """\
-Prompts of 4 to 128 tokens, 16 to 512 generated. 64 run when it begins, and others come as fast as they end on a server
-where 64 run. Lock step: the same requests worked out in batches of at most 64 that wait for their longest, by U's own
-steps, without network or scheduling.""",
-    "newcomer": "Allowed: two chunks, 5 ms each by default, and a step of the server for each token of the prompt.",
-    "long prompt": "The gaps of the 63 others; the usual ones are those of 64 equal streams.",
+Prompts of 4 to 128 tokens, 16 to 512 generated. 64 streams run at the start; further requests arrive at the rate at
+which a server with 64 running streams finishes them. Lock step: the same requests in static batches of at most 64,
+each of which runs until its longest stream is finished, computed from U's step times, without network or
+scheduling.""",
+    "newcomer": "Allowed: two chunks, 5 ms each by default, and one server step per prompt token.",
+    "long prompt": "Gaps of the other 63 streams; usual: gaps of 64 equal streams.",
     "lone": """\
-Prompts of 32 tokens, 64 generated, one such stream every 40 to 80 ms; the server is idle between two. U has no network,
-and its threads spin all the time.""",
+Prompts of 32 tokens, 64 generated, one stream every 40 to 80 ms; the server is idle between two streams. U has no
+network, and its threads spin continuously.""",
 }
 
 GROWTH_COLUMNS = (
@@ -101,87 +102,88 @@ GROWTH_COLUMNS = (
     Column("U tokens/s", figure("raw_tokens_per_s")),
     Column("limit", figure("limit_tokens_per_s")),
     Column("first token\nms p50", figure("ttft_p50_ms", ",.0f")),
-    Column("us a row's\nstep", figure("us_per_row_step", ",.1f")),
+    Column("us per row\nand step", figure("us_per_row_step", ",.1f")),
     Column("products", figure("products_us", ",.1f")),
     Column("rest of\nU's step", figure("rest_of_step_us", ",.1f")),
     Column("edge", figure("edge_us", ",.1f")),
     _OTHERS,
 )
 GROWTH_LEGEND = """\
-One factor at a time around 16 streams, 512 hidden units, 96 tokens in the vocabulary, prompts of 32. A row's step: a
-token of one stream, read or written. Edge: sampling, scheduling, network, clients, less what a better graph saves."""
+One factor varies at a time around 16 streams, 512 hidden units, a vocabulary of 96 tokens and prompts of 32. Per row
+and step: per token of one stream, read or generated. Edge: sampling, scheduling, network and clients, less the time
+saved by a better graph than U's."""
 
 DECODING_COLUMNS = (
     Column("", figure("precision", "")),
     Column("decoding", figure("way", "")),
     Column("tokens/s", figure("tokens_per_s")),
-    Column("of plain sampling", figure("share_of_plain", ".2f")),
+    Column("share of\nplain sampling", figure("share_of_plain", ".2f")),
     Column("lowest / highest", figures(".2f", "share_of_plain_lowest", "share_of_plain_highest")),
-    Column("CPU us\na token", figure("server_cpu_us_per_token", ".1f")),
+    Column("CPU us\nper token", figure("server_cpu_us_per_token", ".1f")),
     _OTHERS,
 )
 DECODING_LEGEND = """\
-64 rows that start at once, prompts of 32, 256 tokens generated by each. Shares are of rounds of plain sampling that
-took turns with the others on the same server; of a search every beam's token counts."""
+64 rows start together; prompts of 32, 256 tokens generated by each. Shares are relative to rounds of plain sampling
+that alternate with the others on the same server; for beam search, the tokens of every beam count."""
 
 TRANSLATION_COLUMNS = (
     Column("", figure("precision", "")),
-    Column("a call", figure("calls", "")),
+    Column("per call", figure("calls", "")),
     Column("translations/s", figure("translations_per_s")),
     Column("onnxruntime\nalone", figure("raw_translations_per_s")),
-    Column("share of it", figure("share_of_raw", ".2f")),
+    Column("share of\nonnxruntime", figure("share_of_raw", ".2f")),
     Column("lowest / highest", figures(".2f", "share_of_raw_lowest", "share_of_raw_highest")),
-    Column("its encoder's\nshare", figure("raw_encoder_share", ".2f")),
-    Column("ms a translation\np50 / p99", figures(".0f", "latency_p50_ms", "latency_p99_ms")),
-    Column("CPU ms\na translation", figure("server_cpu_ms_per_translation", ".2f")),
+    Column("onnxruntime\nencoder share", figure("raw_encoder_share", ".2f")),
+    Column("latency ms\np50 / p99", figures(".0f", "latency_p50_ms", "latency_p99_ms")),
+    Column("CPU ms per\ntranslation", figure("server_cpu_ms_per_translation", ".2f")),
     _OTHERS,
 )
 TRANSLATION_LEGEND = """\
-64 translations under way, the next asked for as soon as one is there: each in a call of its own (Generate), or all in
-one (GenerateMany). Sources of 6 to 24 tokens, 20 tokens written greedily. Onnxruntime alone reads the same 64 sources
-as one batch and writes all of them in step."""
+64 translations in flight; the next one is requested as soon as one is finished: each in a separate call (Generate), or
+all in one call (GenerateMany). Sources of 6 to 24 tokens, 20 tokens decoded greedily. Onnxruntime alone encodes the
+same 64 sources as one batch and decodes all of them in lock step."""
 
 TREE_COLUMNS = (
     Column("clients", figure("clients", "d")),
     Column("units", figure("hidden", "d")),
-    Column("a call", figure("calls", "")),
+    Column("per call", figure("calls", "")),
     Column("trees/s", figure("trees_per_second")),
     Column("nodes/s", figure("nodes_per_second")),
     Column("share of\nonnxruntime alone", figure("share_of_raw", ".2f")),
     Column("lowest / highest", figures(".2f", "share_of_raw_lowest", "share_of_raw_highest")),
-    Column("its nodes/s", figure("raw_nodes_per_second")),
-    Column("answer ms\np50 / p99", figures(".1f", "p50_ms", "p99_ms")),
-    Column("CPU us a node\nserver / alone", figures(".1f", "server_cpu_us_per_node", "raw_cpu_us_per_node")),
+    Column("onnxruntime\nnodes/s", figure("raw_nodes_per_second")),
+    Column("latency ms\np50 / p99", figures(".1f", "p50_ms", "p99_ms")),
+    Column("CPU us per node\nserver / alone", figures(".1f", "server_cpu_us_per_node", "raw_cpu_us_per_node")),
     _OTHERS,
 )
 TREE_LEGEND = """\
-Binary parse trees of 5 to 40 words through a binary Tree-LSTM, 10,000 words with vectors of twice its units; the next
-tree is sent when one has been answered, each in a call of its own (Classify), or all in one (ClassifyMany). Onnxruntime
-alone: as many trees as there are clients, level by level, laid out beforehand, the plain step, all cores, no network;
-all in turns."""
+Binary parse trees of 5 to 40 words through a binary Tree-LSTM; 10,000 words, embeddings of twice the hidden size. Each
+client sends its next tree when the previous one has been answered, each in a separate call (Classify) or all in one
+call (ClassifyMany). Onnxruntime alone: batches of as many trees as there are clients, level by level, prepared in
+advance, the plain step, all cores, no network. All measurements alternate."""
 
 SESSION_COLUMNS = {
     "durability": (
         Column("", figure("precision", "")),
         Column("sessions", figure("store", "")),
         Column("tokens/s", figure("tokens_per_s")),
-        Column("of those without", figure("share_of_plain", ".3f")),
+        Column("share of\nno sessions", figure("share_of_plain", ".3f")),
         Column("lowest / highest", figures(".2f", "share_of_plain_lowest", "share_of_plain_highest")),
         Column("first token ms\np50 / p99", figures(".0f", "ttft_p50_ms", "ttft_p99_ms")),
         Column("gap ms\np50 / p99", figures(".0f", "gap_p50_ms", "gap_p99_ms")),
-        Column("CPU us\na token", figure("server_cpu_us_per_token", ".1f")),
+        Column("CPU us\nper token", figure("server_cpu_us_per_token", ".1f")),
         _OTHERS,
     ),
     "idle": (
-        Column("kept in", figure("store", "")),
+        Column("store", figure("store", "")),
         Column("sessions", figure("sessions", ",d")),
         Column("state\nbytes", figure("state_bytes", ",d")),
-        Column("memory:\na fork", figure("memory_bytes_of_fork")),
-        Column("memory beyond\nits own state", figure("memory_bytes_beyond_state")),
-        Column("file beyond\nthe state", figure("file_bytes_beyond_state")),
-        Column("made in s", figure("seconds_to_make", ".0f")),
-        Column("woken ms\np50 / p99", figures(".2f", "wake_p50_ms", "wake_p99_ms")),
-        Column("again ms\np50 / p99", figures(".2f", "again_p50_ms", "again_p99_ms")),
+        Column("memory bytes\nper fork", figure("memory_bytes_of_fork")),
+        Column("memory bytes\nbeyond state", figure("memory_bytes_beyond_state")),
+        Column("file bytes\nbeyond state", figure("file_bytes_beyond_state")),
+        Column("creation s", figure("seconds_to_make", ".0f")),
+        Column("first call ms\np50 / p99", figures(".2f", "wake_p50_ms", "wake_p99_ms")),
+        Column("second call ms\np50 / p99", figures(".2f", "again_p50_ms", "again_p99_ms")),
         Column("no session ms\np50 / p99", figures(".2f", "plain_p50_ms", "plain_p99_ms")),
         _OTHERS,
     ),
@@ -189,66 +191,67 @@ SESSION_COLUMNS = {
         Column("", figure("precision", "")),
         Column("cache MiB", figure("prefix_cache", "d")),
         Column("prompts", figure("pairs", "d")),
-        Column("first asked ms\np50 / p99", figures(",.1f", "first_p50_ms", "first_p99_ms")),
-        Column("asked again ms\np50 / p99", figures(",.1f", "again_p50_ms", "again_p99_ms")),
-        Column("again over\nfirst, p50", figure("again_ratio", ".4f")),
-        Column("not read again,\ntokens", figure("cached_tokens", ",d")),
+        Column("first request ms\np50 / p99", figures(",.1f", "first_p50_ms", "first_p99_ms")),
+        Column("repeated ms\np50 / p99", figures(",.1f", "again_p50_ms", "again_p99_ms")),
+        Column("repeated /\nfirst, p50", figure("again_ratio", ".4f")),
+        Column("cached\ntokens", figure("cached_tokens", ",d")),
         _OTHERS,
     ),
 }
 SESSION_TITLES = {
-    "durability": "64 streams, each on a session of its own",
-    "idle": "Sessions that nobody uses",
+    "durability": "64 streams, each on a separate session",
+    "idle": "Idle sessions",
     "prefix": "Time to first token of a prompt of 4,096 tokens",
 }
 SESSION_LEGENDS = {
     "durability": """\
-Streams that start at once, prompts of 32, 256 tokens generated; every call has a name and a new, empty session. Medians
-over the repeats; shares are of the streams without sessions that took turns with those on sessions, on the same server.
-CPU: of the server, and of Redis.""",
+Streams start together; prompts of 32, 256 tokens generated; every call has a request id and a new, empty session.
+Medians over the repeats; shares are relative to streams without sessions that alternate with them on the same server.
+CPU: of the server and of Redis.""",
     "idle": """\
-Bytes a session. All hold 32 tokens and are forks of a few, whose states they share in memory; what one with a state of
-its own takes was measured with a tenth as many that were imported. Woken: a whole call for one token, one at a time, on
-sessions taken at random; again: the same one once more. From SQLite by a server that keeps 1 MiB of sessions in memory
-(its file may be in the system's page cache). No session: a call for one token, prompt of one.""",
-    "prefix": "Random prompts, one call at a time, each of them asked and then asked again.",
+Bytes per session. All sessions hold 32 tokens and are forks that share their state in memory; the memory of a session
+with a state of its own was measured with a tenth as many imported sessions. First call: a complete call for one token
+on a random idle session, one call at a time; second call: another call on the same session. With SQLite, the calls go
+to a server that keeps 1 MiB of sessions in memory (the file may be in the page cache). No session: a call for one
+token with a prompt of one.""",
+    "prefix": "Random prompts, one call at a time; every prompt is sent twice.",
 }
 
 
-def serving_promises() -> list[Promise]:
-    """The floors and ceilings of the main table."""
+def serving_targets() -> list[Target]:
+    """Return the targets of the main table."""
     rows = (
         ("tokens/s at S=64, share of U", 64, "share_of_raw", (0.92, 0.95), True),
         ("tokens/s at S=16, share of U", 16, "share_of_raw", (0.92, 0.90), True),
         ("tokens/s at S=1, share of U", 1, "share_of_raw", (1.00, 1.05), True),
         ("server CPU per token at S=64, ratio to U's", 64, "cpu_ratio", (1.10, 1.00), False),
-        ("time to first token p99 at S=64, over 32 of U's steps", 64, "ttft_ratio", (2.0, 3.0), False),
+        ("time to first token p99 at S=64, ratio to 32 of U's steps", 64, "ttft_ratio", (2.0, 3.0), False),
     )
     return [
-        Promise(f"{precision}: {what}", {"streams": streams, "precision": precision}, name, bound, at_least)
+        Target(f"{precision}: {what}", {"streams": streams, "precision": precision}, name, bound, at_least)
         for what, streams, name, bounds, at_least in rows
         for precision, bound in zip(("fp32", "int8"), bounds, strict=True)
     ]
 
 
-def case_promises() -> list[Promise]:
-    """Those of the special cases."""
+def case_targets() -> list[Target]:
+    """Return the targets of the special cases."""
     rows = (
-        ("newcomer", "p99_ratio", "first token of a newcomer, p99, over two chunks and its prompt", 1.0),
-        ("long prompt", "gap_p99_ratio", "p99 gap beside a very long prompt, over the usual", 3.0),
+        ("newcomer", "p99_ratio", "first token of a new request, p99, ratio to two chunks and its prompt", 1.0),
+        ("long prompt", "gap_p99_ratio", "p99 gap during a very long prompt, ratio to the usual gap", 3.0),
     )
     return [
-        Promise(f"{precision}: {what}", {"case": case, "precision": precision}, name, bound)
+        Target(f"{precision}: {what}", {"case": case, "precision": precision}, name, bound)
         for case, name, what, bound in rows
         for precision in ("fp32", "int8")
     ]
 
 
-def decoding_promises() -> list[Promise]:
-    """What must hold of decoding."""
+def decoding_targets() -> list[Target]:
+    """Return the targets of decoding."""
     return [
-        Promise(
-            f"{precision}: tokens/s with a constraint on half of the streams, of those without any",
+        Target(
+            f"{precision}: tokens/s with a constraint on half of the streams, share of plain sampling",
             {"precision": precision, "way": HALF_CONSTRAINED},
             "share_of_plain",
             0.5,
@@ -258,11 +261,11 @@ def decoding_promises() -> list[Promise]:
     ]
 
 
-def translation_promises() -> list[Promise]:
-    """What must hold of translations."""
+def translation_targets() -> list[Target]:
+    """Return the targets of translations."""
     return [
-        Promise(
-            f"{precision}, a call {way}: translations/s, of onnxruntime alone",
+        Target(
+            f"{precision}, per call {way}: translations/s, share of onnxruntime alone",
             {"precision": precision, "calls": way},
             "share_of_raw",
             0.7,
@@ -273,11 +276,11 @@ def translation_promises() -> list[Promise]:
     ]
 
 
-def tree_promises() -> list[Promise]:
-    """What must hold of trees."""
+def tree_targets() -> list[Target]:
+    """Return the targets of trees."""
     return [
-        Promise(
-            f"{hidden} units, a call {way}: nodes/s, 64 trees under way, of onnxruntime alone",
+        Target(
+            f"{hidden} units, per call {way}: nodes/s, 64 trees in flight, share of onnxruntime alone",
             {"clients": 64, "hidden": hidden, "calls": way},
             "share_of_raw",
             0.6,
@@ -288,17 +291,17 @@ def tree_promises() -> list[Promise]:
     ]
 
 
-def session_promises() -> list[Promise]:
-    """Those of sessions."""
-    promises = []
+def session_targets() -> list[Target]:
+    """Return the targets of sessions."""
+    targets = []
     for precision in ("fp32", "int8"):
         durable = {"case": "durability", "precision": precision, "store": CHECKPOINT}
-        what = f"{precision}: tokens/s on sessions in SQLite, of those without sessions"
-        promises.append(Promise(what, durable, "share_of_plain", 0.85, True))
+        what = f"{precision}: tokens/s on sessions in SQLite, share of streams without sessions"
+        targets.append(Target(what, durable, "share_of_plain", 0.85, True))
         cached = {"case": "prefix", "precision": precision, "prefix_cache": CACHE_MIB[0]}
-        what = f"{precision}: first token of a prompt asked again, p50, over the first time"
-        promises.append(Promise(what, cached, "again_ratio", 0.05))
-    return promises
+        what = f"{precision}: first token of a repeated prompt, p50, ratio to the first request"
+        targets.append(Target(what, cached, "again_ratio", 0.05))
+    return targets
 
 
 def of_case(rows: Rows, case: str) -> Rows:
@@ -316,5 +319,5 @@ COMPARISON_COLUMNS = [
     Column("highest", figure("ratio_highest", ".2f")),
 ]
 COMPARISON_LEGEND = """\
-ratio: to the first server in the same repeat, the median over the repeats; above 1 where the server of the row is
+Ratio: relative to the first server in the same repeat, median over the repeats; above 1 where the server of the row is
 better."""

@@ -1,4 +1,4 @@
-"""What a person reads: tables, what must hold, results merged into their files, the progress of a run."""
+"""Output for people and files: tables, targets, merging results into files, and a progress bar."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Column:
     """One column of a table.
 
     Attributes:
-        heading: what stands above it.
-        text: a row's cell.
+        heading: text of the header cell.
+        text: formats a row's cell.
     """
 
     heading: str
@@ -34,25 +34,25 @@ class Column:
 
 
 def figure(name: str, form: str = ",.0f") -> Callable[[dict[str, Any]], str]:
-    """A cell: one figure of the row."""
+    """Return a formatter for a cell with one figure of the row."""
     return lambda row: format(row[name], form) if name in row else ""
 
 
 def figures(form: str, *names: str) -> Callable[[dict[str, Any]], str]:
-    """A cell: several figures of the row."""
+    """Return a formatter for a cell with several figures of the row."""
     return lambda row: " / ".join(format(row[name], form) for name in names) if names[0] in row else ""
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What must hold at the end.
+class Target:
+    """A performance target: a bound on one figure of one row.
 
     Attributes:
-        what: in words.
-        where: the figures of a row that identify it.
-        name: of the figure.
-        bound: what it is held against.
-        at_least: whether the bound is a floor, or else a ceiling.
+        what: description for the table.
+        where: the items that identify the row.
+        name: name of the figure.
+        bound: the bound.
+        at_least: True if the bound is a minimum, False if it is a maximum.
     """
 
     what: str
@@ -61,19 +61,19 @@ class Promise:
     bound: float
     at_least: bool = False
 
-    def holds(self, value: float) -> bool:
+    def met_by(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
 
 
 def _print(*parts: RenderableType) -> None:
-    # Where there is no terminal there is no width to keep to.
+    # Without a terminal, no width limit applies.
     console = Console(width=None if sys.stdout.isatty() else _WITHOUT_TERMINAL, highlight=False)
     for part in parts:
         console.print(part)
 
 
 def print_table(title: str, columns: Sequence[Column], rows: Rows, legend: str) -> None:
-    """A row each, and below it what the columns mean."""
+    """Print a table with one line per row, followed by a legend of the columns."""
     table = Table(box=SIMPLE_HEAD)
     for column in columns:
         table.add_column(column.heading, justify="right")
@@ -82,52 +82,52 @@ def print_table(title: str, columns: Sequence[Column], rows: Rows, legend: str) 
     _print(f"[bold]{title}[/]", table, f"[dim]{legend}[/]\n")
 
 
-def print_promises(promises: Sequence[Promise], rows: Rows) -> None:
-    """For each promise the figure beside the bound, and whether it holds. Nothing fails here: this is no test."""
+def print_targets(targets: Sequence[Target], rows: Rows) -> None:
+    """Print each target with its figure, its bound and whether it was met. A missed target is not an error."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("", "figure", "bound", ""):
         table.add_column(heading, justify="left" if not heading else "right")
-    for promise in promises:
-        row = next((row for row in rows if promise.where.items() <= row.items()), None)
-        bound = f"{'at least' if promise.at_least else 'at most'} {promise.bound:.2f}"
+    for target in targets:
+        row = next((row for row in rows if target.where.items() <= row.items()), None)
+        bound = f"{'at least' if target.at_least else 'at most'} {target.bound:.2f}"
         if row is None:
-            table.add_row(promise.what, "not measured", bound, "")
+            table.add_row(target.what, "not measured", bound, "")
         else:
-            holds = promise.holds(row[promise.name])
-            verdict = "[green]holds[/]" if holds else "[bold red]missed[/]"
-            table.add_row(promise.what, f"{row[promise.name]:.3f}", bound, verdict)
-    _print("[bold]What must hold[/]", table)
+            met = target.met_by(row[target.name])
+            verdict = "[green]met[/]" if met else "[bold red]missed[/]"
+            table.add_row(target.what, f"{row[target.name]:.3f}", bound, verdict)
+    _print("[bold]Targets[/]", table)
 
 
 def print_disturbance(rows: Rows) -> None:
-    """Say so if the figures were measured beside somebody else's work."""
+    """Print a warning if other processes used the cores during the measurement."""
     most = max(row["others_share_of_cores"] for row in rows)
     if most > _DISTURBED:
         _print(
-            f"[bold red]Other processes used up to {most:.0%} of the cores meanwhile. Such figures say little: "
-            "measure again where nothing else runs.[/]"
+            f"[bold red]Other processes used up to {most:.0%} of the cores during the measurement; the results are "
+            "unreliable. Measure again on an idle machine.[/]"
         )
 
 
 def merge(path: Path, rows: Rows, keys: Sequence[str]) -> Rows:
-    """Write rows to `path`: those there with the same keys are replaced, others stay.
+    """Merge rows into the file at `path`: rows with the same keys are replaced, all others are kept.
 
     Returns:
-        All rows now in the file.
+        All rows of the file after the merge.
     """
 
     def identity(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(key) for key in keys)
 
     kept = json.loads(path.read_text()) if path.exists() else []
-    together = sorted({identity(row): row for row in [*kept, *rounded(rows)]}.values(), key=identity)
+    merged = sorted({identity(row): row for row in [*kept, *rounded(rows)]}.values(), key=identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(together, indent=1) + "\n")
-    return together
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+    return merged
 
 
 def rounded(value: Any) -> Any:
-    """Figures to four significant digits; more would be noise."""
+    """Round figures to four significant digits; further digits are noise."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -139,15 +139,15 @@ def rounded(value: Any) -> Any:
 
 @contextlib.contextmanager
 def progress(steps: int) -> Iterator[Callable[[str], None]]:
-    """A bar of so many steps; call what it gives with the name of each step that begins."""
+    """Show a progress bar of `steps` steps; call the yielded function with the name of each step as it starts."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=steps)
-        begun = False
+        started = False
 
         def advance(name: str) -> None:
-            nonlocal begun
-            bar.update(task, description=name, advance=1 if begun else 0)
-            begun = True
+            nonlocal started
+            bar.update(task, description=name, advance=1 if started else 0)
+            started = True
 
         yield advance

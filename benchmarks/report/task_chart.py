@@ -1,4 +1,4 @@
-"""What trained models reach, as one picture: a line for each figure, and on it the range that it must be in."""
+"""A chart of the trained models' metrics: one line per metric, with the required range marked."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _MEANINGS = {True: "reached", False: "missed", None: "no floor"}
 
 
 def draw_tasks(rows: Rows, picture: Path) -> None:
-    """Draw every row of tasks.json, those of a preset together.
+    """Draw every row of tasks.json, grouped by preset.
 
     Args:
-        rows: what `gather_tasks` gives.
-        picture: the PNG to write.
+        rows: the rows returned by `gather_tasks`.
+        picture: path of the PNG file to write.
     """
     ordered = sorted(rows, key=lambda row: (row["preset"], row["metric"]))
     figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.36 * len(ordered)), dpi=120)
-    for place, row in enumerate(ordered):
-        _draw_row(axes, place, row, first=place == 0 or ordered[place - 1]["preset"] != row["preset"])
-    axes.set_yticks(range(len(ordered)), [f"{row['preset']}: {_spoken(row['metric'])}" for row in ordered])
+    for position, row in enumerate(ordered):
+        _draw_row(axes, position, row, first=position == 0 or ordered[position - 1]["preset"] != row["preset"])
+    axes.set_yticks(range(len(ordered)), [f"{row['preset']}: {_readable(row['metric'])}" for row in ordered])
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("percent; BLEU as it is")
+    axes.set_xlabel("percent; BLEU on its own scale")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(handles=_legend(rows), loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=9)
@@ -44,42 +44,43 @@ def draw_tasks(rows: Rows, picture: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_row(axes: Axes, place: int, row: dict[str, Any], *, first: bool) -> None:
+def _draw_row(axes: Axes, position: int, row: dict[str, Any], *, first: bool) -> None:
     value, floor = as_percent(row, "value"), as_percent(row, "floor")
     assert value is not None
     if floor is not None:
         start, width = (0.0, floor) if row["lower_is_better"] else (floor, 100 - floor)
-        axes.barh(place, width, left=start, height=0.62, color=_RANGE)
-        axes.plot([floor, floor], [place - 0.31, place + 0.31], color="#166534", linewidth=1.5)
+        axes.barh(position, width, left=start, height=0.62, color=_RANGE)
+        axes.plot([floor, floor], [position - 0.31, position + 0.31], color="#166534", linewidth=1.5)
     colour = _COLOURS[row["reached"]]
-    axes.plot(value, place, "o", color=colour, markersize=8, zorder=3, clip_on=False)
-    _beside(axes, place, 52, shown(row, "value"), ha="right", fontsize=9, color=colour, fontweight="bold")
-    _beside(axes, place, 62, bound(row))
+    axes.plot(value, position, "o", color=colour, markersize=8, zorder=3, clip_on=False)
+    _annotate(axes, position, 52, shown(row, "value"), ha="right", fontsize=9, color=colour, fontweight="bold")
+    _annotate(axes, position, 62, bound(row))
     if first:
-        axes.axhline(place - 0.5, color="#e2e8f0", linewidth=0.8, zorder=0)
+        axes.axhline(position - 0.5, color="#e2e8f0", linewidth=0.8, zorder=0)
         trained = f"{row['minutes']:.1f} min, {_millions(row['parameters'])}"
-        _beside(axes, place, 142, trained)
+        _annotate(axes, position, 142, trained)
 
 
-def _beside(axes: Axes, place: int, points: int, text: str, **style: Any) -> None:
-    """Text so far right of the axes."""
+def _annotate(axes: Axes, position: int, points: int, text: str, **style: Any) -> None:
+    """Write `text` to the right of the axes, at an offset of `points`."""
     style = {"fontsize": 8, "color": _SMALL, **style}
-    axes.annotate(text, (100, place), xytext=(points, 0), textcoords="offset points", va="center", **style)
+    axes.annotate(text, (100, position), xytext=(points, 0), textcoords="offset points", va="center", **style)
 
 
 def _legend(rows: Rows) -> list[Patch | Line2D]:
-    found = [reached for reached in _COLOURS if any(row["reached"] is reached for row in rows)]
+    statuses = [reached for reached in _COLOURS if any(row["reached"] is reached for row in rows)]
     points = [
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS[reached], label=_MEANINGS[reached]) for reached in found
+        Line2D([], [], marker="o", linestyle="", color=_COLOURS[reached], label=_MEANINGS[reached])
+        for reached in statuses
     ]
     return [
-        Patch(color=_RANGE, label="where it must be"),
-        Line2D([], [], color="#166534", label="the floor (of errors: the most)"),
+        Patch(color=_RANGE, label="required range"),
+        Line2D([], [], color="#166534", label="floor (for errors: ceiling)"),
         *points,
     ]
 
 
-def _spoken(metric: str) -> str:
+def _readable(metric: str) -> str:
     return metric.removeprefix("test_").replace("_", " ").replace("bleu", "BLEU")
 
 

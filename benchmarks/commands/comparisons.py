@@ -1,0 +1,78 @@
+"""Commands that compare servers with one another: `ablation` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cases import comparison
+from benchmarks.cases.ablation_variants import VARIANTS
+from benchmarks.cases.comparison import ComparisonOptions
+from benchmarks.commands.common import (
+    ALL_PRECISIONS,
+    Output,
+    Precision,
+    Precisions,
+    Repeats,
+    Seconds,
+    print_written,
+    results_folder,
+)
+from benchmarks.processes.server import Program
+from benchmarks.report.columns import COMPARISON_COLUMNS, COMPARISON_LEGEND
+from benchmarks.report.tables import merge, print_table, progress
+
+ComparisonCases = Annotated[list[str], typer.Option("--case", help="Case to measure; may be repeated.")]
+_COMPARISON, _COMPARISON_CASES = ComparisonOptions(), list(comparison.CASES)
+_VARIANTS = [name for name in VARIANTS if name != "none"]
+
+
+def ablation(
+    variant: Annotated[
+        list[str], typer.Option(help=f"Heuristic to disable: {', '.join(VARIANTS)}; may be repeated.")
+    ] = _VARIANTS,
+    case: ComparisonCases = _COMPARISON_CASES,
+    precision: Precisions = ALL_PRECISIONS,
+    repeats: Repeats = _COMPARISON.repeats,
+    seconds: Seconds = _COMPARISON.seconds,
+    output: Output = None,
+) -> None:
+    """Compare the server with and without each heuristic, alternating."""
+    programs = [Program()]
+    programs += [Program(name, "benchmarks.processes.ablation_server", (name,)) for name in dict.fromkeys(variant)]
+    _compare(programs, precision, case, repeats, seconds, output, "ablation.json", "With one heuristic disabled")
+
+
+def compare(
+    against: Annotated[Path, typer.Argument(help="Checkout of an earlier commit.", show_default=False)],
+    module: Annotated[str, typer.Option(help="Module of its command line.")] = "elman.cli",
+    case: ComparisonCases = _COMPARISON_CASES,
+    precision: Precisions = ALL_PRECISIONS,
+    repeats: Repeats = _COMPARISON.repeats,
+    seconds: Seconds = _COMPARISON.seconds,
+    output: Output = None,
+) -> None:
+    """Compare this code with that of another checkout, alternating."""
+    programs = [Program("before", module, checkout=against.resolve()), Program("now")]
+    _compare(programs, precision, case, repeats, seconds, output, "comparison.json", "Comparison of two checkouts")
+
+
+def _compare(
+    programs: list[Program],
+    precision: list[Precision],
+    case: list[str],
+    repeats: int,
+    seconds: float,
+    output: Path | None,
+    file: str,
+    title: str,
+) -> None:
+    options = ComparisonOptions(tuple(dict.fromkeys(precision)), tuple(dict.fromkeys(case)), repeats, seconds)
+    with progress(comparison.step_count(programs, options)) as advance:
+        rows = comparison.compare(programs, options, advance)
+    folder = results_folder(output, options.worth_keeping)
+    merge(folder / file, rows, ("program", "precision", "case", "figure"))
+    print_table(title, COMPARISON_COLUMNS, rows, COMPARISON_LEGEND)
+    print_written(folder / file)
