@@ -7,7 +7,7 @@ import re
 from tests.support.paths import ROOT
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-TOP_LEVELS = "bundle|client|export|protos|server|tests|training"
+TOP_LEVELS = "benchmarks|bundle|client|export|protos|server|tests|training"
 
 
 def test_every_file_that_it_names_exists() -> None:
