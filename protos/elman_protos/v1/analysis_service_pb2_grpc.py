@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AnalysisServiceStub:
-    """Scores texts, embeds inputs and watches units of the state.
+    """Scores texts, embeds inputs, and inspects units of the state.
     """
 
     def __init__(self, channel):
@@ -53,27 +53,27 @@ class AnalysisServiceStub:
 
 
 class AnalysisServiceServicer:
-    """Scores texts, embeds inputs and watches units of the state.
+    """Scores texts, embeds inputs, and inspects units of the state.
     """
 
     def Score(self, request, context):
-        """How probable a model that generates holds given texts. The first response says that it was started; scores follow
-        in the order of the candidates, as soon as they are there.
+        """Scores texts: their log-likelihood under a model that generates. The first response has `started`; scores follow in
+        the order of the candidates, as soon as they are available.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """What a model makes of inputs: its state, or one of its outputs, as numbers.
+        """Embeds inputs: returns the states, or one output, after reading them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Inspect(self, request, context):
-        """What single units of the state do while a model reads an input. The first response says which units they are; steps
-        follow as soon as they are taken.
+        """Returns the values of single units of the state while a model reads an input. The first response has `started` with
+        the units; steps follow as soon as they are taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +106,7 @@ def add_AnalysisServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AnalysisService:
-    """Scores texts, embeds inputs and watches units of the state.
+    """Scores texts, embeds inputs, and inspects units of the state.
     """
 
     @staticmethod

@@ -82,22 +82,21 @@ class InferenceServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """The models this server holds, sorted by name.
+        """Lists the models of this server, sorted by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model: its manifest, digest and load.
+        """Returns one model: its manifest, digest and load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Continues a prompt. The first response says that it was started, the last one that it is finished, and all of them
-        bring new tokens.
+        """Continues a prompt. The first response has `started`, the last one `finished`, and any of them may have new tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,35 +110,34 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Classify(self, request, context):
-        """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root or
-        for every node.
+        """Labels a whole input: a classifier answers once for all of it, a tagger for every step, a tree model for the root
+        or for every node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamClassify(self, request_iterator, context):
-        """Labels an input that arrives in pieces. The client sends one StreamConfig, then pieces; the server answers the
-        config with a StreamStarted and every piece with a PieceResult. The state is kept between pieces, so the
-        result does not depend on where the input was cut.
+        """Labels an input that arrives in pieces. The client sends one StreamConfig and then pieces; the server answers the
+        config with a StreamStarted and each piece with a PieceResult. The state is kept between pieces, so the result does
+        not depend on where the input was cut.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateMany(self, request_iterator, context):
-        """Continues many prompts in one call: Generate for whoever has many things to ask, such as a file of sentences to
-        translate. The requests run side by side and are answered as their tokens come; what a call costs by itself, which
-        may be more than a short generation does, is paid once. One that fails is answered with its failure, and the others
-        go on. While there are 256 of the call's requests under way, no more of them are read; where more would wait than
-        may (QUEUE_FULL), they wait outside.
+        """Continues many prompts in one call, such as a file of sentences to translate. The requests run concurrently and are
+        answered as their tokens come; the cost of a call, which may exceed that of a short generation, is paid once. A
+        request that fails is answered with its failure, and the others continue. The server reads no further requests
+        while 256 of this call are running or while the queue is full; they do not fail with QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyMany(self, request_iterator, context):
-        """Labels many whole inputs in one call, as GenerateMany continues many prompts.
+        """Labels many inputs in one call, as GenerateMany continues many prompts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

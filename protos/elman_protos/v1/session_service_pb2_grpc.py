@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class SessionServiceStub:
-    """Keeps sessions. A session is a sequence of tokens and the state a model is in when it has read them. Calls continue
-    it (Generate, Classify and StreamClassify take a SessionCall), one at a time. Its state is a value: it can be
-    copied (ForkSession), taken back (RewindSession), and carried to another server (ExportSession, ImportSession).
+    """Keeps sessions. A session is a sequence of tokens and the state of a model after them. Calls continue it (Generate,
+    Classify and StreamClassify take a SessionCall), one at a time. The state is a value: it can be copied (ForkSession),
+    rewound (RewindSession), and moved to another server (ExportSession, ImportSession).
 
-    A call on a session may carry the metadata "elman-session", its id, by which a load balancer can choose a server,
-    and "elman-caller", which says whose session it is; without it that is the address the call comes from.
+    A call on a session may have the metadata "elman-session", the id of the session, by which a load balancer can choose
+    a server, and "elman-caller", which identifies the caller. The default caller is the address of the connection.
     """
 
     def __init__(self, channel):
@@ -83,16 +83,16 @@ class SessionServiceStub:
 
 
 class SessionServiceServicer:
-    """Keeps sessions. A session is a sequence of tokens and the state a model is in when it has read them. Calls continue
-    it (Generate, Classify and StreamClassify take a SessionCall), one at a time. Its state is a value: it can be
-    copied (ForkSession), taken back (RewindSession), and carried to another server (ExportSession, ImportSession).
+    """Keeps sessions. A session is a sequence of tokens and the state of a model after them. Calls continue it (Generate,
+    Classify and StreamClassify take a SessionCall), one at a time. The state is a value: it can be copied (ForkSession),
+    rewound (RewindSession), and moved to another server (ExportSession, ImportSession).
 
-    A call on a session may carry the metadata "elman-session", its id, by which a load balancer can choose a server,
-    and "elman-caller", which says whose session it is; without it that is the address the call comes from.
+    A call on a session may have the metadata "elman-session", the id of the session, by which a load balancer can choose
+    a server, and "elman-caller", which identifies the caller. The default caller is the address of the connection.
     """
 
     def CreateSession(self, request, context):
-        """Makes a session, empty or from a prompt. ForkSession and ImportSession make one from another and from a file.
+        """Creates a session, empty or from a prompt. ForkSession creates one from another session, ImportSession from a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,42 +106,42 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """The sessions there are, sorted by id.
+        """Lists sessions, sorted by id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Forgets a session. A call that is under way on it fails.
+        """Deletes a session. A running call on it fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Makes a session that holds what another one holds, up to a position. Nothing is computed again.
+        """Copies a session, up to a position. Nothing is computed again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RewindSession(self, request, context):
-        """Takes a session back to an earlier position, as if what followed had never been.
+        """Takes a session back to an earlier position; what followed is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportSession(self, request, context):
-        """A session as one file.
+        """Returns a session as one file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportSession(self, request, context):
-        """Makes a session from such a file.
+        """Creates a session from such a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,12 +199,12 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService:
-    """Keeps sessions. A session is a sequence of tokens and the state a model is in when it has read them. Calls continue
-    it (Generate, Classify and StreamClassify take a SessionCall), one at a time. Its state is a value: it can be
-    copied (ForkSession), taken back (RewindSession), and carried to another server (ExportSession, ImportSession).
+    """Keeps sessions. A session is a sequence of tokens and the state of a model after them. Calls continue it (Generate,
+    Classify and StreamClassify take a SessionCall), one at a time. The state is a value: it can be copied (ForkSession),
+    rewound (RewindSession), and moved to another server (ExportSession, ImportSession).
 
-    A call on a session may carry the metadata "elman-session", its id, by which a load balancer can choose a server,
-    and "elman-caller", which says whose session it is; without it that is the address the call comes from.
+    A call on a session may have the metadata "elman-session", the id of the session, by which a load balancer can choose
+    a server, and "elman-caller", which identifies the caller. The default caller is the address of the connection.
     """
 
     @staticmethod
