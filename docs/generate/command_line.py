@@ -14,7 +14,8 @@ _HEAD = """\
 # Command line
 
 `elman COMMAND --help` prints the same. Commands that call a server take its address from `--server` or from the
-environment variable `ELMAN_SERVER`. A command that fails prints one line on standard error and exits with the status 1.
+environment variable `ELMAN_SERVER`. A command that fails prints one line on standard error and exits with a status
+other than 0.
 """
 _DEFAULT_PANELS = {True: "Arguments", False: "Options"}
 
@@ -46,7 +47,16 @@ def _section(name: str, command: Any) -> list[str]:
         lines += ["| option | meaning |", "|---|---|"]
         lines += [_row(*parameter.get_help_record(context)) for parameter in parameters]
         lines.append("")
-    return lines
+    # Some commands write it when their options are generated, so it is read last.
+    return [*lines, *_epilog(command.epilog or "")]
+
+
+def _epilog(text: str) -> Iterator[str]:
+    """What the help has below the options: headings, and lists of `name: text` under them."""
+    for line in text.replace(r"\[", "[").splitlines():
+        name, _, rest = line.strip().partition(": ")
+        yield f"- {name}: {rest}" if line.startswith(" ") else f"\n**{line}**\n" if line else ""
+    yield ""
 
 
 def _panels(parameters: list[Any]) -> dict[str, list[Any]]:

@@ -19,8 +19,8 @@ from elman_server.settings import Settings
 from tests.support.documents import Page, pages
 
 NAME = re.compile(r"`([a-z]+(?:_[a-z0-9]+)+)`")
-# A figure of the export, and a data set.
-OTHERS = {"padding_largest_difference", "test_2016_flickr"}
+# A figure of the export, a data set, and a key of the log.
+OTHERS = {"padding_largest_difference", "test_2016_flickr", "drain_timeout_s"}
 
 
 def known_names() -> set[str]:

@@ -11,7 +11,7 @@ from tests.support.documents import Page, pages
 from tests.support.paths import ROOT
 
 README = Page("README.md").text
-MARK = re.compile(r"<!-- figures: ([\w-]+) -->")
+MARK = re.compile(r"^<!-- figures: ([\w-]+) -->$", re.MULTILINE)
 
 
 def test_it_has_at_most_150_lines() -> None:
