@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -77,7 +77,7 @@ async def _labelled(client: Client) -> list[Piece]:
     """A stream of `elman classify --follow`: each character coloured by its label."""
     began, pieces, colours = time.perf_counter(), [], dict[str, str]()
 
-    async def characters() -> Iterable[str]:
+    async def characters() -> AsyncIterator[str]:
         for character in _SOURCE:
             await asyncio.sleep(_SENT_EVERY)
             yield character
