@@ -1,4 +1,4 @@
-"""Embeddings and inspections over a real server: to the bit what a plain loop of onnxruntime has."""
+"""Embeddings and inspections with a real server: equal to a plain onnxruntime loop to the bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def collected(stream: InspectionStream) -> list[InspectedStep]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_an_embedding_is_the_state_that_a_plain_loop_has(bundles: Bundles, name: str) -> None:
+async def test_embedding_equals_the_state_of_a_plain_loop(bundles: Bundles, name: str) -> None:
     inputs = random_texts(40)
     async with serving(bundles[name], slots=16) as running:
         last = await running.client.embed(inputs)
@@ -56,7 +56,7 @@ async def test_an_embedding_is_the_state_that_a_plain_loop_has(bundles: Bundles,
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_an_output_is_that_of_a_plain_loop(bundles: Bundles, name: str) -> None:
+async def test_output_equals_that_of_a_plain_loop(bundles: Bundles, name: str) -> None:
     inputs = random_texts(10)
     async with serving(bundles[name]) as running:
         last = await running.client.embed(inputs, output="logits")
@@ -69,7 +69,7 @@ async def test_an_output_is_that_of_a_plain_loop(bundles: Bundles, name: str) ->
         assert on_the_way.tensors["logits"].to_numpy().tobytes() == outputs["logits"].tobytes()
 
 
-async def test_states_are_told_by_name_in_the_order_asked_for(bundles: Bundles) -> None:
+async def test_states_are_returned_by_name_in_the_requested_order(bundles: Bundles) -> None:
     async with serving(bundles["lstm"]) as running:
         (everything,) = await running.client.embed(["abc"])
         names = ["state.layer1.cell", "state.layer0.hidden"]
@@ -83,7 +83,7 @@ async def test_states_are_told_by_name_in_the_order_asked_for(bundles: Bundles) 
 
 
 @pytest.mark.parametrize("name", ["lstm-int8", "tags"])
-async def test_units_that_are_watched_are_those_of_the_embedding(
+async def test_inspected_units_equal_those_of_the_embedding(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("elman_server.inference.inspect._PART_STEPS", 7)
@@ -96,8 +96,8 @@ async def test_units_that_are_watched_are_those_of_the_embedding(
         assert "".join(step.text for step in steps) == text
         assert [step.token_id for step in steps] == list(embedding.token_ids)
         assert stream.units == tuple(Unit(state, index) for state in states for index in range(37))
-        found = np.array([step.values for step in steps], np.float32)
-        assert found.tobytes() == np.hstack(list(states.values())).tobytes()
+        result = np.array([step.values for step in steps], np.float32)
+        assert result.tobytes() == np.hstack(list(states.values())).tobytes()
         assert (stream.step_count, stream.model) == (60, name)
         first, *_, last = states
         some = running.client.inspect(text, units={last: [36, 0, 36], first: [5]})
@@ -107,7 +107,7 @@ async def test_units_that_are_watched_are_those_of_the_embedding(
         assert np.array(values, np.float32).tobytes() == expected.tobytes()
 
 
-async def test_a_character_of_several_tokens_stands_with_its_last_one() -> None:
+async def test_character_of_several_tokens_is_reported_at_its_last_token() -> None:
     async with serving(byte_bundle()) as running:
         steps = await collected(running.client.inspect("aé🌲", units={"state.layer0.hidden": [4]}))
         assert [step.text for step in steps] == ["a", "", "é", "", "", "", "🌲"]
@@ -117,7 +117,7 @@ async def test_a_character_of_several_tokens_stands_with_its_last_one() -> None:
         assert [step.text for step in cut] == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
-# ---- by hand
+# ---- compared with manual computation
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ async def stub(running: Running) -> AsyncIterator[Any]:
         yield v1.AnalysisServiceStub(channel)
 
 
-async def test_sums_by_hand(running: Running) -> None:
+async def test_embedding_equals_manual_computation(running: Running) -> None:
     last = await running.client.embed(["abc", "hh", "a"])
     assert [embedding.tensors["total"].values() for embedding in last] == [(6,), (16,), (1,)]
     assert {embedding.tensors["total"].shape for embedding in last} == {()}
@@ -149,7 +149,7 @@ async def test_sums_by_hand(running: Running) -> None:
     assert steps[2] == InspectedStep(token_id=3, text="c", values=(6,))
 
 
-async def test_a_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fake_bundle()
     bundle.spec.vocabularies[0].begin_token_id = 4
     monkeypatch.setattr("tests.support.serving.fake_bundle", lambda *_, **__: bundle)
@@ -162,7 +162,7 @@ async def test_a_begin_token_is_read_first(monkeypatch: pytest.MonkeyPatch) -> N
         assert stream.step_count == 3
 
 
-async def test_a_begin_token_has_no_part_in_the_text() -> None:
+async def test_begin_token_is_not_part_of_the_text() -> None:
     begin = int(CHARACTERS.encode("\n")[0])
     network = make_small_network(CHARACTERS.size)
     token = Token(CHARACTERS, begin_id=begin)
@@ -240,7 +240,7 @@ async def test_bad_request(stub: Any, running: Running, name: str) -> None:
     assert await other == "".join(LETTERS[token] for token in continuation([1, 2], 1000))
 
 
-async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tells_its_size(
+async def test_largest_response_is_sent_and_larger_ones_are_rejected_with_their_size(
     bundles: Bundles,
 ) -> None:
     async with serving(bundles["lstm"], message_limit=100_000) as running:
@@ -252,10 +252,10 @@ async def test_an_answer_of_the_largest_size_is_sent_and_one_that_is_larger_tell
         assert caught.value.metadata["limit"] == "100000"
         assert 106_560 <= int(caught.value.metadata["size"]) <= 110_000
         assert len(await running.client.embed([text, "a" * 20])) == 2
-        assert len(await collected(running.client.inspect(text * 20))) == 3200  # Streamed, however long.
+        assert len(await collected(running.client.inspect(text * 20))) == 3200  # streamed, without a limit
 
 
-async def test_many_units_of_a_small_state_are_read_in_short_pieces(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inspection_of_many_units_uses_little_memory(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elman_server.inference.inspect._PART_BYTES", 1_000_000)
     tracemalloc.start()
     try:
@@ -269,7 +269,7 @@ async def test_many_units_of_a_small_state_are_read_in_short_pieces(stub: Any, m
     assert peak < 5_000_000
 
 
-async def test_a_model_without_a_state_tells_its_outputs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stateless_model_returns_only_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fake_bundle()
     del bundle.spec.step.states[:]
     monkeypatch.setattr("tests.support.serving.fake_bundle", lambda *_, **__: bundle)
@@ -284,7 +284,7 @@ async def test_a_model_without_a_state_tells_its_outputs_only(monkeypatch: pytes
         assert np.argmax(embedding.tensors["labels"].to_numpy()) == 1
 
 
-async def test_several_models_have_to_be_told_apart(bundles: Bundles) -> None:
+async def test_model_name_is_required_with_several_models(bundles: Bundles) -> None:
     async with serving(bundles["gru"], bundles["tags"]) as running:
         with pytest.raises(InvalidRequestError, match="2 models of this server can read an input: gru, tags"):
             await running.client.embed(["a"])
@@ -292,14 +292,14 @@ async def test_several_models_have_to_be_told_apart(bundles: Bundles) -> None:
             await collected(running.client.inspect("a"))
 
 
-async def test_what_the_protocol_cannot_express_is_refused(running: Running) -> None:
+async def test_values_that_the_protocol_cannot_express_are_rejected(running: Running) -> None:
     with pytest.raises(InvalidRequestError, match="a list of texts is needed"):
         await running.client.embed("abc")
     with pytest.raises(InvalidRequestError, match="exclude each other"):
         await running.client.embed(["abc"], states=["total"], output="logits")
 
 
-async def test_an_input_on_which_the_model_fails_is_named_and_disturbs_nobody(running: Running) -> None:
+async def test_failing_input_is_named_and_does_not_affect_others(running: Running) -> None:
     other = asyncio.create_task(running.client.generate("ab", max_tokens=500, temperature=0).text())
     beside = asyncio.create_task(running.client.embed(["abc"] * 30, every_step=True))
     with pytest.raises(ServerError, match=r"inputs\[2\]: "):
@@ -312,10 +312,10 @@ async def test_an_input_on_which_the_model_fails_is_named_and_disturbs_nobody(ru
     assert await other == "".join(LETTERS[token] for token in continuation([1, 2], 500))
 
 
-async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
+async def test_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     embedding = asyncio.create_task(running.client.embed(["abc" * 300] * 10))
-    await until(running, 4)  # Half of the slots.
+    await until(running, 4)  # half of the slots
     inspecting = asyncio.create_task(collected(running.client.inspect("abc")))
     await until(running, 5)
     for task in (embedding, inspecting):
@@ -329,7 +329,7 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
     assert len(await running.client.embed(["abc"] * 100)) == 100
 
 
-async def test_who_stops_watching_frees_the_slot(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_an_inspection_frees_the_slot(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elman_server.inference.inspect._PART_STEPS", 2)
     async for step in running.client.inspect("abc" * 300):
         assert step == InspectedStep(1, "a", (1,))

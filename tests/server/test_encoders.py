@@ -1,4 +1,4 @@
-"""Models with an encoder, served: a source is read once, and what follows is the same to the bit in any company."""
+"""Serving encoder models: a source is encoded once, and results do not depend on concurrent requests to the bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, Transl
 from tests.support.serving import serving
 from tests.support.shared import SharedBundles
 
-QUICK = {"chunk_ms": 0.5}  # Few steps a run, so that few graphs are opened.
+QUICK = {"chunk_ms": 0.5}  # few steps per run, so that few graphs are opened
 WORDS = ["a", "elman", "the quick brown fox jumps over the lazy dog", "x" * LONGEST, "jordan", "serial order"]
 
 
@@ -46,8 +46,7 @@ def encoding() -> Mapping[str, Bundle]:
 
 
 class Listener(nn.Module):
-    """A sequence of frames, summed up to a first state that is all the decoder gets: many to many by way of one
-    vector."""
+    """Encodes a sequence of frames into the decoder's initial state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ def export_listener(folder: Path) -> None:
 
 
 def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], list[float]]:
-    """The greedy tokens of a source and their log-probabilities, by onnxruntime alone in a plain loop."""
+    """Return the greedy tokens of a source and their log-probabilities from a plain onnxruntime loop."""
     providers = ["CPUExecutionProvider"]
     encoder = onnxruntime.InferenceSession(bundle.encoder_path, providers=providers)
     step = onnxruntime.InferenceSession(bundle.graph_path, providers=providers)
@@ -92,7 +91,7 @@ def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], 
         outputs = step.run(["logits", "next.hidden"], {"token": np.array([token]), **kept})
         kept["state.hidden"] = outputs[1]
         logits = outputs[0][0].astype(np.float64)
-        logits[0] = -np.inf  # The unknown token.
+        logits[0] = -np.inf  # the unknown token
         token = int(logits.argmax())
         shifted = outputs[0][0].astype(np.float64) - logits.max()
         if token == 2:
@@ -103,7 +102,7 @@ def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], 
 
 
 async def spelled(client: Client, word: str | NDArray[Any], model: str, **options: Any) -> tuple[Any, ...]:
-    """Tokens and log-probabilities, to the bit."""
+    """Return tokens and log-probabilities."""
     stream = client.generate(source=word, model=model, max_tokens=40, log_probabilities=0, **options)
     chunks = [chunk async for chunk in stream]
     return (
@@ -113,7 +112,7 @@ async def spelled(client: Client, word: str | NDArray[Any], model: str, **option
     )
 
 
-async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Mapping[str, Bundle]) -> None:
+async def test_output_of_a_source_equals_onnxruntime_alone(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         seen = set()
         for word in WORDS:
@@ -123,11 +122,11 @@ async def test_a_source_gives_what_onnxruntime_alone_gives(encoding: Mapping[str
             assert list(log_probabilities) == pytest.approx(numbers, abs=1e-5)
             assert text == " ".join(SOUNDS.tokens[token] for token in tokens)
             seen.add(tokens)
-        assert len(seen) > 3  # The source matters.
+        assert len(seen) > 3  # the result depends on the source
 
 
 @pytest.mark.parametrize("name", ["translator", "int8"])
-async def test_in_any_company_it_is_the_same_to_the_bit(
+async def test_result_does_not_depend_on_concurrent_requests_bit_exactly(
     encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle], name: str
 ) -> None:
     random = np.random.default_rng(4)
@@ -138,31 +137,31 @@ async def test_in_any_company_it_is_the_same_to_the_bit(
         async def ask(index: int) -> Any:
             word = words[index]
             if index % 4 == 3:
-                found = await client.search(source=word, model=name, width=3, count=3, max_tokens=12)
-                return [(one.token_ids, one.score) for one in found]
+                result = await client.search(source=word, model=name, width=3, count=3, max_tokens=12)
+                return [(one.token_ids, one.score) for one in result]
             return await spelled(client, word, name, temperature=index % 3, seed=index)
 
-        lone = [await ask(index) for index in range(len(words))]
+        single = [await ask(index) for index in range(len(words))]
         text = await client.generate("once", model="lstm", max_tokens=300, seed=1).text()
         verdicts = [await client.classify(word, model="judge") for word in words]
-        beside = asyncio.gather(
+        others = asyncio.gather(
             *(client.generate("once", model="lstm", max_tokens=300, seed=1).text() for _ in range(8)),
         )
         judged = asyncio.gather(*(client.classify(word, model="judge") for word in words))
-        assert await asyncio.gather(*map(ask, range(len(words)))) == lone
+        assert await asyncio.gather(*map(ask, range(len(words)))) == single
         assert await judged == verdicts
-        assert await beside == [text] * 8
+        assert await others == [text] * 8
         await running.until_idle()
 
 
-def test_rows_of_different_lengths_come_and_go(encoding: Mapping[str, Bundle]) -> None:
-    """The engine alone: constants grow, shrink, move and are copied, and each row goes on as it would alone."""
+def test_rows_of_different_lengths_join_and_leave(encoding: Mapping[str, Bundle]) -> None:
+    """The engine alone: constants grow, shrink, move and are copied, and each row continues as it would alone."""
     bundle = encoding["translator"]
     engine = OnnxEngine(bundle, capacity=5, opener=Opener(ProviderChoice.CPU, 2), run_seconds=0.005)
     sources = [LETTERS.encode(word) for word in WORDS]
     encoded = engine.encode(sources)
     expected = [alone(bundle, source, 12)[0] + [2] for source in sources]
-    rows: list[tuple[int, list[int]]] = []  # Which word, and its tokens so far.
+    rows: list[tuple[int, list[int]]] = []  # index of the word and its tokens so far
 
     def step() -> None:
         chunk = one_step(np.array([tokens[-1] if tokens else 1 for _, tokens in rows]))
@@ -198,8 +197,8 @@ def test_rows_of_different_lengths_come_and_go(encoding: Mapping[str, Bundle]) -
         assert tokens[: len(wanted)] == wanted[: len(tokens)]
 
 
-def test_a_beam_whose_row_another_has_had_is_copied_again() -> None:
-    """What a row holds behind the last one in use is lost when the buffers change: it is nobody's any more."""
+def test_beam_in_a_reused_row_is_copied_again() -> None:
+    """Rows after the last one in use lose their content when the buffers are reallocated."""
     spec = v1.ConstantSpec(name="memory", data_type=v1.DATA_TYPE_FLOAT32, shape=[64, 2], variable_length=True)
     kept = Constants([spec], 6, 64, lambda shape, dtype: HostBuffer((6, *shape), dtype))
 
@@ -209,7 +208,7 @@ def test_a_beam_whose_row_another_has_had_is_copied_again() -> None:
     for row, length in enumerate((5, 5, 6)):
         kept.write(row, {"memory": np.full((length, 2), row + 1, np.float32)})
     kept.move(2, 1)
-    kept.move(1, 0)  # The search is alone, in row 0; rows 1 and 2 still hold the same.
+    kept.move(1, 0)  # Only the search in row 0 is left; rows 1 and 2 still hold the same content.
     kept.write(1, {"memory": np.full((40, 2), 9, np.float32)})
     kept.rearrange([0, 2, 3], [0, 0, 0])
     assert [memory(row, 6) for row in (0, 2, 3)] == [[3.0] * 6] * 3
@@ -218,29 +217,29 @@ def test_a_beam_whose_row_another_has_had_is_copied_again() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1], [1] * 127 + [1024], [30, 1, 17, 64, 3, 1000], [2000] * 9])
-def test_sources_of_like_lengths_are_read_together(lengths: list[int]) -> None:
+def test_sources_of_similar_lengths_are_batched(lengths: list[int]) -> None:
     groups = _groups(lengths)
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     for group in groups:
-        found = [lengths[place] for place in group]
-        assert len(group) == 1 or max(found) <= 2 * max(min(found), 16)
-        assert len(group) == 1 or len(group) * max(found) <= 4096
+        result = [lengths[place] for place in group]
+        assert len(group) == 1 or max(result) <= 2 * max(min(result), 16)
+        assert len(group) == 1 or len(group) * max(result) <= 4096
 
 
-async def test_a_long_prompt_a_search_and_other_lengths(encoding: Mapping[str, Bundle]) -> None:
-    """Searches whose prompts take several runs, while others of all lengths come and go beside them."""
+async def test_beam_searches_with_long_prompts_during_other_requests(encoding: Mapping[str, Bundle]) -> None:
+    """Searches whose prompts take several runs, while requests of all lengths start and finish."""
     prompt = " ".join(f"S{index % 20}" for index in range(70))
     async with serving(encoding["translator"], slots=8, **QUICK) as running:
         client = running.client
 
         async def search(word: str) -> Any:
-            found = await client.search(prompt, source=word, width=4, count=4, max_tokens=6, min_tokens=3)
-            return [(one.token_ids, one.score) for one in found]
+            result = await client.search(prompt, source=word, width=4, count=4, max_tokens=6, min_tokens=3)
+            return [(one.token_ids, one.score) for one in result]
 
-        lone = [await search(word) for word in WORDS]
-        beside = [spelled(client, word * 2 if len(word) < 30 else word, "", seed=1) for word in WORDS * 5]
-        together = await asyncio.gather(*map(search, WORDS), *beside)
-        assert list(together[: len(WORDS)]) == lone
+        single = [await search(word) for word in WORDS]
+        others = [spelled(client, word * 2 if len(word) < 30 else word, "", seed=1) for word in WORDS * 5]
+        together = await asyncio.gather(*map(search, WORDS), *others)
+        assert list(together[: len(WORDS)]) == single
 
 
 def one_step(tokens: NDArray[np.int64]) -> Any:
@@ -251,14 +250,14 @@ def one_step(tokens: NDArray[np.int64]) -> Any:
     return Chunk(
         {"token": tokens[:, None]},
         np.full((count, 1), 1e-7, np.float32),
-        np.full(count, 1e-4, np.float32),  # As good as greedy.
+        np.full(count, 1e-4, np.float32),  # practically greedy
         np.full(count, SOUNDS.size),
         ones,
         np.zeros(count, np.float32),
     )
 
 
-async def test_numbers_can_be_a_source(encoding: Mapping[str, Bundle]) -> None:
+async def test_source_can_be_numeric(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["frames"], **QUICK) as running:
         frames = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
         tokens, *_ = await spelled(running.client, frames, "frames", temperature=0)
@@ -268,7 +267,7 @@ async def test_numbers_can_be_a_source(encoding: Mapping[str, Bundle]) -> None:
         )
 
 
-async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
+async def test_source_is_encoded_once_for_all_its_sequences(
     encoding: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
@@ -297,70 +296,70 @@ async def test_a_source_is_read_once_for_all_that_goes_on_from_it(
             assert sum(read) == 1
 
 
-async def test_a_search_tells_what_scoring_tells(encoding: Mapping[str, Bundle]) -> None:
+async def test_beam_search_scores_equal_score_results(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         for word in WORDS:
-            found = await running.client.search(source=word, width=4, count=4, max_tokens=8, length_penalty=0)
-            assert len(found) == 4
-            for one in found:
+            result = await running.client.search(source=word, width=4, count=4, max_tokens=8, length_penalty=0)
+            assert len(result) == 4
+            for one in result:
                 ids = [*one.token_ids, *([2] if one.finish_reason is not None and len(one.token_ids) < 8 else [])]
                 score = await running.client.score(ids, source=word)
                 assert score.log_likelihood == pytest.approx(one.score, abs=1e-4)
 
 
-async def test_choosing_is_scoring_with_the_end(encoding: Mapping[str, Bundle]) -> None:
+async def test_choose_equals_scoring_with_the_end_token(encoding: Mapping[str, Bundle]) -> None:
     choices = ["S1", "S1 S2", "S7 S8 S9"]
     async with serving(encoding["translator"], **QUICK) as running:
         client = running.client
         for prompt in ("", "S3 S4"):
-            found = await client.choose(choices, source="serial order", prompt=prompt)
+            result = await client.choose(choices, source="serial order", prompt=prompt)
             scored = [
                 await client.score([*SOUNDS.encode(choice).tolist(), 2], source="serial order", context=prompt)
                 for choice in choices
             ]
             likelihoods = [score.log_likelihood for score in scored]
-            assert [score.log_likelihood for score in found.scores] == likelihoods
-            assert [score.token_count for score in found.scores] == [2, 3, 4]
-            assert found.source_unknown_count == 0
-            assert found.index == int(np.argmax(likelihoods))
+            assert [score.log_likelihood for score in result.scores] == likelihoods
+            assert [score.token_count for score in result.scores] == [2, 3, 4]
+            assert result.source_unknown_count == 0
+            assert result.index == int(np.argmax(likelihoods))
             weights = np.exp(np.array(likelihoods) - max(likelihoods))
-            assert [score.probability for score in found.scores] == pytest.approx((weights / weights.sum()).tolist())
+            assert [score.probability for score in result.scores] == pytest.approx((weights / weights.sum()).tolist())
         opened = await client.choose(choices, source="serial order", open_ended=True)
         assert [score.token_count for score in opened.scores] == [1, 2, 3]
-        assert opened.scores[0].log_likelihood > opened.scores[1].log_likelihood  # The beginning of another.
+        assert opened.scores[0].log_likelihood > opened.scores[1].log_likelihood  # a prefix of another candidate
 
 
-async def test_choosing_tells_what_is_unknown(encoding: Mapping[str, Bundle]) -> None:
+async def test_choose_reports_unknown_tokens(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
-        found = await running.client.choose(["S1 nope", "what ever"], source="Ä ö")
-        assert found.source_unknown_count == 2
-        assert [score.unknown_token_count for score in found.scores] == [1, 2]
+        result = await running.client.choose(["S1 nope", "what ever"], source="Ä ö")
+        assert result.source_unknown_count == 2
+        assert [score.unknown_token_count for score in result.scores] == [1, 2]
         stream = running.client.score_candidates(["S1"], source="Äa")
         _ = [score async for score in stream]
         assert stream.source_unknown_count == 1
 
 
-async def test_a_model_without_an_encoder_chooses_too(bundles: Mapping[str, Bundle]) -> None:
+async def test_model_without_encoder_can_choose(bundles: Mapping[str, Bundle]) -> None:
     async with serving(bundles["lstm"], **QUICK) as running:
-        found = await running.client.choose(["pon", "re"], prompt="once u")
-        for choice, score in zip(["pon", "re"], found.scores, strict=True):
+        result = await running.client.choose(["pon", "re"], prompt="once u")
+        for choice, score in zip(["pon", "re"], result.scores, strict=True):
             scored = await running.client.score(choice, context="once u")
             assert score.log_likelihood == scored.log_likelihood
 
 
-async def test_what_reads_both_ways_classifies_whole_inputs(encoding: Mapping[str, Bundle]) -> None:
+async def test_bidirectional_model_classifies_whole_inputs(encoding: Mapping[str, Bundle]) -> None:
     module = Judge().eval()
     async with serving(encoding["judge"], **QUICK) as running:
         for word in WORDS:
-            found = await running.client.classify(word)
+            result = await running.client.classify(word)
             ids = torch.from_numpy(LETTERS.encode(word))[None]
             with torch.no_grad():
                 constants, _ = module.encode(ids, torch.tensor([ids.shape[1]]))
                 expected = torch.softmax(module.step({}, constants, {})[0]["logits"][0].double(), dim=0)
-            assert {label.name: label.probability for label in found.labels} == pytest.approx(
+            assert {label.name: label.probability for label in result.labels} == pytest.approx(
                 dict(zip(["bad", "fair", "good"], expected.tolist(), strict=True)), abs=1e-6
             )
-            assert found.step_count == len(word)
+            assert result.step_count == len(word)
 
 
 WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
@@ -408,19 +407,17 @@ WRONG: list[tuple[Callable[[Client], Awaitable[Any]], str]] = [
 ]
 
 
-async def test_wrong_sources_are_named(encoding: Mapping[str, Bundle]) -> None:
+async def test_invalid_sources_are_reported(encoding: Mapping[str, Bundle]) -> None:
     async with serving(encoding["translator"], **QUICK) as running:
         fine = await spelled(running.client, "fine", "", temperature=0)
-        for ask, complaint in WRONG:
+        for ask, error_message in WRONG:
             with pytest.raises(ElmanError) as caught:
                 await ask(running.client)
-            assert complaint in str(caught.value)
+            assert error_message in str(caught.value)
             assert await spelled(running.client, "fine", "", temperature=0) == fine
 
 
-async def test_a_source_where_none_belongs_is_named(
-    encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle]
-) -> None:
+async def test_unexpected_source_is_reported(encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> None:
     async with serving(bundles["lstm"], encoding["judge"], encoding["frames"], **QUICK) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match=r"source: got a source; 'lstm' has no encoder\. Leave it out"):
@@ -431,13 +428,13 @@ async def test_a_source_where_none_belongs_is_named(
         ):
             await client.generate("a", source="a", session=session.session_id).text()
         with pytest.raises(InvalidRequestError, match=r"it needs its complete input\. Use Classify"):
-            _ = [found async for found in client.stream_classify(["a"], model="judge")]
+            _ = [result async for result in client.stream_classify(["a"], model="judge")]
         with pytest.raises(InvalidRequestError, match="text: got 65 positions; "):
             await client.classify("w" * 65, model="judge")
-        for wrong, complaint in (
+        for wrong, error_message in (
             ([[1.0, 2.0]], r"source.tensor.shape: got \[1, 2\]; must be float32 \[positions, 3\]"),
             ([[1.0, math.nan, 3.0]], r"source.tensor.content: got nan at \[0, 1\]; every number must be finite"),
             ("abc", r"source.text: got text; the encoder of 'frames' reads a tensor, float32 \[positions, 3\]"),
         ):
-            with pytest.raises(InvalidRequestError, match=complaint):
+            with pytest.raises(InvalidRequestError, match=error_message):
                 await client.generate(source=wrong, model="frames").text()

@@ -1,4 +1,4 @@
-"""Models that read numbers: faults in telemetry, step by step and whole, beside text in the same server."""
+"""Models with numeric inputs: labels per step and per sequence, in a server that also serves text models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONDITIONS = ("fine", "hot", "worn")
 
 
 class Telemetry(nn.Module):
-    """An LSTM over what three sensors say at each step."""
+    """An LSTM over the values of three sensors at each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Picture(nn.Module):
 
 
 def exporter(module: type[nn.Module], name: str, given: str, shape: tuple[int, ...], labels: Labels) -> Maker:
-    """What writes the bundle of a module that reads numbers."""
+    """Return a function that writes the bundle of a module with a numeric input."""
     return lambda folder: export_bundle(
         module(), folder, name=name, inputs={given: Values(shape)}, outputs={"logits": labels}
     )
@@ -69,7 +69,7 @@ def exporter(module: type[nn.Module], name: str, given: str, shape: tuple[int, .
 
 @pytest.fixture(scope="module")
 def numeric() -> Mapping[str, Bundle]:
-    """By name: a tagger of frames, a classifier of them, and one of pictures."""
+    """Bundles by name: a tagger and a classifier of frames, and a classifier of pictures."""
     return SharedBundles(
         "numeric",
         {
@@ -81,7 +81,7 @@ def numeric() -> Mapping[str, Bundle]:
 
 
 def alone(bundle: Bundle, values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The probabilities of the labels after each step, by onnxruntime alone."""
+    """Return the probabilities of the labels after each step, computed by onnxruntime alone."""
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     step = bundle.spec.step
     state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
@@ -100,11 +100,11 @@ def frames(seed: int, count: int, *shape: int) -> NDArray[np.float32]:
 
 
 def by_label(prediction: Prediction) -> list[float]:
-    found = {label.name: label.probability for label in prediction.labels}
-    return [found[name] for name in CONDITIONS]
+    result = {label.name: label.probability for label in prediction.labels}
+    return [result[name] for name in CONDITIONS]
 
 
-async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: Mapping[str, Bundle]) -> None:
+async def test_labels_of_every_step_equal_onnxruntime_alone(numeric: Mapping[str, Bundle]) -> None:
     async with serving(numeric["steps"], numeric["whole"], numeric["pictures"]) as running:
         values = frames(1, 50)
         expected = alone(numeric["steps"], values)
@@ -119,7 +119,7 @@ async def test_every_step_is_labelled_as_onnxruntime_alone_would(numeric: Mappin
         )
 
 
-async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
+async def test_streamed_numbers_do_not_depend_on_pieces_or_concurrent_requests(
     numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]
 ) -> None:
     async with serving(numeric["steps"], numeric["whole"], bundles["lstm"], slots=64) as running:
@@ -131,7 +131,7 @@ async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
 
         async def in_pieces(values: NDArray[np.float32]) -> list[Any]:
             pieces = [values[start : start + 4] for start in range(0, len(values), 4)]
-            return [step async for found in client.stream_classify(pieces, model="steps") for step in found.steps]
+            return [step async for result in client.stream_classify(pieces, model="steps") for step in result.steps]
 
         beside = asyncio.gather(*(client.generate("once", max_tokens=200, seed=1).text() for _ in range(20)))
         together = await asyncio.gather(*(client.classify(values, model="steps") for values in inputs))
@@ -144,14 +144,14 @@ async def test_in_pieces_and_in_any_company_it_is_the_same_to_the_bit(
         await running.until_idle()
 
 
-async def test_a_stream_keeps_the_state_between_pieces(numeric: Mapping[str, Bundle]) -> None:
+async def test_stream_keeps_its_state_between_pieces(numeric: Mapping[str, Bundle]) -> None:
     async with serving(numeric["whole"]) as running:
         values = frames(3, 9)
         pieces = [values[:2], values[2:2], values[2:7], values[7:]]
-        found = [prediction async for prediction in running.client.stream_classify(pieces)]
-        assert [prediction.step_count for prediction in found] == [2, 2, 7, 9]
-        assert found[1].labels == found[0].labels
-        for prediction in found:
+        result = [prediction async for prediction in running.client.stream_classify(pieces)]
+        assert [prediction.step_count for prediction in result] == [2, 2, 7, 9]
+        assert result[1].labels == result[0].labels
+        for prediction in result:
             assert prediction.labels == (await running.client.classify(values[: prediction.step_count])).labels
 
 
@@ -166,7 +166,7 @@ async def test_a_stream_keeps_the_state_between_pieces(numeric: Mapping[str, Bun
         lambda values: values.astype(">f4"),
     ],
 )
-async def test_numbers_can_be_given_in_several_ways(
+async def test_numbers_are_accepted_in_several_forms(
     numeric: Mapping[str, Bundle], same: Callable[[NDArray[np.float32]], Any]
 ) -> None:
     async with serving(numeric["steps"]) as running:
@@ -188,7 +188,7 @@ def tensor(shape: list[int], numbers: list[float], **changes: Any) -> v1.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("fields", "error_message"),
     [
         ({}, "tensor: got an empty input; there is nothing to label"),
         ({"tensor": tensor([0, 3], [])}, "tensor: got an empty input; there is nothing to label"),
@@ -224,17 +224,17 @@ def tensor(shape: list[int], numbers: list[float], **changes: Any) -> v1.Tensor:
         ),
     ],
 )
-async def test_what_is_no_input_of_the_model_is_refused_and_disturbs_nobody(
-    numeric: Mapping[str, Bundle], given: dict[str, Any], complaint: str
+async def test_invalid_tensor_is_rejected_and_does_not_affect_others(
+    numeric: Mapping[str, Bundle], fields: dict[str, Any], error_message: str
 ) -> None:
     async with serving(numeric["steps"]) as running:
         values = frames(5, 400)
         beside = asyncio.create_task(running.client.classify(values))
-        assert (await refused(running, v1.ClassifyRequest(model="steps", **given))).startswith(complaint)
+        assert (await refused(running, v1.ClassifyRequest(model="steps", **fields))).startswith(error_message)
         assert await beside == await running.client.classify(values)
 
 
-async def test_text_is_no_numbers(numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> None:
+async def test_text_is_rejected_by_numeric_models(numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> None:
     async with serving(numeric["steps"], bundles["tags"]) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match=r"tensor: got a tensor; 'tags' reads text\. Give text or tokens"):
@@ -242,7 +242,7 @@ async def test_text_is_no_numbers(numeric: Mapping[str, Bundle], bundles: Mappin
         for call in (client.embed(["a"], model="steps"), client.create_session("a", model="steps")):
             with pytest.raises(InvalidRequestError, match="model: got 'steps'; it reads numbers"):
                 await call
-        # Without a name the one that reads text is meant.
+        # Without a model name, the model that reads text is used.
         assert len(await client.embed(["a"])) == 1
         with pytest.raises(InvalidRequestError, match=r"step 1 has 1 numbers, but the first has 2"):
             await client.classify([[1.0, 2.0], [3.0]], model="steps")
@@ -251,8 +251,8 @@ async def test_text_is_no_numbers(numeric: Mapping[str, Bundle], bundles: Mappin
         ):
             await client.classify(np.ones((2, 3), np.bool_), model="steps")
         with pytest.raises(InvalidRequestError, match=r"piece\.text: got text; 'steps' reads numbers\. Give a tensor"):
-            [found async for found in client.stream_classify(["hot"], model="steps")]
+            [result async for result in client.stream_classify(["hot"], model="steps")]
         with pytest.raises(
             InvalidRequestError, match="model: got 'steps'; it reads numbers, and a session keeps tokens only"
         ):
-            [found async for found in client.stream_classify([[[1.0, 2.0, 3.0]]], model="steps", session="one")]
+            [result async for result in client.stream_classify([[[1.0, 2.0, 3.0]]], model="steps", session="one")]

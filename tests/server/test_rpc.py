@@ -1,4 +1,4 @@
-"""The edge: every error a caller can cause gets its status, its reason and its field, and disturbs nobody."""
+"""The rpc layer: every error of a caller has its status, reason and field, and does not affect other calls."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def letters(ids: list[int]) -> str:
     return "".join(LETTERS[token] for token in ids)
 
 
-async def test_generation_by_hand(running: Running) -> None:
+async def test_generation_equals_manual_computation(running: Running) -> None:
     stream = running.client.generate("abc", max_tokens=10, temperature=0)
     assert await stream.text() == letters(continuation([1, 2, 3], 10))
 
 
-async def test_greedy_is_temperature_zero(stub: Any) -> None:
+async def test_greedy_equals_temperature_zero(stub: Any) -> None:
     greedy = v1.GenerateRequest(text="abc", greedy=v1.GreedyDecoding())
     sampled = v1.GenerateRequest(text="abc", sampling=v1.SamplingDecoding(temperature=0))
     for request in (greedy, sampled):
@@ -74,7 +74,7 @@ async def test_greedy_is_temperature_zero(stub: Any) -> None:
         assert "".join(texts) == letters(continuation([1, 2, 3], 256))
 
 
-async def test_without_max_tokens_a_low_limit_is_what_is_generated(engine: FakeEngine) -> None:
+async def test_max_tokens_defaults_to_a_low_server_limit(engine: FakeEngine) -> None:
     async with serving_fake(engine, max_tokens_limit=5) as running:
         assert await running.client.generate("abc", temperature=0).text() == letters(continuation([1, 2, 3], 5))
         with pytest.raises(InvalidRequestError, match="max_tokens: got 6; must be 1 to 5"):
@@ -200,7 +200,7 @@ async def test_bad_stream(
     check_error(caught.value, code, reason, field)
 
 
-async def test_stream_by_hand(running: Running) -> None:
+async def test_stream_equals_manual_computation(running: Running) -> None:
     pieces = ["ab", "", "c", "aa"]
     predictions = [prediction async for prediction in running.client.stream_classify(pieces)]
     assert [[step.name for step in prediction.steps] for prediction in predictions] == [
@@ -209,7 +209,7 @@ async def test_stream_by_hand(running: Running) -> None:
     assert [prediction.step_count for prediction in predictions] == [2, 2, 3, 5]
 
 
-async def test_prediction_so_far_stays_through_an_empty_piece(engine: FakeEngine) -> None:
+async def test_empty_piece_keeps_the_current_prediction(engine: FakeEngine) -> None:
     async with serving_fake(engine, every_step=False) as running:
         predictions = [prediction async for prediction in running.client.stream_classify(["", "ab", "", "c"])]
     assert [prediction.labels[0].name if prediction.labels else None for prediction in predictions] == [
@@ -224,14 +224,14 @@ async def test_characters_outside_the_vocabulary_are_read_as_the_unknown_token(r
     assert (stream.prompt_token_count, stream.unknown_token_count) == (6, 3)
 
 
-async def test_queue_full_is_told_and_passes(running: Running, engine: FakeEngine) -> None:
+async def test_full_queue_is_reported_and_temporary(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     streams = [running.client.generate("a", max_tokens=3, temperature=0) for _ in range(engine.capacity)]
     texts = [asyncio.create_task(stream.text()) for stream in streams]
     async with asyncio.timeout(10):
         while (await running.client.list_models())[0].running_count < 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    # The engine stands in its step: who came before it runs, two of the others may wait.
+    # The engine is blocked in a step: the first request runs, and two others may wait.
     refused = []
     for _ in range(engine.capacity + 2):
         stream = running.client.generate("b", max_tokens=3, temperature=0)
@@ -248,7 +248,7 @@ async def test_queue_full_is_told_and_passes(running: Running, engine: FakeEngin
     assert await running.client.generate("c", max_tokens=3, temperature=0).text() == letters(continuation([3], 3))
 
 
-async def test_deadline_of_a_waiting_request_frees_its_place() -> None:
+async def test_deadline_of_a_waiting_request_frees_its_queue_entry() -> None:
     engine = FakeEngine(capacity=1)
 
     async def until(running_count: int, waiting_count: int) -> None:
@@ -273,7 +273,7 @@ async def test_deadline_of_a_waiting_request_frees_its_place() -> None:
         await until(0, 0)
 
 
-async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> None:
+async def test_call_of_a_client_that_never_reads_is_cancelled(engine: FakeEngine) -> None:
     async with (
         serving_fake(engine, write_timeout=0.3, max_tokens_limit=200_000) as running,
         grpc.aio.insecure_channel(
@@ -288,21 +288,21 @@ async def test_client_that_never_reads_is_given_up_on(engine: FakeEngine) -> Non
         async with asyncio.timeout(10):
             while running.server.active_calls:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        # Should it read after all, it finds what had been sent and why there is no more.
+        # If the client reads after all, it receives what was sent and then the error.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             _ = [response async for response in call]
     check_error(caught.value, "RESOURCE_EXHAUSTED", "CLIENT_TOO_SLOW", None)
 
 
 class _Unread:
-    """A call whose client reads nothing."""
+    """A call whose client does not read."""
 
     async def write(self, message: object) -> None:
         await asyncio.Event().wait()
 
 
-async def test_a_call_that_is_cancelled_while_its_client_reads_nothing_is_cancelled() -> None:
-    """Also where it is given up on at the same moment."""
+async def test_call_of_an_unresponsive_client_can_be_cancelled() -> None:
+    """This also holds if the server gives up on the client at the same moment."""
     writer, context, message = Writer(0.04), cast(Context, _Unread()), v1.GenerateResponse()
     given_up, cancelled, both = (asyncio.create_task(writer.write(context, message)) for _ in range(3))
     await asyncio.sleep(0)
@@ -318,7 +318,7 @@ async def test_a_call_that_is_cancelled_while_its_client_reads_nothing_is_cancel
 
 
 @pytest.mark.parametrize("single", [False, True])
-async def test_reports_that_have_piled_up_come_in_messages_of_a_size(running: Running, single: bool) -> None:
+async def test_queued_reports_are_sent_in_messages_of_bounded_size(running: Running, single: bool) -> None:
     (model,) = running.server.models
     ids = continuation([1], 3000)
     news = asyncio.Event()
@@ -354,10 +354,10 @@ async def test_defect_is_opaque_to_the_client(
         await stub.ListModels(v1.ListModelsRequest())
     check_error(caught.value, "INTERNAL", "INTERNAL", None)
     assert caught.value.details() == "internal error"
-    assert "secret" in capsys.readouterr().out  # Loud in the log.
+    assert "secret" in capsys.readouterr().out  # The log has the details.
 
 
-async def test_what_the_protocol_cannot_say_is_refused_like_what_the_server_refuses(running: Running) -> None:
+async def test_values_that_the_client_cannot_encode_are_invalid_requests(running: Running) -> None:
     client = running.client
     wrong: dict[str, Callable[[], Awaitable[object]]] = {
         "time_limit is inf, but must be": lambda: client.generate("a", time_limit=math.inf).text(),
@@ -370,12 +370,12 @@ async def test_what_the_protocol_cannot_say_is_refused_like_what_the_server_refu
         "surrogates ": lambda: client.search("a", width=2, model="\ud800"),
         "surrogates  ": lambda: client.get_model("\ud800"),
     }
-    for complaint, call in wrong.items():
-        with pytest.raises(InvalidRequestError, match=f"the request cannot be expressed: .*{complaint.rstrip()}"):
+    for error_message, call in wrong.items():
+        with pytest.raises(InvalidRequestError, match=f"the request cannot be expressed: .*{error_message.rstrip()}"):
             await call()
 
 
-async def test_a_timeout_that_is_no_limit_is_none(running: Running) -> None:
+async def test_infinite_timeout_means_no_deadline(running: Running) -> None:
     for timeout in (math.inf, 8e9, 1e300):
         assert await running.client.generate("ab", max_tokens=3, timeout=timeout).text()
         assert (await running.client.classify("ab", timeout=timeout)).steps
@@ -402,7 +402,7 @@ async def test_client_raises_its_own_exceptions(running: Running) -> None:
             await client.list_models()
 
 
-async def test_names_of_any_length_stay_within_a_status(stub: Any, running: Running) -> None:
+async def test_long_names_fit_into_a_status(stub: Any, running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Classify(v1.ClassifyRequest(model="x" * 15_000, text="a"))
     check_error(caught.value, "NOT_FOUND", "MODEL_NOT_FOUND", "model")
@@ -427,9 +427,7 @@ LONG_REQUESTS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("call", "request_", "field"), LONG_REQUESTS)
-async def test_texts_of_any_length_stay_within_a_status(
-    engine: FakeEngine, call: str, request_: Any, field: str
-) -> None:
+async def test_long_texts_fit_into_a_status(engine: FakeEngine, call: str, request_: Any, field: str) -> None:
     async def answer(stub: Any) -> None:
         answered = getattr(stub, call)(request_)
         _ = [response async for response in answered] if call == "Generate" else await answered
@@ -448,14 +446,14 @@ async def test_texts_of_any_length_stay_within_a_status(
 @pytest.mark.parametrize(
     "changes", [{"seed": 10**20}, {"max_tokens": 2**31}, {"prompt": [2**31]}, {"prompt": "caf\udce9"}]
 )
-async def test_what_the_protocol_cannot_express_is_an_invalid_request(
+async def test_values_that_the_protocol_cannot_express_are_invalid_requests(
     running: Running, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be expressed"):
         await running.client.generate(**{"prompt": "a", **changes}).text()
 
 
-async def test_cancelling_ends_the_loop_without_an_error(running: Running) -> None:
+async def test_cancelling_ends_iteration_without_an_error(running: Running) -> None:
     stream = running.client.generate("a", max_tokens=5000)
     count = 0
     async for _ in stream:
@@ -474,7 +472,7 @@ async def test_a_cancelled_task_stays_cancelled(running: Running) -> None:
         await task
 
 
-async def test_stream_whose_time_is_up_between_pieces(running: Running) -> None:
+async def test_stream_deadline_expires_between_pieces(running: Running) -> None:
     async def pieces() -> AsyncIterator[str]:
         yield "ab"
         await asyncio.sleep(0.6)
@@ -484,7 +482,7 @@ async def test_stream_whose_time_is_up_between_pieces(running: Running) -> None:
         _ = [prediction async for prediction in running.client.stream_classify(pieces(), timeout=0.3)]
 
 
-async def test_open_streams_are_bounded(engine: FakeEngine) -> None:
+async def test_number_of_open_streams_is_bounded(engine: FakeEngine) -> None:
     async with serving_fake(engine, waiting_limit=0) as running:
         opened = [running.client.stream_classify(["a", "b"]) for _ in range(engine.capacity)]
         for predictions in opened:
@@ -500,7 +498,7 @@ async def test_open_streams_are_bounded(engine: FakeEngine) -> None:
         assert (await anext(running.client.stream_classify(["a"]))).step_count == 1
 
 
-async def test_draining_tells_a_stream_that_waits_for_its_next_piece(engine: FakeEngine) -> None:
+async def test_draining_ends_streams_that_wait_for_their_next_piece(engine: FakeEngine) -> None:
     async with serving_fake(engine) as running:
         drained = asyncio.Event()
 
@@ -511,15 +509,15 @@ async def test_draining_tells_a_stream_that_waits_for_its_next_piece(engine: Fak
 
         predictions = running.client.stream_classify(pieces())
         assert (await anext(predictions)).step_count == 2
-        async with asyncio.timeout(3):  # And not the whole time that draining may take.
+        async with asyncio.timeout(3):  # less than the drain timeout
             await running.server.drain()
         drained.set()
-        with pytest.raises(UnavailableError) as told:
+        with pytest.raises(UnavailableError) as caught:
             await anext(predictions)
-        assert told.value.reason == "SERVER_DRAINING"
+        assert caught.value.reason == "SERVER_DRAINING"
 
 
-async def test_draining_lets_the_running_finish_and_refuses_the_new(engine: FakeEngine) -> None:
+async def test_draining_finishes_running_requests_and_refuses_new_ones(engine: FakeEngine) -> None:
     async with serving_fake(engine) as running:
         engine.gate.clear()
         stream = running.client.generate("ab", max_tokens=50, temperature=0)
@@ -537,7 +535,7 @@ async def test_draining_lets_the_running_finish_and_refuses_the_new(engine: Fake
         await draining
 
 
-async def test_draining_tells_those_it_cuts(engine: FakeEngine) -> None:
+async def test_requests_cut_off_by_draining_receive_an_error(engine: FakeEngine) -> None:
     async with serving_fake(engine, drain_timeout=0.2) as running:
         stream = running.client.generate("ab", max_tokens=5000, temperature=0)
         chunks = aiter(stream)
@@ -552,8 +550,8 @@ async def test_draining_tells_those_it_cuts(engine: FakeEngine) -> None:
         await draining
 
 
-def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_starts() -> None:
-    """And a loop that is busy with something else keeps the model waiting for a moment only."""
+def test_results_of_a_chunk_are_emitted_in_order_before_the_next_chunk_starts() -> None:
+    """A busy event loop delays the model only for a short time."""
 
     async def talk() -> None:
         mailbox, deliver = Mailbox(), deliver_into(ServerEventLoop.running())
@@ -574,7 +572,7 @@ def test_what_a_chunk_has_brought_is_handed_over_in_order_before_the_next_one_st
         await writer
         with ThreadPoolExecutor(1) as thread:
             handing_over = thread.submit(deliver, [])
-            handing_over.result(timeout=10)  # Nothing runs on this loop meanwhile.
+            handing_over.result(timeout=10)  # blocks the loop in the meantime
 
     with asyncio.Runner(loop_factory=ServerEventLoop) as runner:
         runner.run(talk())

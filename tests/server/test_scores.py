@@ -1,4 +1,4 @@
-"""Scores over a real server: those of a plain loop, the same whoever shares the batch, and harmless to the others."""
+"""Scoring with a real server: equal to a plain loop, independent of the batch, and without effect on other calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def collected(stream: ScoreStream) -> list[Score]:
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
-async def test_scores_are_those_of_a_plain_loop(bundles: Bundles, name: str) -> None:
+async def test_scores_equal_a_plain_loop(bundles: Bundles, name: str) -> None:
     random = np.random.default_rng(1)
     async with serving(bundles[name]) as running:
         for context, length in (("", 2), ("", 70), ("a", 1), ("é🌲", 9), (random_text(random, 90), 33)):
@@ -60,7 +60,7 @@ async def test_scores_are_those_of_a_plain_loop(bundles: Bundles, name: str) -> 
             assert score.bits_per_token == pytest.approx(math.log2(score.perplexity))
 
 
-async def test_the_unknown_token_is_scored_like_any_other(bundles: Bundles) -> None:
+async def test_unknown_token_is_scored(bundles: Bundles) -> None:
     async with serving(bundles["lstm"]) as running:
         score = await running.client.score("a€b", context="x")
         assert score.unknown_token_count == 1
@@ -75,14 +75,14 @@ async def test_the_unknown_token_is_scored_like_any_other(bundles: Bundles) -> N
 async def test_2000_candidates_of_one_context_while_16_streams_generate(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Every stream and every score is, to the bit, what it is alone; the scores take their share of the slots only."""
+    """Streams and scores equal single calls to the bit; scores use only their share of the slots."""
     rows: list[int] = []
     run = OnnxEngine.run
 
-    def counted(self: OnnxEngine, some: range, chunk: Chunk, **how: bool) -> Results:
+    def counted(self: OnnxEngine, partition: range, chunk: Chunk, **how: bool) -> Results:
         if chunk.wanted.log_probabilities:
-            rows.append(some.stop)  # They may run in lanes: the last of those has the last rows.
-        return run(self, some, chunk, **how)
+            rows.append(partition.stop)  # Rows may be partitioned; the last partition has the last rows.
+        return run(self, partition, chunk, **how)
 
     monkeypatch.setattr(OnnxEngine, "run", counted)
     random = np.random.default_rng(7)
@@ -93,7 +93,7 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
         for seed, top_p in enumerate([1.0, 0.8] * 8)
     ]
     async with serving(bundles[name], slots=64) as running:
-        rows.clear()  # of warming up
+        rows.clear()  # of the warm-up
         streams = [asyncio.create_task(running.client.generate(**request).text()) for request in requests]
         scores = await collected(running.client.score_candidates(candidates, context=context))
         texts = await asyncio.gather(*streams)
@@ -109,7 +109,7 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
         assert [token.log_probability for token in scores[index].tokens] == pytest.approx(expected, abs=1e-6)
 
 
-async def test_a_score_is_the_validation_loss_that_training_reported(tmp_path: Path) -> None:
+async def test_score_equals_the_validation_loss_of_training(tmp_path: Path) -> None:
     corpus = tmp_path / "text.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 150)
     config = TextConfig(
@@ -127,12 +127,12 @@ async def test_a_score_is_the_validation_loss_that_training_reported(tmp_path: P
         score = await running.client.score(held_out, model="None", totals_only=True)
         assert score.token_count == len(held_out) - 1
         assert score.nats_per_token == pytest.approx(result.validation.nats, abs=1e-3)
-        assert result.validation.nats < 2.0  # It did learn something.
+        assert result.validation.nats < 2.0  # it has learned
         quantized = await running.client.score(held_out, model="int8", totals_only=True)
         assert quantized.nats_per_token == pytest.approx(result.validation.nats, abs=0.05)
 
 
-# ---- by hand
+# ---- compared with manual computation
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def values(score: Score) -> list[float]:
     return [token.log_probability for token in score.tokens]
 
 
-async def test_scores_by_hand(running: Running) -> None:
+async def test_scores_equal_manual_computation(running: Running) -> None:
     # Behind a and b, sum 3: the model is certain of c, then of f, then that nothing follows.
     assert values(await running.client.score("cf", context="ab")) == [0, 0]
     assert values(await running.client.score("cg", context="ab")) == [0, -100]
@@ -166,7 +166,7 @@ async def test_scores_by_hand(running: Running) -> None:
     assert totals.perplexity == pytest.approx(math.exp(50))
 
 
-async def test_a_perplexity_beyond_all_numbers_is_infinite(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_perplexity_overflow_is_infinite(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tests.support.fake_engine.log_probabilities",
         lambda logits, targets: np.full(targets.shape, -np.inf, np.float32),
@@ -175,7 +175,7 @@ async def test_a_perplexity_beyond_all_numbers_is_infinite(running: Running, mon
     assert (score.log_likelihood, score.perplexity) == (-math.inf, math.inf)
 
 
-async def test_the_context_is_read_once(engine: FakeEngine) -> None:
+async def test_context_is_prefilled_once(engine: FakeEngine) -> None:
     engine.step_counts = (1,)
     async with serving_fake(engine) as running:
         context, candidates = "ab" * 20, ["c", "de", "fff"] * 10
@@ -186,7 +186,7 @@ async def test_the_context_is_read_once(engine: FakeEngine) -> None:
         assert (stream.model, stream.digest) == ("fake", "sha256:fake")
 
 
-async def test_a_context_that_has_been_read_before_is_not_read_again(running: Running, engine: FakeEngine) -> None:
+async def test_cached_context_is_not_prefilled_again(running: Running, engine: FakeEngine) -> None:
     context = "abc" * 50
     expected = await collected(running.client.score_candidates(["ab", "c"], context=context))
     engine.runs.clear()
@@ -198,13 +198,13 @@ async def test_a_context_that_has_been_read_before_is_not_read_again(running: Ru
     other = running.client.score_candidates(["ab"], context=context + "de", bypass_prefix_cache=True)
     assert await collected(longer) == await collected(other)
     assert (longer.cached_token_count, other.cached_token_count) == (149, 0)
-    # A prompt leaves a state that a context begins with, and the other way round.
+    # Prompts and contexts share the prefix cache.
     assert (await running.client.generate(context, max_tokens=1, temperature=0).text()) == LETTERS[300 % 9 or 1]
     model = await running.client.get_model("fake")
     assert model.prefix_hit_count == 3
 
 
-async def test_a_begin_token_goes_before_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_begin_token_precedes_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fake_bundle()
     bundle.spec.vocabularies[0].begin_token_id = 4
     monkeypatch.setattr("tests.support.serving.fake_bundle", lambda *_, **__: bundle)
@@ -216,7 +216,7 @@ async def test_a_begin_token_goes_before_everything(monkeypatch: pytest.MonkeyPa
         assert stream.context_token_count == 2
 
 
-async def test_a_long_score_comes_in_parts(stub: Any, running: Running) -> None:
+async def test_long_score_is_sent_in_parts(stub: Any, running: Running) -> None:
     text = "abcdefgh" * 125
     request = v1.ScoreRequest(candidates=[v1.AnalysisInput(text=text)] * 15)
     responses = [response async for response in stub.Score(request)]
@@ -276,7 +276,7 @@ async def test_bad_score_request(stub: Any, running: Running, engine: FakeEngine
     assert await other == "".join(LETTERS[token] for token in continuation([1, 2], 2000))
 
 
-async def test_too_many_candidates(engine: FakeEngine) -> None:
+async def test_too_many_candidates_are_rejected(engine: FakeEngine) -> None:
     async with serving_fake(engine, max_tokens_limit=65_536, input_limit=65_536, message_limit=4_194_304) as running:
         with pytest.raises(InvalidRequestError, match="got 16385; must be 1 to 16384"):
             await collected(running.client.score_candidates(["a"] * 16_385, context="a"))
@@ -284,7 +284,7 @@ async def test_too_many_candidates(engine: FakeEngine) -> None:
         assert len(scores) == 5000
 
 
-async def test_a_text_that_the_vocabulary_cannot_hold_is_refused_with_its_place(
+async def test_text_outside_the_vocabulary_is_reported_with_its_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = fake_bundle()
@@ -303,7 +303,7 @@ def _refuse(self: object, text: str) -> Any:
     raise EncodingError("the character 'é' is not in the model's vocabulary", 1)
 
 
-async def test_a_model_with_labels_only_does_not_score(bundles: Bundles) -> None:
+async def test_model_with_only_labels_cannot_score(bundles: Bundles) -> None:
     async with serving(bundles["tags"]) as running:
         with pytest.raises(InvalidRequestError, match="it has labels and does not generate text") as caught:
             await running.client.score("ab", model="tags")
@@ -312,7 +312,7 @@ async def test_a_model_with_labels_only_does_not_score(bundles: Bundles) -> None
             await running.client.score("ab")
 
 
-async def test_what_the_protocol_cannot_express_is_refused(running: Running) -> None:
+async def test_values_that_the_protocol_cannot_express_are_rejected(running: Running) -> None:
     with pytest.raises(InvalidRequestError, match="a list of texts is needed"):
         running.client.score_candidates("abc")
     with pytest.raises(InvalidRequestError, match="cannot be expressed"):
@@ -320,7 +320,7 @@ async def test_what_the_protocol_cannot_express_is_refused(running: Running) -> 
 
 
 @pytest.mark.parametrize("bad", [LETTERS[POISON], LETTERS[NAN]])
-async def test_a_candidate_on_which_the_model_fails_is_named_and_disturbs_nobody(
+async def test_failing_candidate_is_named_and_does_not_affect_others(
     running: Running, engine: FakeEngine, bad: str
 ) -> None:
     candidates = ["ab", "cd", f"a{bad}b", "ef"]
@@ -336,25 +336,25 @@ async def test_a_candidate_on_which_the_model_fails_is_named_and_disturbs_nobody
 
 
 @pytest.mark.parametrize("bad", [LETTERS[POISON], LETTERS[NAN]])
-async def test_what_is_ready_with_a_failure_is_given_before_it(bad: str) -> None:
+async def test_finished_scores_are_returned_before_a_failure(bad: str) -> None:
     engine = FakeEngine(capacity=16)
     async with serving_fake(engine) as running:
-        found: list[Score] = []
+        actual: list[Score] = []
 
         async def collect() -> None:
             async for score in running.client.score_candidates(["ab", "ba", "bb", f"{bad}a", "aa"], context="c"):
-                found.append(score)  # noqa: PERF401
+                actual.append(score)  # noqa: PERF401
 
         with pytest.raises(ServerError, match=r"candidates\[3\]: "):
             await collect()
-        assert found == [await running.client.score(text, context="c") for text in ("ab", "ba", "bb")]
+        assert actual == [await running.client.score(text, context="c") for text in ("ab", "ba", "bb")]
 
 
-async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
+async def test_cancelled_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     stream = running.client.score_candidates(["abc" * 300] * 10, context="a")
     task = asyncio.create_task(collected(stream))
-    await until(running, 4)  # Half of the slots.
+    await until(running, 4)  # half of the slots
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -366,7 +366,7 @@ async def test_a_cancelled_call_frees_its_slots(running: Running, engine: FakeEn
     assert values(await running.client.score("cf", context="ab")) == [0, 0]
 
 
-async def test_a_call_whose_time_is_up_frees_its_slots(running: Running, engine: FakeEngine) -> None:
+async def test_expired_call_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     with pytest.raises(DeadlineExceededError):
         await collected(running.client.score_candidates(["abc" * 300] * 10, context="a", timeout=0.3))
@@ -376,19 +376,21 @@ async def test_a_call_whose_time_is_up_frees_its_slots(running: Running, engine:
     assert len(engine.runs) < 10
 
 
-async def test_who_reads_no_further_frees_the_slots(running: Running, engine: FakeEngine) -> None:
+async def test_leaving_a_score_stream_frees_its_slots(running: Running, engine: FakeEngine) -> None:
     async for score in running.client.score_candidates(["abc", *["abc" * 300] * 10], context="a"):
         assert score.token_count == 3
-        engine.gate.clear()  # How long a machine takes to tell the server must not count as runs.
+        engine.gate.clear()  # The time until the server notices the cancellation must not count as runs.
         break
     runs = len(engine.runs)
     await asyncio.sleep(0.3)
     engine.gate.set()
     await running.until_idle()
-    assert len(engine.runs) < runs + 50  # All of the text takes more than 500.
+    assert len(engine.runs) < runs + 50  # the whole text takes more than 500
 
 
-async def test_a_full_queue_refuses_the_call_and_not_its_candidates(running: Running, engine: FakeEngine) -> None:
+async def test_full_queue_refuses_calls_but_not_candidates_of_running_calls(
+    running: Running, engine: FakeEngine
+) -> None:
     engine.gate.clear()
     streams = [asyncio.create_task(running.client.generate("a", max_tokens=5).text()) for _ in range(10)]
     await until(running, 10)
@@ -399,7 +401,7 @@ async def test_a_full_queue_refuses_the_call_and_not_its_candidates(running: Run
     assert len(await collected(running.client.score_candidates(["abc"] * 100))) == 100
 
 
-async def test_a_server_that_ends_says_so(engine: FakeEngine) -> None:
+async def test_stopping_server_fails_running_calls(engine: FakeEngine) -> None:
     async with serving_fake(engine, drain_timeout=0.1) as running:
         engine.gate.clear()
         task = asyncio.create_task(collected(running.client.score_candidates(["abc"] * 1000, context="a")))

@@ -1,4 +1,4 @@
-"""Words and subwords over a real server: trained, exported, served, and the same as a plain loop."""
+"""Words and subwords with a real server: trained, exported and served models equal a plain loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PROMPTS = ["the 語", "said", " ", "🌲🌲 of x9\n", "né"]
 
 @pytest.fixture(scope="module")
 def trained() -> Mapping[str, Bundle]:
-    """A language model of words, one of subwords, and that in 8-bit integers, by `elman train` and `elman export`."""
+    """Language models of words, subwords, and subwords in int8, made by `elman train` and `elman export`."""
     folder = made_once("vocabularies", train_and_export)
     return {name: load_bundle(folder / "bundles" / name) for name in ("words", "subwords", "int8")}
 
@@ -76,7 +76,7 @@ def random_requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["words", "subwords", "int8"])
-async def test_a_served_model_gives_what_a_plain_loop_gives(trained: Mapping[str, Bundle], name: str) -> None:
+async def test_served_model_equals_a_plain_loop(trained: Mapping[str, Bundle], name: str) -> None:
     requests = random_requests(12)
     async with serving(trained[name], slots=8) as running:
         streams = [running.client.generate(**request) for request in requests]
@@ -84,10 +84,10 @@ async def test_a_served_model_gives_what_a_plain_loop_gives(trained: Mapping[str
         single = [chunk async for chunk in running.client.generate(single_tokens=True, **requests[0])]
     assert together == [generate_alone(trained[name], **request) for request in requests]
     assert "".join(chunk.text for chunk in single) == together[0]
-    assert any(len(text.encode()) > len(text) for text in together)  # Characters of several bytes among them.
+    assert any(len(text.encode()) > len(text) for text in together)  # some characters have several bytes
 
 
-def test_int8_of_a_trained_model_loses_next_to_nothing(trained: Mapping[str, Bundle]) -> None:
+def test_int8_of_a_trained_model_has_nearly_the_same_loss(trained: Mapping[str, Bundle]) -> None:
     metrics = trained["int8"].spec.metrics
     assert metrics["int8_validation_nats"] == pytest.approx(metrics["fp32_validation_nats"], abs=0.02)
 
@@ -103,7 +103,7 @@ async def test_unknown_words_are_counted_and_never_generated(trained: Mapping[st
 
 
 @pytest.mark.parametrize("kind", ["words", "subwords"])
-async def test_a_session_goes_on_in_tokens(trained: Mapping[str, Bundle], kind: str) -> None:
+async def test_session_continues_at_token_boundaries(trained: Mapping[str, Bundle], kind: str) -> None:
     async with serving(trained[kind]) as running:
         client = running.client
         session = await client.create_session("the 語", seed=4)
@@ -111,11 +111,11 @@ async def test_a_session_goes_on_in_tokens(trained: Mapping[str, Bundle], kind: 
         content = await client.session_tokens(session.session_id)
     vocabulary = trained[kind].text_vocabulary("text")
     assert vocabulary.decoder().decode(content.token_ids, final=True) == content.text
-    if kind == "words":  # No character ends where a call does only if tokens are whole ones.
+    if kind == "words":  # Calls end at character boundaries only if tokens are whole words.
         assert content.text == "the 語" + "".join(" in" + text for text in texts)
 
 
-async def test_a_wide_vocabulary_in_int8() -> None:
+async def test_large_vocabulary_in_int8() -> None:
     letters = "abcdefghijklmnopq"
     words = [f" {first}{second}{third}" for first in letters for second in letters for third in letters]
     vocabulary = WordVocabulary(["�", *words], unknown_id=0)
@@ -152,7 +152,7 @@ async def test_subwords_are_labelled(trained: Mapping[str, Bundle], scope: Any) 
             [*_runs(TEXT[:100], by_text.steps)]
 
 
-def test_labels_of_characters_and_bytes_are_laid_over_the_text() -> None:
+def test_labels_of_characters_and_bytes_are_mapped_to_the_text() -> None:
     def labelled(names: str) -> tuple[Label, ...]:
         return tuple(Label(name, 1.0) for name in names)
 
@@ -161,9 +161,7 @@ def test_labels_of_characters_and_bytes_are_laid_over_the_text() -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "subwords"])
-async def test_limits_count_tokens_and_not_characters(
-    trained: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+async def test_limits_count_tokens(trained: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     vocabulary = trained[kind].text_vocabulary("text")
     limit = len(vocabulary.encode(TEXT))
     assert limit < len(TEXT)
@@ -176,14 +174,16 @@ async def test_limits_count_tokens_and_not_characters(
         ):
             await running.client.generate(TEXT + "x", max_tokens=1).text()
         longest = limit * vocabulary.characters_per_token
-        monkeypatch.setattr(type(vocabulary), "encode", None)  # What cannot fit is refused without being looked at.
+        monkeypatch.setattr(
+            type(vocabulary), "encode", None
+        )  # Texts that cannot fit are refused without being encoded.
         with pytest.raises(
             InvalidRequestError, match=f"text: got {limit + 1} tokens or more; at most {limit} are allowed"
         ):
             await running.client.generate(" " * (longest + 1), max_tokens=1).text()
 
 
-async def test_others_are_served_while_a_long_text_is_encoded(
+async def test_other_requests_are_served_while_a_long_text_is_encoded(
     trained: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, others_served, waited = SubwordVocabulary.encode, threading.Event(), []
@@ -203,7 +203,7 @@ async def test_others_are_served_while_a_long_text_is_encoded(
     assert waited == [True]
 
 
-def test_a_long_word_and_what_the_caller_writes_as_special_are_text(trained: Mapping[str, Bundle]) -> None:
+def test_long_words_and_special_token_strings_are_text(trained: Mapping[str, Bundle]) -> None:
     for kind in ("words", "subwords"):
         vocabulary = trained[kind].text_vocabulary("text")
         assert len(vocabulary.encode("x" * 10_000)) * vocabulary.characters_per_token >= 10_000
@@ -214,7 +214,7 @@ def copy(trained: Mapping[str, Bundle], tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained["subwords"].path, tmp_path / "copy"))
 
 
-def test_a_missing_or_changed_tokenizer_is_named(copy: Path) -> None:
+def test_missing_or_changed_tokenizer_is_reported(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json: wrong digest"):
         load_bundle(copy)
@@ -224,7 +224,7 @@ def test_a_missing_or_changed_tokenizer_is_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", "no json", '{"model": {"type": "WordLevel"}}'])
-def test_a_tokenizer_that_is_none_is_named(copy: Path, trained: Mapping[str, Bundle], content: str) -> None:
+def test_invalid_tokenizer_is_reported(copy: Path, trained: Mapping[str, Bundle], content: str) -> None:
     (copy / "tokenizer.json").write_text(content)
     with pytest.raises(BundleError, match=r"copy/tokenizer\.json: "):
         write_bundle(copy, trained["subwords"].spec)
@@ -240,15 +240,15 @@ _INCONSISTENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", _INCONSISTENT)
 def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
-    edit, complaint = _INCONSISTENT[name]
+    edit, error_message = _INCONSISTENT[name]
     manifest = json.loads((copy / MANIFEST).read_text())
     edit(manifest["vocabularies"][0])
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=complaint):
+    with pytest.raises(BundleError, match=error_message):
         load_bundle(copy)
 
 
-def test_a_bundle_of_characters_is_written_as_it_always_was(bundles: Mapping[str, Bundle]) -> None:
+def test_bundle_format_of_character_models_is_stable(bundles: Mapping[str, Bundle]) -> None:
     (text,) = json.loads((bundles["gru"].path / MANIFEST).read_text())["vocabularies"]
     size = CharacterVocabulary(json.loads((bundles["gru"].path / "vocabulary.json").read_text())["tokens"]).size
     assert text == {

@@ -1,4 +1,4 @@
-"""The server with real bundles: what many clients get at once is what each would get alone, to the byte."""
+"""The server with real bundles: concurrent clients receive exactly what each would receive alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Bundles = Mapping[str, Bundle]
 
 
 def random_requests(count: int, seed: int = 0) -> list[dict[str, object]]:
-    """Different prompts, lengths, temperatures and seeds."""
+    """Return requests with different prompts, lengths, temperatures and seeds."""
     chosen = random.Random(seed)
     alphabet = CHARACTERS.tokens[1:]
     return [
@@ -46,7 +46,7 @@ async def generate(client: Client, model: str, request: dict[str, object]) -> st
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "lstm-int8"])
-async def test_every_cell_is_served_by_the_same_code(bundles: Bundles, cell: str) -> None:
+async def test_every_cell_is_served(bundles: Bundles, cell: str) -> None:
     async with serving(bundles[cell]) as running:
         for request in random_requests(5):
             served = await generate(running.client, cell, request)
@@ -54,28 +54,28 @@ async def test_every_cell_is_served_by_the_same_code(bundles: Bundles, cell: str
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8"])
-async def test_64_streams_at_once_are_each_what_they_are_alone(
+async def test_64_concurrent_streams_equal_single_streams(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     runs: list[tuple[int, int]] = []
     run = OnnxEngine.run
 
     def counted(self: OnnxEngine, rows: range, chunk: Chunk, **how: bool) -> Results:
-        runs.append((rows.stop, len(chunk)))  # They may run in lanes: the last of those has the last rows.
+        runs.append((rows.stop, len(chunk)))  # Rows may be partitioned; the last partition has the last rows.
         return run(self, rows, chunk, **how)
 
     monkeypatch.setattr(OnnxEngine, "run", counted)
     requests = random_requests(64)
     async with serving(bundles[name], slots=64) as running:
         together = await asyncio.gather(*[generate(running.client, name, request) for request in requests])
-        assert max(rows for rows, _ in runs) > 32  # They did share the batch,
-        assert max(count for rows, count in runs if rows > 8) > 1  # and took several steps at once.
+        assert max(rows for rows, _ in runs) > 32  # The streams shared the batch,
+        assert max(count for rows, count in runs if rows > 8) > 1  # and took several steps per run.
         alone = [await generate(running.client, name, request) for request in requests]
     assert [text.encode() for text in together] == [text.encode() for text in alone]
     assert together == [generate_alone(bundles[name], **request) for request in requests]  # type: ignore[arg-type]
 
 
-async def test_how_tokens_are_delivered_changes_messages_and_no_token(bundles: Bundles) -> None:
+async def test_delivery_options_change_messages_but_no_tokens(bundles: Bundles) -> None:
     requests = random_requests(6, seed=4)
     async with serving(bundles["gru"]) as running:
         for request in requests:
@@ -87,7 +87,7 @@ async def test_how_tokens_are_delivered_changes_messages_and_no_token(bundles: B
                 if "single_tokens" in delivery:
                     assert {len(chunk.token_ids) for chunk in chunks} == {1}
                 if delivery.get("interval") and len(expected) > 1:
-                    assert len(chunks) == 2  # The first token, then all that gathered.
+                    assert len(chunks) == 2  # the first token, then all coalesced ones
 
 
 async def test_more_streams_than_slots_and_several_models(bundles: Bundles) -> None:
@@ -118,7 +118,7 @@ asyncio.run(main())
 """
 
 
-async def test_killed_cancelled_and_timed_out_streams_harm_nobody(bundles: Bundles) -> None:
+async def test_killed_cancelled_and_timed_out_streams_do_not_affect_others(bundles: Bundles) -> None:
     requests = random_requests(64, seed=2)
     for request in requests:
         request["max_tokens"] = 1000
@@ -129,8 +129,8 @@ async def test_killed_cancelled_and_timed_out_streams_harm_nobody(bundles: Bundl
         endless = {"max_tokens": 60_000, "model": "gru"}
         cancelled = [running.client.generate("b", seed=seed, **endless) for seed in range(8)]
         timed_out = [running.client.generate("c", seed=seed, timeout=0.3, **endless) for seed in range(8)]
-        begun = [aiter(stream) for stream in cancelled]
-        for chunks in begun:
+        started = [aiter(stream) for stream in cancelled]
+        for chunks in started:
             await anext(chunks)
         (model,) = await running.client.list_models()
         assert model.running_count > 8
@@ -144,7 +144,7 @@ async def test_killed_cancelled_and_timed_out_streams_harm_nobody(bundles: Bundl
         assert await asyncio.gather(*survivors) == expected
         await running.until_idle()
         killed.communicate()
-        # All slots are free, and what they held before does not matter.
+        # All slots are free, and their previous content has no effect.
         assert await generate(running.client, "gru", requests[0]) == expected[0]
 
 
@@ -155,14 +155,14 @@ def start_victim(address: str) -> subprocess.Popen[bytes]:
     return process
 
 
-async def test_leaving_the_loop_frees_the_slot(bundles: Bundles) -> None:
+async def test_leaving_a_stream_early_frees_the_slot(bundles: Bundles) -> None:
     async with serving(bundles["gru"]) as running:
         async for _ in running.client.generate("a", max_tokens=60_000):
             break
         await running.until_idle()
 
 
-async def test_generation_tells_what_it_did(bundles: Bundles) -> None:
+async def test_generation_reports_its_usage(bundles: Bundles) -> None:
     async with serving(bundles["gru"]) as running:
         stream = running.client.generate("aé?", max_tokens=5)
         chunks = [chunk async for chunk in stream]
@@ -188,7 +188,7 @@ async def test_unknown_token_is_never_generated(bundles: Bundles) -> None:
     assert set(text) == set(CHARACTERS.tokens[1:])
 
 
-async def test_classifier_answers_once_and_alike_in_any_company(bundles: Bundles) -> None:
+async def test_classification_does_not_depend_on_concurrent_requests(bundles: Bundles) -> None:
     texts = [str(request["prompt"]) for request in random_requests(64, seed=3)]
     async with serving(bundles["classes"]) as running:
         together = await asyncio.gather(*[running.client.classify(text) for text in texts])
@@ -203,11 +203,11 @@ async def test_classifier_answers_once_and_alike_in_any_company(bundles: Bundles
         assert prediction.steps == ()
 
 
-async def test_where_a_stream_is_cut_does_not_matter(bundles: Bundles) -> None:
+async def test_streamed_labels_do_not_depend_on_the_pieces(bundles: Bundles) -> None:
     text = "the 語 in the 🌲, said ß.\n" * 5
     chosen = random.Random(0)
     async with serving(bundles["tags"], bundles["classes"], bundles["gru"]) as running:
-        # Others are busy meanwhile, so that a state kept in the wrong place would be overwritten.
+        # Other streams run in the meantime, so that a state in the wrong row would be overwritten.
         busy = [asyncio.create_task(generate(running.client, "gru", request)) for request in random_requests(16)]
         tags = await running.client.classify(text, model="tags")
         for _ in range(5):
@@ -256,7 +256,7 @@ async def test_models_are_listed_with_their_manifests(bundles: Bundles) -> None:
     assert (model.slot_count, model.waiting_limit, model.running_count, model.waiting_count) == (7, 3, 0, 0)
 
 
-async def test_stream_of_pieces_keeps_no_slot_while_it_is_silent(bundles: Bundles) -> None:
+async def test_stream_holds_no_slot_between_pieces(bundles: Bundles) -> None:
     async with serving(bundles["tags"], slots=1) as running:
         first_done, go_on = asyncio.Event(), asyncio.Event()
 
@@ -274,13 +274,13 @@ async def test_stream_of_pieces_keeps_no_slot_while_it_is_silent(bundles: Bundle
 
         following = asyncio.create_task(follow())
         await first_done.wait()
-        assert (await running.client.classify("abc")).step_count == 3  # The only slot is free.
+        assert (await running.client.classify("abc")).step_count == 3  # the only slot is free
         go_on.set()
         assert await following == [2, 2]
 
 
-async def test_bytes_are_streamed_as_whole_characters() -> None:
-    """A model of bytes whose favourites are those of multi-byte characters."""
+async def test_byte_models_stream_complete_characters() -> None:
+    """A byte model that prefers the bytes of multi-byte characters."""
     network = make_small_network(256)
     with torch.no_grad():
         network.head.bias[list("語🌲é".encode())] += 4

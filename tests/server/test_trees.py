@@ -1,4 +1,4 @@
-"""Trees served: many side by side are what each is alone, and whatever is wrong with one is told where it is."""
+"""Serving trees: concurrent trees equal single ones, and errors are words_by_token with their position."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from tests.support.trees import (
 )
 
 CHILDREN = {"binary": 2, "child-sum": 0}
-POISON = 7  # A node that reads it shows what is no number.
+POISON = 7  # a node with this token outputs NaN
 
 
 def poisoned(folder: Path) -> Bundle:
-    """A child-sum Tree-LSTM that has lost what it knows of one word."""
+    """A child-sum Tree-LSTM with a NaN embedding of one word."""
     path = shared_bundle("trees-poisoned", lambda folder: write_trees(TreeLstm(0), folder, "poisoned", 0)).path
     bundle = load_bundle(shutil.copytree(path, folder / "poisoned"))
     graph = onnx.load(bundle.graph_path)
@@ -73,7 +73,7 @@ async def running(tree_bundles: Mapping[str, Bundle]) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def mixed(mixed_bundles: Mapping[str, Bundle]) -> AsyncIterator[Running]:
-    """The same, and models that read text."""
+    """A server of tree models and text models."""
     async with serving(*mixed_bundles.values(), slots=32) as running:
         yield running
 
@@ -89,15 +89,15 @@ def steps_of(response: v1.ClassifyResponse) -> list[tuple[str, float]]:
 
 
 def expected_steps(bundle: Bundle, tree: RandomTree) -> list[tuple[str, float]]:
-    found = probabilities(graph_scores(bundle, tree))
-    return [(SENTIMENTS[best], float(row[best])) for best, row in zip(found.argmax(axis=1), found, strict=True)]
+    result = probabilities(graph_scores(bundle, tree))
+    return [(SENTIMENTS[best], float(row[best])) for best, row in zip(result.argmax(axis=1), result, strict=True)]
 
 
 @pytest.mark.parametrize("name", CHILDREN)
-async def test_many_at_once_are_what_each_is_alone_to_the_bit(
+async def test_concurrent_trees_equal_single_trees_bit_exactly(
     tree_bundles: Mapping[str, Bundle], stub: Any, name: str
 ) -> None:
-    """They come at different times, more nodes than fit into a run, some of many nodes and most of few."""
+    """Trees arrive at different times, with more nodes than fit into a run; a few are large, most are small."""
     random = np.random.default_rng(3)
     trees = [random_tree(seed, CHILDREN[name], int(random.choice([1, 5, 40, 150]))) for seed in range(60)]
 
@@ -112,7 +112,7 @@ async def test_many_at_once_are_what_each_is_alone_to_the_bit(
 
 
 @pytest.mark.parametrize("name", CHILDREN)
-async def test_an_expression_and_a_list_are_the_same_tree(
+async def test_expression_and_node_list_give_the_same_tree(
     tree_bundles: Mapping[str, Bundle], stub: Any, name: str
 ) -> None:
     tree = random_tree(11, CHILDREN[name], 80)
@@ -126,20 +126,20 @@ async def test_an_expression_and_a_list_are_the_same_tree(
     root = (await stub.Classify(request)).prediction
     assert not root.steps
     assert root.step_count == len(tree.tokens)
-    found = probabilities(graph_scores(tree_bundles[name], tree))[tree.root]
-    best_first = np.argsort(-found, kind="stable")
+    result = probabilities(graph_scores(tree_bundles[name], tree))[tree.root]
+    best_first = np.argsort(-result, kind="stable")
     assert [label.label for label in root.labels] == [SENTIMENTS[label] for label in best_first]
-    assert [label.probability for label in root.labels] == found[best_first].tolist()
+    assert [label.probability for label in root.labels] == result[best_first].tolist()
 
 
-async def test_trees_beside_generation_are_what_they_are_alone(bundles: Mapping[str, Bundle], mixed: Running) -> None:
+async def test_trees_during_generation_equal_single_trees(bundles: Mapping[str, Bundle], mixed: Running) -> None:
     client = mixed.client
     alone = await client.generate("hello", model="gru", max_tokens=60, seed=5).text()
     trees = [random_tree(seed, 2, 60) for seed in range(30)]
 
     async def label(tree: RandomTree) -> list[tuple[str, float]]:
-        found = await client.classify(tree=as_expression(tree)[0], model="binary", every_node=True)
-        return [(step.name, step.probability) for step in found.steps]
+        result = await client.classify(tree=as_expression(tree)[0], model="binary", every_node=True)
+        return [(step.name, step.probability) for step in result.steps]
 
     async def generate() -> str:
         return await client.generate("hello", model="gru", max_tokens=60, seed=5).text()
@@ -148,19 +148,19 @@ async def test_trees_beside_generation_are_what_they_are_alone(bundles: Mapping[
         asyncio.gather(*(generate() for _ in range(8))), *(label(tree) for tree in trees)
     )
     assert set(texts) == {alone}
-    for tree, found in zip(trees, labelled, strict=True):
+    for tree, result in zip(trees, labelled, strict=True):
         steps = expected_steps(bundles["binary"], tree)
-        assert found == [steps[node] for node in as_expression(tree)[1]]
+        assert result == [steps[node] for node in as_expression(tree)[1]]
 
 
-async def test_the_client_takes_nodes(running: Running) -> None:
+async def test_client_accepts_tree_nodes(running: Running) -> None:
     tree = TreeNode(children=[TreeNode("w3"), TreeNode(children=(TreeNode(token_id=5), TreeNode("w4")))])
     written = "(a (b w3) (c (d w3) (e w4)))"
     assert WORDS.tokens[5] == "w3"
     for every_node in (False, True):
-        found = await running.client.classify(tree=tree, model="binary", every_node=every_node)
-        assert found == await running.client.classify(tree=written, model="binary", every_node=every_node)
-        assert found.step_count == 5
+        result = await running.client.classify(tree=tree, model="binary", every_node=every_node)
+        assert result == await running.client.classify(tree=written, model="binary", every_node=every_node)
+        assert result.step_count == 5
     with pytest.raises(InvalidRequestError, match="got a node with the word 'w3' and the token_id 5; give only one"):
         await running.client.classify(tree=TreeNode("w3", 5), model="binary")
     with pytest.raises(InvalidRequestError, match="classify takes either an input or a tree"):
@@ -169,7 +169,7 @@ async def test_the_client_takes_nodes(running: Running) -> None:
         await running.client.classify(tree=TreeNode(children=["w3"]), model="binary")  # type: ignore[list-item]
 
 
-async def test_what_is_no_number_fails_alone(tmp_path: Path) -> None:
+async def test_tree_with_nan_fails_without_affecting_others(tmp_path: Path) -> None:
     bundle = poisoned(tmp_path)
     trees = [random_tree(seed, 0, 30) for seed in range(20)]
     good = [tree for tree in trees if POISON not in tree.tokens]
@@ -181,13 +181,13 @@ async def test_what_is_no_number_fails_alone(tmp_path: Path) -> None:
         async def ask(tree: RandomTree) -> Any:
             return await running.client.classify(tree=as_expression(tree)[0], every_node=True)
 
-        found = await asyncio.gather(*map(ask, [*good, *bad]), return_exceptions=True)
-        for tree, one in zip(good, found, strict=False):
+        result = await asyncio.gather(*map(ask, [*good, *bad]), return_exceptions=True)
+        for tree, one in zip(good, result, strict=False):
             steps = expected_steps(bundle, tree)
             assert [(step.name, step.probability) for step in one.steps] == [
                 steps[node] for node in as_expression(tree)[1]
             ]
-        for one in found[len(good) :]:
+        for one in result[len(good) :]:
             assert isinstance(one, ServerError)
             assert one.reason == "MODEL_FAILED"
 
@@ -261,7 +261,7 @@ BAD_TREES: dict[str, tuple[v1.Tree, str, str]] = {
 
 
 def refusal(error: grpc.aio.AioRpcError) -> tuple[str, str, str]:
-    """Its reason, the field at fault, and what is said of it."""
+    """Return the reason of an error, the field at fault and its description."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     assert status is not None
     info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
@@ -272,30 +272,30 @@ def refusal(error: grpc.aio.AioRpcError) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("what", BAD_TREES)
-async def test_a_bad_tree_is_told_where_it_is_bad(stub: Any, running: Running, what: str) -> None:
-    tree, field, complaint = BAD_TREES[what]
+async def test_invalid_tree_is_reported_with_the_field_at_fault(stub: Any, running: Running, what: str) -> None:
+    tree, field, error_message = BAD_TREES[what]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Classify(v1.ClassifyRequest(model="binary", tree=tree))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    reason, found, description = refusal(caught.value)
-    assert (found, reason) == (
+    reason, at_fault, description = refusal(caught.value)
+    assert (at_fault, reason) == (
         field,
-        "INPUT_TOO_LONG" if " 1000" in complaint or " 1001" in complaint else "INVALID_FIELD",
+        "INPUT_TOO_LONG" if " 1000" in error_message or " 1001" in error_message else "INVALID_FIELD",
     )
-    assert complaint in description
+    assert error_message in description
 
 
-async def test_the_largest_trees_are_taken(stub: Any) -> None:
+async def test_largest_allowed_trees_are_accepted(stub: Any) -> None:
     deep = written("(a " * 999 + "(b w1)" + ")" * 999)
-    found = await stub.Classify(v1.ClassifyRequest(model="child-sum", tree=deep))
-    assert found.prediction.step_count == 1000
+    result = await stub.Classify(v1.ClassifyRequest(model="child-sum", tree=deep))
+    assert result.prediction.step_count == 1000
     wide = written("(a" + " (b w1)" * 9_999 + ")")
-    found = await stub.Classify(v1.ClassifyRequest(model="child-sum", tree=wide, every_node=True))
-    assert len(found.prediction.steps) == 10_000
+    result = await stub.Classify(v1.ClassifyRequest(model="child-sum", tree=wide, every_node=True))
+    assert len(result.prediction.steps) == 10_000
 
 
 @pytest.mark.parametrize(
-    ("request_", "field", "complaint"),
+    ("request_", "field", "error_message"),
     [
         (v1.ClassifyRequest(model="binary"), "tree", "got none; a tree is needed. Give an s_expression"),
         (v1.ClassifyRequest(model="binary", text="w1"), "text", "got text; 'binary' reads trees"),
@@ -303,17 +303,17 @@ async def test_the_largest_trees_are_taken(stub: Any) -> None:
         (v1.ClassifyRequest(model="binary", tensor={"name": "x"}), "tensor", "'binary' reads trees. Give a tree"),
     ],
 )  # fmt: skip
-async def test_a_model_of_trees_reads_nothing_else(
-    stub: Any, request_: v1.ClassifyRequest, field: str, complaint: str
+async def test_tree_model_rejects_other_inputs(
+    stub: Any, request_: v1.ClassifyRequest, field: str, error_message: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Classify(request_)
-    reason, found, description = refusal(caught.value)
-    assert (reason, found) == ("INVALID_FIELD", field)
-    assert complaint in description
+    reason, at_fault, description = refusal(caught.value)
+    assert (reason, at_fault) == ("INVALID_FIELD", field)
+    assert error_message in description
 
 
-async def test_calls_that_trees_do_not_have_say_so(mixed: Running) -> None:
+async def test_methods_that_trees_do_not_support_are_rejected(mixed: Running) -> None:
     client = mixed.client
     session = await client.create_session(model="gru")
 
@@ -341,7 +341,7 @@ async def test_calls_that_trees_do_not_have_say_so(mixed: Running) -> None:
         await client.classify(tree="(a w1)", session=session.session_id)
 
 
-async def test_other_models_read_no_trees(mixed: Running) -> None:
+async def test_other_models_reject_trees(mixed: Running) -> None:
     with pytest.raises(InvalidRequestError, match=r"tree: got a tree; 'classes' does not read trees\. Give text"):
         await mixed.client.classify(tree="(a a)", model="classes")
     with pytest.raises(InvalidRequestError, match="every_node: got true; 'classes' does not read trees"):
@@ -352,8 +352,8 @@ async def _all(stream: Any) -> list[Any]:
     return [one async for one in stream]
 
 
-async def test_a_client_that_goes_frees_its_slot_at_once(tree_bundles: Mapping[str, Bundle]) -> None:
-    """With one slot a run takes one node: the large tree would take thousands."""
+async def test_disconnected_client_frees_its_slot_immediately(tree_bundles: Mapping[str, Bundle]) -> None:
+    """With one slot, a run takes one node, and the large tree would need thousands of runs."""
     async with serving(tree_bundles["binary"], slots=1, waiting_limit=5) as running:
         large = as_expression(random_tree(1, 2, 9_000))[0]
         with pytest.raises(DeadlineExceededError):
@@ -366,7 +366,7 @@ async def test_a_client_that_goes_frees_its_slot_at_once(tree_bundles: Mapping[s
         assert (await running.client.classify(tree="(a w1)")).step_count == 1
 
 
-async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: Mapping[str, Bundle]) -> None:
+async def test_large_tree_does_not_delay_a_small_one(tree_bundles: Mapping[str, Bundle]) -> None:
     async with serving(tree_bundles["binary"], slots=4) as running:
         large = asyncio.ensure_future(running.client.classify(tree=as_expression(random_tree(2, 2, 9_000))[0]))
         await asyncio.sleep(0.1)
@@ -377,7 +377,7 @@ async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: Mapping[str,
 
 
 @pytest.mark.parametrize(
-    ("child_count", "complaint"),
+    ("child_count", "error_message"),
     [
         (
             0,
@@ -386,19 +386,19 @@ async def test_a_large_tree_does_not_keep_a_small_one(tree_bundles: Mapping[str,
         (3, "has shape ['rows', 2, 12], the manifest says ['rows', 3, 12]"),
     ],
 )
-def test_a_graph_with_another_number_of_children_is_not_served(
-    tree_bundles: Mapping[str, Bundle], child_count: int, complaint: str
+def test_graph_with_wrong_number_of_children_is_not_served(
+    tree_bundles: Mapping[str, Bundle], child_count: int, error_message: str
 ) -> None:
     bundle = replace(tree_bundles["binary"], spec=v1.ModelSpec())
     bundle.spec.CopyFrom(tree_bundles["binary"].spec)
     bundle.spec.step.tree.child_count = child_count
-    with pytest.raises(ModelLoadError, match=re.escape(complaint)):
+    with pytest.raises(ModelLoadError, match=re.escape(error_message)):
         OnnxTreeEngine(bundle, capacity=4, opener=Opener(ProviderChoice.CPU, 1))
 
 
-def test_places_of_states_are_used_again(tree_bundles: Mapping[str, Bundle]) -> None:
+def test_state_slots_are_reused(tree_bundles: Mapping[str, Bundle]) -> None:
     engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
-    tokens = np.arange(4)  # More than there is room for at first.
+    tokens = np.arange(4)  # more than the initial capacity
     kept = [engine.run(tokens, np.ones((4, 1), np.int64)).places for _ in range(20)]
     assert engine.kept_count == 80
     assert len(np.unique(kept)) == 80
@@ -414,10 +414,10 @@ def test_places_of_states_are_used_again(tree_bundles: Mapping[str, Bundle]) -> 
     assert engine.kept_count == 0
 
 
-def test_nodes_of_very_many_children_do_not_have_others_gather_as_many(
+def test_nodes_with_many_children_do_not_pad_other_nodes(
     tree_bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wide node runs by itself; what comes of it and of the others is the same to the bit."""
+    """A wide node runs separately; the results of all nodes are the same to the bit."""
     engine = OnnxTreeEngine(tree_bundles["child-sum"], capacity=64, opener=Opener(ProviderChoice.CPU, 1))
     leaves = engine.run(np.arange(2, 40), np.zeros((38, 1), np.int64)).places
     random = np.random.default_rng(3)
@@ -425,23 +425,23 @@ def test_nodes_of_very_many_children_do_not_have_others_gather_as_many(
     for row, count in enumerate([3_000, *random.integers(1, 9, 19)]):
         children[row, :count] = random.choice(leaves, count)
     tokens = random.integers(2, 40, 20)
-    gathered: list[int] = []
+    slot_counts: list[int] = []
     run = OnnxTreeEngine._run
 
     def counted(self: OnnxTreeEngine, tokens: Any, children: Any) -> Any:
-        gathered.append(children.size)
+        slot_counts.append(children.size)
         return run(self, tokens, children)
 
     monkeypatch.setattr(OnnxTreeEngine, "_run", counted)
     together = engine.run(tokens, children)
-    assert max(gathered) <= 16_384
+    assert max(slot_counts) <= 16_384
     for row in range(20):
         width = max(1, int((children[row] != NO_CHILD).sum()))
         alone = engine.run(tokens[row : row + 1], children[row : row + 1, :width])
         assert alone.outputs["logits"].tobytes() == together.outputs["logits"][row : row + 1].tobytes()
 
 
-def test_the_room_of_large_trees_is_given_back(tree_bundles: Mapping[str, Bundle]) -> None:
+def test_memory_of_large_trees_is_released(tree_bundles: Mapping[str, Bundle]) -> None:
     engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=Opener(ProviderChoice.CPU, 1))
     leaf = engine.run(np.array([5, 6]), np.zeros((2, 2), np.int64))
     pair = engine.run(np.array([1]), leaf.places[None])
@@ -459,15 +459,15 @@ def test_the_room_of_large_trees_is_given_back(tree_bundles: Mapping[str, Bundle
 
 
 @pytest.mark.parametrize("piece", ["a ", ") "])
-def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of megabytes is refused as soon as it is no tree."""
+def test_parsing_stops_at_the_first_error(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of megabytes is refused at the first error."""
     pieces, seen = s_expressions.PIECE, []
 
     class Noting:
         def finditer(self, text: str) -> Any:
-            for found in pieces.finditer(text):
-                seen.append(found)
-                yield found
+            for match in pieces.finditer(text):
+                seen.append(match)
+                yield match
 
     monkeypatch.setattr(s_expressions, "PIECE", Noting())
     monkeypatch.setattr(brackets, "PIECE", Noting())
@@ -478,11 +478,11 @@ def test_nothing_behind_the_first_mistake_is_looked_at(piece: str, monkeypatch: 
     assert len(seen) < 2_000
 
 
-Written = tuple[str | None, int, int]  # the word of a node, how far it is from the root, and how many children it has
+Written = tuple[str | None, int, int]  # word, depth and number of children of a node
 
 
 def by_the_rule(text: str) -> list[Written] | None:
-    """The nodes of an s-expression, told piece by piece; None: it is none."""
+    """Parse an s-expression piece by piece and return its nodes, or None if it is invalid."""
     pieces = re.findall(r"[()]|[^() \t\r\n]+", text)
     nodes: list[Written] = []
 
@@ -508,7 +508,7 @@ def by_the_rule(text: str) -> list[Written] | None:
 
 @st.composite
 def expressions(draw: st.DrawFn) -> str:
-    """Trees, most of them with a mistake or two."""
+    """Draw trees, most of them with one or two errors."""
     pieces: list[str] = []
 
     def add(depth: int) -> None:
@@ -528,7 +528,7 @@ def expressions(draw: st.DrawFn) -> str:
 
 
 @given(st.lists(expressions(), min_size=1, max_size=4))
-def test_whatever_is_written_is_read_by_the_rule(texts: list[str]) -> None:
+def test_parser_agrees_with_a_reference_parser(texts: list[str]) -> None:
     words: dict[str, int] = {}
     expected = [by_the_rule(text) for text in texts]
     bracket = partial(brackets.read_bracket, token_of=lambda word: words.setdefault(word, len(words)))
@@ -539,16 +539,16 @@ def test_whatever_is_written_is_read_by_the_rule(texts: list[str]) -> None:
             s_expressions.parse_s_expressions([texts[expected.index(None)]], EXPRESSION, bracket)
         assert str(together.value) == str(alone.value)
         return
-    found = s_expressions.parse_s_expressions(texts, EXPRESSION, bracket)
-    told = {token: word for word, token in words.items()}
+    result = s_expressions.parse_s_expressions(texts, EXPRESSION, bracket)
+    words_by_token = {token: word for word, token in words.items()}
     start = 0
-    for size, nodes in zip(found.sizes, expected, strict=True):
+    for size, nodes in zip(result.sizes, expected, strict=True):
         part = slice(start, start + size)
-        order = found.order[part] - start
+        order = result.order[part] - start
         by_place = order.argsort()
-        depths = found.depths[part][by_place]
-        columns = (found.tokens[part][by_place], depths, found.child_counts[part][by_place])
+        depths = result.depths[part][by_place]
+        columns = (result.tokens[part][by_place], depths, result.child_counts[part][by_place])
         written = zip(*(column.tolist() for column in columns), strict=True)
-        assert [(told.get(token), depth, count) for token, depth, count in written] == nodes
+        assert [(words_by_token.get(token), depth, count) for token, depth, count in written] == nodes
         assert list(order) == sorted(order, key=lambda node: (depths[node], node))
         start += size

@@ -1,5 +1,5 @@
-"""Attention worked out by hand (Bahdanau et al. 2015, section 3.1), in numpy alone and one source at a time: torch and
-the exported graphs agree with it, padded and batched as they are.
+"""Attention (Bahdanau et al. 2015, section 3.1) computed in numpy, one source at a time, compared with torch and the
+exported graphs on padded batches.
 
 Axes: S positions of a source, M features of the memory, A of the comparison, H hidden units.
 """
@@ -30,20 +30,20 @@ def vector(layer: nn.Linear) -> Array:
 
 
 def read_one_way(layer: nn.GRU, features: Array) -> Array:
-    """[S, X] to [S, H], from zeros, by the equations of Cho et al. 2014 in torch's form."""
+    """Run a GRU from a zero state, [S, X] to [S, H], by the equations of Cho et al. 2014 in torch's form."""
     w, u, b, c = (parameter.detach().numpy().astype(np.float64) for parameter in layer.parameters())
     hidden, shown = np.zeros(layer.hidden_size), []
     for value in features:
-        given, kept = np.split(w @ value + b, 3), np.split(u @ hidden + c, 3)
-        reset, update = sigmoid(given[0] + kept[0]), sigmoid(given[1] + kept[1])
-        candidate = np.tanh(given[2] + reset * kept[2])
+        projected, kept = np.split(w @ value + b, 3), np.split(u @ hidden + c, 3)
+        reset, update = sigmoid(projected[0] + kept[0]), sigmoid(projected[1] + kept[1])
+        candidate = np.tanh(projected[2] + reset * kept[2])
         hidden = (1 - update) * candidate + update * hidden
         shown.append(hidden)
     return np.stack(shown)
 
 
 def memory_by_hand(reader: BothWays, source: NDArray[np.int64]) -> Array:
-    """What each position is after reading from both ends, [S, M]."""
+    """Return the bidirectional features of each position, [S, M]."""
     features = matrix(reader.embedding)[source]
     back = read_one_way(reader.backwards, features[::-1])[::-1]
     return np.concatenate([read_one_way(reader.forwards, features), back], axis=1)
@@ -59,7 +59,7 @@ def attend(query: Array, keys: Array, memory: Array, v: Array) -> tuple[Array, A
         v: [A].
 
     Returns:
-        the context [M] and the weights [S].
+        The context [M] and the weights [S].
     """
     scores = np.tanh(query + keys) @ v
     weights = np.exp(scores - scores.max())
@@ -68,7 +68,7 @@ def attend(query: Array, keys: Array, memory: Array, v: Array) -> tuple[Array, A
 
 
 def logits_by_hand(module: Translator, source: NDArray[np.int64], tokens: list[int]) -> Array:
-    """After each of some tokens, [tokens, V]."""
+    """Return the logits after each token, [tokens, V]."""
     memory = memory_by_hand(module.reader, source)
     keys = memory @ matrix(module.keys).T + vector(module.keys)
     state = {"hidden": np.tanh(matrix(module.start) @ memory[0] + vector(module.start))[None]}
@@ -82,7 +82,7 @@ def logits_by_hand(module: Translator, source: NDArray[np.int64], tokens: list[i
     return np.stack(shown)
 
 
-def test_torch_and_the_exported_graphs_do_what_the_paper_says() -> None:
+def test_torch_and_exported_graphs_match_the_paper() -> None:
     module, tokens = Translator().eval(), [1, 4, 9, 3, 3]
     bundle = translator_bundle()
     sources = [LETTERS.encode(word) for word in ("jordan", "a", "the serial order of behavior")]
@@ -103,8 +103,8 @@ def test_torch_and_the_exported_graphs_do_what_the_paper_says() -> None:
     encoder = onnxruntime.InferenceSession(bundle.encoder_path, providers=providers)
     graph = onnxruntime.InferenceSession(bundle.graph_path, providers=providers)
     names = [output.name for output in encoder.get_outputs()]
-    found = encoder.run(names, {"source": padded, "lengths": lengths})
-    kept: dict[str, Any] = dict(zip(names, found, strict=True))
+    result = encoder.run(names, {"source": padded, "lengths": lengths})
+    kept: dict[str, Any] = dict(zip(names, result, strict=True))
     for step, token in enumerate(tokens):
         logits, kept["state.hidden"] = graph.run(["logits", "next.hidden"], {"token": np.full(3, token), **kept})
         for row in range(3):

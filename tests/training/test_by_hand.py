@@ -1,4 +1,4 @@
-"""The cells worked out by hand, from the papers' equations in numpy alone: torch and the exported graph agree with it.
+"""The cells computed in numpy from the papers' equations, compared with torch and the exported graph.
 
 Axes: B rows, T steps, X input features, H hidden units, G gates.
 """
@@ -46,7 +46,7 @@ STEPS: Mapping[str, Callable[[Weights, Array, State], State]] = {
 
 
 def read_by_hand(cell: str, tokens: list[int]) -> tuple[Array, dict[str, Array]]:
-    """What the network of a test bundle shows after each token, [T, V], and its states by input name, [T, H]."""
+    """Return the logits of a test bundle's network after each token, [T, V], and its states by input name, [T, H]."""
     network = make_network(cell, CHARACTERS.size)
     embedding = network.embedding.weight.detach().numpy().astype(np.float64)
     head = [part.detach().numpy().astype(np.float64) for part in (network.head.weight, network.head.bias)]
@@ -54,26 +54,26 @@ def read_by_hand(cell: str, tokens: list[int]) -> tuple[Array, dict[str, Array]]
     names = network.cells[0].state_names
     states: list[State] = [{name: np.zeros((1, network.cells[0].hidden)) for name in names} for _ in layers]
     shown: list[Array] = []
-    told: dict[str, list[Array]] = {}
+    recorded: dict[str, list[Array]] = {}
     for token in tokens:
         features = embedding[token][None]
         for index, weights in enumerate(layers):
             states[index] = STEPS[cell](weights, features, states[index])
             features = states[index]["hidden"]
             for name, value in states[index].items():
-                told.setdefault(f"state.layer{index}.{name}", []).append(value[0])
+                recorded.setdefault(f"state.layer{index}.{name}", []).append(value[0])
         shown.append((features @ head[0].T + head[1])[0])
-    return np.stack(shown), {name: np.stack(values) for name, values in told.items()}
+    return np.stack(shown), {name: np.stack(values) for name, values in recorded.items()}
 
 
 @pytest.mark.parametrize("cell", sorted(STEPS))
-def test_torch_and_the_exported_graph_do_what_the_equations_say(bundles: Mapping[str, Bundle], cell: str) -> None:
+def test_torch_and_the_exported_graph_match_the_equations(bundles: Mapping[str, Bundle], cell: str) -> None:
     tokens = np.random.default_rng(1).integers(0, CHARACTERS.size, 40).tolist()
     logits, states = read_by_hand(cell, tokens)
     network = make_network(cell, CHARACTERS.size).eval()
     with torch.no_grad():
-        found, _ = network(torch.tensor([tokens]), network.initial_state(1))
-    np.testing.assert_allclose(found[0].numpy(), logits, atol=1e-5, rtol=1e-4)
+        result, _ = network(torch.tensor([tokens]), network.initial_state(1))
+    np.testing.assert_allclose(result[0].numpy(), logits, atol=1e-5, rtol=1e-4)
     outputs, after = read_alone(bundles[cell], tokens)
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-5, rtol=1e-4)
     assert after.keys() == states.keys()
@@ -82,12 +82,12 @@ def test_torch_and_the_exported_graph_do_what_the_equations_say(bundles: Mapping
 
 
 def by_gate(stacked: torch.Tensor, gates: str) -> dict[str, Array]:
-    """Weights [G*H, X] or biases [G*H] of gates, each named by a letter, in double precision."""
+    """Split weights [G*H, X] or biases [G*H] by gate, each named by a letter, in double precision."""
     return dict(zip(gates, np.split(stacked.detach().numpy().astype(np.float64), len(gates)), strict=True))
 
 
 def child_sum_node(cell: ChildSumTreeLSTM, word: Array, hidden: Array, memory: Array) -> State:
-    """Tai, Socher and Manning 2015, equations 2 to 8: of a word [X] and what the children have, [C, H] both.
+    """Tai, Socher and Manning 2015, equations 2 to 8, for a word [X] and the children's states, [C, H] both.
 
     i = sigmoid(W_i x + U_i s + b_i), and o and u (tanh) likewise, where s is the sum of all h_k;
     f_k = sigmoid(W_f x + U_f h_k + b_f); c = i u + sum of all f_k c_k; h = o tanh(c).
@@ -121,7 +121,7 @@ def binary_node(cell: BinaryTreeLSTM, word: Array, hidden: Array, memory: Array)
 
 
 def recursive_node(cell: RecursiveCell, word: Array, hidden: Array, memory: Array) -> State:
-    """Socher et al. 2013: h = tanh(W [h_left; h_right] + b), where b comes from what the node reads."""
+    """Socher et al. 2013: h = tanh(W [h_left; h_right] + b), where b is the embedding of the node's token."""
     bias = by_gate(cell.input.weight, "h")["h"] @ word + by_gate(cell.input.bias, "h")["h"]
     return {"hidden": np.tanh(by_gate(cell.pair.weight, "h")["h"] @ np.concatenate(hidden) + bias)}
 
@@ -130,7 +130,7 @@ def recursive_node(cell: RecursiveCell, word: Array, hidden: Array, memory: Arra
     ("kind", "by_hand", "child_counts"),
     [("child-sum", child_sum_node, (0, 1, 2, 5)), ("binary", binary_node, (2,)), ("recursive", recursive_node, (2,))],
 )
-def test_torch_does_at_a_node_what_the_equations_say(
+def test_tree_nodes_in_torch_match_the_equations(
     kind: str, by_hand: Callable[..., State], child_counts: tuple[int, ...]
 ) -> None:
     torch.manual_seed(5)
@@ -139,16 +139,16 @@ def test_torch_does_at_a_node_what_the_equations_say(
     for count in child_counts:
         words, hidden, memory = torch.randn(3, 5), torch.rand(3, count, 7) - 0.5, torch.randn(3, count, 7)
         with torch.no_grad():
-            found = cell.advance(cell.project(words), {"hidden": hidden, "cell": memory})
+            result = cell.advance(cell.project(words), {"hidden": hidden, "cell": memory})
         for row in range(3):
-            given = [tensor[row].numpy().astype(np.float64) for tensor in (words, hidden, memory)]
-            for name, value in by_hand(cell, *given).items():
-                np.testing.assert_allclose(found[name][row].numpy(), value, atol=1e-6, rtol=1e-5)
+            arrays = [tensor[row].numpy().astype(np.float64) for tensor in (words, hidden, memory)]
+            for name, value in by_hand(cell, *arrays).items():
+                np.testing.assert_allclose(result[name][row].numpy(), value, atol=1e-6, rtol=1e-5)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a loss: by W, U, b, the inputs [B, T, X] and the state that the sequence began with [B, H]."""
+    """Gradients of a loss with respect to W, U, b, the inputs [B, T, X] and the initial state [B, H]."""
 
     inputs_weight: Array
     hidden_weight: Array
@@ -161,10 +161,10 @@ def backpropagate(weights: Weights, inputs: Array, state: Array, by_hidden: Arra
     """Back-propagation through time (Werbos 1990) for the Elman cell.
 
     Args:
-        weights: the cell's.
-        inputs: [B, T, X].
-        state: [B, H], what it begins with.
-        by_hidden: [B, T, H], the derivative of the loss by each hidden state as far as that is shown.
+        weights: the weights of the cell.
+        inputs: the input sequence, [B, T, X].
+        state: the initial state, [B, H].
+        by_hidden: the direct derivative of the loss with respect to each hidden state, [B, T, H].
     """
     count = inputs.shape[1]
     hidden = [state]
@@ -173,10 +173,10 @@ def backpropagate(weights: Weights, inputs: Array, state: Array, by_hidden: Arra
     by_inputs = np.zeros_like(inputs)
     by_input_weight, by_hidden_weight = np.zeros_like(weights.inputs), np.zeros_like(weights.hidden)
     by_bias = np.zeros_like(weights.input_bias)
-    following = np.zeros_like(state)  # What later steps have to say of a hidden state.
+    following = np.zeros_like(state)  # the gradient that flows back from later steps
     for step in reversed(range(count)):
         by_gates = (by_hidden[:, step] + following) * (1 - hidden[step + 1] ** 2)
-        # The weights are the same at every step: what each step would change of them adds up.
+        # All steps share the weights, so their gradients add up.
         by_input_weight += by_gates.T @ inputs[:, step]
         by_hidden_weight += by_gates.T @ hidden[step]
         by_bias += by_gates.sum(axis=0)
@@ -185,7 +185,7 @@ def backpropagate(weights: Weights, inputs: Array, state: Array, by_hidden: Arra
     return Gradients(by_input_weight, by_hidden_weight, by_bias, by_inputs, following)
 
 
-def test_gradients_by_hand_are_those_of_autograd() -> None:
+def test_manual_gradients_equal_autograd() -> None:
     torch.manual_seed(3)
     cell = Elman(5, 7).double()
     inputs = torch.randn(3, 11, 5, dtype=torch.float64, requires_grad=True)
@@ -193,8 +193,8 @@ def test_gradients_by_hand_are_those_of_autograd() -> None:
     by_hidden = torch.randn(3, 11, 7, dtype=torch.float64)
     outputs, _ = cell(inputs, {"hidden": state})
     (outputs * by_hidden).sum().backward()
-    given: list[Any] = [tensor.detach().numpy() for tensor in (inputs, state, by_hidden)]
-    found = backpropagate(weights_of(cell), *given)
+    arrays: list[Any] = [tensor.detach().numpy() for tensor in (inputs, state, by_hidden)]
+    result = backpropagate(weights_of(cell), *arrays)
     expected = {
         "inputs_weight": cell.input_weight.grad,
         "hidden_weight": cell.hidden_weight.grad,
@@ -204,11 +204,11 @@ def test_gradients_by_hand_are_those_of_autograd() -> None:
     }
     for name, gradient in expected.items():
         assert gradient is not None
-        np.testing.assert_allclose(getattr(found, name), gradient.numpy(), atol=1e-12, rtol=1e-9)
+        np.testing.assert_allclose(getattr(result, name), gradient.numpy(), atol=1e-12, rtol=1e-9)
 
 
-def test_gradients_add_where_a_weight_is_shared() -> None:
-    """The gradient by a weight that all steps share is the sum of those by a weight of each step's own."""
+def test_gradients_of_a_shared_weight_add_up() -> None:
+    """The gradient of a shared weight equals the sum of the gradients of separate weights per step."""
     torch.manual_seed(4)
     cell = Elman(2, 3).double()
     inputs = torch.randn(1, 4, 2, dtype=torch.float64)
@@ -219,7 +219,7 @@ def test_gradients_add_where_a_weight_is_shared() -> None:
     hidden.sum().backward()  # type: ignore[no-untyped-call]
     by_hidden = np.zeros((1, 4, 3))
     by_hidden[:, -1] = 1
-    found = backpropagate(weights_of(cell), inputs.numpy(), np.zeros((1, 3)), by_hidden)
+    result = backpropagate(weights_of(cell), inputs.numpy(), np.zeros((1, 3)), by_hidden)
     gradients = [weight.grad for weight in own if weight.grad is not None]
     assert len({gradient.sum().item() for gradient in gradients}) > 1
-    np.testing.assert_allclose(found.hidden_weight, sum(gradient.numpy() for gradient in gradients), atol=1e-12)
+    np.testing.assert_allclose(result.hidden_weight, sum(gradient.numpy() for gradient in gradients), atol=1e-12)

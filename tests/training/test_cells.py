@@ -1,4 +1,4 @@
-"""A scan of steps is the whole-sequence forward, for every cell and any depth."""
+"""A scan of steps equals the whole-sequence forward, for every cell and any depth."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_scan_of_steps_equals_forward(cell: str, layers: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ALL)
-def test_forward_in_windows_equals_forward_at_once(cell: str) -> None:
+def test_forward_in_windows_equals_one_forward(cell: str) -> None:
     model = network(cell)
     tokens = torch.randint(11, (3, 20))
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_gradients_of_step_and_forward_agree(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", ALL)
-def test_state_is_a_value(cell: str) -> None:
+def test_step_does_not_modify_its_input_state(cell: str) -> None:
     model = network(cell)
     state = random_state(model, 2)
     before = {name: value.clone() for name, value in state.items()}
@@ -97,7 +97,7 @@ def test_padding_cannot_influence_the_result(cell: str) -> None:
         garbage[row, length:] = 5
     with torch.no_grad():
         features = [model.features(variant, model.initial_state(5))[0] for variant in (tokens, garbage)]
-        clean, dirty = (at_last_step(found, lengths) for found in features)
+        clean, dirty = (at_last_step(result, lengths) for result in features)
         assert torch.equal(clean, dirty)
         for row, sequence in enumerate(sequences):
             alone, _ = model.features(torch.from_numpy(sequence)[None], model.initial_state(1))
@@ -107,7 +107,7 @@ def test_padding_cannot_influence_the_result(cell: str) -> None:
 def test_padding_gets_no_gradient() -> None:
     model = network("gru")
     tokens, lengths = pad([np.array([1, 2]), np.array([3, 4, 6, 7])])
-    tokens[0, 2:] = 10  # A token that occurs nowhere else.
+    tokens[0, 2:] = 10  # a token that occurs nowhere else
     features, _ = model.features(tokens, model.initial_state(2))
     at_last_step(features, lengths).sum().backward()  # type: ignore[no-untyped-call]
     gradient = model.embedding.weight.grad

@@ -1,4 +1,4 @@
-"""Classification of texts: treebanks as examples, reading in both directions, what is measured in the end."""
+"""Classification of texts: treebanks as corpora, bidirectional networks, and test metrics."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def config(corpus: Path | str, **changes: object) -> TextConfig:
     return TextConfig(task="classify", corpus=str(corpus), **{**values, **changes})
 
 
-def test_a_treebank_comes_in_its_own_parts(treebank: Path) -> None:
+def test_treebank_keeps_its_own_splits(treebank: Path) -> None:
     parts = read_example_parts(config(treebank))
-    # What is in dev.txt or test.txt is not trained on, and what is there several times is one example.
+    # Examples of dev.txt and test.txt are excluded from training, and duplicates are merged.
     assert parts.training == [
         LabelledExample("a good old film .", "4"),
         LabelledExample("a bad film .", "1"),
@@ -64,20 +64,20 @@ def test_a_treebank_comes_in_its_own_parts(treebank: Path) -> None:
     assert [example.text for example in parts.test] == ["a good old play .", "a bad play .", "no bad film ."]
 
 
-def test_polarity_leaves_out_what_is_neutral(treebank: Path) -> None:
+def test_polarity_excludes_neutral_examples(treebank: Path) -> None:
     parts = read_example_parts(config(treebank, polarity=True, phrases=True))
-    found = {example.text: example.label for example in parts.training}
-    assert found["a good old film ."] == found["good"] == found["good old film"] == "positive"
-    assert len(found) == len(parts.training)
-    assert not {"a", "old film", ".", "a film"} & found.keys()
-    # Of what is measured, whole sentences only.
+    actual = {example.text: example.label for example in parts.training}
+    assert actual["a good old film ."] == actual["good"] == actual["good old film"] == "positive"
+    assert len(actual) == len(parts.training)
+    assert not {"a", "old film", ".", "a film"} & actual.keys()
+    # Only whole sentences are evaluated.
     assert [(example.text, example.label) for example in parts.held_out] == [
         ("the good old film .", "positive"),
         ("the bad film .", "negative"),
     ]
 
 
-def test_a_treebank_that_does_not_fit_is_named(treebank: Path) -> None:
+def test_invalid_treebank_is_reported_with_its_location(treebank: Path) -> None:
     (treebank / "test.txt").write_text("(NP (DT the) (NN film))\n")
     with pytest.raises(TrainingError, match="treebank: got the label 'NP'; polarity needs the labels 0 to 4"):
         read_example_parts(config(treebank, polarity=True))
@@ -92,27 +92,27 @@ def test_a_treebank_that_does_not_fit_is_named(treebank: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["phrases", "polarity"])
-def test_what_only_a_treebank_has_is_not_asked_of_others(name: str, tmp_path: Path) -> None:
+def test_treebank_options_are_rejected_for_other_corpora(name: str, tmp_path: Path) -> None:
     (tmp_path / "examples.tsv").write_text("good film\tyes\nbad film\tno\n")
     with pytest.raises(TrainingError, match=rf"examples\.tsv: {name} needs a treebank: a folder with train\.txt"):
         read_example_parts(config(tmp_path / "examples.tsv", **{name: True}))
 
 
 @pytest.mark.parametrize("name", ["bidirectional", "phrases", "polarity"])
-def test_only_whole_texts_are_read_in_both_directions(name: str) -> None:
+def test_classification_options_are_rejected_for_other_tasks(name: str) -> None:
     with pytest.raises(ValidationError, match="only the task classify has it"):
         TextConfig(**{**PRESETS["python"], name: True})
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=300), st.integers(1, 30), st.integers(0, 3))
-def test_buckets_hold_everything_once(lengths: list[int], size: int, seed: int) -> None:
+def test_buckets_contain_every_example_once(lengths: list[int], size: int, seed: int) -> None:
     batches = make_buckets(lengths, size, np.random.default_rng(seed))
     assert len(batches) == -(-len(lengths) // size)
     assert all(0 < len(batch) <= size for batch in batches)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
 
 
-def test_buckets_are_mixed_and_hold_little_padding() -> None:
+def test_buckets_are_shuffled_and_contain_little_padding() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 5000).tolist()
     batches = make_buckets(lengths, 32, np.random.default_rng(1))
     longest = [max(lengths[index] for index in batch) for batch in batches]
@@ -131,7 +131,7 @@ def network(cell: str, layers: int) -> BidirectionalClassifier:
 
 
 def read_by_steps(model: BidirectionalClassifier, tokens: torch.Tensor) -> torch.Tensor:
-    """One text [T], a step at a time in each direction: the features [4H]."""
+    """Return the features [4H] of one text [T], computed step by step in each direction."""
 
     def run(layer: Cell, inputs: torch.Tensor) -> torch.Tensor:
         state, shown = layer.initial_state(1), []
@@ -150,7 +150,7 @@ def read_by_steps(model: BidirectionalClassifier, tokens: torch.Tensor) -> torch
 @torch.no_grad()
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_both_directions_are_read_step_by_step_and_whole_alike(cell: str, layers: int) -> None:
+def test_bidirectional_forward_equals_steps_in_both_directions(cell: str, layers: int) -> None:
     model = network(cell, layers)
     lengths = torch.tensor([9, 1, 4, 8])
     tokens = torch.randint(1, 20, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -162,12 +162,12 @@ def test_both_directions_are_read_step_by_step_and_whole_alike(cell: str, layers
 
 @torch.no_grad()
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
-def test_padding_changes_nothing(cell: str) -> None:
+def test_padding_does_not_change_the_result(cell: str) -> None:
     model = network(cell, 2)
     lengths = torch.tensor([6, 1, 4])
     tokens = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
     short = model.last_logits(tokens, lengths)
-    # Longer padding, of whatever tokens: to the bit.
+    # Longer padding of arbitrary tokens does not change a bit.
     behind = torch.randint(0, 20, (3, 11), generator=torch.Generator().manual_seed(1))
     real = torch.arange(11) < lengths[:, None]
     behind[:, :6] = torch.where(real[:, :6], tokens, behind[:, :6])
@@ -175,7 +175,7 @@ def test_padding_changes_nothing(cell: str) -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_sentiment_is_learnt_resumed_and_tested(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
+def test_sentiment_model_learns_resumes_and_is_tested(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
     chosen = config(treebank, polarity=True, phrases=True, bidirectional=bidirectional)
     result = train(chosen, tmp_path / "unbroken", console=QUIET)
     assert result.validation.accuracy == result.measured["test_accuracy"] == 1.0
@@ -192,7 +192,7 @@ def test_sentiment_is_learnt_resumed_and_tested(treebank: Path, tmp_path: Path, 
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("preset", ["sentiment", "sentiment-bidirectional"])
-def test_presets_fit_the_treebank_they_are_for(preset: str, tmp_path: Path) -> None:
+def test_presets_match_their_treebank(preset: str, tmp_path: Path) -> None:
     path = SHARED_DATA / "sst"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -200,20 +200,20 @@ def test_presets_fit_the_treebank_they_are_for(preset: str, tmp_path: Path) -> N
     result = train(TextConfig(**small, corpus=str(path)), tmp_path / "run", console=QUIET, stop_after=2)
     assert result.step == 2
     parts = read_example_parts(TextConfig(**small, corpus=str(path)))
-    assert (len(parts.held_out), len(parts.test)) == (872, 1821)  # As everybody counts them.
+    assert (len(parts.held_out), len(parts.test)) == (872, 1821)  # as in the literature
 
 
 def probabilities(run: Path, text: str) -> dict[str, float]:
-    """Of each class, by torch."""
+    """Return the probability of each class, computed by torch."""
     model = load_best(run)
     tokens = torch.from_numpy(load_vocabularies(run, load_config(run))[""].encode(text))
     with torch.no_grad():
-        found = model.last_logits(tokens[None], torch.tensor([len(tokens)]))[0].double().softmax(0)  # type: ignore[operator]
-    return dict(zip(load_labels(run) or (), found.tolist(), strict=True))
+        actual = model.last_logits(tokens[None], torch.tensor([len(tokens)]))[0].double().softmax(0)  # type: ignore[operator]
+    return dict(zip(load_labels(run) or (), actual.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-async def test_it_is_served_as_it_was_trained(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
+async def test_served_probabilities_equal_those_of_torch(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
     run = tmp_path / "run"
     chosen = config(treebank, polarity=True, phrases=True, bidirectional=bidirectional, steps=10, lower_case=True)
     train(chosen, run, console=QUIET)
@@ -225,13 +225,13 @@ async def test_it_is_served_as_it_was_trained(treebank: Path, tmp_path: Path, bi
     async with serving(bundle) as running:
         lone = [await running.client.classify(text) for text in texts]
         together = await asyncio.gather(*(running.client.classify(text) for text in texts * 8))
-    assert together == lone * 8  # To the bit, whatever is beside it.
+    assert together == lone * 8  # bit-exact, independent of the batch
     for text, prediction in zip(texts, lone, strict=True):
         expected = probabilities(run, text)
         assert {label.name: label.probability for label in prediction.labels} == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_reads_both_ways_does_not_become_int8(treebank: Path, tmp_path: Path) -> None:
+def test_bidirectional_models_cannot_be_quantized(treebank: Path, tmp_path: Path) -> None:
     train(config(treebank, bidirectional=True, steps=1, phrases=True), tmp_path / "run", console=QUIET)
     with pytest.raises(ExportError, match="run: only networks that go step by step become int8, not 1 x bidir"):
         export_run(tmp_path / "run", tmp_path / "bundle", name="judge", quantize="int8")

@@ -1,4 +1,4 @@
-"""Corpora: embedded and of the user's own, with errors that name the place."""
+"""Corpora: embedded and user-supplied, with errors that name the location."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from elman_training.task import IGNORED
 from elman_training.training_error import TrainingError
 
 
-def test_embedded_text_is_python_and_always_the_same() -> None:
+def test_embedded_text_is_python_and_deterministic() -> None:
     text = read_text("stdlib")
     assert len(text) > 1_000_000
     assert "def " in text
     assert text == read_text("stdlib")
 
 
-def test_files_and_folders(tmp_path: Path) -> None:
+def test_text_is_read_from_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("second", encoding="utf-8")
     (tmp_path / "a.txt").write_text("first é", encoding="utf-8")
     assert read_text(str(tmp_path / "a.txt")) == "first é"
     assert read_text(str(tmp_path)) == "first é\nsecond"
 
 
-def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+def test_invalid_text_is_reported_with_its_location(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(TrainingError, match=r"latin\.txt: byte 3 is not UTF-8"):
         read_text(str(tmp_path))
@@ -58,7 +58,7 @@ def test_labelled_examples_from_folder_and_tsv(tmp_path: Path) -> None:
     assert read_labelled_examples(str(tsv)) == expected
 
 
-def test_labelled_examples_that_are_none(tmp_path: Path) -> None:
+def test_invalid_labelled_examples_are_rejected(tmp_path: Path) -> None:
     tsv = tmp_path / "bad.tsv"
     tsv.write_text("good\tlabel\nno label here\n")
     with pytest.raises(TrainingError, match=r"bad\.tsv:2: expected text TAB label"):
@@ -68,18 +68,18 @@ def test_labelled_examples_that_are_none(tmp_path: Path) -> None:
         read_labelled_examples(str(tsv))
 
 
-def test_embedded_examples_have_classes_of_some_size() -> None:
+def test_classes_of_embedded_examples_have_a_minimum_size() -> None:
     counts = Counter(example.label for example in read_labelled_examples("stdlib"))
     assert len(counts) == 10
     assert min(counts.values()) >= 50
 
 
-def test_classes_of_python_tokens() -> None:
+def test_python_tokens_are_classified() -> None:
     source = 'def f(x):  # no\n    return "é" + x * 2\n'
     classes = token_classes(source)
     assert len(classes) == len(source)
-    found = {source[start:end]: {*classes[start:end]} for start, end in ((0, 3), (4, 5), (11, 15), (27, 30), (37, 38))}
-    assert found == {"def": {"keyword"}, "f": {"name"}, "# no": {"comment"}, '"é"': {"string"}, "2": {"number"}}
+    result = {source[start:end]: {*classes[start:end]} for start, end in ((0, 3), (4, 5), (11, 15), (27, 30), (37, 38))}
+    assert result == {"def": {"keyword"}, "f": {"name"}, "# no": {"comment"}, '"é"': {"string"}, "2": {"number"}}
     assert classes[3] == classes[15] == "space"
     assert classes[5] == "operator"
 
@@ -95,7 +95,7 @@ def test_labelled_text_from_tsv_unescapes(tmp_path: Path) -> None:
     assert read_labelled_text(str(tsv)).starts == [0, 2]
 
 
-def test_python_is_cut_into_documents_at_statements() -> None:
+def test_python_is_split_into_documents_at_statements() -> None:
     labelled = read_labelled_text("stdlib", limit=200_000)
     assert labelled.starts[0] == 0
     assert len(labelled.starts) > 50
@@ -105,7 +105,7 @@ def test_python_is_cut_into_documents_at_statements() -> None:
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 5), st.integers(0, 2))
-def test_lanes_of_documents_start_anew_at_each_and_lose_nothing(sizes: list[int], window: int, epoch: int) -> None:
+def test_document_streams_restart_at_each_document_and_lose_nothing(sizes: list[int], window: int, epoch: int) -> None:
     length = sum(sizes)
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     inputs, targets, aligned = align_documents(np.arange(1, length + 1), np.arange(length), starts, window)
@@ -114,14 +114,14 @@ def test_lanes_of_documents_start_anew_at_each_and_lose_nothing(sizes: list[int]
     made = ContiguousBatches(inputs, targets, rows=1, window=window, seed=0, starts=aligned)
     seen = []
     for index in range(made.windows_per_epoch):
-        found = made.window(epoch * made.windows_per_epoch + index)
-        kept = found.targets[0][found.targets[0] != IGNORED].tolist()
+        result = made.window(epoch * made.windows_per_epoch + index)
+        kept = result.targets[0][result.targets[0] != IGNORED].tolist()
         seen.extend(kept)
-        assert bool(found.fresh[0]) == (kept[0] in starts or index == 0)
+        assert bool(result.fresh[0]) == (kept[0] in starts or index == 0)
     assert sorted(seen) == list(range(length))
 
 
-def test_lanes_restart_now_and_then() -> None:
+def test_streams_restart_occasionally() -> None:
     made = ContiguousBatches(np.arange(10_000), np.arange(10_000), rows=10, window=10, seed=0, restart=0.1)
     share = np.mean([made.window(index).fresh.mean() for index in range(1, 99)])
     assert 0.05 < share < 0.15
@@ -138,23 +138,23 @@ def test_labelled_text_from_python_files(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 200), st.integers(0, 3))
-def test_lanes_are_contiguous_and_cover_the_text(lanes: int, window: int, extra: int, epochs: int) -> None:
+def test_streams_are_contiguous_and_cover_the_text(lanes: int, window: int, extra: int, epochs: int) -> None:
     length = lanes * window + extra
     text = np.arange(length)
     made = ContiguousBatches(text, text + 1, rows=lanes, window=window, seed=0)
     for epoch in range(epochs + 1):
         first = epoch * made.windows_per_epoch
         windows = [made.window(first + index) for index in range(made.windows_per_epoch)]
-        assert [set(found.fresh.tolist()) for found in windows] == [{True}] + [{False}] * (len(windows) - 1)
-        rows = np.concatenate([found.inputs for found in windows], axis=1)
-        assert (np.diff(rows, axis=1) % length == 1 % length).all()  # Each lane goes on where it was.
-        assert len(np.unique(rows)) == rows.size  # Nothing is read twice in an epoch.
+        assert [set(result.fresh.tolist()) for result in windows] == [{True}] + [{False}] * (len(windows) - 1)
+        rows = np.concatenate([result.inputs for result in windows], axis=1)
+        assert (np.diff(rows, axis=1) % length == 1 % length).all()  # Each stream continues where it stopped.
+        assert len(np.unique(rows)) == rows.size  # No token is read twice in an epoch.
         assert rows.size > length - lanes * window - lanes
-        for found in windows:
-            assert (found.targets == found.inputs + 1).all()
+        for result in windows:
+            assert (result.targets == result.inputs + 1).all()
 
 
-def test_text_too_short_for_its_lanes() -> None:
+def test_text_shorter_than_its_streams_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"got 10 steps; 4 rows .* need at least 12"):
         ContiguousBatches(np.arange(10), np.arange(10), rows=4, window=3, seed=0)
 
@@ -171,7 +171,7 @@ def test_split_is_stratified_and_a_partition(sizes: list[int], seed: int) -> Non
     assert split_by_class(examples, attrgetter("label"), 0.1, seed) == (training, held_out)
 
 
-def test_a_limit_ends_labelled_text_between_documents(tmp_path: Path) -> None:
+def test_limit_cuts_labelled_text_between_documents(tmp_path: Path) -> None:
     path = tmp_path / "tags.tsv"
     path.write_text("abc\tone\nde\ttwo\n\n" * 4)
     for limit, documents in ((1, 1), (5, 1), (6, 2), (20, 4), (None, 4)):

@@ -1,4 +1,4 @@
-"""Bundles with an encoder: what is refused when they are made, and when they are loaded."""
+"""Bundles with an encoder: what export and loading refuse."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ _INCONSISTENT: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("name", _INCONSISTENT)
 def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
-    edit, complaint = _INCONSISTENT[name]
+    edit, error_message = _INCONSISTENT[name]
     change(copy, edit)
-    with pytest.raises(BundleError, match=complaint):
+    with pytest.raises(BundleError, match=error_message):
         load_bundle(copy)
 
 
 @pytest.mark.parametrize(
-    ("edit", "complaint"),
+    ("edit", "error_message"),
     [
         (lambda m: m["encoder"]["input"].update(name="words"), r"encoder\.onnx: the manifest names the input 'words'"),
         (lambda m: m["encoder"].update(length_name="sizes"), r"encoder\.onnx: the manifest names the input 'sizes'"),
@@ -91,17 +91,17 @@ def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
         ),
     ],
 )
-def test_graphs_that_are_not_what_the_manifest_says(copy: Path, edit: Change, complaint: str) -> None:
+def test_graphs_that_contradict_the_manifest_are_refused(copy: Path, edit: Change, error_message: str) -> None:
     change(copy, edit)
-    if "memory" in complaint:  # An open axis agrees with any size; one that is closed does not with another.
+    if "memory" in error_message:  # A dynamic axis matches any size; a fixed one does not.
         close_positions(copy / "step.onnx")
         change(copy, lambda m: m["step"]["constants"][0].update(variable_length=True))
-    with pytest.raises(ModelLoadError, match=complaint):
+    with pytest.raises(ModelLoadError, match=error_message):
         OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.001)
 
 
-def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Path) -> None:
-    """Nothing that is classified would bring a source."""
+def test_labels_of_a_generating_encoder_model_are_refused(copy: Path) -> None:
+    """Classification requests have no source."""
     shown = {"name": "next.hidden", "data_type": "DATA_TYPE_FLOAT32"}
 
     def label(manifest: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def test_labels_beside_what_is_generated_behind_an_encoder_are_refused(copy: Pat
         serve_bundle(reseal(copy), Settings(), ServerEventLoop())
 
 
-def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:
+def test_encoder_with_other_shapes_is_refused_by_name(copy: Path) -> None:
     change(copy, lambda m: m["step"]["constants"].reverse())
     model = onnx.load(copy / "encoder.onnx")
     swapped = {"constant.keys": "constant.memory", "constant.memory": "constant.keys"}
@@ -130,8 +130,8 @@ def test_an_encoder_of_other_shapes_is_refused_by_name(copy: Path) -> None:
         OnnxEngine(reseal(copy), capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.001)
 
 
-def test_shapes_that_show_only_when_it_runs_fail_by_name(translator: Bundle) -> None:
-    """A graph need not tell the shapes of its outputs."""
+def test_shape_mismatch_at_run_time_names_the_output(translator: Bundle) -> None:
+    """A graph need not declare the shapes of its outputs."""
     encoder = Encoder(translator, Opener(ProviderChoice.CPU, 1))
     encoder._shapes["constant.keys"] = (64, 25)
     with pytest.raises(EngineError, match=r"makes constant\.keys of shape \(1, 3, 24\), but \(1, 3, 25\) is right"):
@@ -147,7 +147,7 @@ def close_positions(path: Path) -> None:
     onnx.save(model, path)
 
 
-def test_a_manifest_says_what_the_encoder_gives(translator: Bundle, tmp_path: Path) -> None:
+def test_manifest_describes_the_encoder_outputs(translator: Bundle, tmp_path: Path) -> None:
     spec = json.loads((translator.path / MANIFEST).read_text())
     assert [constant["name"] for constant in spec["step"]["constants"]] == [
         "constant.memory", "constant.keys", "constant.mask",
@@ -159,7 +159,7 @@ def test_a_manifest_says_what_the_encoder_gives(translator: Bundle, tmp_path: Pa
     }  # fmt: skip
     assert translator.vocabulary_spec("source").size == LETTERS.size
     assert translator.vocabulary_spec("text").kind == v1.VOCABULARY_KIND_SYMBOLS
-    assert translator.spec.metrics["padding_largest_difference"] == 0  # To the bit.
+    assert translator.spec.metrics["padding_largest_difference"] == 0  # bit-exact
     judge = judge_bundle()
     assert not judge.spec.step.inputs
     assert not judge.spec.step.states
@@ -200,7 +200,7 @@ class Fails(Translator):
 
 
 @pytest.mark.parametrize(
-    ("module", "complaint"),
+    ("module", "error_message"),
     [
         (AcrossRows, "is not zero after the end of a source|differs by .* alone and in a batch"),
         (ReadsPadding, "differs by .* alone and in a batch"),
@@ -210,13 +210,15 @@ class Fails(Translator):
         (Fails, r"encode\(\) failed on source torch.int64 \(3, 12\): no way"),
     ],
 )
-def test_an_encoder_that_leaks_is_not_written(module: type[Translator], complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=complaint):
+def test_encoder_that_breaks_the_contract_is_not_exported(
+    module: type[Translator], error_message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=error_message):
         export_translator(module(), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_what_has_a_source_needs_encode(tmp_path: Path) -> None:
+def test_source_requires_an_encode_method(tmp_path: Path) -> None:
     class Plain(torch.nn.Module):
         def initial_state(self, rows: int) -> Tensors:
             return {}
@@ -228,7 +230,7 @@ def test_what_has_a_source_needs_encode(tmp_path: Path) -> None:
         export_translator(Plain(), tmp_path / "bundle")
 
 
-def test_symbols_are_what_white_space_parts() -> None:
+def test_symbols_are_separated_by_white_space() -> None:
     vocabulary = SymbolVocabulary.from_texts(["HH AH0 L OW1", "W ER1 L D"], 100, reserved=("\x02", "\x03"))
     assert vocabulary.tokens[:4] == ("\N{REPLACEMENT CHARACTER}", "\x02", "\x03", "L")
     ids = vocabulary.encode("  L OW1\tnope\nL ").tolist()

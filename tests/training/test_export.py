@@ -1,4 +1,4 @@
-"""Export: torch equals onnxruntime, and what does not is not written."""
+"""Export: torch equals onnxruntime, and a module for which it does not is not exported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LETTERS = CharacterVocabulary("abcd")
 
 
 class LeakyUnit(nn.Module):
-    """A cell of nobody's: two states of different kinds, one of which does not start at zero."""
+    """A custom cell with two states of different kinds, one of which does not start at zero."""
 
     def __init__(self, hidden: int = 6) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ def test_torch_equals_onnxruntime_over_a_long_run(bundles: Any, cell: str, rows:
         tokens = random.integers(0, CHARACTERS.size, rows)
         with torch.no_grad():
             outputs, state = module.step({"token": torch.from_numpy(tokens)}, {}, state)
-        found = session.run(names, {"token": tokens, **fed})
-        np.testing.assert_allclose(found[0], outputs["logits"].numpy(), atol=2e-5, rtol=1e-4)
-        fed = {f"state.{name}": value for name, value in zip(state, found[1:], strict=True)}
+        result = session.run(names, {"token": tokens, **fed})
+        np.testing.assert_allclose(result[0], outputs["logits"].numpy(), atol=2e-5, rtol=1e-4)
+        fed = {f"state.{name}": value for name, value in zip(state, result[1:], strict=True)}
     for name, value in state.items():
         np.testing.assert_allclose(fed[f"state.{name}"], value.numpy(), atol=2e-5, rtol=1e-4)
 
 
-def test_the_folded_step_is_the_step() -> None:
+def test_folded_step_equals_the_step() -> None:
     network = make_network("lstm", 7).eval()
     folded = NetworkStep(network)
     tokens = torch.tensor([1, 2, 3])
@@ -96,8 +96,8 @@ _OPERATORS = {
 
 
 @pytest.mark.parametrize("cell", sorted(CELLS))
-def test_the_graph_holds_nothing_needless(cell: str, tmp_path: Path) -> None:
-    """One product a layer where the cell allows it, its weights joined once and for all."""
+def test_graph_contains_no_redundant_nodes(cell: str, tmp_path: Path) -> None:
+    """One product per layer where the cell allows it, with weights concatenated at export."""
     module = NetworkStep(make_network(cell, CHARACTERS.size, layers=3, hidden=400)).eval()
     write_step(
         module, make_example(module, StepInterface({"token": Token(CHARACTERS)}), 3, 0), ("logits",), tmp_path / "step"
@@ -110,7 +110,7 @@ def test_the_graph_holds_nothing_needless(cell: str, tmp_path: Path) -> None:
 
 
 class Weighing(LeakyUnit):
-    """Computes weights from weights, as weight normalisation does."""
+    """Computes weights from weights, as weight normalization does."""
 
     def step(self, inputs, constants, state):  # type: ignore[no-untyped-def]
         weight = torch.cat([self.head.weight, self.head.weight / self.head.weight.norm()]) @ torch.eye(6)
@@ -118,13 +118,13 @@ class Weighing(LeakyUnit):
         return {"logits": functional.linear(after["level"], weight)[:, :4]}, after
 
 
-def test_what_depends_on_weights_alone_is_computed_once(tmp_path: Path) -> None:
+def test_expressions_of_weights_are_folded(tmp_path: Path) -> None:
     write(Weighing(), tmp_path / "own")
     operators = {node.op_type for node in onnx.load(tmp_path / "own" / "step.onnx").graph.node}
     assert not operators & {"Concat", "Div", "ReduceL2", "Sqrt", "Transpose"}
 
 
-def test_a_cell_of_ones_own(tmp_path: Path) -> None:
+def test_custom_cell_is_exported(tmp_path: Path) -> None:
     module = LeakyUnit()
     digest = write(module, tmp_path / "own")
     bundle = load_bundle(tmp_path / "own")
@@ -148,7 +148,7 @@ def test_a_cell_of_ones_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(fed["state.count"], [[4.0]])
 
 
-def test_training_mode_is_left_as_it_was(tmp_path: Path) -> None:
+def test_export_restores_the_training_mode(tmp_path: Path) -> None:
     module = LeakyUnit().train()
     write(module, tmp_path / "own")
     assert module.training
@@ -179,7 +179,7 @@ class FixedRows(LeakyUnit):
 
 
 class Forgetful(LeakyUnit):
-    """Reads a plain number that changes between calls: the graph keeps the one of the trace."""
+    """Uses a plain number that changes between calls; the graph keeps the value of the trace."""
 
     calls = 0.0
 
@@ -200,7 +200,7 @@ class ColumnFirst(LeakyUnit):
 
 
 @pytest.mark.parametrize(
-    ("module", "complaint"),
+    ("module", "error_message"),
     [
         (CrossTalk(), "a row's value in a batch of|differ by"),
         (RenamedState(), r"returns the states \['count', 'other'\], but initial_state\(\) has \['count', 'level'\]"),
@@ -215,18 +215,18 @@ class ColumnFirst(LeakyUnit):
         (nn.Linear(2, 2), r"Linear needs the methods initial_state\(rows\) and step"),
     ],
 )
-def test_a_module_that_breaks_the_contract_is_not_written(module: nn.Module, complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=complaint):
+def test_module_that_breaks_the_contract_is_not_exported(module: nn.Module, error_message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=error_message):
         write(module, tmp_path / "own")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_output_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"returns the outputs \['logits'\]; 'scores' is not among them"):
         write(LeakyUnit(), tmp_path / "own", outputs={"scores": Labels(["a", "b", "c", "d"])})
 
 
-def test_what_is_there_stays_unless_told(tmp_path: Path) -> None:
+def test_existing_folder_is_kept_unless_overwrite_is_set(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     write(LeakyUnit(), folder)
     with pytest.raises(ExportError, match="exists already"):
@@ -258,7 +258,7 @@ class Conditioned(nn.Module):
         return {"scores": self.head(hidden)}, {"hidden": hidden}
 
 
-def test_frames_and_constants_are_part_of_the_contract(tmp_path: Path) -> None:
+def test_frames_and_constants_are_exported(tmp_path: Path) -> None:
     module = Conditioned()
     export_bundle(
         module,
@@ -274,9 +274,9 @@ def test_frames_and_constants_are_part_of_the_contract(tmp_path: Path) -> None:
     graph = load_bundle(tmp_path / "own").graph_path
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     hidden = np.zeros((3, 4), np.float32)
-    found = session.run(["scores"], {"frame": frames, "constant.image": images, "state.hidden": hidden})[0]
+    result = session.run(["scores"], {"frame": frames, "constant.image": images, "state.hidden": hidden})[0]
     with torch.no_grad():
         expected, _ = module.step(
             {"frame": torch.from_numpy(frames)}, {"image": torch.from_numpy(images)}, module.initial_state(3)
         )
-    np.testing.assert_allclose(found, expected["scores"].numpy(), atol=1e-6)
+    np.testing.assert_allclose(result, expected["scores"].numpy(), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Classification of numbers, one to one: tables, the network's own scaling, training, and serving raw numbers."""
+"""Classification of numeric tables: parsing, feature scaling, training, and serving unscaled numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def iris(tmp_path: Path) -> Path:
-    """Three kinds of flower, whose petals and sepals have other sizes; the last number is always the same."""
+    """Three kinds of flower with different petals and sepals; the last feature is constant."""
     random = np.random.default_rng(0)
     lines = ["petal,sepal,leaves,kind"]
     for kind, petal, sepal in (("small", 1.0, 2000.0), ("wide", 4.0, 2000.0), ("long", 4.0, 9000.0)):
@@ -40,7 +40,7 @@ def config(corpus: Path | str, **changes: object) -> FeaturesConfig:
     return FeaturesConfig(task="features", corpus=str(corpus), **{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_tables_of_lines(tmp_path: Path) -> None:
+def test_tables_are_read_from_csv(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text('\ufeffwide,"long, in cm",kind\n1,2.5,"a,b"\n\n-3e2,4,c\n', encoding="utf-8")
     table = read_table(str(path))
@@ -54,7 +54,7 @@ def test_tables_of_lines(tmp_path: Path) -> None:
     assert read_table(str(path)).labels == ["yes", "no"]
 
 
-def test_tables_of_arrays(tmp_path: Path) -> None:
+def test_tables_are_read_from_arrays(tmp_path: Path) -> None:
     path = tmp_path / "table.npz"
     np.savez(path, values=np.arange(24, dtype=np.uint8).reshape(3, 2, 4), labels=np.array([7, 8, 7]))
     table = read_table(str(path))
@@ -64,7 +64,7 @@ def test_tables_of_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "error_message"),
     [
         ("a,b,label\n1,2,x\n1,two,y\n", r"table\.csv:3: b: expected a finite number, found 'two'"),
         ("a,b,label\n1,2,x\n1,nan,y\n", r"table\.csv:3: b: expected a finite number, found 'nan'"),
@@ -79,14 +79,14 @@ def test_tables_of_arrays(tmp_path: Path) -> None:
         (b"\xff1,2,x\n", r"table\.csv: byte 0 is not UTF-8"),
     ],
 )
-def test_what_is_no_table_is_named(content: str | bytes, complaint: str, tmp_path: Path) -> None:
+def test_invalid_table_is_reported_with_its_location(content: str | bytes, error_message: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TrainingError, match=complaint):
+    with pytest.raises(TrainingError, match=error_message):
         read_table(str(path))
 
 
-def test_what_is_no_file_of_tables_is_named(tmp_path: Path) -> None:
+def test_invalid_table_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"nowhere\.csv: there is no such file \(the embedded corpus is call"):
         read_table(str(tmp_path / "nowhere.csv"))
     with pytest.raises(TrainingError, match=r"is no \.csv, \.tsv or \.npz file"):
@@ -109,7 +109,7 @@ def test_what_is_no_file_of_tables_is_named(tmp_path: Path) -> None:
         read_table(str(path))
 
 
-def test_every_row_is_in_one_part_and_every_class_in_each() -> None:
+def test_splits_are_disjoint_and_contain_every_class() -> None:
     labels = ["a"] * 50 + ["b"] * 30 + ["c"] * 20
     table = Table(np.arange(100, dtype=np.float32)[:, None], labels, ("number",))
     task = FeaturesTask(config("none", seed=3), table)
@@ -124,9 +124,9 @@ def test_every_row_is_in_one_part_and_every_class_in_each() -> None:
     assert {*other._test[0][:, 0].tolist()} != {*task._test[0][:, 0].tolist()}
 
 
-def test_numbers_are_learnt_as_they_are_and_resumed_to_the_bit(iris: Path, tmp_path: Path) -> None:
+def test_unscaled_features_are_learned_and_resumed_bit_exactly(iris: Path, tmp_path: Path) -> None:
     result = train(config(iris), tmp_path / "unbroken", console=QUIET)
-    assert result.measured["test_accuracy"] > 0.9  # One feature is a thousand times the other.
+    assert result.measured["test_accuracy"] > 0.9  # one feature is a thousand times larger than the other
     assert load_labels(tmp_path / "unbroken") == ("long", "small", "wide")
     assert load_features(tmp_path / "unbroken") == ("petal", "sepal", "leaves")
     train(config(iris), tmp_path / "broken", console=QUIET, stop_after=35)
@@ -135,13 +135,13 @@ def test_numbers_are_learnt_as_they_are_and_resumed_to_the_bit(iris: Path, tmp_p
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
     network = load_best(tmp_path / "broken")
     assert isinstance(network, FeedForwardNetwork)
-    # What never differed while training says nothing.
+    # A feature that was constant in training has no effect.
     values = torch.tensor([[4.0, 2000.0, 2.0], [4.0, 2000.0, 1e6]])
-    found = network(values)
-    assert torch.equal(found[0], found[1])
+    actual = network(values)
+    assert torch.equal(actual[0], actual[1])
 
 
-def test_noise_is_only_for_training() -> None:
+def test_noise_is_added_only_in_training() -> None:
     torch.manual_seed(0)
     network = FeedForwardNetwork(features=3, outputs=2, layers=1, hidden=4, dropout=0.0, input_noise=0.5)
     values = torch.ones(5, 3)
@@ -150,7 +150,7 @@ def test_noise_is_only_for_training() -> None:
     assert torch.equal(network(values), network(values))
 
 
-async def test_raw_numbers_are_served(iris: Path, tmp_path: Path) -> None:
+async def test_served_model_takes_unscaled_features(iris: Path, tmp_path: Path) -> None:
     train(config(iris), tmp_path / "run", console=QUIET)
     export_run(tmp_path / "run", tmp_path / "bundle", name="flowers")
     table = read_table(str(iris))
@@ -160,24 +160,24 @@ async def test_raw_numbers_are_served(iris: Path, tmp_path: Path) -> None:
         expected = network(torch.from_numpy(table.values)).double().softmax(1)
     async with serving(load_bundle(tmp_path / "bundle")) as running:
         lone = await running.client.classify(table.values[:1])
-        found = await asyncio.gather(*(running.client.classify(row[None]) for row in table.values))
-    assert found[0] == lone
-    for prediction, row in zip(found, expected, strict=True):
+        actual = await asyncio.gather(*(running.client.classify(row[None]) for row in table.values))
+    assert actual[0] == lone
+    for prediction, row in zip(actual, expected, strict=True):
         probabilities = {label.name: label.probability for label in prediction.labels}
         assert probabilities == pytest.approx(dict(zip(labels, row.tolist(), strict=True)), abs=1e-6)
-    right = sum(max(found.labels, key=lambda label: label.probability).name == label
-                for found, label in zip(found, table.labels, strict=True))  # fmt: skip
+    right = sum(max(prediction.labels, key=lambda label: label.probability).name == label
+                for prediction, label in zip(actual, table.labels, strict=True))  # fmt: skip
     assert right > 0.9 * len(table.labels)
 
 
-def test_it_does_not_become_int8(iris: Path, tmp_path: Path) -> None:
+def test_feed_forward_network_cannot_be_quantized(iris: Path, tmp_path: Path) -> None:
     train(config(iris, steps=1), tmp_path / "run", console=QUIET)
     with pytest.raises(ExportError, match="that go step by step become int8, not 1 hidden layers of 16"):
         export_run(tmp_path / "run", tmp_path / "bundle", name="flowers", quantize="int8")
 
 
-def test_digits_reach_their_floor(tmp_path: Path) -> None:
-    """The whole preset: it takes seconds."""
+def test_digits_preset_reaches_its_floor(tmp_path: Path) -> None:
+    """Train the whole preset, which takes seconds."""
     table = read_table("digits")
     assert table.values.shape == (1797, 64)
     assert table.values.min() == 0

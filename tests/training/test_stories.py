@@ -1,4 +1,4 @@
-"""Stories: their answers follow from as many statements as they say, and cannot be had without reading."""
+"""Stories: the answers follow from the stated number of facts, and shortcuts do not find them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def statements_of(story: Story) -> list[str]:
 
 
 def read(statements: list[str], question: str) -> str | None:
-    """The answer that follows from some statements, or None where none does. It is told where everybody and everything
-    has been, and knows nothing that is not told."""
+    """Return the answer that follows from the statements, or None if there is none.
+
+    It tracks the positions of all people and things, using only the statements.
+    """
     people: dict[str, str] = {}
     carried: dict[str, str] = {}
     paths: dict[str, list[str]] = {}
@@ -37,19 +39,19 @@ def read(statements: list[str], question: str) -> str | None:
             path.append(place)
 
     for statement in statements:
-        told = STATEMENT.fullmatch(statement)
-        assert told is not None, statement
-        person = told["person"]
-        if told["place"]:
-            people[person] = told["place"]
+        parsed = STATEMENT.fullmatch(statement)
+        assert parsed is not None, statement
+        person = parsed["person"]
+        if parsed["place"]:
+            people[person] = parsed["place"]
             for thing in [thing for thing, carrier in carried.items() if carrier == person]:
-                seen(thing, told["place"])
-        elif told["taken"]:
-            carried[told["taken"]] = person
-            seen(told["taken"], people.get(person))
+                seen(thing, parsed["place"])
+        elif parsed["taken"]:
+            carried[parsed["taken"]] = person
+            seen(parsed["taken"], people.get(person))
         else:
-            carried.pop(told["put"], None)
-            seen(told["put"], people.get(person))
+            carried.pop(parsed["put"], None)
+            seen(parsed["put"], people.get(person))
     if match := re.fullmatch(r"Where is ([A-Z][a-z]+) \?", question):
         return people.get(match[1])
     if match := re.fullmatch(r"Where is the ([a-z]+) \?", question):
@@ -70,16 +72,16 @@ def test_answers_follow_from_the_passage(facts: int) -> None:
 
 
 @pytest.mark.parametrize("facts", [1, 2, 3])
-def test_as_many_facts_are_needed_as_they_say(facts: int) -> None:
+def test_stories_need_the_stated_number_of_facts(facts: int) -> None:
     for story in make_stories(40, 2, facts):
         statements = statements_of(story)
-        found = [
+        result = [
             size
             for size in range(1, facts + 1)
             for chosen in combinations(statements, size)
             if read(list(chosen), story.question) == story.answer
         ]
-        assert min(found) == facts
+        assert min(result) == facts
 
 
 def test_a_question_about_the_past_has_one_answer() -> None:
@@ -90,7 +92,7 @@ def test_a_question_about_the_past_has_one_answer() -> None:
 
 
 @pytest.mark.parametrize("facts", [1, 2, 3])
-def test_choices(facts: int) -> None:
+def test_choices_are_distinct_and_balanced(facts: int) -> None:
     stories = make_stories(2000, 4, facts)
     places = Counter(story.choices.index(story.answer) for story in stories)
     assert all(400 < places[place] < 600 for place in range(4))
@@ -101,19 +103,19 @@ def test_choices(facts: int) -> None:
     assert 0.2 < sum(" " in story.answer for story in stories) / len(stories) < 0.6
 
 
-def test_the_same_seed_gives_the_same_stories_everywhere() -> None:
+def test_same_seed_gives_the_same_stories() -> None:
     stories = [story for facts in (1, 2, 3) for story in make_stories(300, 7, facts)]
-    told = "\n".join(repr((story.passage, story.question, story.answer, story.choices)) for story in stories)
-    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "775c572b55bf7a6c"
+    parsed = "\n".join(repr((story.passage, story.question, story.answer, story.choices)) for story in stories)
+    assert hashlib.sha256(parsed.encode()).hexdigest()[:16] == "775c572b55bf7a6c"
     assert make_stories(100, 7, 2) == make_stories(300, 7, 2)[:100]
 
 
-def test_seeds_and_facts_give_other_stories() -> None:
+def test_stories_differ_by_seed_and_facts() -> None:
     passages = [story.passage for seed in (0, 1) for facts in (1, 2, 3) for story in make_stories(500, seed, facts)]
     assert len(set(passages)) > 0.99 * len(passages)
 
 
-def test_facts_that_no_story_has() -> None:
+def test_invalid_number_of_facts_is_rejected() -> None:
     with pytest.raises(ValueError, match="facts: got 4; stories have 1, 2 or 3"):
         make_stories(1, 0, 4)
 
@@ -126,12 +128,12 @@ FIGURES = {
 
 
 def place_of(statement: str) -> str | None:
-    told = STATEMENT.fullmatch(statement)
-    return told["place"] if told else None
+    parsed = STATEMENT.fullmatch(statement)
+    return parsed["place"] if parsed else None
 
 
 def last_holder_place(story: Story) -> str:
-    """Where whoever took or put down the thing last went last."""
+    """Return the last place of the person who took or put down the thing last."""
     thing = story.question.split(" the ")[1].split()[0]
     statements = statements_of(story)
     holder = [statement.split()[0] for statement in statements if statement.endswith(f" the {thing}")][-1]
@@ -139,8 +141,8 @@ def last_holder_place(story: Story) -> str:
 
 
 @pytest.mark.parametrize("facts", [1, 2, 3])
-def test_careless_reading_does_not_help_much(facts: int) -> None:
-    """The figures of the module's docstring are made here."""
+def test_shortcuts_do_not_solve_the_stories(facts: int) -> None:
+    """Compute the figures of the module's docstring."""
     stories = make_stories(10_000, 0, facts)
     right: Counter[str] = Counter()
     for story in stories:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks tasks`: figures of training runs beside their floors."""
+"""`python -m benchmarks tasks`: metrics of training runs compared with their floors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_run(folder: Path, preset: str | None, *, finished: bool = True, seed: i
     return folder
 
 
-def test_every_figure_stands_beside_its_floor(tmp_path: Path) -> None:
+def test_every_metric_is_compared_with_its_floor(tmp_path: Path) -> None:
     rows = gather_tasks(
         [
             make_run(tmp_path / "a", "sentiment", seed=3, test_accuracy=0.8, validation_accuracy=0.1),
@@ -43,14 +43,14 @@ def test_every_figure_stands_beside_its_floor(tmp_path: Path) -> None:
         "parameters": 2_200_000,
         "seed": 3,
     }
-    # Of errors less is better.
+    # Lower error rates are better.
     assert [(row["metric"], row["reached"]) for row in rows[1:]] == [
         ("test_word_error_rate", True),
         ("test_phoneme_error_rate", False),
     ]
 
 
-def test_a_figure_without_a_floor_is_neither_reached_nor_missed(tmp_path: Path) -> None:
+def test_metric_without_floor_is_neither_reached_nor_missed(tmp_path: Path) -> None:
     answered = {figure.metric: 0.5 for figure in FIGURES["stories"]}
     rows = gather_tasks([make_run(tmp_path / "a", "stories", **answered)])
     assert {row["metric"]: row["reached"] for row in rows if row["floor"] is None} == {
@@ -61,7 +61,7 @@ def test_a_figure_without_a_floor_is_neither_reached_nor_missed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "error_message"),
     [
         ({"preset": "shakespeare"}, "a: is of the preset 'shakespeare', but there are floors for phonemes, "),
         ({"preset": None}, "a: is of the preset 'None', but there are floors for phonemes, "),
@@ -69,13 +69,13 @@ def test_a_figure_without_a_floor_is_neither_reached_nor_missed(tmp_path: Path) 
         ({}, r"a/result\.json: has no 'test_accuracy': train it again with this version"),
     ],
 )
-def test_what_is_no_run_to_be_measured_is_named(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_unsuitable_run_is_reported(changes: dict[str, Any], error_message: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", **{"preset": "sentiment", **changes})
-    with pytest.raises(MeasurementError, match=complaint):
+    with pytest.raises(MeasurementError, match=error_message):
         gather_tasks([run])
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_invalid_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match=r"holds no run that has been trained: config\.json: No such file"):
         gather_tasks([tmp_path])
     run = make_run(tmp_path / "a", "sentiment", test_accuracy=0.8)
@@ -86,15 +86,15 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         gather_tasks([run])
 
 
-def test_the_command_writes_both_and_keeps_what_it_was_not_given(tmp_path: Path) -> None:
+def test_command_writes_json_and_chart_and_keeps_other_presets(tmp_path: Path) -> None:
     everything = [
         make_run(tmp_path / preset, preset, **{figure.metric: 0.5 for figure in figures})
         for preset, figures in FIGURES.items()
     ]
     again = make_run(tmp_path / "again", "names", validation_accuracy=0.123456)
     for runs in (everything, [again]):
-        found = CliRunner().invoke(app, ["tasks", *map(str, runs), "--output", str(tmp_path / "results")])
-        assert found.exit_code == 0, found.output
+        actual = CliRunner().invoke(app, ["tasks", *map(str, runs), "--output", str(tmp_path / "results")])
+        assert actual.exit_code == 0, actual.output
     rows = json.loads((tmp_path / "results" / "tasks.json").read_text())
     assert len(rows) == sum(map(len, FIGURES.values()))
     assert {row["preset"]: row["value"] for row in rows}["names"] == 0.1235

@@ -1,4 +1,4 @@
-"""What networks hold of tokens: nearest neighbours, principal components, a picture whose labels can be read."""
+"""Token embeddings: nearest neighbours, principal components, and a chart with readable labels."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def table(size: int, features: int = 6) -> EmbeddingTable:
     return EmbeddingTable(SymbolVocabulary(tokens, 0), RANDOM.normal(size=(size, features)).astype(np.float32))
 
 
-def test_neighbours_are_those_of_the_largest_cosine() -> None:
+def test_neighbours_have_the_largest_cosine() -> None:
     made = table(40)
     for token in range(40):
         vector = made.vectors[token]
         cosines = {
             other: float(vector @ made.vectors[other] / np.linalg.norm(vector) / np.linalg.norm(made.vectors[other]))
-            for other in range(1, 40)  # The unknown token is nobody's neighbour.
+            for other in range(1, 40)  # The unknown token is excluded from the neighbours.
             if other != token
         }
-        found = made.nearest(token, 7)
-        assert [near.token for near in found] == sorted(cosines, key=lambda other: -cosines[other])[:7]
-        assert [near.similarity for near in found] == pytest.approx(
+        result = made.nearest(token, 7)
+        assert [near.token for near in result] == sorted(cosines, key=lambda other: -cosines[other])[:7]
+        assert [near.similarity for near in result] == pytest.approx(
             sorted(cosines.values(), reverse=True)[:7], abs=1e-5
         )
     assert len(made.nearest(1, 1000)) == 38
 
 
-def test_a_vector_of_zeros_is_like_nothing() -> None:
+def test_zero_vector_has_similarity_zero() -> None:
     made = EmbeddingTable(SymbolVocabulary(["�", "a", "b"], 0), np.array([[0, 0], [1, 0], [0, 2]], np.float32))
     assert [near.similarity for near in made.nearest(0, 2)] == [0.0, 0.0]
 
 
-def test_principal_components_are_the_directions_of_the_largest_variance() -> None:
+def test_principal_components_have_the_largest_variance() -> None:
     vectors = (RANDOM.normal(size=(60, 5)) * [5, 0.1, 3, 0.2, 1]).astype(np.float32)
     points, shares = components(vectors)
     variances = np.sort(np.linalg.eigvalsh(np.cov(vectors.T.astype(np.float64))))[::-1]
@@ -70,7 +70,7 @@ def test_principal_components_are_the_directions_of_the_largest_variance() -> No
         assert points[np.abs(points[:, axis]).argmax(), axis] > 0
 
 
-def test_points_of_a_plane_keep_their_distances() -> None:
+def test_projection_preserves_distances_in_a_plane() -> None:
     plane = RANDOM.normal(size=(9, 2)) @ np.linalg.qr(RANDOM.normal(size=(7, 2)))[0].T
     points, _ = components(plane.astype(np.float32))
     for ours, theirs in zip(points[1:] - points[:-1], plane[1:] - plane[:-1], strict=True):
@@ -78,7 +78,7 @@ def test_points_of_a_plane_keep_their_distances() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 4), (5, 1), (1, 1)])
-def test_little_can_be_drawn_too(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_small_tables_can_be_drawn(shape: tuple[int, int], tmp_path: Path) -> None:
     tokens = SymbolVocabulary([f"{index}" for index in range(shape[0])])
     made = EmbeddingTable(tokens, RANDOM.normal(size=shape).astype(np.float32))
     draw_embeddings(made, [range(shape[0])], tmp_path / "picture.png")
@@ -100,7 +100,7 @@ def test_labels_do_not_overlap_and_stay_inside() -> None:
     pyplot.close(figure)
 
 
-def test_tokens_are_found_and_shown_as_they_are_read() -> None:
+def test_tokens_are_found_and_shown_in_escaped_form() -> None:
     words = EmbeddingTable(WordVocabulary(["�", "a", " the", "\n"], 0, lower_case=True), np.eye(4, dtype=np.float32))
     assert [words.shown(token) for token in range(4)] == ["'�'", "a", "' the'", "'\\n'"]
     assert words.text_tokens == [1, 2, 3]
@@ -133,17 +133,19 @@ def train_synonyms(folder: Path) -> None:
     train(TreeConfig(task="tree", corpus=corpus, **values), folder / "run", console=QUIET)
 
 
-def test_words_that_mean_the_same_are_near(run: Path) -> None:
-    found = load_embeddings(run)[""]
-    assert torch.equal(torch.from_numpy(found.vectors), load_best(run).embeddings[""])
+def test_synonyms_are_nearest_neighbours(run: Path) -> None:
+    result = load_embeddings(run)[""]
+    assert torch.equal(torch.from_numpy(result.vectors), load_best(run).embeddings[""])
     for one, other in (("good", "fine"), ("bad", "poor"), ("the", "a")):
         for here, there in ((one, other), (other, one)):
-            token = found.find(here)
+            token = result.find(here)
             assert token is not None
-            assert found.shown(found.nearest(token, 1)[0].token) == there
+            assert result.shown(result.nearest(token, 1)[0].token) == there
 
 
-def test_a_person_looks_at_tokens(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_command_lists_neighbours_and_draws_a_chart(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = tmp_path / "words.png"
     app(
         ["embeddings", str(run), "--token", "good", "--token", "BAD", "--neighbours", "2", "--output", str(picture)],
@@ -152,7 +154,7 @@ def test_a_person_looks_at_tokens(run: Path, tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr()
     good, bad = (line.split() for line in shown.out.splitlines()[1:])
     assert (good[:2], bad[:2]) == (["good", "fine"], ["bad", "poor"])
-    assert len(good) == 5  # Two neighbours, each with its similarity.
+    assert len(good) == 5  # two neighbours, each with its similarity
     assert float(good[2]) > float(good[4])
     assert f"picture: {picture}" in shown.err
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -166,18 +168,18 @@ def test_a_person_looks_at_tokens(run: Path, tmp_path: Path, capsys: pytest.Capt
         app(["embeddings", str(tmp_path)], standalone_mode=False)
 
 
-def test_networks_of_text_have_embeddings_too(tmp_path: Path) -> None:
+def test_language_models_have_embeddings(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abc" * 400)
     chosen = TextConfig(
         task="lm", corpus=str(tmp_path / "text.txt"), layers=1, embedding=4, hidden=4, lanes=2, window=8, steps=1
     )
     train(chosen, tmp_path / "run", console=QUIET)
-    found = load_embeddings(tmp_path / "run")
-    assert found.keys() == {""}
-    assert found[""].vectors.shape == (4, 4)
+    result = load_embeddings(tmp_path / "run")
+    assert result.keys() == {""}
+    assert result[""].vectors.shape == (4, 4)
 
 
-def test_networks_that_read_two_vocabularies_have_two() -> None:
+def test_encoder_decoders_have_two_embedding_tables() -> None:
     sizes = {"source_tokens": 5, "tokens": 7, "layers": 1, "embedding": 4, "hidden": 6}
     options = {"cell": "lstm", "attention": True, "bidirectional": True, "dropout": 0.0}
     network = EncoderDecoder(**sizes, **options, one_hot=False)
@@ -187,7 +189,7 @@ def test_networks_that_read_two_vocabularies_have_two() -> None:
     assert EncoderDecoder(**sizes, **options, one_hot=True).embeddings == {}
 
 
-def test_a_network_without_embeddings_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_without_embeddings_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elman_training.token_embeddings.load_best", lambda run: torch.nn.Linear(2, 2))
     with pytest.raises(TrainingError, match="run: its network has no embedding"):
         load_embeddings(run)

@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes to the bit, and a stop keeps what was learned."""
+"""Training: models learn, runs resume bit-exactly, and an interruption keeps the model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def text(tmp_path: Path) -> str:
 def names(tmp_path: Path) -> str:
     folder = tmp_path / "classes"
     folder.mkdir()
-    # The class stands in the last letter, and lengths differ.
+    # The last letter determines the class, and lengths differ.
     for label in "xyz":
         (folder / f"{label}.txt").write_text("".join(f"{'ab' * (1 + index % 9)}{label}\n" for index in range(60)))
     return str(folder)
@@ -71,7 +71,7 @@ def bytes_of(run: Path, name: str) -> bytes:
 
 
 def untimed(run: Path) -> list[dict[str, object]]:
-    """The log without what depends on the clock."""
+    """Return the log without values that depend on the clock."""
     records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     return [
         {key: value for key, value in record.items() if key not in ("tokens_per_second", "seconds")}
@@ -83,17 +83,17 @@ def untimed(run: Path) -> list[dict[str, object]]:
 def test_a_language_model_learns(text: str, tmp_path: Path, cell: str) -> None:
     result = train(config("lm", text, cell=cell), tmp_path / "run", console=QUIET)
     assert result.finished
-    assert result.validation.nats < 2.0  # Uniform would be 3.3.
+    assert result.validation.nats < 2.0  # a uniform distribution has 3.3
     assert result.validation.bits == pytest.approx(result.validation.nats / 0.693147, rel=1e-5)
 
 
 @pytest.mark.parametrize(("vocabulary", "most"), [("words", 0.1), ("subwords", 2.0)])
-def test_words_and_subwords_are_learnt_and_resumed_to_the_bit(
+def test_models_of_words_and_subwords_learn_and_resume_bit_exactly(
     text: str, tmp_path: Path, vocabulary: str, most: float
 ) -> None:
     chosen = config("lm", text, vocabulary=vocabulary, vocabulary_size=290, validation_limit=500)
     result = train(chosen, tmp_path / "unbroken", console=QUIET)
-    assert result.validation.nats < most  # Uniform over all tokens would be 2.4 and 5.7.
+    assert result.validation.nats < most  # uniform distributions over all tokens have 2.4 and 5.7
     train(chosen, tmp_path / "broken", console=QUIET, stop_after=20)
     resume(tmp_path / "broken", console=QUIET)
     for name in (LAST, BEST, RESULT):
@@ -101,7 +101,7 @@ def test_words_and_subwords_are_learnt_and_resumed_to_the_bit(
 
 
 @pytest.mark.parametrize("vocabulary", ["characters", "words", "subwords"])
-def test_what_is_held_out_has_no_part_in_the_vocabulary(tmp_path: Path, vocabulary: str) -> None:
+def test_held_out_text_does_not_affect_the_vocabulary(tmp_path: Path, vocabulary: str) -> None:
     path = tmp_path / "text.txt"
     path.write_text(SENTENCE * 200 + "ÄÖÜ " * 100)
     train(config("lm", str(path), vocabulary=vocabulary, steps=1), tmp_path / "run", console=QUIET)
@@ -109,7 +109,7 @@ def test_what_is_held_out_has_no_part_in_the_vocabulary(tmp_path: Path, vocabula
     assert not any("Ä" in read.token_text(token) for token in range(read.size))
 
 
-def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
+def test_invalid_vocabulary_options_are_rejected() -> None:
     with pytest.raises(ValidationError, match="a tagger labels every character, so it reads characters or bytes"):
         config("tag", "stdlib", vocabulary="words")
     with pytest.raises(ValidationError, match="every byte is a subword, so at least 256 are needed"):
@@ -118,13 +118,13 @@ def test_what_is_no_vocabulary_of_a_run_is_named() -> None:
         config("lm", "stdlib", vocabulary="subwords", lower_case=True)
 
 
-def test_words_in_lower_case_are_read_back_so(text: str, tmp_path: Path) -> None:
+def test_lower_case_vocabulary_is_restored(text: str, tmp_path: Path) -> None:
     train(config("lm", text, vocabulary="words", lower_case=True, steps=1), tmp_path / "run", console=QUIET)
     read = load_vocabularies(tmp_path / "run", load_config(tmp_path / "run"))[""]
     assert (read.encode("The QUICK") == read.encode("the quick")).all()
 
 
-def test_a_damaged_tokenizer_of_a_run_is_named(text: str, tmp_path: Path) -> None:
+def test_damaged_tokenizer_of_a_run_is_reported(text: str, tmp_path: Path) -> None:
     train(config("lm", text, vocabulary="subwords", steps=1), tmp_path / "run", console=QUIET)
     (tmp_path / "run" / "tokenizer.json").write_text("{")
     with pytest.raises(BundleError, match=r"run/tokenizer\.json: "):
@@ -132,7 +132,7 @@ def test_a_damaged_tokenizer_of_a_run_is_named(text: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("vocabulary", ["characters", "words"])
-def test_a_damaged_vocabulary_of_a_run_is_named(text: str, tmp_path: Path, vocabulary: str) -> None:
+def test_damaged_vocabulary_of_a_run_is_reported(text: str, tmp_path: Path, vocabulary: str) -> None:
     train(config("lm", text, vocabulary=vocabulary, steps=1), tmp_path / "run", console=QUIET)
     for damage, kind in (('{"tokens": ["a", "a"]}', TrainingError), ('{"tokens": 3}', BundleError)):
         (tmp_path / "run" / "vocabulary.json").write_text(damage)
@@ -141,7 +141,7 @@ def test_a_damaged_vocabulary_of_a_run_is_named(text: str, tmp_path: Path, vocab
 
 
 @pytest.mark.parametrize("vocabulary", ["words", "subwords"])
-def test_a_classifier_reads_words_and_subwords(names: str, tmp_path: Path, vocabulary: str) -> None:
+def test_classifier_of_words_and_subwords_learns(names: str, tmp_path: Path, vocabulary: str) -> None:
     result = train(config("classify", names, vocabulary=vocabulary), tmp_path / "run", console=QUIET)
     assert result.validation.accuracy > 0.9
 
@@ -160,7 +160,7 @@ def test_a_tagger_learns(tags: str, tmp_path: Path, vocabulary: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["lm", "classify", "tag"])
-def test_a_resumed_run_is_the_unbroken_run_to_the_bit(
+def test_resumed_run_equals_uninterrupted_run_bit_exactly(
     task: str, text: str, names: str, tags: str, tmp_path: Path
 ) -> None:
     corpus = {"lm": text, "classify": names, "tag": tags}[task]
@@ -175,8 +175,8 @@ def test_a_resumed_run_is_the_unbroken_run_to_the_bit(
     assert untimed(broken) == untimed(unbroken)
 
 
-def test_a_stop_between_validations_changes_nothing_that_follows(tmp_path: Path) -> None:
-    # What is held out differs, so that the best comes early and a stop near it would keep something else.
+def test_stop_between_validations_does_not_affect_the_resumed_run(tmp_path: Path) -> None:
+    # The held-out text differs, so that the best model comes early and an early stop could keep another one.
     path = tmp_path / "text.txt"
     path.write_text("ab" * 2000 + "aabb" * 110)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -194,14 +194,14 @@ def test_a_stop_between_validations_changes_nothing_that_follows(tmp_path: Path)
     assert untimed(broken) == untimed(unbroken)
 
 
-def test_a_corpus_that_has_changed_is_not_trained_on(text: str, tmp_path: Path) -> None:
+def test_changed_corpus_is_rejected_on_resume(text: str, tmp_path: Path) -> None:
     train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
     Path(text).write_text(SENTENCE.replace("fox", "cat") * 200)
     with pytest.raises(TrainingError, match=r"text\.txt: is not what .*run was trained on"):
         resume(tmp_path / "run", console=QUIET)
 
 
-def test_a_run_of_an_older_format_is_named(text: str, tmp_path: Path) -> None:
+def test_run_of_an_older_format_is_reported(text: str, tmp_path: Path) -> None:
     train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
     tensors, metadata = load_tensors(tmp_path / "run" / LAST)
     del metadata["fingerprint"]
@@ -210,19 +210,19 @@ def test_a_run_of_an_older_format_is_named(text: str, tmp_path: Path) -> None:
         resume(tmp_path / "run", console=QUIET)
 
 
-def test_a_loss_that_is_not_finite_is_told_at_once(text: str, tmp_path: Path) -> None:
+def test_non_finite_loss_stops_training_immediately(text: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss is not finite at step [0-9]+: lower --learning-rate"):
         train(config("lm", text, cell="lstm", learning_rate=1e30), tmp_path / "run", console=QUIET)
 
 
-def test_a_log_line_that_was_cut_off_is_no_obstacle(text: str, tmp_path: Path) -> None:
+def test_truncated_log_line_is_ignored(text: str, tmp_path: Path) -> None:
     train(config("lm", text), tmp_path / "run", console=QUIET, stop_after=20)
     with (tmp_path / "run" / METRICS).open("a") as log:
         log.write('{"step": 4')
     assert resume(tmp_path / "run", console=QUIET).finished
 
 
-def test_a_run_killed_after_its_checkpoint_forgets_the_log_beyond_it(text: str, tmp_path: Path) -> None:
+def test_log_records_after_the_checkpoint_are_discarded_on_resume(text: str, tmp_path: Path) -> None:
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     train(config("lm", text), unbroken, console=QUIET)
     train(config("lm", text), killed, console=QUIET, stop_after=40)
@@ -232,7 +232,7 @@ def test_a_run_killed_after_its_checkpoint_forgets_the_log_beyond_it(text: str, 
     assert untimed(killed) == untimed(unbroken)
 
 
-def test_control_c_keeps_what_was_learned(text: str, tmp_path: Path) -> None:
+def test_control_c_saves_the_model(text: str, tmp_path: Path) -> None:
     def interrupt() -> None:
         while not (tmp_path / "run" / LAST).exists():
             time.sleep(0.01)
@@ -249,8 +249,8 @@ def test_control_c_keeps_what_was_learned(text: str, tmp_path: Path) -> None:
     load_best(tmp_path / "run")
 
 
-def test_the_best_is_kept_even_if_it_was_not_the_last(tmp_path: Path) -> None:
-    # The surer the model grows of what it trains on, the worse it does on what is held out.
+def test_best_model_is_kept_even_if_it_is_not_the_last(tmp_path: Path) -> None:
+    # The better the model fits the training text, the worse it does on the held-out text.
     path = tmp_path / "text.txt"
     path.write_text("ab" * 2000 + "aabb" * 110)
     result = train(config("lm", str(path)), tmp_path / "run", console=QUIET)
@@ -262,20 +262,20 @@ def test_the_best_is_kept_even_if_it_was_not_the_last(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / RESULT).read_text())["kept_step"] < 60
 
 
-def test_a_model_that_is_done_resumes_to_nothing(text: str, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_does_nothing(text: str, tmp_path: Path) -> None:
     train(config("lm", text), tmp_path / "run", console=QUIET)
     before = bytes_of(tmp_path / "run", LAST)
     assert resume(tmp_path / "run", console=QUIET).finished
     assert bytes_of(tmp_path / "run", LAST) == before
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(text: str, tmp_path: Path) -> None:
+def test_folder_with_a_run_is_not_overwritten(text: str, tmp_path: Path) -> None:
     train(config("lm", text, steps=1), tmp_path / "run", console=QUIET)
     with pytest.raises(TrainingError, match="holds a run already; continue it with --resume"):
         train(config("lm", text), tmp_path / "run", console=QUIET)
 
 
-def test_what_cannot_be_resumed_is_named(text: str, tmp_path: Path) -> None:
+def test_missing_or_damaged_checkpoint_cannot_be_resumed(text: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no run"):
         resume(tmp_path, console=QUIET)
     train(config("lm", text, steps=1), tmp_path / "run", console=QUIET)
@@ -285,7 +285,7 @@ def test_what_cannot_be_resumed_is_named(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["lm", "tag"])
-def test_a_corpus_that_is_too_short_is_named(task: str, tmp_path: Path) -> None:
+def test_corpus_that_is_too_short_is_reported(task: str, tmp_path: Path) -> None:
     path = tmp_path / "short.tsv"
     path.write_text("ab\tx\ncd\ty\n\nab\tx\n")
     with pytest.raises(
@@ -294,24 +294,24 @@ def test_a_corpus_that_is_too_short_is_named(task: str, tmp_path: Path) -> None:
         train(config(task, str(path)), tmp_path / "run", console=QUIET)
 
 
-def test_unknown_characters_in_the_held_out_part_are_counted_not_fatal(tmp_path: Path) -> None:
+def test_unknown_characters_in_held_out_text_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(SENTENCE * 100 + "語🌲" * 100)
     result = train(config("lm", str(path), steps=5), tmp_path / "run", console=QUIET)
     assert result.validation.nats > 0
 
 
-def test_a_processor_without_bfloat16_trains_in_float32(text: str, tmp_path: Path) -> None:
+def test_cpu_without_bfloat16_trains_in_float32(text: str, tmp_path: Path) -> None:
     options = "--task lm --cell lstm --steps 2 --hidden 8 --embedding 4 --window 10 --precision bfloat16"
-    found = elman("train", *options.split(), "--corpus", text, "--output", tmp_path / "run", ONEDNN_MAX_CPU_ISA="AVX2")
-    assert found.returncode == 0, found.stderr
-    assert "computes no bfloat16: training in float32" in found.stdout + found.stderr
+    actual = elman("train", *options.split(), "--corpus", text, "--output", tmp_path / "run", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert actual.returncode == 0, actual.stderr
+    assert "computes no bfloat16: training in float32" in actual.stdout + actual.stderr
     assert load_config(tmp_path / "run").precision == "bfloat16"
 
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize(("preset", "corpus"), [("shakespeare", "tinyshakespeare/input.txt"), ("names", "names")])
-def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: Path) -> None:
+def test_presets_match_their_corpora(preset: str, corpus: str, tmp_path: Path) -> None:
     path = SHARED_DATA / corpus
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -321,7 +321,7 @@ def test_presets_fit_the_sets_they_are_for(preset: str, corpus: str, tmp_path: P
 
 
 @pytest.mark.parametrize("preset", ["python", "python-words", "python-subwords", "python-tags", "python-packages"])
-def test_presets_fit_the_embedded_corpus(preset: str, tmp_path: Path) -> None:
+def test_presets_match_the_embedded_corpus(preset: str, tmp_path: Path) -> None:
     limit = {"corpus_limit": 300_000} if preset != "python-packages" else {}
     small = {**PRESETS[preset], "hidden": 8, "embedding": 8, "validation_limit": 500, **limit}
     assert train(TextConfig(**small), tmp_path / "run", console=QUIET, stop_after=2).step == 2

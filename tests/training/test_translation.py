@@ -1,4 +1,4 @@
-"""Encoder-decoders: steps are the whole, padding changes nothing, figures are right, and they learn."""
+"""Encoder-decoders: steps equal the forward, padding has no effect, metrics are correct, and they learn."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def some_sources() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", EVERY_SHAPE)
 @torch.no_grad()
-def test_a_scan_of_steps_is_the_whole_target(shape: dict[str, object]) -> None:
+def test_scan_of_steps_equals_forward_over_the_target(shape: dict[str, object]) -> None:
     model = network(**shape)
     assert isinstance(model, EncoderModule)
     assert isinstance(model, StepModule)
     source, lengths = some_sources()
     target = torch.randint(7, (4, 6))
     whole = model(source, lengths, target)
-    constants, begun = model.encode(source, lengths)
-    state = {**model.initial_state(4), **begun}
+    constants, initial = model.encode(source, lengths)
+    state = {**model.initial_state(4), **initial}
     for place in range(6):
         outputs, after = model.step({"token": target[:, place]}, constants, state)
         assert after.keys() == state.keys() == model.initial_state(4).keys()
@@ -77,10 +77,10 @@ def test_a_scan_of_steps_is_the_whole_target(shape: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("shape", EVERY_SHAPE)
 @torch.no_grad()
-def test_padding_changes_nothing(shape: dict[str, object]) -> None:
+def test_padding_does_not_change_the_result(shape: dict[str, object]) -> None:
     model = network(**shape)
     source, lengths = some_sources()
-    wider = torch.cat([source, torch.randint(11, (4, 7))], dim=1)  # Whatever stands behind the end.
+    wider = torch.cat([source, torch.randint(11, (4, 7))], dim=1)  # arbitrary tokens after the end
     narrow, wide = model.encode(source, lengths), model.encode(wider, lengths)
     for name, value in narrow[1].items():
         torch.testing.assert_close(wide[1][name], value, atol=1e-6, rtol=1e-6)
@@ -97,20 +97,20 @@ def test_padding_changes_nothing(shape: dict[str, object]) -> None:
 
 
 @torch.no_grad()
-def test_zeros_behind_the_memory_change_no_step() -> None:
+def test_zero_padding_of_the_memory_does_not_change_a_step() -> None:
     model = network()
     source, lengths = some_sources()
-    constants, begun = model.encode(source, lengths)
+    constants, initial = model.encode(source, lengths)
     longer = {
         name: torch.cat([value, value.new_zeros(4, 5, *value.shape[2:])], dim=1) for name, value in constants.items()
     }
     token = {"token": torch.tensor([1, 2, 3, 4])}
-    narrow, _ = model.step(token, constants, {**model.initial_state(4), **begun})
-    wide, _ = model.step(token, longer, {**model.initial_state(4), **begun})
+    narrow, _ = model.step(token, constants, {**model.initial_state(4), **initial})
+    wide, _ = model.step(token, longer, {**model.initial_state(4), **initial})
     assert torch.equal(narrow["logits"], wide["logits"])
 
 
-def test_the_gradients_of_a_padded_batch_are_those_of_its_rows() -> None:
+def test_gradients_of_a_padded_batch_equal_those_of_its_rows() -> None:
     model = network()
     source, lengths = some_sources()
     target = torch.randint(7, (4, 6))
@@ -125,8 +125,8 @@ def test_the_gradients_of_a_padded_batch_are_those_of_its_rows() -> None:
 
 
 def brute_force(model: EncoderDecoder, source: torch.Tensor, begin: int, end: int, longest: int) -> tuple[int, ...]:
-    """The best of all targets: log-probability divided by the length, the end token counted."""
-    found: list[tuple[float, tuple[int, ...]]] = []
+    """Return the best of all targets by log-probability divided by length, including the end token."""
+    actual: list[tuple[float, tuple[int, ...]]] = []
 
     def go(state: object, constants: object, token: int, before: tuple[int, ...], total: float) -> None:
         outputs, after = model.step({"token": torch.tensor([token])}, constants, state)  # type: ignore[arg-type]
@@ -134,22 +134,22 @@ def brute_force(model: EncoderDecoder, source: torch.Tensor, begin: int, end: in
         for chosen, score in enumerate(scores):
             length = len(before) + 1
             if chosen == end:
-                found.append(((total + score) / length, before))
+                actual.append(((total + score) / length, before))
             elif length == longest:
-                found.append(((total + score) / length, (*before, chosen)))
+                actual.append(((total + score) / length, (*before, chosen)))
             else:
                 go(after, constants, chosen, (*before, chosen), total + score)
 
     constants, state = model.start(source[None], torch.tensor([len(source)]))
     go(state, constants, begin, (), 0.0)
-    return max(found)[1]
+    return max(actual)[1]
 
 
 @torch.no_grad()
-def test_a_beam_wide_enough_finds_the_best_of_all() -> None:
+def test_wide_beam_search_equals_exhaustive_search() -> None:
     model = network(tokens=4)
     for parameter in model.parameters():
-        parameter.mul_(3)  # So that the distributions are no longer nearly uniform.
+        parameter.mul_(3)  # makes the distributions less uniform
     source, lengths = some_sources()
     wide = beam_search(model, source, lengths, begin=1, end=2, width=40, longest=4)
     for row, length in enumerate(lengths.tolist()):
@@ -157,7 +157,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all() -> None:
 
 
 @torch.no_grad()
-def test_a_batch_of_searches_is_each_of_them_alone_and_a_width_of_1_is_greedy() -> None:
+def test_batched_beam_searches_equal_single_ones_and_width_1_is_greedy() -> None:
     model = network()
     source, lengths = some_sources()
     together = beam_search(model, source, lengths, begin=1, end=2, width=3, longest=12)
@@ -177,16 +177,16 @@ def test_a_batch_of_searches_is_each_of_them_alone_and_a_width_of_1_is_greedy() 
 
 
 @torch.no_grad()
-def test_the_search_finds_what_the_servers_does() -> None:
+def test_beam_search_equals_the_servers() -> None:
     from elman_server.decoding.beams import BeamParams, BeamSearch
 
     model = network(tokens=9)
     for parameter in model.parameters():
         parameter.mul_(2)
-    torch.manual_seed(1)  # So that some searches would find something else if they went on, or ended before.
+    torch.manual_seed(1)  # a seed for which some searches would find another result if they ended earlier or later
     source = torch.randint(11, (60, 6))
     lengths = torch.randint(1, 7, (60,))
-    found = beam_search(model, source, lengths, begin=1, end=2, width=3, longest=15)
+    actual = beam_search(model, source, lengths, begin=1, end=2, width=3, longest=15)
     for row, length in enumerate(lengths.tolist()):
         search = BeamSearch(BeamParams(width=3, result_count=1, max_tokens=15, end_token=2), 9)
         constants, state = model.start(source[row : row + 1, :length], lengths[row : row + 1])
@@ -199,7 +199,7 @@ def test_the_search_finds_what_the_servers_does() -> None:
                 break
             tokens = torch.from_numpy(branches.tokens)
             state = {name: value[torch.from_numpy(branches.sources)] for name, value in state.items()}
-        assert list(search.results()[0].tokens) == found[row]
+        assert list(search.results()[0].tokens) == actual[row]
 
 
 def small(corpus: Path | str, **changes: object) -> TranslationConfig:
@@ -215,7 +215,7 @@ def small(corpus: Path | str, **changes: object) -> TranslationConfig:
 
 @pytest.fixture
 def reversals(tmp_path: Path) -> Path:
-    """What is to be written is what was read, from behind, in other symbols."""
+    """A corpus whose targets are the reversed sources in other symbols."""
     path = tmp_path / "pairs.tsv"
     words = itertools.product("abcdefgh", repeat=3)
     texts = sorted({"".join(word)[: 1 + place % 3] for place, word in enumerate(words)})
@@ -224,12 +224,12 @@ def reversals(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("changes", [{"attention": False, "cell": "lstm"}, {"one_hot": True, "cell": "elman"}])
-def test_it_learns(reversals: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_encoder_decoder_learns(reversals: Path, tmp_path: Path, changes: dict[str, object]) -> None:
     result = train(small(reversals, **changes), tmp_path / "run", console=QUIET)
-    assert result.validation.nats < 1.6  # Uniform would be 2.4.
+    assert result.validation.nats < 1.6  # a uniform distribution has 2.4
 
 
-def test_it_is_resumed_to_the_bit_and_tested_in_the_end(reversals: Path, tmp_path: Path) -> None:
+def test_resumed_run_is_bit_exact_and_tested_at_the_end(reversals: Path, tmp_path: Path) -> None:
     config = small(reversals, label_smoothing=0.05, scheduled_sampling=0.2, dropout=0.1, steps=30)
     result = train(config, tmp_path / "unbroken", console=QUIET)
     train(config, tmp_path / "broken", console=QUIET, stop_after=15)
@@ -246,7 +246,7 @@ def test_it_is_resumed_to_the_bit_and_tested_in_the_end(reversals: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes", "words", "subwords", "symbols"])
-def test_every_kind_of_vocabulary_begins_and_ends_its_targets(reversals: Path, tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_vocabulary_has_begin_and_end_tokens(reversals: Path, tmp_path: Path, kind: str) -> None:
     config = small(
         reversals, vocabulary=kind, source_vocabulary=kind, vocabulary_size=300, source_vocabulary_size=300, steps=1
     )
@@ -259,7 +259,7 @@ def test_every_kind_of_vocabulary_begins_and_ends_its_targets(reversals: Path, t
     assert vocabularies["source-"].encode("a b").tolist() == task.source_vocabulary.encode("a b").tolist()
 
 
-def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> None:
+def test_epoch_contains_every_pair_once_and_little_padding(reversals: Path) -> None:
     task = make_task(small(reversals))
     assert isinstance(task, TranslationTask)
     epoch = task._make_epoch(3, len(task._training))
@@ -275,7 +275,7 @@ def test_an_epoch_has_every_pair_once_and_little_padding(reversals: Path) -> Non
     assert torch.equal(batch.inputs[:, 1:][kept[:, 1:]], batch.targets[:, :-1][kept[:, 1:]])
 
 
-def test_a_curriculum_begins_with_the_shortest_and_ends_with_all(reversals: Path) -> None:
+def test_curriculum_starts_with_the_shortest_pairs_and_ends_with_all(reversals: Path) -> None:
     task = make_task(small(reversals, curriculum=0.5, steps=200))
     assert isinstance(task, TranslationTask)
     indices = [task._batch_indices(step).tolist() for step in range(200)]
@@ -287,7 +287,7 @@ def test_a_curriculum_begins_with_the_shortest_and_ends_with_all(reversals: Path
     assert set(itertools.chain.from_iterable(indices[120:])) == set(range(len(task._training)))
 
 
-def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) -> None:
+def test_scheduled_sampling_draws_the_given_share_from_the_network(reversals: Path) -> None:
     config = small(reversals)
     task = make_task(config)
     assert isinstance(task, TranslationTask)
@@ -299,14 +299,14 @@ def test_scheduled_sampling_draws_its_share_from_the_network(reversals: Path) ->
     batch = task.batch(task._training * 4)
     assert torch.equal(sample_inputs(model, batch, 0.0), batch.inputs)
     with torch.no_grad():
-        model.head.bias[task.end] = 1e4  # So that it always draws this one.
+        model.head.bias[task.end] = 1e4  # so that it always draws this token
     drawn = sample_inputs(model, batch, 0.25) == task.end
     assert not drawn[:, 0].any()
     assert 0.2 < float(drawn[:, 1:].float().mean()) < 0.3
     assert sample_inputs(model, batch, 1.0)[:, 1:].eq(task.end).all()
 
 
-def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_sampled_tokens_grows(reversals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
 
     def record(model: EncoderDecoder, batch: PairBatch, share: float) -> torch.Tensor:
@@ -322,7 +322,7 @@ def test_the_share_of_drawn_tokens_grows(reversals: Path, monkeypatch: pytest.Mo
 
 
 @torch.no_grad()
-def test_label_smoothing_is_of_the_loss_alone(reversals: Path) -> None:
+def test_label_smoothing_affects_only_the_training_loss(reversals: Path) -> None:
     plain, smooth = (make_task(small(reversals, label_smoothing=share)) for share in (0.0, 0.2))
     model = network(source_tokens=plain.sizes["source-"], tokens=plain.sizes[""])
     assert plain.validate(model, rows=1) == smooth.validate(model, rows=1)
@@ -332,7 +332,7 @@ def test_label_smoothing_is_of_the_loss_alone(reversals: Path) -> None:
     assert soft == pytest.approx(0.8 * hard - 0.2 * float(scores.mean()), rel=1e-4)
 
 
-def test_a_dictionary_is_read_with_all_pronunciations_of_a_word(tmp_path: Path) -> None:
+def test_dictionary_keeps_all_pronunciations_of_a_word(tmp_path: Path) -> None:
     folder = tmp_path / "cmudict"
     folder.mkdir()
     lines = [f"w{number} W AH{number % 3}" for number in range(40)]
@@ -350,7 +350,7 @@ def packed(path: Path, *lines: str) -> None:
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
 
 
-def test_sentences_are_read_in_the_parts_that_they_are_given_in(tmp_path: Path) -> None:
+def test_sentence_corpus_keeps_its_own_splits(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("val", 2), ("test_2016_flickr", 1)):
         packed(tmp_path / f"{part}.de.gz", *(f"Zug {number} " for number in range(count)))
         packed(tmp_path / f"{part}.en.gz", *(f"train {number}" for number in range(count)))
@@ -367,7 +367,7 @@ def test_sentences_are_read_in_the_parts_that_they_are_given_in(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "error_message"),
     [
         ("a\tb\nonly one\n", r"pairs\.tsv:2: expected source TAB target, found 'only one'"),
         ("a\tb\tc\n", r"pairs\.tsv:1: expected source TAB target"),
@@ -375,20 +375,20 @@ def test_sentences_are_read_in_the_parts_that_they_are_given_in(tmp_path: Path) 
         ("just text\n", "or a word and its phonemes as in cmudict"),
     ],
 )
-def test_what_is_no_corpus_of_pairs_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+def test_invalid_corpus_of_pairs_is_reported(tmp_path: Path, content: str, error_message: str) -> None:
     (tmp_path / "pairs.tsv").write_text(content)
-    with pytest.raises(TrainingError, match=complaint):
+    with pytest.raises(TrainingError, match=error_message):
         read_pairs(str(tmp_path / "pairs.tsv"), held_out=0.1)
     with pytest.raises(TrainingError, match=r"holds neither cmudict\.dict nor train\.de\.gz"):
         read_pairs(str(tmp_path), held_out=0.1)
 
 
-def test_pairs_that_are_all_too_long_are_told(reversals: Path) -> None:
+def test_corpus_with_only_too_long_pairs_is_reported(reversals: Path) -> None:
     with pytest.raises(TrainingError, match="no pair is as short as --longest-source 20 and --longest-target 1 ask"):
         make_task(small(reversals, longest_target=1))
 
 
-def test_configurations_that_cannot_be_are_named() -> None:
+def test_invalid_configurations_are_rejected() -> None:
     with pytest.raises(ValidationError, match="every byte is a subword, so at least 256 are needed"):
         small("x", source_vocabulary="subwords", source_vocabulary_size=255)
     with pytest.raises(ValidationError, match="each direction of a bidirectional encoder has half"):
@@ -405,30 +405,30 @@ def test_configurations_that_cannot_be_are_named() -> None:
     ],
 )  # fmt: skip
 def test_error_rates_count_edits(target: str, written: str, errors: int) -> None:
-    """Insertions, deletions and substitutions, each worth one."""
-    found = output_metrics("pronunciations", [Pair("word", (" ".join(target),))], [" ".join(written)])
-    assert found["test_phoneme_error_rate"] == pytest.approx(errors / len(target))
+    """Insertions, deletions and substitutions each count as one error."""
+    actual = output_metrics("pronunciations", [Pair("word", (" ".join(target),))], [" ".join(written)])
+    assert actual["test_phoneme_error_rate"] == pytest.approx(errors / len(target))
 
 
-def test_the_figures_of_each_form() -> None:
+def test_metrics_of_each_output_form() -> None:
     pairs = [Pair("read", ("R EH D", "R IY D")), Pair("cat", ("K AE T",))]
     assert output_metrics("pronunciations", pairs, ["R IY D", "K AE"]) == {
         "test_word_error_rate": 0.5, "test_phoneme_error_rate": pytest.approx(1 / 6)
     }  # fmt: skip
     stories = [Pair("a", ("x",), ("x", "y"), 1), Pair("b", ("y",), ("x", "y"), 2), Pair("c", ("x",), ("x", "y"), 2)]
-    found = output_metrics("stories", stories, ["x", "x", "x"])
-    assert found == {"test_answered_1_fact": 1.0, "test_answered_2_facts": 0.5}
+    actual = output_metrics("stories", stories, ["x", "x", "x"])
+    assert actual == {"test_answered_1_fact": 1.0, "test_answered_2_facts": 0.5}
     sentences = [Pair("ein Hund", ("a dog runs over the green field .",)), Pair("x", ("two men stand there .",))]
-    found = output_metrics("sentences", sentences, [pair.targets[0] for pair in sentences])
-    assert found["test_bleu"] == pytest.approx(100)
-    found = output_metrics("sentences", sentences, ["a dog runs over the field .", "two men stand there ."])
-    # By hand: the clipped matches of 1- to 4-grams and the brevity penalty.
+    actual = output_metrics("sentences", sentences, [pair.targets[0] for pair in sentences])
+    assert actual["test_bleu"] == pytest.approx(100)
+    actual = output_metrics("sentences", sentences, ["a dog runs over the field .", "two men stand there ."])
+    # Manual computation: the clipped matches of 1- to 4-grams and the brevity penalty.
     precisions = [12 / 12, 9 / 10, 6 / 8, 4 / 6]
-    assert found["test_bleu"] == pytest.approx(100 * math.exp(1 - 13 / 12) * math.prod(precisions) ** 0.25, rel=1e-6)
+    assert actual["test_bleu"] == pytest.approx(100 * math.exp(1 - 13 / 12) * math.prod(precisions) ** 0.25, rel=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{"cell": "lstm"}, {"attention": False, "bidirectional": False, "layers": 2}])
-async def test_a_run_is_exported_and_served_as_it_was_tested(
+async def test_exported_run_is_served_as_it_was_tested(
     reversals: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     config = small(reversals, steps=30, longest_source=9, **changes)
@@ -445,19 +445,21 @@ async def test_a_run_is_exported_and_served_as_it_was_tested(
     sources = [pair.source for pair in task._corpus.test[:10]]
     choices = ["A", "A B", "C B A"]
     async with serving(bundle) as running:
-        found = [
+        actual = [
             await running.client.search(source=source, width=BEAMS, max_tokens=config.longest_target)
             for source in sources
         ]
         chosen = [await running.client.choose(choices, source=source) for source in sources]
-    assert [results[0].text for results in found] == task.write(kept, sources)
+    assert [results[0].text for results in actual] == task.write(kept, sources)
     assert [choices[one.index] for one in chosen] == [
         task.choose(kept, Pair(source, ("A",), tuple(choices))) for source in sources
     ]
 
 
 @pytest.mark.parametrize("attention", [True, False])
-async def test_int8_tells_its_loss_and_writes_nearly_the_same(reversals: Path, tmp_path: Path, attention: bool) -> None:
+async def test_int8_reports_its_loss_and_gives_nearly_the_same_output(
+    reversals: Path, tmp_path: Path, attention: bool
+) -> None:
     config = small(reversals, steps=60, hidden=64, embedding=48, attention=attention, bidirectional=attention)
     train(config, tmp_path / "run", console=QUIET)
     shown = io.StringIO()
@@ -474,7 +476,7 @@ async def test_int8_tells_its_loss_and_writes_nearly_the_same(reversals: Path, t
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "error_message"),
     [
         (
             ("--preset", "phonemes"),
@@ -498,27 +500,27 @@ async def test_int8_tells_its_loss_and_writes_nearly_the_same(reversals: Path, t
         (("--attention", "--corpus", "stdlib"), "--attention: got true; it has no effect with --task lm"),
     ],
 )
-def test_mistakes_on_the_command_line_are_named(tmp_path: Path, options: tuple[str, ...], complaint: str) -> None:
-    found = CliRunner().invoke(app, ["train", *options, "--output", str(tmp_path / "run")], env={"COLUMNS": "300"})
-    assert found.exit_code == 2
-    assert complaint in found.output
+def test_command_line_errors_are_reported(tmp_path: Path, options: tuple[str, ...], error_message: str) -> None:
+    actual = CliRunner().invoke(app, ["train", *options, "--output", str(tmp_path / "run")], env={"COLUMNS": "300"})
+    assert actual.exit_code == 2
+    assert error_message in actual.output
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_trains_on_ones_own_pairs(reversals: Path, tmp_path: Path) -> None:
+def test_train_command_trains_on_a_file_of_pairs(reversals: Path, tmp_path: Path) -> None:
     options = "--task translate --one-hot --no-attention --label-smoothing 0.1 --hidden 8 --embedding 4 --steps 2"
     kinds = "--vocabulary symbols --source-vocabulary characters --minimum-count 1"
-    found = CliRunner().invoke(
+    actual = CliRunner().invoke(
         app, ["train", *options.split(), *kinds.split(), "--corpus", str(reversals), "--output", str(tmp_path / "run")]
     )
-    assert found.exit_code == 0, found.output
-    assert "test exact: " in found.output
+    assert actual.exit_code == 0, actual.output
+    assert "test exact: " in actual.output
     config = load_config(tmp_path / "run")
     assert isinstance(config, TranslationConfig)
     assert (config.one_hot, config.attention, config.label_smoothing, config.hidden) == (True, False, 0.1, 8)
 
 
-def test_stories_are_made_in_parts_that_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_of_generated_stories_are_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "elman_training.encoder_decoder.pair_corpus._STORIES", {"training": 40, "validation": 5, "test": 20}
     )

@@ -1,4 +1,4 @@
-"""Export of steps over trees: torch equals onnxruntime whatever the shape, and a node is nobody else's business."""
+"""Export of tree steps: torch equals onnxruntime for any shape, and nodes do not affect each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CELLS = {"binary": 2, "child-sum": 0}
 
 
 def torch_scores(module: TreeLstm, tree: RandomTree) -> np.ndarray:
-    """Node by node, each with as many places as it has children, one at least."""
+    """Return the scores computed node by node, each with one slot per child and at least one slot."""
     scores: dict[int, Tensor] = {}
 
     def state_of(node: int) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def test_torch_equals_onnxruntime_at_every_node(tree_bundles: Mapping[str, Bundl
     np.testing.assert_allclose(graph_scores(tree_bundles[name], tree), expected, atol=2e-6, rtol=1e-4)
 
 
-def test_the_manifest_says_what_a_row_is(tree_bundles: Mapping[str, Bundle]) -> None:
+def test_manifest_describes_the_rows_of_tree_steps(tree_bundles: Mapping[str, Bundle]) -> None:
     for name, children in CELLS.items():
         step = tree_bundles[name].spec.step
         assert step.tree == v1.TreeSpec(child_count=children, inner_token_id=INNER)
@@ -64,11 +64,11 @@ def test_the_manifest_says_what_a_row_is(tree_bundles: Mapping[str, Bundle]) -> 
         assert not any(state.WhichOneof("initial_value") for state in step.states)
 
 
-def test_sums_over_children_are_made_in_one_order(tree_bundles: Mapping[str, Bundle]) -> None:
-    """Running sums only where onnxruntime would otherwise choose the order by the number of children."""
+def test_sums_over_children_have_a_fixed_order(tree_bundles: Mapping[str, Bundle]) -> None:
+    """Running sums are used only where onnxruntime would choose the order by the number of children."""
     for name, operators in (("child-sum", {"CumSum": 2}), ("binary", {})):
-        found = Counter(node.op_type for node in onnx.load(tree_bundles[name].graph_path).graph.node)
-        assert {operator: found[operator] for operator in ("CumSum", "ReduceSum") if found[operator]} == operators
+        result = Counter(node.op_type for node in onnx.load(tree_bundles[name].graph_path).graph.node)
+        assert {operator: result[operator] for operator in ("CumSum", "ReduceSum") if result[operator]} == operators
 
 
 class KeepsAxis(TreeLstm):
@@ -77,7 +77,7 @@ class KeepsAxis(TreeLstm):
         return {"logits": outputs["logits"] + state["hidden"].sum(dim=1, keepdim=True)[:, 0, :5]}, after
 
 
-def test_a_sum_that_keeps_its_axis(tmp_path: Path) -> None:
+def test_sum_with_keepdims_is_exported(tmp_path: Path) -> None:
     write_trees(KeepsAxis(0), tmp_path / "own", "own", 0)
     bundle = load_bundle(tmp_path / "own")
     tree = random_tree(3, 0, 30)
@@ -86,7 +86,7 @@ def test_a_sum_that_keeps_its_axis(tmp_path: Path) -> None:
 
 
 class MeanOfChildren(TreeLstm):
-    """Divides by the number of places and not by that of children."""
+    """Divides by the number of child slots instead of the number of children."""
 
     def step(self, inputs, constants, state):  # type: ignore[no-untyped-def]
         outputs, after = super().step(inputs, constants, state)
@@ -108,7 +108,7 @@ class FixedChildren(TreeLstm):
 
 
 class ManyStates(TreeLstm):
-    """Returns the states of the children in the place of its own."""
+    """Returns the children's states instead of its own."""
 
     def step(self, inputs, constants, state):  # type: ignore[no-untyped-def]
         return super().step(inputs, constants, state)[0], state
@@ -120,7 +120,7 @@ class StartsElsewhere(TreeLstm):
 
 
 @pytest.mark.parametrize(
-    ("module", "complaint"),
+    ("module", "error_message"),
     [
         (MeanOfChildren(0), "a node's value changes with 1 empty positions after its children"),
         (AcrossRows(0), "does step\\(\\) compute anything across the row axis"),
@@ -129,14 +129,16 @@ class StartsElsewhere(TreeLstm):
         (StartsElsewhere(0), "hidden is not zero, but zeros stand for a missing child"),
     ],
 )  # fmt: skip
-def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=complaint):
+def test_step_that_breaks_the_tree_contract_is_not_exported(
+    module: nn.Module, error_message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=error_message):
         write_trees(module, tmp_path / "own", "own", 0)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "error_message"),
     [
         ({"inputs": {"token": Values([3])}}, "give one input, a Token"),
         ({"constants": {"image": Values([3])}}, "one token and no constants"),
@@ -148,13 +150,15 @@ def test_a_step_that_is_no_nodes_is_not_written(module: nn.Module, complaint: st
         ({"quantize": "int8"}, "steps over trees are exported in their own precision only"),
     ],
 )  # fmt: skip
-def test_what_trees_do_not_have_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_options_that_trees_do_not_support_are_rejected(
+    changes: dict[str, Any], error_message: str, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {
         "name": "own",
         "inputs": {"token": Token(WORDS)},
         "outputs": {"logits": Labels(SENTIMENTS)},
         "tree": Tree(children=2, inner_id=INNER),
     }
-    with pytest.raises(ExportError, match=complaint):
+    with pytest.raises(ExportError, match=error_message):
         export_bundle(TreeLstm(2), tmp_path / "own", **(options | changes))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""From a run on trees to a bundle: the graph labels what the network labels."""
+"""From a training run on trees to a bundle: the graph gives the same labels as the network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest) -> Path:
 
 
 def labelled(bundle: Bundle, tree: EncodedTree) -> np.ndarray:
-    """The logits at every node, node by node: children stand before their parents."""
+    """Return the logits of every node, computed node by node; children precede their parents."""
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     spec = bundle.spec.step
     shown: list[np.ndarray] = []
@@ -47,14 +47,14 @@ def labelled(bundle: Bundle, tree: EncodedTree) -> np.ndarray:
             for place, child in enumerate(below):
                 value[0, place] = states[state.input_name][child]
             feeds[state.input_name] = value
-        given = dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
-        shown.append(given["logits"][0])
+        outputs = dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+        shown.append(outputs["logits"][0])
         for state in spec.states:
-            states[state.input_name].append(given[state.output_name][0])
+            states[state.input_name].append(outputs[state.output_name][0])
     return np.stack(shown)
 
 
-def test_the_bundle_labels_every_node_as_the_network_does(run: Path, tmp_path: Path) -> None:
+def test_bundle_labels_every_node_like_the_network(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "trees", name="trees")
     bundle = load_bundle(tmp_path / "trees")
     network = load_best(run)
@@ -72,6 +72,6 @@ def test_the_bundle_labels_every_node_as_the_network_does(run: Path, tmp_path: P
         np.testing.assert_allclose(labelled(bundle, tree), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_trees_are_not_exported_in_integers(run: Path, tmp_path: Path) -> None:
+def test_tree_models_cannot_be_quantized(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"only networks that go step by step become int8, not .* tree of 16 units"):
         export_run(run, tmp_path / "trees", name="trees", quantize="int8")

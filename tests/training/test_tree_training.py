@@ -1,4 +1,4 @@
-"""Trees learnt from: treebanks read, gradients back through structure, batches of many trees, a rule learnt."""
+"""Training on trees: parsing treebanks, gradients through the structure, batches of trees, learning a rule."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def batch_for(model: TreeNetwork, trees: Sequence[EncodedTree]) -> TreeBatch:
 
 
 def walk(model: TreeNetwork, tree: EncodedTree) -> Tensor:
-    """The logits at every node of one tree, one step a node, by plain recursion: [N, labels]."""
+    """Return the logits of every node of one tree, computed by recursion, [N, labels]."""
     logits: dict[int, Tensor] = {}
 
     def visit(node: int) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def walk(model: TreeNetwork, tree: EncodedTree) -> Tensor:
     return torch.stack([logits[node] for node in range(len(tree.tokens))])
 
 
-def test_a_tree_is_read() -> None:
+def test_tree_is_parsed() -> None:
     assert parse_tree("(1 a)") == LabelledTree(("1",), ("a",), ((),))
     tree = parse_tree("(3 (2 Effective) (4 (2 but) (1 8\N{NO-BREAK SPACE}1\\/2)))\n".rstrip())
     assert tree.labels == ("2", "2", "1", "4", "3")
@@ -86,14 +86,14 @@ def test_a_tree_is_read() -> None:
     assert parse_tree("( 1\ta )") == parse_tree("(1 a)")
 
 
-def test_a_tree_may_be_as_deep_as_it_likes() -> None:
+def test_very_deep_tree_is_parsed() -> None:
     tree = parse_tree("(1 (0 a) " * 50_000 + "(0 b)" + ")" * 50_000)
     assert len(tree.words) == 100_001
     assert encode_tree(tree, VOCABULARY, 1, LABELS).heights[-1] == 50_000
 
 
 @pytest.mark.parametrize(
-    ("text", "column", "complaint"),
+    ("text", "column", "error_message"),
     [
         ("", 1, "there is no tree"),
         ("good", 1, r"a tree begins with '\(', not 'good'"),
@@ -110,13 +110,13 @@ def test_a_tree_may_be_as_deep_as_it_likes() -> None:
         ("(1 (2 a) b)", 10, "'b': a bracket has a label and then one word or children"),
     ],
 )
-def test_what_is_no_tree_is_told_with_its_place(text: str, column: int, complaint: str) -> None:
-    with pytest.raises(TreeSyntaxError, match=complaint) as raised:
+def test_invalid_tree_is_reported_with_its_position(text: str, column: int, error_message: str) -> None:
+    with pytest.raises(TreeSyntaxError, match=error_message) as raised:
         parse_tree(text)
     assert raised.value.column == column
 
 
-def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_trees_are_excluded_from_training(tmp_path: Path) -> None:
     corpus = write_treebank(tmp_path, ["(1 a)", "(0 b)", "(0 a)", "(1 d)"], ["(0 b)"], ["(1 d)"])
     treebank = read_treebank(corpus)
     assert treebank.training == [parse_tree("(1 a)"), parse_tree("(0 a)")]
@@ -124,7 +124,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert treebank.test == [parse_tree("(1 d)")]
 
 
-def test_what_is_no_treebank_is_named(tmp_path: Path) -> None:
+def test_invalid_treebank_is_reported(tmp_path: Path) -> None:
     write_treebank(tmp_path, ["(1 a)"], ["(0 b)"], ["(1 d)"])
     (tmp_path / "train.txt").write_text("(1 a)\n\n(1 (0 b)\n")
     with pytest.raises(TrainingError, match=r"train\.txt: line 3, column 1: the bracket that opens here is not closed"):
@@ -145,13 +145,13 @@ def test_what_is_no_treebank_is_named(tmp_path: Path) -> None:
         read_treebank(str(tmp_path))
 
 
-def test_nodes_read_their_words_and_what_is_not_one_token_is_unknown() -> None:
+def test_words_of_nodes_that_are_not_one_token_are_unknown() -> None:
     (tree,) = encoded(["(1 (0 A) (2 (1 what) (0 a\N{NO-BREAK SPACE}b)))"])
     assert tree.tokens.tolist() == [2, 0, 0, 1, 1]
     assert tree.heights.tolist() == [0, 0, 0, 1, 2]
 
 
-def test_levels_hold_what_can_be_computed_together() -> None:
+def test_levels_contain_independent_nodes() -> None:
     batch = make_batch(encoded(["(0 (1 a) (2 (1 b) (0 c)))", "(1 (2 (1 a) (0 b) (0 c)))", "(2 d)"]), 0)
     assert [tuple(level.shape) for level in batch.levels] == [(7, 0), (2, 3), (2, 2)]
     known = 0
@@ -161,7 +161,7 @@ def test_levels_hold_what_can_be_computed_together() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_many_trees_at_once_are_each_as_alone_and_as_node_by_node(cell: str) -> None:
+def test_batched_trees_equal_single_trees_and_node_by_node_evaluation(cell: str) -> None:
     model = network(cell)
     trees = encoded(texts_for(cell))
     with torch.no_grad():
@@ -170,19 +170,19 @@ def test_many_trees_at_once_are_each_as_alone_and_as_node_by_node(cell: str) -> 
             together = model(batch)[batch.positions].split([len(trees[index].tokens) for index in order])
             labels = [label for index in order for label in trees[index].labels.tolist()]
             assert batch.labels[batch.positions].tolist() == labels
-            for index, found in zip(order, together, strict=True):
+            for index, actual in zip(order, together, strict=True):
                 alone = batch_for(model, [trees[index]])
-                torch.testing.assert_close(found, model(alone)[alone.positions], atol=1e-6, rtol=1e-5)
-                torch.testing.assert_close(found, walk(model, trees[index]), atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(actual, model(alone)[alone.positions], atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(actual, walk(model, trees[index]), atol=1e-6, rtol=1e-5)
 
 
-def test_roots_are_the_last_nodes_of_their_trees() -> None:
+def test_roots_are_the_last_nodes() -> None:
     trees = encoded(BINARY)
     batch = make_batch(trees, 2)
     assert batch.labels[batch.roots].tolist() == [int(tree.labels[-1]) for tree in trees]
 
 
-def test_room_for_more_children_changes_no_bit() -> None:
+def test_padding_of_children_does_not_change_a_bit() -> None:
     model = network("child-sum")
     batch = make_batch(encoded(ANY), 0)
     wide = make_batch(encoded(ANY), 9)
@@ -191,7 +191,7 @@ def test_room_for_more_children_changes_no_bit() -> None:
         assert torch.equal(model(batch), model(wide))
 
 
-def test_the_children_of_child_sum_have_no_order_and_those_of_the_others_have_one() -> None:
+def test_only_child_sum_cells_ignore_the_order_of_children() -> None:
     there, back = encoded(["(1 (0 a) (2 b))", "(1 (0 b) (2 a))"])
     for cell in CELLS:
         model = network(cell)
@@ -206,18 +206,18 @@ def node_losses(model: TreeNetwork, trees: Sequence[EncodedTree]) -> Tensor:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_go_back_through_the_structure(cell: str) -> None:
-    """Those of batches are those of plain recursion, and those of finite differences."""
+def test_gradients_flow_through_the_tree(cell: str) -> None:
+    """Gradients of batches equal those of plain recursion and of finite differences."""
     model = network(cell, embedding=2, hidden=3).double()
     trees = encoded(texts_for(cell))
     node_losses(model, trees).backward()  # type: ignore[no-untyped-call]
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    actual = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     for tree in trees:
         labels = torch.from_numpy(tree.labels)
         torch.nn.functional.cross_entropy(walk(model, tree), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(actual[name], parameter.grad, atol=1e-12, rtol=1e-9)
 
     names = [name for name, _ in model.named_parameters()]
     batch = batch_for(model, trees)
@@ -238,13 +238,13 @@ def treebank(tmp_path: Path) -> str:
 
 
 def lengthened(trees: Sequence[str]) -> list[str]:
-    """The same negated twice more: longer than all that is trained on, and with the same labels."""
+    """Negate each tree twice more: longer than all training trees, with the same labels."""
     grades = [int(tree[1]) for tree in trees]
     return [f"({grade} (1 not) ({2 - grade} (1 not) {tree}))" for grade, tree in zip(grades, trees, strict=True)]
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_negation_is_learnt(treebank: str, tmp_path: Path, cell: str) -> None:
+def test_negation_is_learned(treebank: str, tmp_path: Path, cell: str) -> None:
     test = lengthened(lengthened(negations(50, 3)))
     write_treebank(Path(treebank), negations(300, 1), lengthened(negations(60, 2)), test)
     result = train(config(treebank, cell=cell, steps=300), tmp_path / "run", console=QUIET)
@@ -256,7 +256,7 @@ def test_negation_is_learnt(treebank: str, tmp_path: Path, cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_resumed_run_is_the_unbroken_run_to_the_bit(treebank: str, tmp_path: Path, cell: str) -> None:
+def test_resumed_run_equals_uninterrupted_run_bit_exactly(treebank: str, tmp_path: Path, cell: str) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     chosen = config(treebank, cell=cell, steps=40)
     train(chosen, unbroken, console=QUIET)
@@ -266,16 +266,16 @@ def test_a_resumed_run_is_the_unbroken_run_to_the_bit(treebank: str, tmp_path: P
         assert (broken / name).read_bytes() == (unbroken / name).read_bytes()
 
 
-def test_the_weights_that_label_most_roots_rightly_are_kept(treebank: str, tmp_path: Path) -> None:
+def test_weights_with_the_best_root_accuracy_are_kept(treebank: str, tmp_path: Path) -> None:
     train(config(treebank, steps=200), tmp_path / "run", console=QUIET)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held_out = [record for record in records if "validation_accuracy" in record]
-    best = max(held_out, key=lambda record: record["validation_accuracy"])  # The first of the best.
+    best = max(held_out, key=lambda record: record["validation_accuracy"])  # the first of equally good ones
     assert min(held_out, key=lambda record: record["validation_nats"])["step"] > best["step"]
     assert load_tensors(tmp_path / "run" / BEST)[1]["step"] == best["step"]
 
 
-def test_labels_go_by_their_names(treebank: str, tmp_path: Path) -> None:
+def test_labels_are_matched_by_name(treebank: str, tmp_path: Path) -> None:
     names = ("bad", "neither", "good")
     train(config(treebank, label_names=names, steps=1), tmp_path / "run", console=QUIET)
     assert load_labels(tmp_path / "run") == names
@@ -283,7 +283,7 @@ def test_labels_go_by_their_names(treebank: str, tmp_path: Path) -> None:
         train(config(treebank, label_names=("bad", "good")), tmp_path / "other", console=QUIET)
 
 
-def test_what_a_corpus_has_that_cannot_be_learnt_is_named(treebank: str, tmp_path: Path) -> None:
+def test_unusable_treebank_is_reported(treebank: str, tmp_path: Path) -> None:
     write_treebank(Path(treebank), negations(9, 1), ["(1 a)", "(5 a)"], ["(1 a)"])
     with pytest.raises(TrainingError, match=r"dev\.txt, tree 2: the label '5' does not occur in train\.txt"):
         train(config(treebank), tmp_path / "run", console=QUIET)
@@ -295,13 +295,13 @@ def test_what_a_corpus_has_that_cannot_be_learnt_is_named(treebank: str, tmp_pat
     assert train(config(treebank, cell="child-sum", steps=1), tmp_path / "run", console=QUIET).step == 1
 
 
-def test_an_unknown_cell_is_named() -> None:
+def test_unknown_cell_is_rejected() -> None:
     with pytest.raises(ValidationError, match="'child-sum', 'binary' or 'recursive'"):
         config("here", cell="gru")
 
 
 class Oracle:
-    """Labels all nodes rightly but for the roots, which are all given the same probabilities."""
+    """Labels all nodes correctly except the roots, which all receive the same probabilities."""
 
     def __init__(self, at_roots: Sequence[float]) -> None:
         self._at_roots = torch.tensor(at_roots).log()
@@ -312,24 +312,24 @@ class Oracle:
         return logits
 
 
-def test_what_is_measured_is_what_the_field_reports(tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_literature(tmp_path: Path) -> None:
     roots = [4, 4, 3, 0, 2, 2]
     trees = [f"({root} (1 a) (2 b))" for root in roots]
     corpus = write_treebank(tmp_path, ["(0 (1 c) (2 c))", "(3 (4 c) (0 c))"], trees, trees)
     task = TreeTask(config(corpus), read_treebank(corpus))
-    # The likeliest label is 0, yet the two positive ones together are likelier than the two negative ones.
+    # Label 0 is the most probable, but the two positive labels together are more probable than the negative ones.
     oracle = Oracle([0.3, 0.05, 0.2, 0.2, 0.25])
     assert task.test(oracle, lambda what, share: None) == {
         "test_root_accuracy": pytest.approx(1 / 6),
         "test_node_accuracy": pytest.approx((12 + 1) / 18),
-        "test_root_accuracy_binary": pytest.approx(3 / 4),  # Of 4, 4, 3 and 0.
+        "test_root_accuracy_binary": pytest.approx(3 / 4),  # of 4, 4, 3 and 0
     }
     validation = task.validate(oracle, rows=1)
     assert validation.accuracy == pytest.approx(1 / 6)
     assert validation.criterion == pytest.approx(5 / 6)
 
 
-def test_labels_that_are_no_grades_have_no_sides(tmp_path: Path) -> None:
+def test_binary_accuracy_requires_graded_labels(tmp_path: Path) -> None:
     trees = ["(S (N a) (V b))"]
     corpus = write_treebank(tmp_path, ["(S (N b) (V c))"], trees, trees)
     task = TreeTask(config(corpus), read_treebank(corpus))
@@ -341,7 +341,7 @@ def test_labels_that_are_no_grades_have_no_sides(tmp_path: Path) -> None:
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values["task"] == "tree"])
-def test_presets_fit_the_treebank_they_are_for(preset: str, tmp_path: Path) -> None:
+def test_presets_match_their_treebank(preset: str, tmp_path: Path) -> None:
     path = SHARED_DATA / "sst"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -349,7 +349,7 @@ def test_presets_fit_the_treebank_they_are_for(preset: str, tmp_path: Path) -> N
     assert train(TreeConfig(**small, corpus=str(path)), tmp_path / "run", console=QUIET, stop_after=2).step == 2
 
 
-def test_a_person_trains_on_trees(treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_command_trains_on_trees(treebank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     command = ["train", "--task", "tree", "--corpus", treebank, "--output", run, "--cell", "recursive", "--hidden", "4"]
     with pytest.raises(TrainingError, match="its labels are 0, 1, 2, but label_names has 5"):
@@ -360,10 +360,10 @@ def test_a_person_trains_on_trees(treebank: str, tmp_path: Path, capsys: pytest.
     assert "tree on " in shown
     assert "recursive tree of 4 units" in shown
     assert "test node accuracy: " in shown
-    for options, complaint in (
+    for options, error_message in (
         (["--cell", "gru"], "--cell gru: Input should be 'child-sum', 'binary' or 'recursive'"),
         (["--window", "3"], "--window does nothing with --task tree"),
         (["--vocabulary", "words"], "--vocabulary does nothing with --task tree"),
     ):
-        with pytest.raises(BadParameter, match=complaint):
+        with pytest.raises(BadParameter, match=error_message):
             app([*command, *options], standalone_mode=False)
