@@ -1,4 +1,4 @@
-"""The commands, as a person types them: from text to a stream, and every mistake told in one line."""
+"""The commands as users run them: from text to a stream, with every error reported in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch.nn import functional
 from elman import Continuation, FinishReason
 from elman_bundle import Bundle, CharacterVocabulary
 from elman_export import NextToken, Token, export_bundle
-from tests.support.command_line import ELMAN, Served, check_complaint, elman
+from tests.support.command_line import ELMAN, Served, check_failure, elman
 from tests.support.serving import serving
 
 SMALL = [
@@ -39,7 +39,7 @@ JSON_KEYS = {"text", "token_ids", "finish_reason", "stop_sequence", "score", "lo
 
 
 class Excluding(nn.Module):
-    """Holds two of four characters impossible."""
+    """Assigns zero probability to two of four characters."""
 
     def initial_state(self, rows: int) -> dict[str, torch.Tensor]:
         return {"sum": torch.zeros(rows, 4)}
@@ -59,7 +59,7 @@ def served(bundles: Mapping[str, Bundle]) -> Iterator[Served]:
     assert '"stopped"' in server.log[-1]
 
 
-def test_the_whole_road(tmp_path: Path) -> None:
+def test_train_resume_export_serve_and_generate(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     run, bundle = tmp_path / "run", tmp_path / "fox"
@@ -73,7 +73,7 @@ def test_the_whole_road(tmp_path: Path) -> None:
     assert exported.returncode == 0, exported.stderr
     server = Served(bundle)
     try:
-        # The continuation and nothing else goes to standard output.
+        # Standard output contains only the continuation.
         once = elman("generate", "the quick ", "--max-tokens", 30, "--temperature", 0, "--server", server.address)
         assert (once.returncode, once.stderr) == (0, "")
         assert len(once.stdout) == 30
@@ -83,34 +83,34 @@ def test_the_whole_road(tmp_path: Path) -> None:
         assert server.end(signal.SIGINT) == 0
 
 
-def test_listing_and_health(served: Served) -> None:
+def test_models_and_health_commands(served: Served) -> None:
     listed = elman("models", "--server", served.address)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "classes", "gru", "tags"]
     assert elman("models", ELMAN_SERVER=served.address).stdout == listed.stdout
     assert elman("health", "--server", served.address).returncode == 0
-    check_complaint(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 is not serving")
+    check_failure(elman("health", "--server", "127.0.0.1:1"), "127.0.0.1:1 is not serving")
 
 
-def test_classifying_lines(served: Served) -> None:
+def test_classify_labels_each_line(served: Served) -> None:
     lines = ["abc", "the 語", "z"]
-    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\n".join(lines))
-    rows = [line.split("\t") for line in found.stdout.splitlines()]
+    result = elman("classify", "--model", "classes", "--server", served.address, stdin="\n".join(lines))
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert [row[2] for row in rows] == lines
     assert all(row[0] in ("red", "green", "blue") and 0 <= float(row[1]) <= 1 for row in rows)
 
 
-def test_tagging_lines_gives_what_training_reads(served: Served, tmp_path: Path) -> None:
+def test_output_of_tagging_can_be_read_by_training(served: Served, tmp_path: Path) -> None:
     from elman_training.labels.tagged_text import read_labelled_text
 
-    found = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
+    result = elman("classify", "--model", "tags", "--server", served.address, stdin="a\tb\\c 語 de\nab\n")
     path = tmp_path / "tags.tsv"
-    path.write_text(found.stdout + "x\tanother label\n", encoding="utf-8")
+    path.write_text(result.stdout + "x\tanother label\n", encoding="utf-8")
     read = read_labelled_text(str(path))
     assert read.text == "a\tb\\c 語 deabx"
     assert read.starts == [0, 10, 12]
 
 
-def test_following_a_growing_stream(served: Served) -> None:
+def test_classify_follows_a_growing_stream(served: Served) -> None:
     arguments = [*ELMAN, "classify", "--follow", "--model", "classes", "--server", served.address]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdin is not None
@@ -119,7 +119,7 @@ def test_following_a_growing_stream(served: Served) -> None:
     for piece in ("ab", "cd"):
         process.stdin.write(piece)
         process.stdin.flush()
-        answers.append(process.stdout.readline().split("\t"))  # Comes before the stream has ended.
+        answers.append(process.stdout.readline().split("\t"))  # arrives before the stream has ended
     process.stdin.close()
     assert process.stdout.read() == ""
     process.stdout.close()
@@ -128,7 +128,7 @@ def test_following_a_growing_stream(served: Served) -> None:
     assert answers[1] == [*whole.stdout.split("\t")[:1], whole.stdout.split("\t")[1] + "\n"]
 
 
-def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served: Served) -> None:
+def test_terminal_output_ends_with_a_newline_and_shows_tags_in_colour(served: Served) -> None:
     def on_terminal(*arguments: str, stdin: bytes = b"") -> str:
         terminal, end = pty.openpty()
         process = subprocess.Popen([*ELMAN, *arguments], stdin=subprocess.PIPE, stdout=end)
@@ -152,16 +152,16 @@ def test_on_a_terminal_the_text_ends_with_a_newline_and_tags_are_colours(served:
     assert "\x1b[" in tagged
 
 
-def test_unknown_characters_are_noted_beside_the_text(served: Served) -> None:
-    found = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
-    assert len(found.stdout) == 3
+def test_unknown_characters_are_reported_on_standard_error(served: Served) -> None:
+    result = elman("generate", "a?b?", "--max-tokens", 3, "--server", served.address)
+    assert len(result.stdout) == 3
     note = "2 tokens of the prompt are unknown to the model"
-    assert note in found.stderr
+    assert note in result.stderr
     for several in ("--samples", "--beams"):
         assert note in elman("generate", "a?b?", several, 2, "--max-tokens", 3, "--server", served.address).stderr
 
 
-def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_path: Path) -> None:
+def test_several_continuations_as_text_and_as_json(served: Served, tmp_path: Path) -> None:
     server = ["--server", served.address]
     options = ["abc", "--max-tokens", 12, "--seed", 4, *server]
     drawn = elman("generate", *options, "--samples", 2).stdout
@@ -172,22 +172,22 @@ def test_several_continuations_for_people_and_for_scripts(served: Served, tmp_pa
     shown = elman("generate", *options, "--beams", 3, "--results", 2).stdout
     assert f"--- 1 of 2, score {json.loads(best)['score']:.4f}\n{json.loads(best)['text']}\n" in shown
     whole = elman("generate", *options).stdout
-    told = json.loads(elman("generate", *options, "--stop", whole[6:8], "--json", "--log-probabilities", 2).stdout)
-    assert told["text"] == whole[: whole.index(whole[6:8])]
-    assert (told["finish_reason"], told["stop_sequence"]) == ("stop_sequence", whole[6:8])
-    assert [len(report["most_likely"]) for report in told["log_probabilities"]] == [2] * len(told["token_ids"])
+    parsed = json.loads(elman("generate", *options, "--stop", whole[6:8], "--json", "--log-probabilities", 2).stdout)
+    assert parsed["text"] == whole[: whole.index(whole[6:8])]
+    assert (parsed["finish_reason"], parsed["stop_sequence"]) == ("stop_sequence", whole[6:8])
+    assert [len(report["most_likely"]) for report in parsed["log_probabilities"]] == [2] * len(parsed["token_ids"])
     biased = elman("generate", *options, "--bias", "3=100", "--repetition-penalty", 1.1, "--forbid", 4, "--min-p", 0.1)
     assert biased.stdout == "c" * 12
     assert json.loads(elman("generate", *options, "--json").stdout)["stop_sequence"] is None
 
 
-def test_json_names_what_there_is_not() -> None:
+def test_json_contains_missing_values_as_null() -> None:
     from elman.cli.generating import _as_json
 
-    told = json.loads(_as_json(Continuation("", (), FinishReason.END_TOKEN, "", None, (), None, 0)))
-    assert told.keys() == JSON_KEYS
-    assert told["token_ids"] == told["log_probabilities"] == []
-    assert told["stop_sequence"] is told["score"] is told["usage"] is None
+    parsed = json.loads(_as_json(Continuation("", (), FinishReason.END_TOKEN, "", None, (), None, 0)))
+    assert parsed.keys() == JSON_KEYS
+    assert parsed["token_ids"] == parsed["log_probabilities"] == []
+    assert parsed["stop_sequence"] is parsed["score"] is parsed["usage"] is None
 
 
 def test_json_has_no_infinite_numbers(tmp_path: Path) -> None:
@@ -195,49 +195,47 @@ def test_json_has_no_infinite_numbers(tmp_path: Path) -> None:
     inputs, outputs = {"token": Token(CharacterVocabulary("abcd"))}, {"logits": NextToken()}
     export_bundle(module, tmp_path / "some", name="some", inputs=inputs, outputs=outputs)
     server = Served(tmp_path / "some", "--provider", "cpu")
-    found = elman("generate", "a", "--max-tokens", 1, "--json", "--log-probabilities", 4, "--server", server.address)
+    result = elman("generate", "a", "--max-tokens", 1, "--json", "--log-probabilities", 4, "--server", server.address)
     server.end()
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    told = json.loads(found.stdout, parse_constant=refuse)
-    (report,) = told["log_probabilities"]
+    parsed = json.loads(result.stdout, parse_constant=refuse)
+    (report,) = parsed["log_probabilities"]
     likely = [token["log_probability"] for token in report["most_likely"]]
     assert likely[2:] == [None, None]
     assert sum(map(math.exp, likely[:2])) == pytest.approx(1)
 
 
-def test_mistakes_with_a_server(served: Served) -> None:
+def test_errors_of_commands_that_call_a_server(served: Served) -> None:
     server = ["--server", served.address]
-    check_complaint(elman("generate", "", *server), "error: text: got an empty prompt")
-    check_complaint(
+    check_failure(elman("generate", "", *server), "error: text: got an empty prompt")
+    check_failure(
         elman("generate", "a", "--model", "nope", *server),
         "error: model: got 'nope'; there is no such model; this server holds",
     )
-    check_complaint(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: got 0; must be 1 to")
-    check_complaint(
+    check_failure(elman("generate", "a", "--max-tokens", 0, *server), "error: max_tokens: got 0; must be 1 to")
+    check_failure(
         elman("generate", "a", "--temperature", "nan", *server),
         "sampling.temperature: got nan; must be finite and not negative",
     )
-    check_complaint(
+    check_failure(
         elman("generate", "a", "--model", "tags", *server),
         "model: got 'tags'; it has labels and does not generate text. Use Classify",
     )
-    check_complaint(elman("classify", *server, stdin="a"), "model: got none; 2 models of this server can label")
-    check_complaint(
+    check_failure(elman("classify", *server, stdin="a"), "model: got none; 2 models of this server can label")
+    check_failure(
         elman("classify", "--model", "gru", *server, stdin="a"),
         "error: model: got 'gru'; it generates text and has no labels. Use Generate",
     )
-    check_complaint(
+    check_failure(
         elman("classify", "--follow", "--model", "gru", *server, stdin="a"),
         "config.model: got 'gru'; it generates text and has no labels. Use Generate",
     )
-    check_complaint(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
-    check_complaint(
-        elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of"
-    )
-    check_complaint(
+    check_failure(elman("generate", "a", "--server", "127.0.0.1:1"), "is a server running there?")
+    check_failure(elman("generate", "a", "--time-limit", "inf", *server), "time_limit is inf, but must be a number of")
+    check_failure(
         elman("generate", "a", "--stop", "", *server), "stop_sequences[0]: got 0 characters; must have 1 to 256"
     )
     for wrong in (
@@ -255,40 +253,40 @@ def test_mistakes_with_a_server(served: Served) -> None:
         assert wrong[0] in refused.stderr
 
 
-def test_mistakes_of_serving(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_errors_of_serve(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     good = bundles["gru"].path
-    check_complaint(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
+    check_failure(elman("serve", tmp_path), "is not a bundle: cannot read manifest.json")
     (tmp_path / "config.json").write_text("{}")
     refused = f"bundles: got {tmp_path}; it is a training run. Make a bundle of it: elman export {tmp_path}"
-    check_complaint(elman("serve", tmp_path), refused)
-    check_complaint(elman("serve", good, "--listen", "nonsense"), "--listen: got nonsense; expected HOST:PORT")
+    check_failure(elman("serve", tmp_path), refused)
+    check_failure(elman("serve", good, "--listen", "nonsense"), "--listen: got nonsense; expected HOST:PORT")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        found = elman("serve", good, "--listen", address, "--provider", "cpu")
-    assert found.returncode == 1
-    assert f"cannot listen on {address}" in found.stderr
-    assert "Traceback" not in found.stderr
+        result = elman("serve", good, "--listen", address, "--provider", "cpu")
+    assert result.returncode == 1
+    assert f"cannot listen on {address}" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_mistakes_in_settings_are_one_line(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_errors_in_settings_are_one_line(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     good = bundles["gru"].path
-    for found in (
+    for result in (
         elman("serve", good, "--slots", 0, "--provider", "cpu"),
         elman("serve", good, ELMAN_SLOTS="0"),
         elman("serve", good, "--config", tmp_path / "nope.toml"),
         elman("serve", good, "--store", "redis://:secret@localhost:port"),
         elman("serve"),
     ):
-        check_complaint(found, ": got ")
-        assert found.returncode == 1
-        assert len(found.stderr.splitlines()) == 1
-        assert "secret" not in found.stderr
-    assert "bundles: got none; at least one is needed" in found.stderr
+        check_failure(result, ": got ")
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 1
+        assert "secret" not in result.stderr
+    assert "bundles: got none; at least one is needed" in result.stderr
 
 
-def test_a_server_of_variables(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_reads_environment_variables(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_BUNDLES", f"{bundles['gru'].path},{bundles['tags'].path}")
     monkeypatch.setenv("ELMAN_SLOTS", "7")
     monkeypatch.setenv("ELMAN_SLOT", "8")
@@ -300,21 +298,21 @@ def test_a_server_of_variables(bundles: Mapping[str, Bundle], monkeypatch: pytes
     assert [line["did_you_mean"] for line in log if line["event"] == "unknown variable"] == ["ELMAN_SLOTS"]
 
 
-def test_mistakes_of_training(tmp_path: Path) -> None:
+def test_errors_of_train(tmp_path: Path) -> None:
     run = ["--output", tmp_path / "run"]
-    check_complaint(elman("train", "--corpus", tmp_path / "nope", *run), "there is no such file or folder")
-    check_complaint(elman("train", "--hidden", 0, *run), "--hidden: got 0; input should be greater than or equal to 1")
-    check_complaint(
+    check_failure(elman("train", "--corpus", tmp_path / "nope", *run), "there is no such file or folder")
+    check_failure(elman("train", "--hidden", 0, *run), "--hidden: got 0; input should be greater than or equal to 1")
+    check_failure(
         elman("train", "--task", "tag", "--preset", "shakespeare", *run),
         "--task: got tag; the preset shakespeare is for the task lm",
     )
-    check_complaint(elman("train", "--resume", tmp_path), "holds no run")
-    check_complaint(elman("export", tmp_path), "holds no run")
+    check_failure(elman("train", "--resume", tmp_path), "holds no run")
+    check_failure(elman("export", tmp_path), "holds no run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "error_message"),
     [
         (
             ("--vocabulary-size", 9),
@@ -337,16 +335,16 @@ def test_mistakes_of_training(tmp_path: Path) -> None:
         (("--task", "tag", "--restart", 0.1), "--restart: got 0.1; it has no effect with --task tag, only with lm"),
     ],
 )
-def test_options_of_training_that_would_do_nothing_are_refused(
-    tmp_path: Path, options: tuple[object, ...], complaint: str
+def test_training_options_without_effect_are_rejected(
+    tmp_path: Path, options: tuple[object, ...], error_message: str
 ) -> None:
-    found = elman("train", *options, "--output", tmp_path / "run", "--stop-after", 1)
-    check_complaint(found, complaint)
-    assert found.returncode == 2
+    result = elman("train", *options, "--output", tmp_path / "run", "--stop-after", 1)
+    check_failure(result, error_message)
+    assert result.returncode == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_every_option_is_explained_with_its_default() -> None:
+def test_every_option_has_help_and_shows_its_default() -> None:
     from typer.main import get_command
 
     from elman.cli.application import app
@@ -366,20 +364,20 @@ def test_every_option_is_explained_with_its_default() -> None:
             assert needed or parameter.show_default, (name, parameter.name)
 
 
-def test_many_lines_that_fail_are_one_complaint(served: Served) -> None:
-    found = elman("classify", "--model", "nope", "--server", served.address, stdin="line\n" * 200)
-    check_complaint(found, "model: got 'nope'; there is no such model")
-    assert len(found.stderr.splitlines()) == 1
+def test_failure_of_many_lines_is_one_error_message(served: Served) -> None:
+    result = elman("classify", "--model", "nope", "--server", served.address, stdin="line\n" * 200)
+    check_failure(result, "model: got 'nope'; there is no such model")
+    assert len(result.stderr.splitlines()) == 1
 
 
-def test_many_lines_keep_their_order(served: Served) -> None:
+def test_classify_keeps_the_order_of_many_lines(served: Served) -> None:
     lines = [f"line {'abcdefghij'[index % 10]}" for index in range(300)]
-    found = elman("classify", "--model", "classes", "--server", served.address, stdin="\r\n".join(lines))
-    assert [line.split("\t")[2] for line in found.stdout.splitlines()] == lines
+    result = elman("classify", "--model", "classes", "--server", served.address, stdin="\r\n".join(lines))
+    assert [line.split("\t")[2] for line in result.stdout.splitlines()] == lines
 
 
 @pytest.mark.parametrize("task", ["classify", "tag"])
-def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) -> None:
+def test_training_on_a_labelled_file_needs_no_preset(task: str, tmp_path: Path) -> None:
     corpus = tmp_path / "own.tsv"
     corpus.write_text("abc\tfirst\n123\tsecond\n\n" * 200)
     options = SMALL if task == "classify" else [*SMALL, *WINDOW]
@@ -389,17 +387,17 @@ def test_training_on_ones_own_labels_needs_no_preset(task: str, tmp_path: Path) 
     assert elman("export", tmp_path / "run", "--output", tmp_path / "own").returncode == 0
 
 
-def test_options_beside_resume_are_refused(tmp_path: Path) -> None:
-    check_complaint(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden: cannot be combined with --resume")
-    check_complaint(elman("train", "--resume", tmp_path, "--task", "lm"), "--task: cannot be combined with --resume")
+def test_options_combined_with_resume_are_rejected(tmp_path: Path) -> None:
+    check_failure(elman("train", "--resume", tmp_path, "--hidden", 8), "--hidden: cannot be combined with --resume")
+    check_failure(elman("train", "--resume", tmp_path, "--task", "lm"), "--task: cannot be combined with --resume")
 
 
-def test_what_somebody_typed_is_shown_as_typed(served: Served) -> None:
+def test_arguments_are_not_interpreted_as_markup(served: Served) -> None:
     name = r"n[/]ope:smile:\[bold]"
-    check_complaint(elman("generate", "x", "--model", name, "--server", served.address), repr(name))
+    check_failure(elman("generate", "x", "--model", name, "--server", served.address), repr(name))
 
 
-def test_a_second_signal_ends_the_server_at_once(bundles: Mapping[str, Bundle]) -> None:
+def test_second_signal_forces_the_server_to_exit(bundles: Mapping[str, Bundle]) -> None:
     server = Served(bundles["gru"].path, "--provider", "cpu", "--max-tokens-limit", "2000000000")
     generating = subprocess.Popen(
         [*ELMAN, "generate", "abc", "--max-tokens", "2000000000", "--server", server.address],
@@ -409,7 +407,7 @@ def test_a_second_signal_ends_the_server_at_once(bundles: Mapping[str, Bundle]) 
     assert generating.stdout is not None
     generating.stdout.read(1)
     server.process.send_signal(signal.SIGINT)
-    server.process.send_signal(signal.SIGTERM)  # The same wish by another way.
+    server.process.send_signal(signal.SIGTERM)  # counts as the same signal
     time.sleep(1.5)
     assert server.process.poll() is None
     assert server.end(signal.SIGINT) == 130
@@ -418,7 +416,7 @@ def test_a_second_signal_ends_the_server_at_once(bundles: Mapping[str, Bundle]) 
     assert "Traceback" not in "".join(server.log)
 
 
-def test_an_interrupted_training_does_not_look_finished(tmp_path: Path) -> None:
+def test_interrupted_training_exits_with_an_error_status(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     arguments = ["train", "--corpus", text, "--output", tmp_path / "run", *SMALL, *WINDOW, "--steps", 100_000]
@@ -441,12 +439,12 @@ def test_sigterm_lets_running_streams_finish(bundles: Mapping[str, Bundle]) -> N
         encoding="utf-8",
     )
     assert generating.stdout is not None
-    begun = generating.stdout.read(1)
+    started = generating.stdout.read(1)
     assert server.end() == 0
     # Not communicate(), which reads past what read(1) has buffered.
     rest = generating.stdout.read()
     generating.stdout.close()
-    assert len(begun + rest) == 6000
+    assert len(started + rest) == 6000
     assert generating.wait(timeout=10) == 0
 
 
@@ -461,9 +459,9 @@ def test_control_c_while_generating_is_quiet(served: Served) -> None:
     process.stdout.read(1)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=20)
+    _, error_message = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert complaint == ""
+    assert error_message == ""
 
 
 @pytest.mark.parametrize(
@@ -475,56 +473,56 @@ def test_control_c_while_generating_is_quiet(served: Served) -> None:
         ("inspect", "--model", "gru", "--unit", "state.layer0.hidden:0"),
     ],
 )
-def test_a_standard_input_that_cannot_be_read_is_one_complaint(
+def test_unreadable_standard_input_is_one_error_message(
     served: Served, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     for redirection in ("<&-", f"0>{tmp_path / 'written'}"):
         arguments = [*ELMAN, *command, "--server", served.address]
-        found = subprocess.run(
+        result = subprocess.run(
             ["sh", "-c", f'exec "$@" {redirection}', "sh", *arguments],
             capture_output=True,
             encoding="utf-8",
             timeout=30,
         )
-        check_complaint(found, "error: standard input: cannot be read: Bad file descriptor")
-        assert len(found.stderr.splitlines()) == 1
+        check_failure(result, "error: standard input: cannot be read: Bad file descriptor")
+        assert len(result.stderr.splitlines()) == 1
 
 
-async def test_a_description_is_no_markup(bundles: Mapping[str, Bundle]) -> None:
+async def test_description_is_not_interpreted_as_markup(bundles: Mapping[str, Bundle]) -> None:
     spec = copy.deepcopy(bundles["gru"].spec)
     spec.description = "reads [/a], [bold]writes"
     async with serving(replace(bundles["gru"], spec=spec)) as running:
-        found = await asyncio.to_thread(elman, "models", "--server", running.address)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[1].rstrip().endswith(spec.description)
+        result = await asyncio.to_thread(elman, "models", "--server", running.address)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].rstrip().endswith(spec.description)
 
 
 @pytest.mark.parametrize("option", ["--json-schema", "--lark"])
-def test_files_of_expressions_are_read_as_utf_8(served: Served, tmp_path: Path, option: str) -> None:
+def test_expression_files_are_read_as_utf_8(served: Served, tmp_path: Path, option: str) -> None:
     path = tmp_path / "expression"
     path.write_bytes(b"caf\xe9")
-    check_complaint(
+    check_failure(
         elman("generate", "a", option, path, "--server", served.address), f"error: {path}: is not text in UTF-8"
     )
 
 
-def test_a_grammar_is_read_as_utf_8_whatever_the_locale(served: Served, tmp_path: Path) -> None:
+def test_grammar_is_read_as_utf_8_in_any_locale(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "grammar"
     path.write_text('start: "\u00e9"', encoding="utf-8")
     environment = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "utf-8"}
     assert elman("generate", "a", "--lark", path, "--server", served.address, **environment).stdout == "\u00e9"
 
 
-def test_what_the_output_cannot_show_is_escaped(served: Served) -> None:
+def test_characters_outside_the_output_encoding_are_escaped(served: Served) -> None:
     options = ["--lark", "/dev/stdin", "--server", served.address]
-    found = elman("generate", "a", *options, stdin='start: "\u00e9\U0001f332"', PYTHONIOENCODING="ascii")
-    assert (found.returncode, found.stdout) == (0, r"\xe9\U0001f332"), found.stderr
+    result = elman("generate", "a", *options, stdin='start: "\u00e9\U0001f332"', PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stdout) == (0, r"\xe9\U0001f332"), result.stderr
 
 
 @pytest.mark.parametrize(
     "write", ["models", "session create --model gru", "generate a --samples 2", "classify --model tags"]
 )
-def test_a_reader_who_has_gone_is_no_complaint(served: Served, write: str) -> None:
+def test_closed_pipe_is_not_reported(served: Served, write: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
@@ -535,11 +533,11 @@ def test_a_reader_who_has_gone_is_no_complaint(served: Served, write: str) -> No
         stderr=subprocess.PIPE,
     )
     os.close(writing)
-    _, complaint = process.communicate(b"abc\n" * 1000, timeout=30)
-    assert (process.returncode, complaint) == (1, b"")
+    _, error_message = process.communicate(b"abc\n" * 1000, timeout=30)
+    assert (process.returncode, error_message) == (1, b"")
 
 
-def test_a_full_disk_is_one_complaint(served: Served) -> None:
+def test_full_disk_is_one_error_message(served: Served) -> None:
     with open("/dev/full", "w") as full:
         process = subprocess.run(
             [*ELMAN, "generate", "a", "--max-tokens", "3", "--samples", "2", "--server", served.address],
@@ -552,7 +550,7 @@ def test_a_full_disk_is_one_complaint(served: Served) -> None:
     assert process.stderr == b"error: standard output: No space left on device\n"
 
 
-def test_a_closed_output_is_nobody_who_reads(served: Served) -> None:
+def test_closed_standard_output_is_not_reported(served: Served) -> None:
     command = [*ELMAN, "generate", "a", "--max-tokens", "3", "--server", served.address]
-    found = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
-    assert (found.returncode, found.stderr) == (0, b"")
+    result = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=30)
+    assert (result.returncode, result.stderr) == (0, b"")

@@ -92,13 +92,13 @@ DEFAULTS = Settings(
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests set the variables that they need."""
+    """Remove all variables; tests set those that they need."""
     for name in FIELDS:
         monkeypatch.delenv(variable_of(name), raising=False)
 
 
 def write(path: Path, **values: str) -> Path:
-    """Write a configuration file, each value as it is written in TOML."""
+    """Write a configuration file; values are given in TOML syntax."""
     path.write_text("".join(f"{name} = {value}\n" for name, value in values.items()))
     return path
 
@@ -118,7 +118,7 @@ def refusal(command_line: dict[str, Any]) -> str:
 
 def test_defaults() -> None:
     assert Settings() == DEFAULTS
-    assert Settings().listen == DEFAULT_ADDRESS  # where a client looks for it
+    assert Settings().listen == DEFAULT_ADDRESS  # the default address of clients
     assert OTHERS.keys() == set(FIELDS) - {"config"}
 
 
@@ -133,7 +133,7 @@ def test_settings_cannot_change() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_each_setting_is_an_option_a_variable_and_a_row_of_the_reference(name: str) -> None:
+def test_each_setting_has_an_option_a_variable_and_a_reference_row(name: str) -> None:
     field, options = Settings.model_fields[name], serve_parameters()
     assert field.description
     assert field.description.endswith(".")
@@ -154,20 +154,20 @@ def serve_parameters() -> dict[str, Any]:
 
 
 def test_help_groups_the_options() -> None:
-    found = invoke("--help")
-    assert found.exit_code == 0
-    panels = re.findall(r"╭─ ([A-Z][a-z ]*) ─", found.stdout)
+    result = invoke("--help")
+    assert result.exit_code == 0
+    panels = re.findall(r"╭─ ([A-Z][a-z ]*) ─", result.stdout)
     expected = ["Arguments", "Options", "Network", "Model execution", "Limits", "Sessions", "Prefix cache", "Logging"]
     assert panels == expected
     for name in FIELDS[1:]:
-        assert option_of(name) in found.stdout
+        assert option_of(name) in result.stdout
 
 
 def test_the_reference_page_is_generated() -> None:
     command = [sys.executable, str(ROOT / "docs" / "generate" / "settings.py")]
-    found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
-    assert found.stdout.startswith("# Settings\n")
-    assert settings_table().strip() in found.stdout
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
+    assert result.stdout.startswith("# Settings\n")
+    assert settings_table().strip() in result.stdout
 
 
 @pytest.mark.parametrize("file", ["Dockerfile", "docker-compose.yml", "docker-compose.gpu.yml"])
@@ -177,7 +177,7 @@ def test_containers_set_variables_that_exist(file: str) -> None:
     assert named <= {*map(variable_of, FIELDS), "ELMAN_SERVER"}
 
 
-# Every source.
+# Sources.
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -193,14 +193,12 @@ def test_each_setting_can_come_from_each_source(name: str, tmp_path: Path, monke
     assert filed.settings == expected.model_copy(update={"config": path})
     assert filed.sources[name] == str(path)
     monkeypatch.setenv(variable_of(name), text)
-    found = load_settings({})
-    assert (found.settings, found.sources[name]) == (expected, variable_of(name))
-    assert {found.sources[other] for other in FIELDS if other != name} == {"default"}
+    result = load_settings({})
+    assert (result.settings, result.sources[name]) == (expected, variable_of(name))
+    assert {result.sources[other] for other in FIELDS if other != name} == {"default"}
 
 
-def test_the_command_line_is_before_the_environment_before_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_line_overrides_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "elman.toml", slots="1", threads="1", chunk_ms="1", bundles='["a", "b"]')
     monkeypatch.setenv("ELMAN_CONFIG", str(path))
     monkeypatch.setenv("ELMAN_SLOTS", "2")
@@ -214,22 +212,20 @@ def test_the_command_line_is_before_the_environment_before_the_file(
     ]  # fmt: skip
 
 
-def test_the_file_of_the_command_line_is_read_instead_of_that_of_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_option_overrides_the_config_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_CONFIG", str(write(tmp_path / "other.toml", slots="1", threads="1")))
     chosen = write(tmp_path / "elman.toml", slots="2")
     settings = load_settings({"config": chosen}).settings
     assert (settings.config, settings.slots, settings.threads) == (chosen, 2, 0)
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_STORE", "")
     monkeypatch.setenv("ELMAN_BUNDLES", "")
     assert load_settings({}).settings == DEFAULTS
 
 
-def test_a_flag_of_the_command_line_can_turn_off_what_a_variable_turns_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_flag_overrides_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_SHARE_PREFIXES", "1")
     assert "share_prefixes       true             ELMAN_SHARE_PREFIXES" in invoke("--show-settings").stdout
     off = invoke("--show-settings", "--no-share-prefixes").stdout
@@ -239,9 +235,9 @@ def test_a_flag_of_the_command_line_can_turn_off_what_a_variable_turns_on(monkey
 def test_settings_are_shown_with_their_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_GATHER_MS", "12.5")
     path = write(tmp_path / "elman.toml", store=f'"redis://user:{PASSWORD}@cache:7000/2"')
-    found = invoke("one", "two", "--config", path, "--slots", 4, "--show-settings")
-    assert found.exit_code == 0, found.output
-    rows = {line.split()[0]: line.split()[1:] for line in found.stdout.splitlines()}
+    result = invoke("one", "two", "--config", path, "--slots", 4, "--show-settings")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
     assert rows["bundles"] == ["one,two", "BUNDLES"]
     assert rows["config"] == [str(path), "--config"]
     assert rows["slots"] == ["4", "--slots"]
@@ -249,10 +245,10 @@ def test_settings_are_shown_with_their_sources(tmp_path: Path, monkeypatch: pyte
     assert rows["store"] == ["redis://cache:7000/2", str(path)]
     assert rows["chunk_ms"] == ["5", "default"]
     assert rows.keys() == {"setting", *FIELDS}
-    assert PASSWORD not in found.output
+    assert PASSWORD not in result.output
 
 
-# Mistakes.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -271,7 +267,7 @@ def test_settings_are_shown_with_their_sources(tmp_path: Path, monkeypatch: pyte
         ("listen", "localhost:65536", "expected HOST:PORT, such as 0.0.0.0:50051 or [::1]:50051"),
     ],
 )
-def test_a_bad_value_names_its_source(
+def test_invalid_value_is_reported_with_its_source(
     name: str, text: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refusal({name: text}) == f"{option_of(name)}: got {text}; {rule}"
@@ -281,7 +277,7 @@ def test_a_bad_value_names_its_source(
     assert refusal({}) == f"{variable_of(name)}: got {text}; {rule}"
 
 
-def test_each_bad_value_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_invalid_value_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_THREADS", "-1")
     assert refusal({"slots": "0"}).splitlines() == [
         "ELMAN_THREADS: got -1; input should be greater than or equal to 0",
@@ -289,7 +285,7 @@ def test_each_bad_value_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_number_is_not_true(tmp_path: Path) -> None:
+def test_booleans_are_not_accepted_as_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "elman.toml", slots="true")
     assert refusal({"config": path}) == f"{path}: slots: got True; expected a number"
 
@@ -303,12 +299,12 @@ def test_a_number_is_not_true(tmp_path: Path) -> None:
         ("qqqqq", "elman serve --show-settings lists them all"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_closest_one(key: str, remedy: str, tmp_path: Path) -> None:
+def test_unknown_key_is_rejected_with_a_suggestion(key: str, remedy: str, tmp_path: Path) -> None:
     path = write(tmp_path / "elman.toml", slots="3", **{key: "5"})
     assert refusal({"config": path}) == f"{path}: {key}: there is no such setting. {remedy}"
 
 
-def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing.toml"
     assert refusal({"config": missing}) == f"--config: got {missing}; there is no such file"
     monkeypatch.setenv("ELMAN_CONFIG", str(tmp_path))
@@ -322,16 +318,16 @@ def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refusal({"config": path}) == f"{path}: config: a file cannot name another one. Use --config"
 
 
-def test_a_misspelled_variable_is_noticed() -> None:
+def test_misspelled_variable_is_detected() -> None:
     names = ["ELMAN_SLOT", "ELMAN_SLOTS", "ELMAN_SERVER", "ELMAN_PORT_50051_TCP", "PATH", "ELMAN_SESSIONS_TTL"]
     assert misspelled_variables(names) == {"ELMAN_SLOT": "ELMAN_SLOTS", "ELMAN_SESSIONS_TTL": "ELMAN_SESSION_TTL"}
 
 
-def test_a_misspelled_variable_is_named_where_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misspelled_variable_is_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMAN_CHUNK", "3")
-    found = invoke("--show-settings")
-    assert found.exit_code == 0
-    assert found.stderr == "warning: ELMAN_CHUNK is not a setting. Did you mean ELMAN_CHUNK_MS?\n"
+    result = invoke("--show-settings")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: ELMAN_CHUNK is not a setting. Did you mean ELMAN_CHUNK_MS?\n"
 
 
 # Secrets.
@@ -346,7 +342,7 @@ def test_a_misspelled_variable_is_named_where_settings_are_shown(monkeypatch: py
         f"redis://:{PASSWORD}@localhost/0#fragment",
     ],
 )
-def test_no_error_holds_a_password(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_do_not_contain_passwords(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = "got a value that is not shown; expected redis://HOST:PORT/DATABASE"
     assert refusal({"store": store}).startswith(f"--store: {rule}")
     path = write(tmp_path / "elman.toml", store=f'"{store}"')
@@ -358,7 +354,7 @@ def test_no_error_holds_a_password(store: str, tmp_path: Path, monkeypatch: pyte
     assert PASSWORD not in str(refused.value) + refusal({}) + refusal({"config": path}) + refusal({"store": store})
 
 
-def test_printed_settings_hold_no_password() -> None:
+def test_printed_settings_do_not_contain_passwords() -> None:
     settings = Settings(store=SecretStr(f"redis://:{PASSWORD}@localhost/0"))
     assert PASSWORD not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
 

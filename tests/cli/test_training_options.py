@@ -20,7 +20,7 @@ MODELS: tuple[type[RunConfig], ...] = (TextConfig, FeaturesConfig, TreeConfig, T
 OPTIONS = {option.name: option for option in training_options()}
 ALL = ("lm", "classify", "tag", "features", "tree", "translate")
 TEXT = ("lm", "classify", "tag")
-# What the command line has always had.
+# The options that existing scripts may use.
 OF_OLD = {
     "task", "corpus", "preset", "output", "resume", "cell", "layers", "hidden", "embedding", "dropout", "vocabulary",
     "source_vocabulary", "vocabulary_size", "source_vocabulary_size", "lower_case", "minimum_count", "longest_source",
@@ -36,7 +36,7 @@ def train_parameters() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_each_field_that_is_described_is_an_option(model: type[RunConfig]) -> None:
+def test_each_described_field_is_an_option(model: type[RunConfig]) -> None:
     parameters = train_parameters()
     for name, field in model.model_fields.items():
         if name in ("preset", "label_names"):
@@ -47,7 +47,7 @@ def test_each_field_that_is_described_is_an_option(model: type[RunConfig]) -> No
         assert f"--{name.replace('_', '-')}" in parameters[name].opts
 
 
-def test_no_option_has_gone() -> None:
+def test_no_option_was_removed() -> None:
     assert train_parameters().keys() >= OF_OLD
 
 
@@ -68,7 +68,7 @@ def test_options_know_their_values() -> None:
     assert (OPTIONS["attention"].kind, OPTIONS["corpus_limit"].kind, OPTIONS["seed"].default) == (bool, int, "0")
     assert OPTIONS["source_deviation"].kind is float
     assert OPTIONS["held_out"].default == "lm, classify, tag, features: 0.1; translate: 0.05"
-    assert OPTIONS["steps"].default == ""  # Presets differ.
+    assert OPTIONS["steps"].default == ""  # differs between presets
 
 
 @pytest.mark.parametrize(
@@ -94,28 +94,28 @@ def test_options_know_their_values() -> None:
         ),
     ],
 )
-def test_a_field_that_has_no_effect_is_found(values: dict[str, Any], given: list[str], expected: Any) -> None:
+def test_fields_without_effect_are_detected(values: dict[str, Any], given: list[str], expected: Any) -> None:
     assert ineffective(parse_config(values), given) == expected
 
 
-def test_every_preset_is_described_and_every_task_has_one() -> None:
+def test_every_preset_is_described_and_every_task_has_a_preset() -> None:
     assert PRESET_NOTES.keys() == PRESETS.keys()
     assert tuple(DEFAULT_PRESETS) == ALL
     assert all(PRESETS[preset]["task"] == task for task, preset in DEFAULT_PRESETS.items())
 
 
 def test_help_groups_options_by_task() -> None:
-    found = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "120"})
-    assert found.exit_code == 0
-    panels = re.findall(r"╭─ ([A-Z][a-z ]*) ─", found.stdout)
+    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    panels = re.findall(r"╭─ ([A-Z][a-z ]*) ─", result.stdout)
     expected = ["Options", "Every task", "Several tasks", "Only lm and tag", "Only lm", "Only classify and translate"]
     assert panels == [*expected, "Only classify", "Only features", "Only translate"]
     for preset in PRESETS:
-        assert re.search(rf"^ +{preset} \(", found.stdout, re.MULTILINE)
+        assert re.search(rf"^ +{preset} \(", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "error_message"),
     [
         (("--task", "chess"), "--task: got chess; expected one of lm, classify, tag, features, tree, translate"),
         (("--preset", "nope"), "--preset: got nope; expected one of python, python-words"),
@@ -124,14 +124,14 @@ def test_help_groups_options_by_task() -> None:
         (("--no-bidirectional",), "--bidirectional: got false; it has no effect with --task lm, only with classify"),
     ],
 )
-def test_values_are_refused_with_the_rule(options: tuple[str, ...], complaint: str) -> None:
-    found = CliRunner().invoke(app, ["train", *options], env={"COLUMNS": "300"})
-    assert found.exit_code == 2
-    assert complaint in found.output
+def test_invalid_values_are_rejected_with_the_rule(options: tuple[str, ...], error_message: str) -> None:
+    result = CliRunner().invoke(app, ["train", *options], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert error_message in result.output
 
 
-def test_the_help_needs_no_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys; from elman.cli.application import app; sys.modules['torch'] = None; app(['train', '--help'])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=100)
-    assert found.returncode == 0, found.stderr
-    assert "--learning-rate" in found.stdout
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert "--learning-rate" in result.stdout

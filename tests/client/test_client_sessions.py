@@ -1,4 +1,4 @@
-"""The client's side of sessions, against a server that does what it is told: break off, refuse, keep books."""
+"""Sessions on the client's side, with a scripted server that breaks calls off, refuses them and records them."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from elman import (
     UnavailableError,
     v1,
 )
-from tests.support.command_line import check_complaint, elman
+from tests.support.command_line import check_failure, elman
 
 STORY = "aé語🌲z"
-TOKENS = list(STORY.encode())  # A token is a byte, so that a break can cut a character.
+TOKENS = list(STORY.encode())  # A token is a byte, so that an interruption can split a character.
 MADE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 USED = datetime(2026, 1, 2, 3, 4, 6, 500_000, tzinfo=UTC)
 
 
 async def fail(context: Any, code: str, reason: str = "", **metadata: str) -> None:
-    """End a call as the server does; without a reason as the transport does."""
+    """Abort a call as the server does, or, without a reason, as the transport does."""
     status = status_pb2.Status(code=code_pb2.Code.Value(code), message=f"this is {reason or code}")
     if reason:
         packed = any_pb2.Any()
@@ -54,17 +54,19 @@ async def fail(context: Any, code: str, reason: str = "", **metadata: str) -> No
 
 
 def text_of(count: int) -> str:
-    """The text of the first tokens, whole characters only."""
+    """Return the text of the first tokens, complete characters only."""
     return codecs.getincrementaldecoder("utf-8")().decode(bytes(TOKENS[:count]))
 
 
 class ScriptedServer(v1.InferenceServiceServicer, v1.SessionServiceServicer):
-    """Attributes:
-    seen: method, request and metadata of every call.
-    breaks: for each call that runs a model, in order, how many new tokens it sends before it is broken off; a call
-        behind the last entry is answered whole.
-    failure: how a call is broken off.
-    sessions: the tokens of each session, by its id.
+    """A server that interrupts calls as scripted and records them.
+
+    Attributes:
+        seen: method, request and metadata of every call.
+        breaks: for each call that runs a model, in order, the number of new tokens that it sends before it is
+            interrupted; later calls are answered completely.
+        failure: how a call is interrupted.
+        sessions: the tokens of each session, by its id.
     """
 
     def __init__(self) -> None:
@@ -191,7 +193,7 @@ class ScriptedServer(v1.InferenceServiceServicer, v1.SessionServiceServicer):
 
 
 def exported(session_id: str, tokens: list[int]) -> bytes:
-    """Laid out as safetensors is: the header's length, the header, the tensors."""
+    """Return an exported session in safetensors layout: length of the header, header, tensors."""
     header = json.dumps({"__metadata__": {"session_id": session_id}}).encode()
     return len(header).to_bytes(8, "little") + header + bytes(tokens)
 
@@ -227,7 +229,7 @@ async def client(address: str) -> AsyncIterator[Client]:
 # ---- the calls of SessionService
 
 
-async def test_a_session_as_the_server_tells_it(client: Client) -> None:
+async def test_session_fields_are_those_of_the_server(client: Client) -> None:
     session = await client.create_session("abc", session_id="b", model="bytes", seed=7)
     assert (session.session_id, session.model, session.digest) == ("b", "bytes", "sha256:0")
     assert (session.position, session.seed, session.running) == (3, 7, True)
@@ -239,7 +241,7 @@ async def test_a_session_as_the_server_tells_it(client: Client) -> None:
     assert (await client.create_session()).position == 0
 
 
-async def test_what_is_not_given_is_not_sent(client: Client, servicer: ScriptedServer) -> None:
+async def test_omitted_arguments_are_not_sent(client: Client, servicer: ScriptedServer) -> None:
     session = await client.create_session()
     await client.fork_session(session.session_id, new_session_id="other")
     created, forked = servicer.requests()
@@ -250,7 +252,7 @@ async def test_what_is_not_given_is_not_sent(client: Client, servicer: ScriptedS
     assert servicer.requests()[-1].HasField("seed")
 
 
-async def test_copying_and_going_back(client: Client) -> None:
+async def test_fork_and_rewind(client: Client) -> None:
     await client.create_session("abcdef", session_id="one")
     fork = await client.fork_session("one", new_session_id="two", position=4, seed=1)
     assert (fork.session_id, fork.position) == ("two", 4)
@@ -262,7 +264,7 @@ async def test_copying_and_going_back(client: Client) -> None:
     assert (await client.import_session(content, session_id="three")).position == 6
 
 
-async def test_sessions_come_through_all_pages(client: Client, servicer: ScriptedServer) -> None:
+async def test_list_sessions_reads_all_pages(client: Client, servicer: ScriptedServer) -> None:
     assert [session async for session in client.list_sessions()] == []
     for session_id in "edcba":
         await client.create_session(session_id=session_id)
@@ -271,9 +273,7 @@ async def test_sessions_come_through_all_pages(client: Client, servicer: Scripte
     assert [request.page_token for request in servicer.requests()] == ["", "b", "d"]
 
 
-async def test_every_call_tells_a_load_balancer_the_session_it_advances(
-    client: Client, servicer: ScriptedServer
-) -> None:
+async def test_every_call_sends_its_session_as_a_routing_header(client: Client, servicer: ScriptedServer) -> None:
     made = (await client.create_session("ab")).session_id
     await client.get_session(made)
     await client.session_tokens(made)
@@ -288,8 +288,8 @@ async def test_every_call_tells_a_load_balancer_the_session_it_advances(
     _ = [prediction async for prediction in client.stream_classify(["a"], session=made)]
     _ = [session async for session in client.list_sessions()]
     await client.generate("a").text()
-    found = [(name, metadata.get("elman-session")) for name, _, metadata in servicer.seen]
-    assert found == [
+    actual = [(name, metadata.get("elman-session")) for name, _, metadata in servicer.seen]
+    assert actual == [
         ("CreateSession", made),
         ("GetSession", made),
         ("GetSession", made),
@@ -303,7 +303,7 @@ async def test_every_call_tells_a_load_balancer_the_session_it_advances(
         ("Classify", made),
         ("StreamClassify", made),
         ("StreamClassify", made),
-        ("ListSessions", None),  # Two pages.
+        ("ListSessions", None),  # two pages
         ("ListSessions", None),
         ("Generate", None),
     ]
@@ -313,7 +313,7 @@ async def test_every_call_tells_a_load_balancer_the_session_it_advances(
 
 
 @pytest.mark.parametrize("session_id", ["é", "a\nb", "x" * 20_000, ""])
-async def test_what_cannot_be_an_id_is_for_the_server_to_refuse(
+async def test_invalid_session_ids_are_sent_to_the_server(
     client: Client, servicer: ScriptedServer, session_id: str
 ) -> None:
     with pytest.raises(SessionNotFoundError):
@@ -321,16 +321,14 @@ async def test_what_cannot_be_an_id_is_for_the_server_to_refuse(
     assert servicer.requests()[0].session_id == session_id
 
 
-async def test_what_is_no_exported_session_is_for_the_server_to_refuse(
-    client: Client, servicer: ScriptedServer
-) -> None:
+async def test_invalid_session_exports_are_sent_to_the_server(client: Client, servicer: ScriptedServer) -> None:
     for content in (b"", b"nonsense" * 10, (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"{}"):
-        with pytest.raises(ElmanError):  # Of the scripted server, which does not look; that it was asked is the point.
+        with pytest.raises(ElmanError):  # The scripted server does not validate; the test checks that it was called.
             await client.import_session(content)
         assert servicer.requests()[-1].content == content
 
 
-async def test_a_caller_is_printable_and_may_be_left_out(address: str, servicer: ScriptedServer) -> None:
+async def test_caller_must_be_printable_and_is_optional(address: str, servicer: ScriptedServer) -> None:
     for caller in ("é", "a\nb"):
         with pytest.raises(ValueError, match="must be printable ASCII"):
             Client(address, caller=caller)
@@ -339,7 +337,7 @@ async def test_a_caller_is_printable_and_may_be_left_out(address: str, servicer:
     assert "elman-caller" not in servicer.seen[0][2]
 
 
-async def test_what_the_protocol_cannot_express_is_an_invalid_request(client: Client) -> None:
+async def test_values_that_the_protocol_cannot_express_are_invalid_requests(client: Client) -> None:
     calls = [
         lambda: client.create_session(seed=10**20),
         lambda: client.rewind_session("a", 2**63),
@@ -374,7 +372,7 @@ async def test_what_the_protocol_cannot_express_is_an_invalid_request(client: Cl
         ("UNAVAILABLE", "SESSION_MOVED", UnavailableError),
     ],
 )
-async def test_errors_by_their_reason(
+async def test_exceptions_are_chosen_by_reason(
     client: Client, servicer: ScriptedServer, code: str, reason: str, expected: type[ElmanError]
 ) -> None:
     servicer.breaks = [0]
@@ -389,7 +387,7 @@ async def test_errors_by_their_reason(
 # ---- generation and labels in a session
 
 
-async def test_a_generation_in_a_session(client: Client, servicer: ScriptedServer) -> None:
+async def test_generation_in_a_session(client: Client, servicer: ScriptedServer) -> None:
     stream = client.generate(session="s", position=3, request_id="first", received_token_count=2)
     assert (stream.session_position_before, stream.session_position) == (None, None)
     async for _ in stream:
@@ -401,7 +399,9 @@ async def test_a_generation_in_a_session(client: Client, servicer: ScriptedServe
     assert request.received_token_count == 2
 
 
-async def test_without_patience_nothing_is_named_or_repeated(client: Client, servicer: ScriptedServer) -> None:
+async def test_without_patience_no_request_id_is_sent_and_nothing_is_retried(
+    client: Client, servicer: ScriptedServer
+) -> None:
     servicer.breaks = [2]
     stream = client.generate(session="s")
     with pytest.raises(UnavailableError):
@@ -414,27 +414,27 @@ async def test_without_patience_nothing_is_named_or_repeated(client: Client, ser
 
 
 @pytest.mark.parametrize("changes", [{"position": 0}, {"request_id": "x"}, {"patience": 1}])
-async def test_what_only_a_session_has_needs_one(client: Client, changes: dict[str, Any]) -> None:
+async def test_session_options_require_a_session(client: Client, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="need a session"):
         client.generate("a", **changes)
     with pytest.raises(InvalidRequestError, match="need a session"):
         await client.classify("a", **changes)
 
 
-async def test_a_stream_of_pieces_in_a_session(client: Client, servicer: ScriptedServer) -> None:
-    found = [prediction async for prediction in client.stream_classify(["ab", "c"], session="s", position=5)]
-    assert [prediction.session_position for prediction in found] == [7, 8]
+async def test_streamed_classification_in_a_session(client: Client, servicer: ScriptedServer) -> None:
+    actual = [prediction async for prediction in client.stream_classify(["ab", "c"], session="s", position=5)]
+    assert [prediction.session_position for prediction in actual] == [7, 8]
     config = servicer.requests()[0].config
     assert config.session == v1.SessionCall(session_id="s", position=5)
     with pytest.raises(InvalidRequestError, match="need a session"):
         await anext(client.stream_classify(["a"], position=5))
 
 
-# ---- going on after a break
+# ---- resuming after an interruption
 
 
 @pytest.mark.parametrize("count", range(len(TOKENS) + 1))
-async def test_a_broken_generation_goes_on_where_it_was(client: Client, servicer: ScriptedServer, count: int) -> None:
+async def test_interrupted_generation_resumes(client: Client, servicer: ScriptedServer, count: int) -> None:
     servicer.breaks = [count]
     stream = client.generate("x", session="s", position=3, seed=5, patience=10)
     chunks = [chunk async for chunk in stream]
@@ -450,16 +450,16 @@ async def test_a_broken_generation_goes_on_where_it_was(client: Client, servicer
     assert [metadata["elman-session"] for _, _, metadata in servicer.seen] == ["s", "s"]
 
 
-async def test_a_repetition_keeps_the_name_and_what_the_caller_had(client: Client, servicer: ScriptedServer) -> None:
+async def test_retry_keeps_the_request_id_and_the_received_tokens(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [3, 0, 1]
-    servicer.failure = lambda context: fail(context, "UNAVAILABLE")  # As the transport says it.
+    servicer.failure = lambda context: fail(context, "UNAVAILABLE")  # an error of the transport
     stream = client.generate(session="s", request_id="mine", received_token_count=2, patience=10)
     assert await stream.text() == STORY.removeprefix(text_of(2))
     assert [request.session.request_id for request in servicer.requests()] == ["mine"] * 4
     assert [request.received_token_count for request in servicer.requests()] == [2, 5, 5, 6]
 
 
-async def test_patience_ends(client: Client, servicer: ScriptedServer) -> None:
+async def test_retries_end_after_the_patience(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [2] + [0] * 100
     started = time.monotonic()
     stream = client.generate(session="s", patience=0.6)
@@ -467,18 +467,18 @@ async def test_patience_ends(client: Client, servicer: ScriptedServer) -> None:
         await stream.text()
     assert caught.value.reason == "SERVER_DRAINING"
     assert 0.6 <= time.monotonic() - started < 3
-    assert 4 <= len(servicer.seen) <= 7  # With growing pauses: after 0.05, 0.1, 0.2 and the rest.
+    assert 4 <= len(servicer.seen) <= 7  # with growing delays: 0.05, 0.1, 0.2 and the rest
     assert stream.received_token_count == 2
 
 
-async def test_patience_begins_anew_with_every_token(client: Client, servicer: ScriptedServer) -> None:
+async def test_every_token_restarts_the_patience(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [1, 0, 0] * 5
     started = time.monotonic()
     assert await client.generate(session="s", patience=0.7).text() == STORY
     assert time.monotonic() - started > 1.4
 
 
-async def test_a_slow_reader_does_not_use_patience_up(client: Client, servicer: ScriptedServer) -> None:
+async def test_slow_consumer_does_not_consume_the_patience(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [2, 0]
     text = ""
     async for chunk in client.generate(session="s", patience=0.3):
@@ -487,7 +487,7 @@ async def test_a_slow_reader_does_not_use_patience_up(client: Client, servicer: 
     assert text == STORY
 
 
-async def test_the_callers_time_bounds_the_whole(client: Client, servicer: ScriptedServer) -> None:
+async def test_timeout_covers_all_attempts(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [1] + [0] * 100
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
@@ -500,9 +500,9 @@ async def test_the_callers_time_bounds_the_whole(client: Client, servicer: Scrip
     assert 1.4 < time.monotonic() - started < 5
 
 
-async def test_details_of_another_status_are_passed_over(client: Client, servicer: ScriptedServer) -> None:
+async def test_error_details_that_do_not_match_the_status_are_ignored(client: Client, servicer: ScriptedServer) -> None:
     async def fail_late(context: Any) -> None:
-        """What a caller sees whose time runs out while the server's refusal comes in."""
+        """The deadline expires while the error of the server arrives."""
         status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="draining")
         context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "late")
@@ -513,10 +513,8 @@ async def test_details_of_another_status_are_passed_over(client: Client, service
 
 
 @pytest.mark.parametrize("name", ["generate", "classify"])
-async def test_the_callers_time_runs_through_the_repetitions(
-    client: Client, servicer: ScriptedServer, name: str
-) -> None:
-    servicer.breaks = [0, 0, 0, 0]  # Which takes 0.75 s; the fifth try is never answered whole.
+async def test_timeout_expires_during_retries(client: Client, servicer: ScriptedServer, name: str) -> None:
+    servicer.breaks = [0, 0, 0, 0]  # takes 0.75 s; the fifth attempt is never answered completely
     servicer.gate.clear()
     options: dict[str, Any] = {"session": "s", "patience": 60, "timeout": 1.5}
     calls: dict[str, Callable[[], Any]] = {
@@ -531,9 +529,7 @@ async def test_the_callers_time_runs_through_the_repetitions(
 
 
 @pytest.mark.parametrize("reason", ["SESSION_BUSY", "POSITION_MISMATCH", "REQUEST_MISMATCH"])
-async def test_what_trying_again_cannot_change_is_told_at_once(
-    client: Client, servicer: ScriptedServer, reason: str
-) -> None:
+async def test_permanent_errors_are_raised_immediately(client: Client, servicer: ScriptedServer, reason: str) -> None:
     servicer.breaks = [2]
     servicer.failure = lambda context: fail(context, "FAILED_PRECONDITION", reason, position="5")
     with pytest.raises(ElmanError) as caught:
@@ -542,7 +538,7 @@ async def test_what_trying_again_cannot_change_is_told_at_once(
     assert len(servicer.seen) == 1
 
 
-async def test_cancelling_between_tries_ends_the_loop_without_an_error(
+async def test_cancelling_between_attempts_ends_iteration_without_an_error(
     client: Client, servicer: ScriptedServer
 ) -> None:
     servicer.breaks = [2] + [0] * 100
@@ -550,7 +546,7 @@ async def test_cancelling_between_tries_ends_the_loop_without_an_error(
     text = asyncio.create_task(stream.text())
     while len(servicer.seen) < 5:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)  # In the pause behind the fifth, which takes 0.8 s.
+    await asyncio.sleep(0.1)  # during the delay after the fifth attempt, which takes 0.8 s
     stream.cancel()
     async with asyncio.timeout(0.3):
         assert await text == text_of(2)
@@ -558,7 +554,7 @@ async def test_cancelling_between_tries_ends_the_loop_without_an_error(
     assert len(servicer.seen) == 5
 
 
-async def test_a_task_cancelled_between_tries_stays_cancelled(client: Client, servicer: ScriptedServer) -> None:
+async def test_task_cancelled_between_attempts_stays_cancelled(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [0] * 100
     task = asyncio.create_task(client.generate(session="s", patience=60).text())
     await asyncio.sleep(0.2)
@@ -567,7 +563,7 @@ async def test_a_task_cancelled_between_tries_stays_cancelled(client: Client, se
         await task
 
 
-async def test_a_label_that_got_lost_is_asked_for_again(client: Client, servicer: ScriptedServer) -> None:
+async def test_lost_classification_is_requested_again(client: Client, servicer: ScriptedServer) -> None:
     servicer.breaks = [0, 0]
     prediction = await client.classify("a", session="s", position=8, patience=10)
     assert (prediction.step_count, prediction.session_position) == (1, 9)
@@ -580,7 +576,7 @@ async def test_a_label_that_got_lost_is_asked_for_again(client: Client, servicer
 
 
 class Wire:
-    """A connection that can be cut: what comes to its port goes to another one."""
+    """A proxy whose connections can be cut: it forwards its port to another one."""
 
     def __init__(self, address: str) -> None:
         self._target = int(address.rpartition(":")[2])
@@ -616,7 +612,7 @@ class Wire:
             await sink.drain()
 
 
-async def test_a_cut_connection_is_made_again(address: str, servicer: ScriptedServer) -> None:
+async def test_lost_connection_is_reestablished(address: str, servicer: ScriptedServer) -> None:
     wire = Wire(address)
     await wire.mend()
     async with Client(f"127.0.0.1:{wire.port}") as client:
@@ -648,42 +644,42 @@ async def run(address: str, *arguments: object) -> Any:
     return await asyncio.to_thread(elman, *arguments, "--server", address)
 
 
-async def said(address: str, *arguments: object) -> str:
-    """What a command that succeeds prints."""
-    found = await run(address, *arguments)
-    assert (found.returncode, found.stderr) == (0, "")
-    return str(found.stdout)
+async def output_of(address: str, *arguments: object) -> str:
+    """Run a command that succeeds and return its output."""
+    actual = await run(address, *arguments)
+    assert (actual.returncode, actual.stderr) == (0, "")
+    return str(actual.stdout)
 
 
-async def test_commands_that_make_a_session_print_its_id_alone(
+async def test_commands_that_create_a_session_print_only_its_id(
     address: str, servicer: ScriptedServer, tmp_path: Path
 ) -> None:
-    made = await said(address, "session", "create", "Once upon")
+    made = await output_of(address, "session", "create", "Once upon")
     assert re.fullmatch(r"[0-9a-f]{16}\n", made)
     made = made.strip()
     assert servicer.sessions == {made: list(b"Once upon")}
-    assert await said(address, "session", "create", "--id", "b", "--model", "bytes", "--seed", "5") == "b\n"
+    assert await output_of(address, "session", "create", "--id", "b", "--model", "bytes", "--seed", "5") == "b\n"
     assert servicer.requests()[-1] == v1.CreateSessionRequest(session_id="b", model="bytes", seed=5)
-    assert await said(address, "session", "fork", made, "--at", "4", "--id", "c", "--seed", "6") == "c\n"
+    assert await output_of(address, "session", "fork", made, "--at", "4", "--id", "c", "--seed", "6") == "c\n"
     forked = v1.ForkSessionRequest(session_id=made, new_session_id="c", position=4, seed=6)
     assert servicer.requests()[-1] == forked
-    assert re.fullmatch(r"[0-9a-f]{16}\n", await said(address, "session", "fork", made))
-    assert await said(address, "session", "rewind", "c", "0") == ""
+    assert re.fullmatch(r"[0-9a-f]{16}\n", await output_of(address, "session", "fork", made))
+    assert await output_of(address, "session", "rewind", "c", "0") == ""
     assert servicer.sessions["c"] == []
     file = tmp_path / "session"
-    assert await said(address, "session", "export", made, file) == ""
-    assert await said(address, "session", "import", file, "--id", "d") == "d\n"
-    assert await said(address, "session", "delete", made, "b", "c") == ""
-    assert await said(address, "session", "import", file) == f"{made}\n"
+    assert await output_of(address, "session", "export", made, file) == ""
+    assert await output_of(address, "session", "import", file, "--id", "d") == "d\n"
+    assert await output_of(address, "session", "delete", made, "b", "c") == ""
+    assert await output_of(address, "session", "import", file) == f"{made}\n"
     assert servicer.sessions[made] == servicer.sessions["d"] == list(b"Once upon")
     assert "b" not in servicer.sessions
     assert "c" not in servicer.sessions
 
 
-async def test_listing_and_showing_sessions(address: str, servicer: ScriptedServer) -> None:
+async def test_session_list_and_show_commands(address: str, servicer: ScriptedServer) -> None:
     name = "long-" + "x" * 59
     servicer.sessions = {"a": list(STORY.encode()), "b": [97, 10, 98], name: []}
-    rows = [line.split() for line in (await said(address, "session", "list")).splitlines()]
+    rows = [line.split() for line in (await output_of(address, "session", "list")).splitlines()]
     assert rows[0] == ["id", "model", "position", "seed", "created", "used", "running"]
     assert [(row[0], row[1], row[2], row[3], row[-1]) for row in rows[1:]] == [
         ("a", "bytes", str(len(TOKENS)), "7", "no"),
@@ -691,12 +687,12 @@ async def test_listing_and_showing_sessions(address: str, servicer: ScriptedServ
         (name, "bytes", "0", "7", "no"),
     ]
     assert datetime.fromisoformat(" ".join(rows[1][4:6])) == MADE
-    facts, _, text = (await said(address, "session", "show", "b")).partition("\n\n")
+    facts, _, text = (await output_of(address, "session", "show", "b")).partition("\n\n")
     assert text == "a\nb\n"
-    found = dict(line.split(maxsplit=1) for line in facts.splitlines())
-    assert datetime.fromisoformat(found.pop("created")) == MADE
-    assert datetime.fromisoformat(found.pop("used")) == USED.replace(microsecond=0)
-    assert found == {
+    actual = dict(line.split(maxsplit=1) for line in facts.splitlines())
+    assert datetime.fromisoformat(actual.pop("created")) == MADE
+    assert datetime.fromisoformat(actual.pop("used")) == USED.replace(microsecond=0)
+    assert actual == {
         "id": "b",
         "model": "bytes",
         "digest": "sha256:0",
@@ -704,30 +700,30 @@ async def test_listing_and_showing_sessions(address: str, servicer: ScriptedServ
         "seed": "7",
         "running": "yes",
     }
-    assert (await said(address, "session", "show", "b", "--tokens")).endswith("\n\n97 10 98\n")
+    assert (await output_of(address, "session", "show", "b", "--tokens")).endswith("\n\n97 10 98\n")
 
 
-async def test_generating_in_a_session(address: str, servicer: ScriptedServer) -> None:
-    assert await said(address, "generate", "--session", "s") == STORY
+async def test_generate_command_in_a_session(address: str, servicer: ScriptedServer) -> None:
+    assert await output_of(address, "generate", "--session", "s") == STORY
     assert servicer.requests()[0].session == v1.SessionCall(session_id="s")
     assert servicer.seen[0][2]["elman-session"] == "s"
 
 
-async def test_exporting_overwrites_only_when_told_and_leaves_no_pieces(
+async def test_session_export_overwrites_only_with_force_and_leaves_no_partial_files(
     address: str, servicer: ScriptedServer, tmp_path: Path
 ) -> None:
     servicer.sessions = {"a": [1, 2, 3]}
     file = tmp_path / "file"
     file.write_text("precious")
-    check_complaint(await run(address, "session", "export", "a", file), "file: exists already; --force overwrites it")
-    check_complaint(await run(address, "session", "export", "nope", file, "--force"), "SESSION_NOT_FOUND")
+    check_failure(await run(address, "session", "export", "a", file), "file: exists already; --force overwrites it")
+    check_failure(await run(address, "session", "export", "nope", file, "--force"), "SESSION_NOT_FOUND")
     assert file.read_text() == "precious"
-    await said(address, "session", "export", "a", file, "--force")
+    await output_of(address, "session", "export", "a", file, "--force")
     assert file.read_bytes() == exported("a", [1, 2, 3])
     folder = tmp_path / "folder"
     folder.mkdir()
-    check_complaint(await run(address, "session", "export", "a", folder, "--force"), "Is a directory")
-    check_complaint(await run(address, "session", "export", "a", tmp_path / "no" / "file"), "No such file or directory")
+    check_failure(await run(address, "session", "export", "a", folder, "--force"), "Is a directory")
+    check_failure(await run(address, "session", "export", "a", tmp_path / "no" / "file"), "No such file or directory")
     assert names_in(tmp_path) == ["file", "folder"]
 
 
@@ -735,7 +731,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_mistakes_are_told_in_one_line(address: str, servicer: ScriptedServer, tmp_path: Path) -> None:
+async def test_errors_are_reported_in_one_line(address: str, servicer: ScriptedServer, tmp_path: Path) -> None:
     servicer.sessions = {"a": []}
     mistakes = [
         (["show", "nope"], "error: this is SESSION_NOT_FOUND"),
@@ -744,15 +740,15 @@ async def test_mistakes_are_told_in_one_line(address: str, servicer: ScriptedSer
         (["import", tmp_path / "nope"], "No such file or directory"),
         (["delete", "nope", "a"], "error: this is SESSION_NOT_FOUND"),
     ]
-    for arguments, complaint in mistakes:
-        found = await run(address, "session", *arguments)
-        check_complaint(found, complaint)
-        assert len(found.stderr.splitlines()) == 1
+    for arguments, error_message in mistakes:
+        actual = await run(address, "session", *arguments)
+        check_failure(actual, error_message)
+        assert len(actual.stderr.splitlines()) == 1
     assert "a" in servicer.sessions
-    check_complaint(await run("127.0.0.1:1", "session", "list"), "is a server running there?")
+    check_failure(await run("127.0.0.1:1", "session", "list"), "is a server running there?")
 
 
-def test_every_option_of_a_session_command_is_explained_with_its_default() -> None:
+def test_every_session_option_has_help_and_shows_its_default() -> None:
     from typer.main import get_command
 
     from elman.cli.application import app

@@ -1,4 +1,4 @@
-"""Features of characters, beside examples made by hand."""
+"""Features of characters, compared with manual examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elman.character_features import features
 
 
 def marks(name: str, text: str) -> str:
-    """A feature as one digit for each character."""
+    """Return a feature as one digit per character."""
     return "".join(str(int(value)) for value in features(text)[name])
 
 
@@ -42,7 +42,7 @@ def test_features_of_examples(name: str, text: str, expected: str) -> None:
 
 
 @given(st.text(alphabet="ab 1\n\t\"'\\#/"), st.text(alphabet="ab 1\n\t\"'\\#/"))
-def test_what_comes_later_changes_nothing(text: str, later: str) -> None:
+def test_features_do_not_depend_on_later_characters(text: str, later: str) -> None:
     for name, values in features(text + later).items():
         assert len(values) == len(text + later)
         assert features(text)[name] == values[: len(text)]

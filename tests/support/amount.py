@@ -1,4 +1,4 @@
-"""How much is tested: `pytest` draws few examples of a property, `pytest --all` many."""
+"""The number of examples per property test: few with `pytest`, many with `pytest --all`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ for _name in ("quick", _EVERYTHING):
 
 
 def choose_amount(*, everything: bool) -> None:
-    """Choose for all modules that are imported afterwards."""
+    """Choose the number of examples for all modules that are imported afterwards."""
     settings.load_profile(_EVERYTHING if everything else "quick")
 
 
 def examples(quick: int, *, everything: int) -> int:
-    """Return how many examples of a property to draw.
+    """Return the number of examples of a property test.
 
     Args:
-        quick: with `pytest`.
-        everything: with `pytest --all`.
+        quick: the number with `pytest`.
+        everything: the number with `pytest --all`.
     """
     return everything if settings.get_current_profile_name() == _EVERYTHING else quick

@@ -1,4 +1,4 @@
-"""Small networks with random weights, and their bundles, made by the real export."""
+"""Small networks with random weights, and their bundles, written by the real export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elman_export.network_steps import NetworkStep
 from elman_training.language.recurrent_network import RecurrentNetwork
 from tests.support.shared import shared_bundle
 
-# Two-, three- and four-byte characters among them, so that cutting one would show.
+# Includes two-, three- and four-byte characters, so that splitting one would be detected.
 CHARACTERS = CharacterVocabulary([*"�abcdefghijklmnopqrstuvwxyz .,\n", "é", "ß", "語", "🌲"], unknown_id=0)
 CLASSES = ("red", "green", "blue")
 
@@ -29,7 +29,7 @@ def make_network(
 
 
 def make_small_network(tokens: int, outputs: int | None = None) -> RecurrentNetwork:
-    """One small layer; without `outputs` it scores the next token."""
+    """Return a network of one small layer; without `outputs` it scores the next token."""
     return make_network("gru", outputs or tokens, layers=1, hidden=16, tokens=tokens, embedding=8)
 
 

@@ -18,7 +18,7 @@ State = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Weights:
-    """A cell's, in double precision: W [G*H, X], U [G*H, H], and the biases beside them, [G*H]."""
+    """Weights of a cell in double precision: W [G*H, X], U [G*H, H], and their biases, [G*H]."""
 
     inputs: Array
     hidden: Array
@@ -36,7 +36,7 @@ def sigmoid(values: Array) -> Array:
 
 
 def gru_step(weights: Weights, inputs: Array, state: State) -> State:
-    """Cho et al. 2014, the reset gate behind the product: n = tanh(W x + b + r (U h + c)), h' = (1 - z) n + z h."""
+    """Cho et al. 2014, with the reset gate after the product: n = tanh(W x + b + r (U h + c)), h' = (1 - z) n + z h."""
     of_inputs = np.split(inputs @ weights.inputs.T + weights.input_bias, 3, axis=1)
     of_hidden = np.split(state["hidden"] @ weights.hidden.T + weights.hidden_bias, 3, axis=1)
     reset, update = (sigmoid(of_inputs[gate] + of_hidden[gate]) for gate in (0, 1))

@@ -19,7 +19,7 @@ _TIMEOUT = 100.0  # seconds
 
 
 def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own.
+    """Run a command in a separate process.
 
     The process is forked from one that has imported every package. With `environment` it is a new interpreter, because
     some variables are read when packages are imported.
@@ -45,9 +45,9 @@ def elman(*arguments: object, stdin: str = "", **environment: str) -> subprocess
             process.join()
             raise subprocess.TimeoutExpired(command, _TIMEOUT)
         shown = [path.read_text(encoding="utf-8") if path.exists() else "" for path in paths[1:]]
-        found = subprocess.CompletedProcess(command, process.exitcode, *shown)
+        result = subprocess.CompletedProcess(command, process.exitcode, *shown)
         process.close()
-        return found
+        return result
 
 
 @cache
@@ -58,7 +58,7 @@ def _fork_server() -> ForkServerContext:
 
 
 def _run(command: list[str], paths: list[Path], environment: dict[str, str], folder: Path) -> None:
-    """What the forked process does: it becomes the command, with files as its standard streams."""
+    """Run in the forked process: become the command, with files as its standard streams."""
     flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
     for number, (path, flag) in enumerate(zip(paths, flags, strict=True)):
         os.dup2(os.open(path, flag), number)
@@ -72,16 +72,16 @@ def _run(command: list[str], paths: list[Path], environment: dict[str, str], fol
     main()
 
 
-def check_complaint(found: subprocess.CompletedProcess[str], complaint: str) -> None:
+def check_failure(result: subprocess.CompletedProcess[str], error_message: str) -> None:
     """Check that a command failed with an error text on standard error, without a traceback, and printed nothing."""
-    assert found.returncode != 0
-    assert complaint in found.stderr
-    assert "Traceback" not in found.stderr
-    assert found.stdout == ""
+    assert result.returncode != 0
+    assert error_message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
 
 
 class Served:
-    """`elman serve` as a process of its own."""
+    """`elman serve` as a separate process."""
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(

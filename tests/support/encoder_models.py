@@ -1,4 +1,4 @@
-"""Small models with an encoder, random weights: a translator with attention and a classifier that reads both ways."""
+"""Small encoder models with random weights: a translator with attention and a bidirectional classifier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST = 64
 
 
 class BothWays(nn.Module):
-    """A GRU from either end: source [B, S] and lengths to [B, S, 2H], zeros behind the ends, and the mask [B, S]."""
+    """A bidirectional GRU: source [B, S] and lengths to [B, S, 2H], zeros after the ends, and the mask [B, S]."""
 
     def __init__(self, tokens: int, hidden: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class BothWays(nn.Module):
 
 
 class Translator(nn.Module):
-    """Additive attention (Bahdanau et al. 2015) over a bidirectional encoder; the first state comes from the source."""
+    """Additive attention (Bahdanau et al. 2015) over a bidirectional encoder, which gives the initial state."""
 
     def __init__(self, hidden: int = 24) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Translator(nn.Module):
         self.head = nn.Linear(3 * hidden, SOUNDS.size)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.mul_(2.5)  # So that what is chosen depends on the source.
+                parameter.mul_(2.5)  # so that the output depends on the source
 
     def initial_state(self, rows: int) -> Tensors:
         return {"hidden": torch.zeros(rows, self.hidden)}
@@ -74,7 +74,7 @@ class Translator(nn.Module):
 
 
 class Judge(nn.Module):
-    """A class for a whole text that is read both ways: all of it is the encoder's, the step only shows it."""
+    """A bidirectional classifier of whole texts: the encoder computes the scores, and the step outputs them."""
 
     def __init__(self, hidden: int = 12) -> None:
         super().__init__()
@@ -94,17 +94,17 @@ class Judge(nn.Module):
 
 
 def translator_bundle() -> Bundle:
-    """Return a bundle of `Translator`: letters to sounds."""
+    """Return a bundle of `Translator`, which maps letters to sounds."""
     return shared_bundle("translator", lambda folder: export_translator(Translator(), folder))
 
 
 def judge_bundle() -> Bundle:
-    """Return a bundle of `Judge`: letters to one of three classes."""
+    """Return a bundle of `Judge`, which maps letters to one of three classes."""
     return shared_bundle("judge", export_judge)
 
 
 def export_translator(module: nn.Module, folder: Path, **options: object) -> None:
-    """Export a module as if it were a `Translator`, with other options where some are given."""
+    """Export a module as a `Translator`, with `options` in place of the usual ones."""
     expected: dict[str, object] = {
         "name": "translator",
         "inputs": {"token": Token(SOUNDS, begin_id=1, end_id=2)},

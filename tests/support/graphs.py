@@ -13,7 +13,7 @@ from elman_protos import v1
 
 
 def make_products_graph() -> onnx.ModelProto:
-    """x [rows, 21] by two weights of odd sizes, one of which onnxruntime turns when it opens the graph."""
+    """Return a graph that multiplies x [rows, 21] by two weights, one of which onnxruntime transposes on loading."""
     generator = np.random.default_rng(0)
     first = generator.standard_normal((21, 33), dtype=np.float32)
     second = generator.standard_normal((35, 33), dtype=np.float32)
@@ -33,7 +33,7 @@ def make_products_graph() -> onnx.ModelProto:
 
 
 def make_column_bundle(folder: Path) -> Bundle:
-    """Make a bundle without torch: a running sum whose state has its rows on axis 1."""
+    """Write a bundle without torch: a running sum whose state has its rows on axis 1."""
     nodes = [
         helper.make_node("Cast", ["token"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["before", "number"], ["after"]),  # [2, B] + [B]

@@ -1,4 +1,4 @@
-"""Bundles whose manifest is edited."""
+"""Bundles with an edited manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def change(folder: Path, edit: Change) -> None:
 
 
 def reseal(folder: Path) -> Bundle:
-    """Make a changed bundle whole again, so that only the graph itself can be at fault."""
+    """Update the checksums of a changed bundle, so that only the graph itself can be invalid."""
     from google.protobuf import json_format
 
     from elman_protos import v1

@@ -1,4 +1,4 @@
-"""Ports for processes that must come back on the same port after they were killed."""
+"""Ports for processes that restart on the same port after they were killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PORTS = range(12_000, 30_000)
 
 def free_port() -> int:
     """A loopback port on which nothing listens."""
-    draw = random.SystemRandom()  # Tests seed the others equally in every process.
+    draw = random.SystemRandom()  # Tests seed the other generators equally in every process.
     while True:
         port = draw.choice(_PORTS)
         with socket.socket() as probe:

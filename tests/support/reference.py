@@ -1,4 +1,4 @@
-"""What is worked out without a server: onnxruntime alone, one sequence, a plain loop, choices in numpy."""
+"""Reference results without a server: one sequence in a plain onnxruntime loop, with sampling in numpy."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def choose_token(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> int:
-    """What is chosen from logits [V], in double precision.
+    """Choose a token from logits [V], in double precision.
 
-    At temperature 0 the largest, of equals the first. Else by the inverse of the cumulative distribution: in the
-    order of the ids, or, where top_k, top_p or min_p ask for a part, of that part from the most probable on.
+    At temperature 0, the largest logit wins, and the first of equal ones. Otherwise the token is sampled by the inverse
+    of the cumulative distribution, in the order of the ids, or with top_k, top_p or min_p in the order of probability.
     """
     values = logits.astype(np.float64)
     if temperature == 0:
@@ -40,8 +40,11 @@ def choose_token(
 
 
 def read_alone(bundle: Bundle, ids: list[int]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Read tokens from the initial state, zeros; the step's outputs by name and the states by input name, after every
-    step, [steps, *shape]."""
+    """Run tokens from a zero initial state.
+
+    Returns:
+        The outputs by name and the states by input name, after every step, [steps, *shape].
+    """
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     step = bundle.spec.step
     outputs = [output.name for output in step.outputs]
@@ -54,8 +57,8 @@ def read_alone(bundle: Bundle, ids: list[int]) -> tuple[dict[str, NDArray[Any]],
         state = dict(zip(state, values[len(outputs) :], strict=True))
         for name, value in zip(shown, values, strict=True):
             shown[name].append(value[0])
-    found = {name: np.stack(values) for name, values in shown.items()}
-    return {name: found[name] for name in outputs}, {name: found[name] for name in state}
+    result = {name: np.stack(values) for name, values in shown.items()}
+    return {name: result[name] for name in outputs}, {name: result[name] for name in state}
 
 
 def generate_alone(
@@ -68,7 +71,7 @@ def generate_alone(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> str:
-    """What `bundle` continues `prompt` with."""
+    """Return the continuation of `prompt` by `bundle`."""
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     step = bundle.spec.step
     vocabulary = bundle.text_vocabulary("text")

@@ -1,4 +1,4 @@
-"""Log-probabilities without a server: onnxruntime, one sequence, double precision."""
+"""Reference log-probabilities without a server: onnxruntime, one sequence, double precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALPHABET = CHARACTERS.tokens[1:]
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Along the last axis, in double precision."""
+    """Compute the log-softmax along the last axis, in double precision."""
     values = logits.astype(np.float64)
     values -= values.max(axis=-1, keepdims=True)
     result: NDArray[np.float64] = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
@@ -29,7 +29,7 @@ def random_text(random: np.random.Generator, length: int) -> str:
 
 
 def scores_alone(bundle: Bundle, context: str, text: str) -> list[float]:
-    """The log-probabilities of a text's tokens by a plain loop of onnxruntime and arithmetic in double precision."""
+    """Return the log-probabilities of a text's tokens from a plain onnxruntime loop, in double precision."""
     before, ids = CHARACTERS.encode(context).tolist(), CHARACTERS.encode(text).tolist()
     outputs, _ = read_alone(bundle, [*before, *ids][:-1])
     probable = log_softmax(outputs["logits"])
@@ -38,8 +38,7 @@ def scores_alone(bundle: Bundle, context: str, text: str) -> list[float]:
 
 
 async def until(running: Running, count: int) -> None:
-    """Wait until the model has so many sequences, running and waiting together: how many of them run depends on when
-    the first run began."""
+    """Wait until the model has `count` sequences, running or waiting; how many of them run depends on timing."""
     async with asyncio.timeout(10):
         while True:
             model = await running.client.get_model("fake")

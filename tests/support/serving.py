@@ -1,4 +1,4 @@
-"""Servers for tests: real gRPC over loopback, on any free port."""
+"""Servers for tests: real gRPC over loopback, on a free port."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from elman_server.scheduling import RowBatch, Scheduler
 from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle
 
-# A run takes 1 or 4 steps. Longer graphs are most of the time that a server needs to start, and tests start hundreds.
+# A run takes 1 or 4 steps. Loading longer graphs dominates the start of a server, and tests start hundreds.
 QUICK_START = EnginePolicy(step_counts=(1, 4))
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that is running, and a client connected to it."""
+    """A running server and a client connected to it."""
 
     server: Server
     client: Client
     address: str
 
     async def until_idle(self) -> None:
-        """Wait until no slot is in use and nobody waits."""
+        """Wait until no slot is in use and no request waits."""
         async with asyncio.timeout(10):
             while any(model.running_count or model.waiting_count for model in await self.client.list_models()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -46,7 +46,7 @@ class Running:
 
 
 def server_settings(**changes: object) -> Settings:
-    """The settings of a test server.
+    """Return the settings of a test server.
 
     Args:
         changes: settings that differ from those of all test servers; and `memory_bytes` for idle sessions, which may
@@ -63,10 +63,10 @@ def server_settings(**changes: object) -> Settings:
 
 @asynccontextmanager
 async def serving(*bundles: Bundle, engine: EnginePolicy = QUICK_START, **changes: object) -> AsyncIterator[Running]:
-    """A server of real bundles.
+    """Run a server of real bundles.
 
     Args:
-        bundles: what it serves.
+        bundles: the bundles to serve.
         engine: the thresholds of the engines.
         changes: settings, see `server_settings`.
     """
@@ -84,7 +84,7 @@ async def serving(*bundles: Bundle, engine: EnginePolicy = QUICK_START, **change
 async def serving_fake(
     engine: FakeEngine, *, every_step: bool = True, name: str = "fake", **changes: object
 ) -> AsyncIterator[Running]:
-    """A server of the hand-computable model."""
+    """Run a server of the fake model."""
     limits = {"max_tokens_limit": 5000, "input_limit": 1000, "message_limit": 20_000}
     settings = server_settings(**{**limits, **changes})
 

@@ -1,8 +1,8 @@
-"""What many tests need and what is expensive to make: made once, whichever worker or run needs it first.
+"""Expensive artifacts that many tests need, made once by the first worker or run that needs them.
 
-Exported bundles and trained runs are kept in `.pytest_cache/made`, in folders named after everything that they are made
-from: the code that exports and trains, the module that asks for them and the pinned packages. Where any of it changes,
-they are made again.
+Exported bundles and trained runs are kept in `.pytest_cache/made`, in folders named by a digest of their sources: the
+code that exports and trains, the module that requests them and the pinned packages. If any of these changes, they are
+made again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def made_once(name: str, make: Maker) -> Path:
     finished = folder.with_suffix(".finished")
     with FileLock(folder.with_suffix(".lock")):
         if not finished.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # What an interrupted run has left.
+            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
             make(folder)
             finished.touch()
     return folder
@@ -55,8 +55,8 @@ class SharedBundles(Mapping[str, Bundle]):
     """Bundles by name, each made when it is first needed.
 
     Args:
-        prefix: makes the names unique among all tests.
-        makers: by name, what writes the bundle into a folder.
+        prefix: prefix that makes the names unique among all tests.
+        makers: by name, the function that writes the bundle into a folder.
     """
 
     def __init__(self, prefix: str, makers: Mapping[str, Maker]) -> None:

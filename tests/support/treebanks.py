@@ -1,4 +1,4 @@
-"""Small treebanks with a rule that can be learnt, and configurations that learn it."""
+"""Small treebanks with a learnable rule, and configurations that learn it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_treebank(folder: Path, training: Sequence[str], validation: Sequence[s
 
 
 def negations(count: int, seed: int) -> list[str]:
-    """Trees of "good", "bad", "it", and "not", which turns what it stands before round; the label is what is said."""
+    """Trees of "good", "bad", "it", and "not", which negates what follows it; the label is the resulting sentiment."""
     draw = random.Random(seed)
 
     def phrase(depth: int) -> tuple[str, int]:

@@ -26,7 +26,7 @@ class TreeLstm(TreeNetwork):
     """A Tree-LSTM with random weights.
 
     Args:
-        children: 2 for the binary one, 0 for the child-sum one.
+        children: 2 for the binary cell, 0 for the child-sum cell.
     """
 
     def __init__(self, children: int) -> None:
@@ -59,9 +59,9 @@ class RandomTree:
     """A tree.
 
     Attributes:
-        tokens: what every node reads.
-        children: the places of every node's children.
-        root: the place of the root.
+        tokens: token id of each node.
+        children: indices of each node's children.
+        root: index of the root.
     """
 
     tokens: list[int]
@@ -70,12 +70,12 @@ class RandomTree:
 
 
 def random_tree(seed: int, children: int, size: int) -> RandomTree:
-    """A tree of a random shape, its nodes in a random order.
+    """Return a tree of a random shape, with its nodes in a random order.
 
     Args:
-        seed: of the random numbers.
-        children: 2: a binary tree with words at its leaves alone; 0: any number of children, and words everywhere.
-        size: about how many nodes it has.
+        seed: random seed.
+        children: 2: a binary tree with words only at its leaves; 0: any number of children, and words at all nodes.
+        size: approximate number of nodes.
     """
     random = np.random.default_rng(seed)
     below: list[list[int]] = [[]]
@@ -96,7 +96,7 @@ def random_tree(seed: int, children: int, size: int) -> RandomTree:
 
 
 def graph_scores(bundle: Bundle, tree: RandomTree) -> NDArray[np.float32]:
-    """What onnxruntime shows at every node, one at a time, with as many places as it has children, one at least."""
+    """Return onnxruntime's output at every node, run one at a time with one slot per child and at least one slot."""
     session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
     spec = bundle.spec.step
     scores: dict[int, NDArray[np.float32]] = {}
@@ -110,11 +110,11 @@ def graph_scores(bundle: Bundle, tree: RandomTree) -> NDArray[np.float32]:
             for place, one in enumerate(below):
                 value[0, place] = one[index][0]
             feeds[state.input_name] = value
-        found, *after = session.run(
+        result, *after = session.run(
             ["logits", *(state.output_name for state in spec.states)],
             {"token": np.array([tree.tokens[node]]), **feeds},
         )
-        scores[node] = found[0]
+        scores[node] = result[0]
         return list(after)
 
     state_of(tree.root)
@@ -122,14 +122,14 @@ def graph_scores(bundle: Bundle, tree: RandomTree) -> NDArray[np.float32]:
 
 
 def probabilities(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As the server tells them."""
+    """Return probabilities as the server computes them."""
     weights = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    found: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return found
+    result: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def as_nodes(tree: RandomTree) -> v1.Tree:
-    """A tree as a request has it: with words in every other node, else with ids."""
+    """Return a tree as a message, with words at every other node and token ids at the others."""
     message = v1.Tree()
     for node, (token, children) in enumerate(zip(tree.tokens, tree.children, strict=True)):
         added = message.nodes.nodes.add(children=children)
@@ -141,7 +141,7 @@ def as_nodes(tree: RandomTree) -> v1.Tree:
 
 
 def as_expression(tree: RandomTree) -> tuple[str, list[int]]:
-    """A tree as an s-expression, and the places of its nodes in the order of the brackets."""
+    """Return a tree as an s-expression, and the indices of its nodes in the order of the brackets."""
     order: list[int] = []
     pieces: list[str] = []
     left: list[int | str] = [tree.root]
