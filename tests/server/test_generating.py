@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from elman import Client, Continuation, FinishReason, InvalidRequestError, OverloadedError, ServerError
 from elman_bundle import Bundle
 from elman_protos import v1
-from elman_server.decoding import UniformStream
-from elman_server.decoding.rehearsal import Rehearsal
+from elman_server.decoding.constraints.sandbox import CompilationSandbox
+from elman_server.decoding.randomness import UniformStream
 from tests.support.bundles import CHARACTERS, byte_bundle
 from tests.support.reference import choose_token
 from tests.support.serving import serving
@@ -582,12 +582,12 @@ async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_ot
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, seen = threading.Event(), []
-    complaint = Rehearsal.complaint
+    error_of = CompilationSandbox.error_of
 
-    def slow(rehearsal: Rehearsal, grammar: str) -> str:
+    def slow(sandbox: CompilationSandbox, grammar: str) -> str:
         seen.append(grammar)
         assert gate.wait(30)
-        return complaint(rehearsal, grammar)
+        return error_of(sandbox, grammar)
 
     async with serving(bundles["lstm"]) as running:
         client = running.client
@@ -598,7 +598,7 @@ async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_ot
         gate.set()
         assert await generated("kept") == "kept"
         gate.clear()
-        monkeypatch.setattr(Rehearsal, "complaint", slow)
+        monkeypatch.setattr(CompilationSandbox, "error_of", slow)
         monkeypatch.setattr("elman_server.inference.grammars._MAX_WAITING", 12)
         try:
             waiting = [asyncio.create_task(generated("ab" * number)) for number in range(1, 13)]

@@ -1,4 +1,4 @@
-"""Expressions that constrain an output, and an independent verdict whether an output matches."""
+"""Expressions that constrain an output, and an independent check whether an output matches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from elman_server.decoding.constraints import (
 REGEX, JSON_SCHEMA, LARK = ConstraintKind.REGEX, ConstraintKind.JSON_SCHEMA, ConstraintKind.LARK
 
 
-# Of one to four bytes, and no tree: what the vocabularies of characters and subwords lack.
+# Characters of one to three bytes, for the vocabularies of characters and subwords.
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", "é", "ß", "語"]
 
 
@@ -112,7 +112,7 @@ EXPRESSIONS: list[tuple[ConstraintKind, str]] = [
 
 
 class Vocabulary:
-    """A vocabulary with its grammars, and what tests do with them."""
+    """A vocabulary with its grammars."""
 
     def __init__(self, spelled: Sequence[bytes | None], end_token: int | None) -> None:
         self.spelled = spelled
@@ -129,7 +129,7 @@ class Vocabulary:
         return out
 
     def texts(self, matcher: Matcher) -> set[bytes]:
-        """What may come next; the end as b"<end>"."""
+        """Return the texts of the tokens that may follow; the end token as b"<end>"."""
         return {self.bytes_of(int(token)) for token in np.flatnonzero(self.allowed([matcher])[0])}
 
     def bytes_of(self, token: int) -> bytes:
@@ -138,7 +138,7 @@ class Vocabulary:
         return spelled
 
     def accept(self, matcher: Matcher, text: str | bytes) -> Matcher:
-        """Accept a text, a character or a byte a token."""
+        """Accept a text, where each token is a character or a byte."""
         for part in text if isinstance(text, str) else [bytes([byte]) for byte in text]:
             matcher.accept(self.token_of[part.encode() if isinstance(part, str) else part])
         return matcher
@@ -150,7 +150,7 @@ class Vocabulary:
 
 
 def matches(kind: ConstraintKind, text: str, output: str) -> bool:
-    """Whether an output matches, told by others."""
+    """Return whether an output matches, by an independent implementation."""
     if kind is REGEX:
         return re.fullmatch(text, output) is not None
     if kind is JSON_SCHEMA:

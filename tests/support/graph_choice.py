@@ -1,4 +1,4 @@
-"""The choice of a token inside a graph, for given logits."""
+"""A graph that does nothing but choose tokens from logits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from elman_server.decoding import (
-    Filters,
-    Nodes,
-    add_checks,
-    add_choice,
-)
+from elman_server.decoding.in_graph import Filters, Nodes, add_checks, add_choice
 
 
 @cache
@@ -51,7 +46,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
 def choose(
     logits: Any, temperature: Any, uniform: Any, forbidden: int | None = None, **filters: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Tokens and checks [B] of logits [B, V]; the rest may be one for all rows."""
+    """Return the tokens and checks [B] for logits [B, V]; every other argument may be one value for all rows."""
     array = np.array(logits, dtype=np.float32)
     rows, width = array.shape
 

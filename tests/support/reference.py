@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_bundle import Bundle
-from elman_server.decoding import UniformStream
+from elman_server.decoding.randomness import UniformStream
 
 
 def choose_token(

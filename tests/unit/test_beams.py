@@ -1,4 +1,4 @@
-"""Beam search: brute force where it can see everything, transformers where it cannot, a plain loop for ties."""
+"""Beam search against brute force, against transformers, and against a plain loop where scores are tied."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Table = Callable[[tuple[int, ...]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RandomTable:
-    """Log-probabilities that depend on every token so far.
+    """Log-probabilities that are a function of every token so far.
 
     Attributes:
-        seed: another one, other probabilities.
+        seed: determines the probabilities.
         vocabulary_size: V.
         end_token: made more probable by `end_bias`, if there is one.
         end_bias: nats.
-        forbidden_count: how many tokens, other ones each time but never the end token, have no probability.
+        forbidden_count: number of tokens with probability 0: different ones each time, never the end token.
     """
 
     seed: int
@@ -66,7 +66,7 @@ def _random_scores(table: RandomTable, history: tuple[int, ...]) -> NDArray[np.f
 
 
 def run(params: BeamParams, table: Table, vocabulary_size: int, *, most_steps: int | None = None) -> BeamSearch:
-    """A search to its end, or for so many steps."""
+    """Run a search to its end, or for `most_steps` steps."""
     search = BeamSearch(params, vocabulary_size)
     steps = 0
     while not search.done and steps != most_steps:
@@ -87,7 +87,7 @@ def search_results(params: BeamParams, table: Table, vocabulary_size: int) -> li
 
 
 def hypothesis_of(tokens: tuple[int, ...], params: BeamParams, table: Table) -> Hypothesis:
-    """What a sequence scores, its end token included."""
+    """Return a sequence, which includes its end token, as a hypothesis."""
     total = math.fsum(float(table(tokens[:place])[token]) for place, token in enumerate(tokens))
     ended = bool(tokens) and tokens[-1] == params.end_token
     score = total / len(tokens) ** params.length_penalty
@@ -95,7 +95,7 @@ def hypothesis_of(tokens: tuple[int, ...], params: BeamParams, table: Table) -> 
 
 
 def every_hypothesis(params: BeamParams, table: Table, vocabulary_size: int) -> list[Hypothesis]:
-    """Every sequence that is possible, the best first."""
+    """Return every possible sequence, the best first."""
     found = []
     for length in range(1, params.max_tokens + 1):
         for tokens in itertools.product(range(vocabulary_size), repeat=length):
@@ -116,7 +116,7 @@ def assert_same(found: list[Hypothesis], expected: list[Hypothesis], tolerance: 
 @pytest.mark.parametrize("forbidden_count", [0, 1])
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("vocabulary_size", [2, 3, 4])
-def test_a_search_wide_enough_for_everything_is_brute_force(
+def test_a_search_that_keeps_every_beam_equals_brute_force(
     vocabulary_size: int, ends: bool, forbidden_count: int
 ) -> None:
     end_token = vocabulary_size - 1 if ends else None
@@ -137,7 +137,7 @@ class TableConfig(PretrainedConfig):
 
 
 class TableModel(PreTrainedModel, GenerationMixin):
-    """A model of transformers whose logits are a table's scores; it has no cache and reads everything every time."""
+    """A model of transformers whose logits are the scores of a table; it has no cache."""
 
     config_class = TableConfig
     main_input_name = "input_ids"
@@ -158,10 +158,10 @@ class TableModel(PreTrainedModel, GenerationMixin):
 def transformers_results(
     params: BeamParams, table: RandomTable, prompt: tuple[int, ...], repetition_penalty: float
 ) -> list[tuple[tuple[int, ...], bool, float | None]]:
-    """Tokens without the end token, whether they ended, and the score, as far as there is one."""
+    """Return the tokens without the end token, whether they ended, and the score if there is one."""
     model = TableModel(TableConfig(vocab_size=table.vocabulary_size, use_cache=False), table)
     beams: dict[str, Any] = {}
-    if params.width > 1:  # else it is greedy search, which complains of options that it has no use for
+    if params.width > 1:  # Greedy search warns about options that it does not use.
         beams["length_penalty"] = params.length_penalty
         beams["early_stopping"] = TRANSFORMERS_NAMES[params.early_stopping]
     output = model.generate(
@@ -188,7 +188,7 @@ def transformers_results(
 
 
 def random_case(seed: int) -> SimpleNamespace:
-    """Settings under which a beam has enough to go on with at every step."""
+    """Return settings under which every beam has enough continuations at every step."""
     random = np.random.default_rng(seed)
     width = int(random.integers(1, 7))
     ends = bool(random.random() < 0.8)
@@ -212,7 +212,7 @@ def random_case(seed: int) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 100) for start in range(0, 400, 100)], ids=str)
-def test_results_are_those_of_transformers(seeds: range) -> None:
+def test_results_equal_those_of_transformers(seeds: range) -> None:
     for seed in seeds:
         case = random_case(seed)
 
@@ -232,7 +232,7 @@ def test_results_are_those_of_transformers(seeds: range) -> None:
 
 @dataclass(frozen=True)
 class TiedTable:
-    """Log-probabilities of which many are equal and some impossible, and whose sums are exact."""
+    """Log-probabilities with many ties and some impossible tokens, whose sums are exact."""
 
     seed: int
     vocabulary_size: int
@@ -248,7 +248,7 @@ def _tied_scores(table: TiedTable, history: tuple[int, ...]) -> NDArray[np.float
 
 
 def plain_search(params: BeamParams, table: Table, vocabulary_size: int) -> list[Hypothesis]:
-    """Beam search over lists, where max_tokens ends beams as the end token does."""
+    """Search over lists, where max_tokens ends beams like the end token does."""
     live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     finished: list[Hypothesis] = []
     for length in range(1, params.max_tokens + 1):
@@ -277,15 +277,15 @@ def plain_search(params: BeamParams, table: Table, vocabulary_size: int) -> list
             break
         if len(finished) == params.width:
             favours_long = params.early_stopping is EarlyStopping.CERTAIN and params.length_penalty > 0
-            hoped = live[0][1] / (params.max_tokens if favours_long else length) ** params.length_penalty
-            if params.width == 1 or params.early_stopping is EarlyStopping.FIRST or hoped <= finished[-1].score:
+            bound = live[0][1] / (params.max_tokens if favours_long else length) ** params.length_penalty
+            if params.width == 1 or params.early_stopping is EarlyStopping.FIRST or bound <= finished[-1].score:
                 break
     return finished[: params.result_count]
 
 
 @st.composite
 def beam_params(draw: st.DrawFn) -> tuple[BeamParams, int]:
-    """Any params, and a vocabulary size."""
+    """Generate any parameters and a vocabulary size."""
     vocabulary_size = draw(st.integers(1, 6))
     width = draw(st.integers(1, 6))
     params = BeamParams(
@@ -301,13 +301,13 @@ def beam_params(draw: st.DrawFn) -> tuple[BeamParams, int]:
 
 @settings(max_examples=examples(100, everything=500), derandomize=True)
 @given(beam_params(), st.integers(0, 1000))
-def test_ties_and_impossible_tokens_are_those_of_a_plain_loop(drawn: tuple[BeamParams, int], seed: int) -> None:
+def test_ties_and_impossible_tokens_match_a_plain_loop(drawn: tuple[BeamParams, int], seed: int) -> None:
     params, vocabulary_size = drawn
     table = TiedTable(seed, vocabulary_size)
     assert search_results(params, table, vocabulary_size) == plain_search(params, table, vocabulary_size)
 
 
-def test_searches_that_stop_early_are_those_of_a_plain_loop() -> None:
+def test_searches_that_stop_early_match_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     for seed in range(1500):
         params = BeamParams(
@@ -324,7 +324,7 @@ def test_searches_that_stop_early_are_those_of_a_plain_loop() -> None:
 
 @settings(max_examples=examples(60, everything=300), derandomize=True)
 @given(beam_params(), st.integers(0, 1000))
-def test_results_are_what_they_claim_to_be(drawn: tuple[BeamParams, int], seed: int) -> None:
+def test_the_scores_of_results_are_correct(drawn: tuple[BeamParams, int], seed: int) -> None:
     params, vocabulary_size = drawn
     table = RandomTable(seed, vocabulary_size, params.end_token)
     found = search_results(params, table, vocabulary_size)
@@ -341,19 +341,21 @@ def test_results_are_what_they_claim_to_be(drawn: tuple[BeamParams, int], seed: 
 
 @settings(max_examples=examples(60, everything=300), derandomize=True)
 @given(beam_params(), st.integers(0, 1000), st.integers(1, 7))
-def test_results_on_the_way_are_those_of_a_shorter_search(drawn: tuple[BeamParams, int], seed: int, steps: int) -> None:
+def test_results_of_a_running_search_equal_those_of_a_shorter_one(
+    drawn: tuple[BeamParams, int], seed: int, steps: int
+) -> None:
     params, vocabulary_size = drawn
     if params.early_stopping is EarlyStopping.CERTAIN:  # depends on max_tokens
         params = replace(params, early_stopping=EarlyStopping.LIKELY)
     table = TiedTable(seed, vocabulary_size)
-    on_the_way = run(params, table, vocabulary_size, most_steps=steps).results()
+    so_far = run(params, table, vocabulary_size, most_steps=steps).results()
     shorter = replace(params, max_tokens=min(steps, params.max_tokens))
-    assert on_the_way == search_results(shorter, table, vocabulary_size)
+    assert so_far == search_results(shorter, table, vocabulary_size)
 
 
 @pytest.mark.parametrize("make_table", [TiedTable, RandomTable])
 @pytest.mark.parametrize("stopping", EarlyStopping)
-def test_a_width_of_1_is_greedy(make_table: Callable[[int, int], Table], stopping: EarlyStopping) -> None:
+def test_width_1_is_greedy_search(make_table: Callable[[int, int], Table], stopping: EarlyStopping) -> None:
     for seed in range(100):
         table = make_table(seed, 5)
         tokens: tuple[int, ...] = ()
@@ -383,7 +385,7 @@ def test_an_end_that_is_not_among_the_best_does_not_count() -> None:
     assert search.tokens_of(1) == (1, 0)
 
 
-def test_early_stopping_decides_what_may_still_be_found() -> None:
+def test_early_stopping_decides_which_hypotheses_are_still_found() -> None:
     def found(stopping: EarlyStopping, scores: list[list[float]], penalty: float) -> tuple[int, list[tuple[int, ...]]]:
         search = BeamSearch(BeamParams(2, 2, 10, 0, penalty, stopping), 3)
         steps = 0
@@ -403,16 +405,17 @@ def test_early_stopping_decides_what_may_still_be_found() -> None:
     assert found(EarlyStopping.LIKELY, scores, 1.0) == (2, [(), (1,)])
     steps, tokens = found(EarlyStopping.CERTAIN, scores, 1.0)
     assert (steps, tokens[0]) == (10, (1,) * 10)
-    # The length divides nothing: what a sum has lost does not come back, and to be equal is not to be better.
+    # Without normalisation a sum never rises again, and an equal one is not better.
     assert found(EarlyStopping.CERTAIN, scores, 0.0)[0] == 2
     for stopping in EarlyStopping:
         assert found(stopping, [[-1, -1, -9]], 0.0) == (2, [(), (1,)])
-    # The length multiplies: a beam is at its best now. (1, 1) gets -0.7 * 3, which is better than (1,) with -2.3 * 2.
+    # The length multiplies: a beam scores best at its present length. (1, 1) has -0.7 * 3, better than (1,) with
+    # -2.3 * 2.
     scores = [[-1, -0.3, -3], [-2, -0.3, -3], [-0.1, -5, -9]]
     assert found(EarlyStopping.CERTAIN, scores, -1.0) == (3, [(), (1, 1)])
 
 
-def test_there_may_be_fewer_beams_than_the_width_and_then_more_again() -> None:
+def test_the_number_of_beams_may_fall_below_the_width_and_rise_again() -> None:
     search = BeamSearch(BeamParams(3, 3, 9, end_token=2), 3)
     impossible = -math.inf
     search.advance(scores_of([-1, impossible, impossible]))
@@ -438,9 +441,9 @@ def test_wrong_scores_are_refused_and_change_nothing() -> None:
     search = BeamSearch(BeamParams(2, 2, 2), 3)
     search.advance(scores_of([-1, -2, -3]))
     for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="the scores of beam 1 hold NaN or \\+inf"):
+        with pytest.raises(ValueError, match="scores: got NaN or \\+inf for beam 1; must be finite or -inf"):
             search.advance(scores_of([-1, -1, -1], [-1, bad, -2]))
-    with pytest.raises(ValueError, match=r"have the shape \(1, 3\), but must have \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"scores: got shape \(1, 3\); must be \(2, 3\)"):
         search.advance(scores_of([-1, -1, -1]))
     with pytest.raises(IndexError):
         search.tokens_of(2)
@@ -450,7 +453,7 @@ def test_wrong_scores_are_refused_and_change_nothing() -> None:
         search.advance(np.empty((0, 3), np.float32))
 
 
-def test_a_wide_vocabulary_is_searched_as_a_narrow_one() -> None:
+def test_a_wide_vocabulary_is_searched_like_a_narrow_one() -> None:
     random = np.random.default_rng(0)
     search = BeamSearch(BeamParams(5, 5, 9), 30_000)
     search.advance(random.normal(-20, 1, size=(1, 30_000)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""What is generated under a constraint matches it, by Python's `re` and `jsonschema`; and nothing does harm."""
+"""Constrained output matches its expression by Python's `re` and `jsonschema`, and no expression harms the server."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 
 from elman_bundle import ByteVocabulary, CharacterVocabulary
 from elman_bundle.subword_vocabulary import SubwordVocabulary
-from elman_server.decoding import constraints, expressions
 from elman_server.decoding.constraints import (
+    MAX_CHARACTERS,
     Constraint,
-    ConstraintError,
     ConstraintKind,
+    Grammar,
     Grammars,
     Matcher,
     allowed_tokens,
+    grammars,
+    matching,
 )
-from elman_server.decoding.expressions import grammar_of
-from elman_server.decoding.rehearsal import ENDED
+from elman_server.decoding.constraints.sandbox import KILLED
+from elman_server.errors import ConstraintError
 from tests.support.amount import examples
 from tests.support.grammars import CHARACTERS, EXPRESSIONS, JSON_SCHEMA, LARK, PERSON, REGEX, Vocabulary, matches
 
@@ -38,7 +40,7 @@ CORPUS = [
 
 
 def vocabulary_of(name: str) -> tuple[list[bytes | None], int | None]:
-    """The bytes of the tokens, and the end token: each kind of vocabulary, one of them with an end token."""
+    """Return the bytes of the tokens and the end token of a kind of vocabulary; one kind has an end token."""
     if name == "characters":
         spelled = CharacterVocabulary(["\N{REPLACEMENT CHARACTER}", *CHARACTERS], unknown_id=0).token_bytes()
         return [*spelled, b"<end>"], len(spelled)
@@ -59,14 +61,14 @@ def characters() -> Vocabulary:
 
 
 class Walk:
-    """An output that is made by choosing anything that is allowed, and then what leads to an end."""
+    """An output of random allowed tokens and then, after `steps` tokens, of tokens that lead to an end."""
 
     def __init__(self, vocabulary: Vocabulary, matcher: Matcher, random: np.random.Generator, steps: int) -> None:
         self.vocabulary, self.matcher, self.random, self.steps = vocabulary, matcher, random, steps
         self.tokens: list[int] = []
         self.is_over = False
 
-    def go_on(self, allowed: NDArray[np.bool_]) -> None:
+    def advance(self, allowed: NDArray[np.bool_]) -> None:
         matcher, end_token = self.matcher, self.vocabulary.end_token
         assert matcher.error is None
         if end_token is not None:
@@ -82,7 +84,7 @@ class Walk:
         assert matcher.error is None
 
     def _leading_to_the_end(self, choices: NDArray[np.intp]) -> int:
-        """Mostly what closes something."""
+        """Return a token that closes something, in most cases."""
         spelled = {self.vocabulary.spelled[token]: int(token) for token in choices}
         closing = [spelled[end] for end in map(str.encode, '"}])@.0') if end in spelled]
         return closing[0] if closing and self.random.random() < 0.8 else int(self.random.choice(choices))
@@ -94,27 +96,29 @@ class Walk:
 
 
 @pytest.mark.parametrize(("kind", "text"), EXPRESSIONS)
-def test_whatever_is_allowed_becomes_a_match(vocabulary: Vocabulary, kind: ConstraintKind, text: str) -> None:
+def test_every_walk_over_allowed_tokens_becomes_a_match(
+    vocabulary: Vocabulary, kind: ConstraintKind, text: str
+) -> None:
     random = np.random.default_rng(0)
     walks = [Walk(vocabulary, vocabulary.start(kind, text), random, steps) for steps in (0, 1, 3, 5, 10, 20, 40, 80)]
     for _ in range(1000):
-        under_way = [walk for walk in walks if not walk.is_over]
+        unfinished = [walk for walk in walks if not walk.is_over]
         for walk, allowed in zip(
-            under_way, vocabulary.allowed([walk.matcher for walk in under_way]) if under_way else [], strict=True
+            unfinished, vocabulary.allowed([walk.matcher for walk in unfinished]) if unfinished else [], strict=True
         ):
-            walk.go_on(allowed)
+            walk.advance(allowed)
     for walk in walks:
         assert walk.is_over, walk.output
         assert matches(kind, text, walk.output.decode()), walk.output
 
 
 def viable(grammars: Vocabulary, kind: ConstraintKind, text: str, spelled: bytes) -> bool:
-    """Whether a match may begin so, asked byte by byte."""
+    """Return whether a match may begin with these bytes, checked byte by byte."""
     return grammars.accept(grammars.start(kind, text), spelled).error is None
 
 
 @pytest.mark.parametrize(("kind", "text"), [EXPRESSIONS[index] for index in (1, 5, 7, 9, 11, 15, 20, 23)])
-def test_a_token_is_allowed_if_its_bytes_are(kind: ConstraintKind, text: str) -> None:
+def test_a_token_is_allowed_if_and_only_if_its_bytes_are(kind: ConstraintKind, text: str) -> None:
     subwords, single = Vocabulary(*vocabulary_of("subwords")), Vocabulary(*vocabulary_of("bytes"))
     random = np.random.default_rng(0)
     matcher, output = subwords.start(kind, text), b""
@@ -133,7 +137,7 @@ LETTERS = [b"a", b"b", b"ab", b"ba", b"aa", b"bab", None]
 LONGEST = 6
 WORDS = ["".join(word) for length in range(LONGEST + 1) for word in itertools.product("ab", repeat=length)]
 letters = Vocabulary(LETTERS, 6)
-# Expressions, and how long the longest match is.
+# Expressions with the length of their longest match.
 finite = st.recursive(
     st.sampled_from([("a", 1), ("b", 1), ("", 0), ("ab", 2), ("[ab]", 1), (".", 1)]),
     lambda inner: st.one_of(
@@ -150,14 +154,14 @@ finite = st.recursive(
 
 @given(finite)
 @settings(max_examples=examples(20, everything=60))
-def test_what_is_allowed_is_what_some_match_goes_on_with(made: tuple[str, int]) -> None:
+def test_the_allowed_tokens_are_exactly_those_that_continue_a_match(made: tuple[str, int]) -> None:
     expression, _ = made
     words = [word for word in WORDS if re.fullmatch(expression, word)]
-    waiting = [("", letters.start(REGEX, expression))]
+    pending = [("", letters.start(REGEX, expression))]
     for _ in range(40):
-        if not waiting:
+        if not pending:
             break
-        output, matcher = waiting.pop(0)
+        output, matcher = pending.pop(0)
         following = [
             spelled for spelled in LETTERS[:-1] if any(word.startswith(output + spelled.decode()) for word in words)
         ]
@@ -168,10 +172,10 @@ def test_what_is_allowed_is_what_some_match_goes_on_with(made: tuple[str, int]) 
         for spelled in following:
             longer = matcher.copy()
             longer.accept(LETTERS.index(spelled))
-            waiting.append((output + spelled.decode(), longer))
+            pending.append((output + spelled.decode(), longer))
 
 
-def test_nothing_else_may_appear(characters: Vocabulary) -> None:
+def test_only_tokens_of_a_match_are_allowed(characters: Vocabulary) -> None:
     matcher = characters.start(REGEX, "ab+")
     assert characters.texts(matcher) == {b"a"}
     assert characters.texts(characters.accept(matcher, "a")) == {b"b"}
@@ -184,7 +188,7 @@ def test_nothing_else_may_appear(characters: Vocabulary) -> None:
     assert characters.texts(matcher) == {b"<end>"}
 
 
-def test_a_match_that_cannot_go_on_is_exhausted(characters: Vocabulary) -> None:
+def test_a_match_without_continuation_is_exhausted(characters: Vocabulary) -> None:
     matcher = characters.accept(characters.start(REGEX, "ab?"), "a")
     assert not matcher.is_exhausted
     assert characters.accept(matcher, "b").is_exhausted
@@ -196,7 +200,7 @@ def test_a_match_that_cannot_go_on_is_exhausted(characters: Vocabulary) -> None:
     assert without_end.start(REGEX, "").is_exhausted
 
 
-def test_a_copy_goes_its_own_way(characters: Vocabulary) -> None:
+def test_a_copy_is_independent(characters: Vocabulary) -> None:
     first = characters.accept(characters.start(JSON_SCHEMA, json.dumps(PERSON)), '{"name": "A')
     second = first.copy()
     before = characters.allowed([first])
@@ -210,7 +214,7 @@ def test_a_copy_goes_its_own_way(characters: Vocabulary) -> None:
     assert second.error is None
 
 
-def test_many_at_once_are_each_alone(vocabulary: Vocabulary) -> None:
+def test_matchers_of_one_call_do_not_affect_each_other(vocabulary: Vocabulary) -> None:
     random = np.random.default_rng(0)
     matchers = [vocabulary.start(kind, text) for kind, text in EXPRESSIONS]
     for _ in range(10):
@@ -222,7 +226,7 @@ def test_many_at_once_are_each_alone(vocabulary: Vocabulary) -> None:
     vocabulary.allowed([])
 
 
-def test_a_view_can_be_filled(characters: Vocabulary) -> None:
+def test_the_result_can_be_written_to_a_view(characters: Vocabulary) -> None:
     out = np.ones((3, 2 * len(characters.spelled)), np.bool_)
     matcher = characters.start(REGEX, "a")
     allowed_tokens([matcher], out[1:2, ::2])
@@ -231,7 +235,7 @@ def test_a_view_can_be_filled(characters: Vocabulary) -> None:
     assert out[1, 1::2].all()
 
 
-def test_what_is_no_text_is_never_allowed() -> None:
+def test_tokens_that_are_not_text_are_never_allowed() -> None:
     spelled: list[bytes | None] = [
         b"a",
         b"a",
@@ -262,7 +266,7 @@ def test_what_is_no_text_is_never_allowed() -> None:
     assert list(np.flatnonzero(spoken.allowed([matcher])[0])) == [10]
 
 
-def test_what_the_vocabulary_lacks_is_visible() -> None:
+def test_a_match_that_the_vocabulary_cannot_spell_is_reported() -> None:
     poor = Vocabulary([b"a", b"b"], None)
     with pytest.raises(ConstraintError, match="no output of this model can match: the vocabulary lacks"):
         poor.start(REGEX, "c+|語")
@@ -277,7 +281,7 @@ def test_what_the_vocabulary_lacks_is_visible() -> None:
     assert satisfied.is_exhausted
 
 
-def test_a_wrong_token_is_one_output_s_error(characters: Vocabulary) -> None:
+def test_a_wrong_token_is_an_error_of_its_output_only(characters: Vocabulary) -> None:
     wrong, early, right = (characters.start(REGEX, "ab") for _ in range(3))
     characters.accept(wrong, "b")
     characters.end(early)
@@ -290,23 +294,23 @@ def test_a_wrong_token_is_one_output_s_error(characters: Vocabulary) -> None:
     after_the_end = characters.accept(characters.start(REGEX, "a"), "aa")
     assert after_the_end.error is not None
     for token in (-1, len(characters.spelled)):
-        with pytest.raises(ValueError, match=f"there is no token {token}"):
+        with pytest.raises(ValueError, match=f"token: got {token}; the vocabulary has the tokens 0 to"):
             right.accept(token)
 
 
-def test_an_output_that_becomes_too_complex_is_alone_with_it(characters: Vocabulary) -> None:
+def test_an_output_that_becomes_too_complex_does_not_affect_others(characters: Vocabulary) -> None:
     heavy, light = characters.start(REGEX, "(a?b?){99}" + "a?" * 1000 + "a" * 1000), characters.start(REGEX, "a+")
     for _ in range(3):
         characters.accept(heavy, "a")
         characters.accept(light, "a")
         allowed = characters.allowed([heavy, light])
-    assert "too complex to go on" in (heavy.error or "")
+    assert "too complex to continue" in (heavy.error or "")
     assert not allowed[0].any()
     assert allowed[1].sum() == 2
 
 
-def test_a_grammar_does_not_wear_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraints, "LIMITS", LLParserLimits(max_lexer_states=1000, verbose_errors=False))
+def test_a_full_cache_of_states_does_not_end_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "LIMITS", LLParserLimits(max_lexer_states=1000, verbose_errors=False))
     own = Vocabulary([b"a", b"b"], None)
     random = np.random.default_rng(0)
     grammar = own.grammars.compile(Constraint(REGEX, "(a|b)*a(a|b){14}"))
@@ -332,13 +336,13 @@ ERRORS: list[tuple[ConstraintKind, str, str, int | None]] = [
     (REGEX, "a(?=b)", "look-around", 1),
     (REGEX, r"(a)\1", "backreferences are not supported", 3),
     (REGEX, r"a\by", r"\\b and \\B are not supported", 1),
-    (REGEX, "^a^b", "stand at the beginning only", 2),
-    (REGEX, "a$b$", "stand at the end only", 1),
-    (REGEX, "ab^", "stand at the beginning only", 2),
-    (REGEX, "$a", "stand at the end only", 0),
-    (REGEX, "^[$]a$b$", "stand at the end only", 5),
-    (REGEX, "^a$|^b$c|$d", "stand at the end only", None),
-    (REGEX, "(?x)a^b # [", "stand at the beginning only", 5),
+    (REGEX, "^a^b", "are allowed at the beginning only", 2),
+    (REGEX, "a$b$", "are allowed at the end only", 1),
+    (REGEX, "ab^", "are allowed at the beginning only", 2),
+    (REGEX, "$a", "are allowed at the end only", 0),
+    (REGEX, "^[$]a$b$", "are allowed at the end only", 5),
+    (REGEX, "^a$|^b$c|$d", "are allowed at the end only", None),
+    (REGEX, "(?x)a^b # [", "are allowed at the beginning only", 5),
     (REGEX, "a\\", "a backslash that escapes nothing", 1),
     (REGEX, "(?P<x>a)(?P<x>b)", "duplicate capture group name", 12),
     (REGEX, "ab\ud800", "half of a surrogate pair", 2),
@@ -375,10 +379,10 @@ ERRORS: list[tuple[ConstraintKind, str, str, int | None]] = [
     (JSON_SCHEMA, '{"$ref": "#"}', "nothing can match it", None),
     (LARK, 'start: "é" )', "expecting rule, token or statement", 11),
     (LARK, 'start: "a"\n  | "b" (', "Expected token", 20),
-    (LARK, 'start: "é" $', "nothing in Lark begins so", 11),
-    (LARK, 'start: "é" "a', "a string that does not end", 11),
-    (LARK, 'start: "a\nb"', "a string that does not end", 7),
-    (LARK, "start: A // /\nA: /b", "a regular expression that does not end", 17),
+    (LARK, 'start: "é" $', "no token of Lark begins like this", 11),
+    (LARK, 'start: "é" "a', "an unterminated string", 11),
+    (LARK, 'start: "a\nb"', "an unterminated string", 7),
+    (LARK, "start: A // /\nA: /b", "an unterminated regular expression", 17),
     (LARK, 'foo: "a"', "no start rule found", None),
     (LARK, "", "no start rule found", None),
     (LARK, "start: other", 'unknown name: "other"', 7),
@@ -396,7 +400,7 @@ ERRORS: list[tuple[ConstraintKind, str, str, int | None]] = [
 
 
 @pytest.mark.parametrize(("kind", "text", "problem", "position"), ERRORS)
-def test_an_error_says_what_is_wrong_and_where(
+def test_an_error_names_the_problem_and_its_position(
     characters: Vocabulary, kind: ConstraintKind, text: str, problem: str, position: int | None
 ) -> None:
     with pytest.raises(ConstraintError, match=problem) as caught:
@@ -420,7 +424,7 @@ def test_an_error_says_what_is_wrong_and_where(
         "|".join(f"w{number}" for number in range(14_000)),
     ],
 )
-def test_heavy_expressions_that_can_be_had(characters: Vocabulary, text: str) -> None:
+def test_heavy_expressions_within_the_limits_are_compiled(characters: Vocabulary, text: str) -> None:
     matcher = characters.start(REGEX, text)
     for _ in range(20):
         allowed = characters.allowed([matcher])[0]
@@ -432,10 +436,10 @@ def test_heavy_expressions_that_can_be_had(characters: Vocabulary, text: str) ->
 
 
 LONG = [
-    (LARK, 'start: "', '\\"', "a string that does not end"),
-    (LARK, "start: /", "\\/", "a regular expression that does not end"),
-    (REGEX, "(?x)a^b#", "[", "stand at the beginning only"),
-    (REGEX, "(?x)a$b#", "[a", "stand at the end only"),
+    (LARK, 'start: "', '\\"', "an unterminated string"),
+    (LARK, "start: /", "\\/", "an unterminated regular expression"),
+    (REGEX, "(?x)a^b#", "[", "are allowed at the beginning only"),
+    (REGEX, "(?x)a$b#", "[a", "are allowed at the end only"),
     (JSON_SCHEMA, '{"anyOf":[' * 300 + "{}", ",{}", "nested too deeply"),
     (JSON_SCHEMA, '{"format": "', "regex parse error:\\n", "Unknown format"),
 ]
@@ -443,15 +447,15 @@ ENDS = {'{"a': "]}" * 300, '{"f': '"}'}
 
 
 @pytest.mark.parametrize(("kind", "start", "repeated", "problem"), LONG)
-def test_the_longest_expressions_are_refused_in_no_time(
+def test_the_longest_expressions_are_refused_quickly(
     characters: Vocabulary, kind: ConstraintKind, start: str, repeated: str, problem: str
 ) -> None:
     end = ENDS.get(start[:3], "")
-    text = start + repeated * ((expressions.LONGEST - len(start) - len(end)) // len(repeated)) + end
-    begun = time.thread_time()  # The helper's is not counted.
+    text = start + repeated * ((MAX_CHARACTERS - len(start) - len(end)) // len(repeated)) + end
+    started = time.thread_time()  # Does not include the helper.
     with pytest.raises(ConstraintError, match=problem):
         characters.start(kind, text)
-    assert time.thread_time() - begun < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 def chained(links: int) -> str:
@@ -471,7 +475,7 @@ DOUBLING = 'start: A15\nA0: "a"?\n' + "".join(f"A{number + 1}: A{number} A{numbe
         (LARK, "start: A\nA: " + " & ".join(f"/(.|\\n)*[a-z]{{{n}}}(.|\\n)*/" for n in range(2, 32)), "s|MiB"),
     ],
 )
-def test_what_would_harm_the_server_is_refused_while_it_goes_on(
+def test_expressions_that_would_harm_the_server_are_refused_without_blocking_it(
     characters: Vocabulary, kind: ConstraintKind, text: str, limit: str
 ) -> None:
     longest, watching = 0.0, threading.Event()
@@ -506,48 +510,48 @@ def test_other_threads_run_while_a_large_grammar_is_compiled(characters: Vocabul
     ticking = threading.Thread(target=tick)
     ticking.start()
     try:
-        begun = time.monotonic()
-        constraints.Grammar(characters.grammars._vocabulary, large, grammar_of(large))
-        ended = time.monotonic()
+        started = time.monotonic()
+        Grammar(characters.grammars._vocabulary, large, large.grammar())
+        finished = time.monotonic()
     finally:
         done.set()
         ticking.join()
-    assert sum(begun < moment < ended for moment in ticks) >= 5
+    assert sum(started < moment < finished for moment in ticks) >= 5
 
 
-def test_a_helper_that_was_ended_is_replaced() -> None:
+def test_a_killed_helper_is_replaced() -> None:
     own = Vocabulary([b"a"], None)
     own.start(REGEX, "a+")
-    helper = own.grammars._rehearsal._helper
+    helper = own.grammars._sandbox._helper
     assert helper is not None
     helper.kill()
     helper.wait()
     assert own.texts(own.start(REGEX, "a*")) == {b"a"}
-    second = own.grammars._rehearsal._helper
+    second = own.grammars._sandbox._helper
     assert second is not None
     del own
     assert second.wait(10) is not None
 
 
-def test_grammars_are_kept_for_a_while() -> None:
+def test_the_grammars_used_last_are_cached() -> None:
     own = Grammars([b"a", b"b"], None)
     first = own.compile(Constraint(REGEX, "a"))
     assert own.compile(Constraint(REGEX, "a")) is first
     assert own.compile(Constraint(LARK, 'start: "a"')) is not first
-    for number in range(1, constraints._KEPT):
+    for number in range(1, grammars._CACHED):
         own.compile(Constraint(REGEX, f"a{{{number}}}"))
         assert own.compile(Constraint(REGEX, "a")) is first
-    assert len(own._kept) == constraints._KEPT
-    for number in range(constraints._KEPT):
+    assert len(own._grammars) == grammars._CACHED
+    for number in range(grammars._CACHED):
         own.compile(Constraint(REGEX, f"b{{{number}}}"))
     assert own.compile(Constraint(REGEX, "a")) is not first
 
 
-def test_complaints_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_refusals_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Grammars([b"a", b"b"], None)
     seen: list[str] = []
-    complaint = own._rehearsal.complaint
-    monkeypatch.setattr(own._rehearsal, "complaint", lambda grammar: seen.append(grammar) or complaint(grammar))
+    error_of = own._sandbox.error_of
+    monkeypatch.setattr(own._sandbox, "error_of", lambda grammar: seen.append(grammar) or error_of(grammar))
 
     def refused(text: str) -> int | None:
         with pytest.raises(ConstraintError, match="unclosed group") as caught:
@@ -555,18 +559,18 @@ def test_complaints_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> Non
         return caught.value.position
 
     assert [refused("a("), refused("a("), len(seen)] == [1, 1, 1]
-    for number in range(constraints._KEPT):
+    for number in range(grammars._CACHED):
         refused("b" * number + "(")
-    assert [len(own._refused), refused("a("), len(seen)] == [constraints._KEPT, 1, constraints._KEPT + 2]
-    # Somebody has ended the process: no fault of the expression.
-    monkeypatch.setattr(own._rehearsal, "complaint", lambda grammar: ENDED)
-    with pytest.raises(ConstraintError, match="was ended"):
+    assert [len(own._refusals), refused("a("), len(seen)] == [grammars._CACHED, 1, grammars._CACHED + 2]
+    # A killed process is no fault of the expression.
+    monkeypatch.setattr(own._sandbox, "error_of", lambda grammar: KILLED)
+    with pytest.raises(ConstraintError, match="was killed"):
         own.compile(Constraint(REGEX, "a"))
-    monkeypatch.setattr(own._rehearsal, "complaint", complaint)
+    monkeypatch.setattr(own._sandbox, "error_of", error_of)
     own.compile(Constraint(REGEX, "a"))
 
 
-def test_threads_compile_and_walk_at_once(characters: Vocabulary) -> None:
+def test_threads_compile_and_match_concurrently(characters: Vocabulary) -> None:
     problems: list[BaseException] = []
 
     def generate(seed: int) -> None:
@@ -575,7 +579,7 @@ def test_threads_compile_and_walk_at_once(characters: Vocabulary) -> None:
             for kind, text in EXPRESSIONS[seed::4]:
                 walk = Walk(characters, characters.start(kind, text), random, 20)
                 while not walk.is_over:
-                    walk.go_on(characters.allowed([walk.matcher])[0])
+                    walk.advance(characters.allowed([walk.matcher])[0])
                 assert matches(kind, text, walk.output.decode())
         except BaseException as problem:
             problems.append(problem)

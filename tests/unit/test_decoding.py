@@ -1,4 +1,4 @@
-"""Choosing tokens inside a graph: correct against a plain loop in double precision, and each row by itself."""
+"""Choosing tokens inside a graph: equal to a plain loop in double precision, and independent of other rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 
-from elman_server.decoding import (
-    GREEDY_TEMPERATURE,
-    LEAST_UNIFORM,
-    UniformStream,
-)
+from elman_server.decoding.in_graph import GREEDY_TEMPERATURE, LEAST_UNIFORM
+from elman_server.decoding.randomness import UniformStream
 from tests.support.graph_choice import choose
 from tests.support.reference import choose_token
 
@@ -56,14 +53,14 @@ def test_temperature_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("width", [3, 96, 1024, 1025, 5000])
-def test_the_largest_and_the_smallest_number_choose_tokens_that_have_weight(width: int) -> None:
+def test_the_largest_and_the_smallest_uniform_number_choose_tokens_with_weight(width: int) -> None:
     logits = np.full((1, width), -np.inf)
     logits[0, 1:-1] = np.random.default_rng(width).normal(size=width - 2)
     assert choose(logits, 1.0, 1 - 2.0**-23)[0][0] == width - 2
     assert choose(logits, 1.0, LEAST_UNIFORM)[0][0] == 1
 
 
-def test_forbidden_token_is_never_drawn() -> None:
+def test_a_forbidden_token_is_never_drawn() -> None:
     uniforms = np.linspace(0.001, 1, 200, endpoint=False)
     logits = np.tile(np.float32([0.0, -np.inf, 9.0, 0.0, -np.inf]), (200, 1))
     assert set(choose(logits, 1.0, uniforms, forbidden=2)[0].tolist()) == {0, 3}
@@ -74,12 +71,12 @@ def test_forbidden_token_is_never_drawn() -> None:
 @pytest.mark.parametrize("bad", [[np.nan, 1], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf], [np.nan, np.nan]])
 @pytest.mark.parametrize("temperature", [float(GREEDY_TEMPERATURE), 1])
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}])
-def test_it_is_told_where_there_is_no_distribution(
+def test_rows_without_a_distribution_are_reported(
     bad: list[float], temperature: float, options: dict[str, Any]
 ) -> None:
     tokens, checks = choose([bad, [1, 2]], temperature, 0.5, **options)
     assert np.isnan(checks).tolist() == [True, False]
-    assert 0 <= tokens[0] <= 1  # A token all the same: it is fed back until the chunk ends.
+    assert 0 <= tokens[0] <= 1  # It is fed back until the chunk ends, so it has to be a token.
 
 
 @pytest.mark.parametrize("width", [20, 3000])
@@ -100,7 +97,7 @@ def test_frequencies_match_the_distribution(width: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 17, 96, 1500])
 @pytest.mark.parametrize("filtered", [False, True])
-def test_choices_are_those_of_a_plain_loop(width: int, filtered: bool) -> None:
+def test_choices_match_a_plain_loop(width: int, filtered: bool) -> None:
     random = np.random.default_rng(width)
     rows = 500
     logits = (random.normal(size=(rows, width)) * random.choice([0.1, 1, 10], (rows, 1))).astype(np.float32)
@@ -123,12 +120,12 @@ def test_choices_are_those_of_a_plain_loop(width: int, filtered: bool) -> None:
         )
         for row in range(rows)
     ]
-    # Single against double precision: one in some thousands falls on the other side of a border.
+    # Single against double precision: about one in a thousand differs at a boundary.
     assert (tokens != expected).sum() <= 1
 
 
 @pytest.mark.parametrize(("name", "share"), [("top_p", 0.8), ("min_p", 0.2)])
-def test_candidates_that_are_too_few_are_told_and_otherwise_make_no_difference(name: str, share: float) -> None:
+def test_too_few_candidates_are_reported_and_their_number_does_not_change_a_choice(name: str, share: float) -> None:
     random = np.random.default_rng(5)
     logits = random.normal(size=(400, 2000)).astype(np.float32) * random.choice([1, 20], (400, 1))
     uniforms = random.integers(1, 2**23, 400) * 2.0**-23
@@ -148,7 +145,7 @@ def test_candidates_that_are_too_few_are_told_and_otherwise_make_no_difference(n
     st.integers(0, 2**32),
     st.booleans(),
 )
-def test_a_row_does_not_depend_on_the_rows_beside_it(logits: NDArray[Any], seed: int, filtered: bool) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(logits: NDArray[Any], seed: int, filtered: bool) -> None:
     random = np.random.default_rng(seed)
     rows, width = logits.shape
     options: dict[str, Any] = {
@@ -167,7 +164,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(logits: NDArray[Any], seed:
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_nor_does_it_with_a_wide_vocabulary(filtered: bool) -> None:
+def test_a_row_of_a_wide_vocabulary_does_not_depend_on_the_other_rows(filtered: bool) -> None:
     random = np.random.default_rng(1)
     logits = random.normal(size=(64, 5003)).astype(np.float32)
     uniforms = np.maximum(random.random(64).astype(np.float32) * np.float32(0.99), LEAST_UNIFORM)
@@ -181,7 +178,7 @@ def test_nor_does_it_with_a_wide_vocabulary(filtered: bool) -> None:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.lists(st.integers(0, 100_000), min_size=1, max_size=20))
-def test_random_numbers_depend_on_seed_and_position_alone(seed: int, positions: list[int]) -> None:
+def test_random_numbers_depend_on_the_seed_and_the_position_only(seed: int, positions: list[int]) -> None:
     stream = UniformStream(seed)
     for position in positions:
         (value,) = stream.take(position, 1)

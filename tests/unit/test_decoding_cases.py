@@ -1,6 +1,7 @@
-"""Random requests in random company, on an engine whose logits are a table: each is what a plain Python decoder brings.
+"""Random requests in random batches, on an engine whose logits come from a table: each result equals that of a plain
+decoder in Python.
 
-The engine chooses inside itself where a graph would; everything else is the server's own.
+The engine chooses tokens where a graph would; everything else is the server's own code.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from elman_bundle import CharacterVocabulary
-from elman_server.decoding import UniformStream
 from elman_server.decoding.beams import BeamParams, BeamSearch, EarlyStopping
-from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.host.shaping import Shaping
+from elman_server.decoding.randomness import UniformStream
 from elman_server.decoding.stopping import StopCheck
 from elman_server.engine import FREE, Chunk, Results
 from elman_server.scheduling import (
@@ -46,7 +47,7 @@ VOCABULARY = CharacterVocabulary(LETTERS, unknown_id=UNKNOWN)
 
 
 class TableEngine(FakeEngine):
-    """Its logits after tokens are a row of a table: that of their sum."""
+    """An engine whose logits are the row of a table that the sum of all tokens so far selects."""
 
     def __init__(self, table: NDArray[np.float32]) -> None:
         super().__init__(capacity=12, step_counts=(1, 2, 4))
@@ -82,7 +83,7 @@ class TableEngine(FakeEngine):
 
 @dataclass
 class Case:
-    """A request, and what has come of it."""
+    """A request and its events."""
 
     prompt: list[int]
     max_tokens: int
@@ -95,7 +96,7 @@ class Case:
     shaping: Shaping | None
     stop: tuple[str, ...]
     report_count: int | None
-    width: int  # 0: no search
+    width: int  # 0 for no beam search
     length_penalty: float
     early_stopping: EarlyStopping
     interval: float | None
@@ -147,7 +148,7 @@ class Case:
 
 
 def shaped(scores: NDArray[Any], case: Case, generated: list[int]) -> NDArray[np.float64]:
-    """The scores of what may follow, one token after the other."""
+    """Return the shaped scores of all tokens, computed token by token."""
     single = np.float32
     values = list(scores.astype(single))
     shaping = case.shaping or Shaping()
@@ -169,7 +170,7 @@ def shaped(scores: NDArray[Any], case: Case, generated: list[int]) -> NDArray[np
 
 
 def decoded(case: Case, table: NDArray[np.float32]) -> Any:
-    """What a case brings, alone."""
+    """Return the outcome of a case that runs alone."""
     if case.width:
         return searched(case, table)
     uniforms = UniformStream(case.seed)
@@ -188,7 +189,7 @@ def decoded(case: Case, table: NDArray[np.float32]) -> Any:
 
 
 def drawn(values: NDArray[np.float64], case: Case, uniform: float) -> int:
-    """A token by its probability: among the most probable ones from the most probable on, among all by their ids."""
+    """Draw a token: with filters in descending order of probability, without in the order of the ids."""
     if case.temperature == 0:
         return int(values.argmax())
     weights = np.exp((values - values.max()) / case.temperature)
@@ -203,7 +204,7 @@ def drawn(values: NDArray[np.float64], case: Case, uniform: float) -> int:
 
 
 def searched(case: Case, table: NDArray[np.float32]) -> Any:
-    """A search whose beams are read from their first token on at every step."""
+    """Search with beams that are read from their first token at every step."""
     search = BeamSearch(case.beam_params, SIZE)
     beams: list[list[int]] = [[]]
     while not search.done:
@@ -255,7 +256,7 @@ cases = st.builds(
 
 @settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
-def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
+def test_a_request_in_a_batch_has_the_outcome_that_it_has_alone(requests: list[Case], seed: int) -> None:
     table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)
     policy = make_policy()
     rows = RowBatch(
@@ -277,7 +278,7 @@ def test_each_is_what_it_is_alone(requests: list[Case], seed: int) -> None:
     for case in requests[: len(requests) // 2]:
         scheduler.submit(case.sequence())
     scheduler.start()
-    for case in requests[len(requests) // 2 :]:  # They come while the others run.
+    for case in requests[len(requests) // 2 :]:  # These arrive while the others run.
         scheduler.submit(case.sequence())
     try:
         outcomes = [case.outcome() for case in requests]

@@ -1,4 +1,4 @@
-"""Shaping and choosing on the host: what transformers does, what a plain loop does, and each row by itself."""
+"""Shaping and choosing on the host: equal to transformers and to a plain loop, and independent of other rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from transformers.generation.utils import GenerationMixin
 
-from elman_server.decoding import UniformStream
-from elman_server.decoding.shaping import Choices, ShapedRows, Shaping
+from elman_server.decoding.host.choosing import Choices, choose_tokens, shape_scores
+from elman_server.decoding.host.shaped_rows import ShapedRows
+from elman_server.decoding.host.shaping import Shaping
+from elman_server.decoding.randomness import UniformStream
 from tests.support.amount import examples
 from tests.support.graph_choice import choose as choose_in_graph
 
@@ -30,7 +32,7 @@ LARGEST_UNIFORM = 1 - 2.0**-23
 
 @dataclass(frozen=True)
 class Row:
-    """What a row is made of."""
+    """The options of a row."""
 
     shaping: Shaping = field(default_factory=Shaping)
     temperature: float = 1.0
@@ -64,34 +66,34 @@ def table_of(rows: Sequence[Row], width: int = WIDTH, forbidden: int | None = No
 
 def shape(rows: Sequence[Row], scores: NDArray[np.float32], allowed: Any = None, **options: Any) -> NDArray[np.float32]:
     table = table_of(rows, scores.shape[1], **options)
-    return table.shape(np.arange(len(rows)), scores, allowed)
+    return shape_scores(table, np.arange(len(rows)), scores, allowed)
 
 
 def choose(
     rows: Sequence[Row], logits: Any, uniforms: Any = 0.5, allowed: Any = None, forbidden: int | None = None
 ) -> Choices:
-    """What rows choose from logits [R, V]; the uniform number may be one for all."""
+    """Return what rows choose from logits [R, V]; the uniform number may be one for all."""
     array = np.array(logits, np.float32)
     table = table_of(rows, array.shape[1], forbidden)
     numbers = np.broadcast_to(np.array(uniforms, np.float32), (len(rows),))
-    return table.choose(np.arange(len(rows)), array, numbers, None if allowed is None else np.array(allowed))
+    return choose_tokens(table, np.arange(len(rows)), array, numbers, None if allowed is None else np.array(allowed))
 
 
 def choose_one(row: Row, logits: Sequence[float], uniform: float = 0.5, **options: Any) -> int | None:
-    """The token, or None where none can be chosen."""
+    """Return the token, or None if none can be chosen."""
     choices = choose([row], [logits], uniform, **options)
     assert 0 <= choices.tokens[0] < len(logits)
     return None if choices.impossible[0] else int(choices.tokens[0])
 
 
 def random_scores(random: np.random.Generator, rows: int, width: int = WIDTH) -> NDArray[np.float32]:
-    """Scores, some of them impossible."""
+    """Return random scores, some of them -inf."""
     scores = random.normal(size=(rows, width)) * random.choice([0.5, 3, 10], (rows, 1))
     scores[random.random(scores.shape) < 0.02] = -np.inf
     return scores.astype(np.float32)
 
 
-# ---- Each processor is the one in transformers, to the bit.
+# Each processor equals that of transformers, to the bit.
 
 ROWS, PROMPT, GENERATED = 2000, 7, 5
 
@@ -104,7 +106,7 @@ def processed(
 
 
 def random_ids(random: np.random.Generator, rows: int = ROWS) -> NDArray[np.int64]:
-    """Prompts and what has been generated, so short that most tokens have not occurred."""
+    """Return prompts with generated tokens, so short that most tokens have not occurred."""
     return random.integers(0, WIDTH, (rows, PROMPT + GENERATED))
 
 
@@ -113,7 +115,7 @@ def rows_of(ids: NDArray[np.int64], row: Row) -> list[Row]:
 
 
 @pytest.mark.parametrize("penalty", [0.3, 1.0, 1.2, 7.5])
-def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> None:
     random = np.random.default_rng(1)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     expected = processed(transformers.RepetitionPenaltyLogitsProcessor(penalty), ids, scores)
@@ -121,7 +123,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     assert np.array_equal(expected, scores) == (penalty == 1)
 
 
-def test_the_logit_bias_is_that_of_transformers() -> None:
+def test_the_logit_bias_equals_that_of_transformers() -> None:
     random = np.random.default_rng(2)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     bias = {int(token): float(random.normal() * 5) for token in random.choice(WIDTH, 12, replace=False)}
@@ -130,7 +132,7 @@ def test_the_logit_bias_is_that_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("min_tokens", [0, GENERATED, GENERATED + 1, 100])
-def test_the_minimum_length_is_that_of_transformers(min_tokens: int) -> None:
+def test_the_minimum_length_equals_that_of_transformers(min_tokens: int) -> None:
     random = np.random.default_rng(3)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     expected = processed(transformers.MinNewTokensLengthLogitsProcessor(PROMPT, min_tokens, 4), ids, scores)
@@ -140,7 +142,7 @@ def test_the_minimum_length_is_that_of_transformers(min_tokens: int) -> None:
     assert np.array_equal(shape([replace(row, end_token=None) for row in rows], scores), scores)
 
 
-def test_forbidden_tokens_are_those_of_transformers() -> None:
+def test_forbidden_tokens_equal_those_of_transformers() -> None:
     random = np.random.default_rng(4)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     expected = processed(transformers.SuppressTokensLogitsProcessor([3, 4, 29]), ids, scores)
@@ -152,24 +154,24 @@ def test_forbidden_tokens_are_those_of_transformers() -> None:
     )
 
 
-def test_what_a_grammar_allows_is_what_transformers_allows() -> None:
+def test_a_grammar_is_applied_as_in_transformers() -> None:
     random = np.random.default_rng(5)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     allowed = random.random(scores.shape) < random.choice([0.05, 0.5, 1], (ROWS, 1))
     allowed[np.arange(ROWS), random.integers(0, WIDTH, ROWS)] = True
-    # In one row of ten nothing that is allowed was possible before.
+    # In every tenth row all allowed tokens were impossible before.
     scores[::10][allowed[::10]] = -np.inf
-    ids[:, 0] = np.arange(ROWS)  # Tells the function which row it is.
+    ids[:, 0] = np.arange(ROWS)  # The function identifies the row by this.
     processor = transformers.PrefixConstrainedLogitsProcessor(
         lambda _, sentence: np.flatnonzero(allowed[int(sentence[0])]).tolist(), num_beams=1
     )
-    # One row a call: transformers takes the rows of a call for the beams of one search.
+    # One row per call: transformers treats the rows of a call as beams of one search.
     expected = np.concatenate([processed(processor, ids[row : row + 1], scores[row : row + 1]) for row in range(ROWS)])
     assert np.array_equal(shape([Row()] * ROWS, scores, allowed), expected)
     assert (expected[::10] == 0).any(axis=1).all()
 
 
-def test_forced_tokens_are_those_of_transformers() -> None:
+def test_forced_tokens_equal_those_of_transformers() -> None:
     random = np.random.default_rng(6)
     scores = random_scores(random, ROWS)
     ids = random.integers(0, WIDTH, (ROWS, 1))
@@ -178,7 +180,7 @@ def test_forced_tokens_are_those_of_transformers() -> None:
     assert np.array_equal(shape([replace(row, prompt=line) for line in ids], scores), expected)
 
 
-def test_frequency_and_presence_penalties_are_those_of_a_plain_loop() -> None:
+def test_frequency_and_presence_penalties_match_a_plain_loop() -> None:
     random = np.random.default_rng(7)
     ids, scores = random_ids(random), random_scores(random, ROWS)
     ids[:, PROMPT:] %= 6  # Some of them several times.
@@ -198,7 +200,7 @@ def test_frequency_and_presence_penalties_are_those_of_a_plain_loop() -> None:
 
 
 def transformers_order(generation_config: Any, allowed_tokens: Any, prompt_length: int) -> Any:
-    """The processors that transformers itself would apply, in its own order."""
+    """Return the processors that transformers applies, in its order."""
     generation_config._eos_token_tensor = torch.tensor([generation_config.eos_token_id])
     model: Any = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
     model._merge_criteria_processor_list = lambda defaults, _: defaults
@@ -212,7 +214,7 @@ def transformers_order(generation_config: Any, allowed_tokens: Any, prompt_lengt
     )
 
 
-def test_the_order_that_is_compared_with_is_the_one_that_is_documented() -> None:
+def test_the_order_of_transformers_is_the_documented_one() -> None:
     config = transformers.GenerationConfig(
         num_beams=1,
         sequence_bias=[[[1], 2.0]],
@@ -242,7 +244,7 @@ def test_the_order_that_is_compared_with_is_the_one_that_is_documented() -> None
 
 
 def random_shaping(random: np.random.Generator) -> Shaping:
-    """Everything at once; of the end token 0 and some others more than one step has something to say."""
+    """Return all options together, several of which concern the end token 0 and some other tokens."""
     return Shaping(
         logit_bias={int(token): float(random.normal() * 4) for token in random.integers(0, 12, 4)},
         repetition_penalty=float(random.choice([0.6, 1.3, 2.5])),
@@ -253,7 +255,7 @@ def random_shaping(random: np.random.Generator) -> Shaping:
 
 
 @pytest.mark.parametrize("generated_count", [0, GENERATED])
-def test_the_order_is_that_of_transformers(generated_count: int) -> None:
+def test_the_order_equals_that_of_transformers(generated_count: int) -> None:
     random = np.random.default_rng(8)
     seen_forced = seen_impossible = 0
     for _ in range(1500):
@@ -271,7 +273,7 @@ def test_the_order_is_that_of_transformers(generated_count: int) -> None:
             eos_token_id=0,
             forced_bos_token_id=shaping.forced_tokens[0] if shaping.forced_tokens else None,
         )
-        # Not above, where it would be refused if the forced token is among them.
+        # Set here because the constructor refuses a forced token among them.
         config.suppress_tokens = list(shaping.forbidden_tokens)
         processors = transformers_order(config, lambda *_, row=allowed[0]: np.flatnonzero(row).tolist(), 1)
         expected = processed(processors, ids, scores)
@@ -283,13 +285,13 @@ def test_the_order_is_that_of_transformers(generated_count: int) -> None:
     assert (seen_forced > 100) == (generated_count == 0)
 
 
-def test_frequency_and_presence_follow_the_repetition_penalty() -> None:
+def test_frequency_and_presence_penalties_follow_the_repetition_penalty() -> None:
     row = Row(Shaping({0: 1.0}, 2.0, 0.25, 0.5, forced_tokens=(0, 0)), generated=[0, 0])
     assert shape([row], np.float32([[3, 3]])).tolist() == [[(3 + 1) / 2 - 2 * 0.25 - 0.5, 3]]
     assert shape([row], np.float32([[-3, 3]])).tolist() == [[(-3 + 1) * 2 - 2 * 0.25 - 0.5, 3]]
 
 
-def test_a_grammar_is_overruled_by_nothing() -> None:
+def test_nothing_overrules_a_grammar() -> None:
     random = np.random.default_rng(9)
     for _ in range(300):
         scores, shaping = random_scores(random, 1), random_shaping(random)
@@ -298,25 +300,25 @@ def test_a_grammar_is_overruled_by_nothing() -> None:
         assert np.isneginf(shaped[~allowed]).all()
 
 
-def test_scores_are_left_as_they_are() -> None:
+def test_the_scores_passed_in_stay_unchanged() -> None:
     scores = np.arange(WIDTH, dtype=np.float32)[None]
     before = scores.copy()
     row = Row(Shaping({0: 1.0}, 2.0, 0.25, 0.5, (3,), 9, (4,)), end_token=0, prompt=[5, 6], generated=[0, 0])
     table = table_of([row], forbidden=7)
     for read_only in (scores, np.asfortranarray(scores)):
         read_only.flags.writeable = False
-        table.shape(np.array([0]), read_only, np.ones((1, WIDTH), bool))
-        table.choose(np.array([0]), read_only, np.float32([0.5]), np.ones((1, WIDTH), bool))
+        shape_scores(table, np.array([0]), read_only, np.ones((1, WIDTH), bool))
+        choose_tokens(table, np.array([0]), read_only, np.float32([0.5]), np.ones((1, WIDTH), bool))
     assert np.array_equal(scores, before)
 
 
-# ---- The choice. An interval is a token and the uniform numbers, from and to, that draw it.
+# The draw. An interval is a token and the range of uniform numbers that draw it.
 
 Interval = tuple[int, float, float]
 
 
 def intervals(weights: NDArray[np.float64], by_rank: bool) -> list[Interval]:
-    """Those of a distribution [V], in the order of the ids or from the most probable token on."""
+    """Return the intervals of a distribution [V], in the order of the ids or in descending order of probability."""
     order = np.argsort(-weights, kind="stable") if by_rank else np.arange(len(weights))
     total, found, start = weights.sum(), [], 0.0
     for token in order[weights[order] > 0].tolist():
@@ -351,7 +353,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("row", FILTERS)
-def test_temperature_and_filters_are_those_of_transformers(row: Row) -> None:
+def test_temperature_and_filters_equal_those_of_transformers(row: Row) -> None:
     random = np.random.default_rng(10)
     logits = random_scores(random, ROWS)
     config = transformers.GenerationConfig(
@@ -364,12 +366,12 @@ def test_temperature_and_filters_are_those_of_transformers(row: Row) -> None:
     )
     warped = transformers_order(config, None, 1)(None, torch.from_numpy(logits).double())
     probabilities = warped.softmax(dim=-1).numpy()
-    # The largest number draws the least probable token that is left, or the one of the highest id.
+    # The largest number draws the least probable token that is left, or the one with the highest id.
     uniforms = np.concatenate([[0, LARGEST_UNIFORM], random.integers(0, 2**23, 10) * 2.0**-23]).astype(np.float32)
     table, each = table_of([row]), np.zeros(len(uniforms), np.int64)
     by_rank = row.top_p < 1 or row.min_p > 0 or (row.top_k or WIDTH) < WIDTH
     for line, expected in zip(logits, probabilities, strict=True):
-        choices = table.choose(each, np.tile(line, (len(uniforms), 1)), uniforms)
+        choices = choose_tokens(table, each, np.tile(line, (len(uniforms), 1)), uniforms)
         assert not choices.impossible.any()
         found = intervals(expected, by_rank)
         if found[-1][1] < LARGEST_UNIFORM:
@@ -379,7 +381,7 @@ def test_temperature_and_filters_are_those_of_transformers(row: Row) -> None:
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_rows_that_need_no_shaping_choose_as_the_graph_does(filtered: bool) -> None:
+def test_rows_without_shaping_choose_like_the_graph(filtered: bool) -> None:
     random = np.random.default_rng(17)
     logits = (random.normal(size=(ROWS, WIDTH)) * random.choice([0.1, 1, 10], (ROWS, 1))).round(1)
     temperatures = random.choice([0.2, 1.0, 3.0], ROWS)
@@ -393,7 +395,7 @@ def test_rows_that_need_no_shaping_choose_as_the_graph_does(filtered: bool) -> N
         for row, temperature in enumerate(temperatures)
     ]
     choices = choose(rows, logits, uniforms, forbidden=4)
-    # Single against double precision: one in some thousands falls on the other side of a border.
+    # Single against double precision: about one in a thousand differs at a boundary.
     assert (choices.tokens != expected).sum() <= 1
     assert not choices.impossible.any()
 
@@ -421,13 +423,13 @@ def test_of_equals_the_lowest_ids_are_among_the_top_k() -> None:
 def test_top_p_ends_with_the_token_that_reaches_it() -> None:
     for top_p, last in ((0.25, 0), (0.2500001, 1), (0.5, 1), (0.75, 2), (0.7500001, 3)):
         assert choose_one(Row(top_p=top_p), [5.0] * 4, LARGEST_UNIFORM) == last
-    # Of what top-k has left.
+    # Of the tokens that top-k leaves.
     assert choose_one(Row(top_k=2, top_p=0.5), [5.0] * 4, LARGEST_UNIFORM) == 0
     assert choose_one(Row(top_k=2, top_p=0.6), [5.0] * 4, LARGEST_UNIFORM) == 1
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-37, 1e40, math.inf])
-def test_extreme_temperatures_choose_all_the_same(temperature: float) -> None:
+def test_extreme_temperatures_choose_valid_tokens(temperature: float) -> None:
     logits = [-math.inf, 3e38, -3e38, 3.1e38, 3.1e38]
     for options in ({}, {"top_k": 4}, {"top_p": 0.999999}, {"min_p": 1e-9}):
         row = Row(temperature=temperature, **options)
@@ -436,7 +438,7 @@ def test_extreme_temperatures_choose_all_the_same(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("extreme", [1e-300, 1e300, 3.4028235e38, 5e-324])
-def test_extreme_penalties_leave_numbers(extreme: float) -> None:
+def test_extreme_penalties_stay_finite(extreme: float) -> None:
     generated = Row(Shaping(repetition_penalty=extreme), generated=[1, 1])
     assert choose_one(replace(generated, temperature=0), [1.0, -2.0, 0.5]) == 0
     for penalties in ({"frequency_penalty": extreme}, {"presence_penalty": extreme}):
@@ -448,7 +450,7 @@ def test_extreme_penalties_leave_numbers(extreme: float) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}])
-def test_a_logit_that_is_no_number_makes_the_choice_impossible(bad: float, options: dict[str, Any]) -> None:
+def test_a_logit_that_is_not_finite_makes_the_choice_impossible(bad: float, options: dict[str, Any]) -> None:
     shapings = [Shaping(), Shaping(forbidden_tokens=(1,)), Shaping(forced_tokens=(0,)), Shaping({1: -math.inf})]
     rows = [Row(shaping, **options) for shaping in [*shapings, Shaping()]]
     for allowed in (None, [[True, False]] * 5):
@@ -457,7 +459,7 @@ def test_a_logit_that_is_no_number_makes_the_choice_impossible(bad: float, optio
         assert set(choices.tokens.tolist()) <= {0, 1}
 
 
-def test_it_is_told_where_no_token_is_left() -> None:
+def test_rows_without_any_possible_token_are_reported() -> None:
     for temperature in (0, 1):
         free = Row(temperature=temperature)
         assert choose_one(replace(free, shaping=Shaping({0: 3e38})), [3e38, 0]) is None
@@ -485,7 +487,7 @@ def test_frequencies_match_the_distribution(options: dict[str, Any]) -> None:
     row = Row(Shaping({3: 1.0}, 1.3, 0.2, 0.1, (5,)), prompt=[1, 2], generated=[2, 2, 6], **options)
     table, count = table_of([row], 20), 20_000
     uniforms = UniformStream(12).take(0, count)
-    drawn = table.choose(np.zeros(count, np.int64), np.tile(logits, (count, 1)), uniforms).tokens
+    drawn = choose_tokens(table, np.zeros(count, np.int64), np.tile(logits, (count, 1)), uniforms).tokens
     model = ReferenceRow(row, 20)
     expected = np.zeros(20)
     for token, low, high in model.intervals(logits, None, None):
@@ -498,11 +500,11 @@ def test_frequencies_match_the_distribution(options: dict[str, Any]) -> None:
     assert statistic < 42.3  # chi-square, 18 degrees of freedom or fewer, 0.1 %
 
 
-# ---- A reference in plain Python.
+# A reference in plain Python.
 
 
 class ReferenceRow:
-    """A row, and what is done with it, token by token."""
+    """A row that is shaped token by token."""
 
     def __init__(self, row: Row, width: int) -> None:
         self.row, self.width = row, width
@@ -542,7 +544,7 @@ class ReferenceRow:
         return shaped
 
     def intervals(self, scores: NDArray[np.float32], allowed: Any, unknown: int | None) -> list[Interval]:
-        """What is drawn when; nothing where no token is left."""
+        """Return the intervals of the draw; none if no token is left."""
         row, shaped = self.row, [float(score) for score in self.shape(scores, allowed, unknown)]
         largest = max(shaped)
         if largest == -math.inf:
@@ -604,7 +606,7 @@ def st_scores(rows: int, width: int) -> st.SearchStrategy[NDArray[np.float32]]:
 
 @settings(max_examples=examples(40, everything=200))
 @given(st.data())
-def test_any_rows_in_any_order_are_those_of_a_plain_reference(data: st.DataObject) -> None:
+def test_any_sequence_of_operations_matches_a_plain_reference(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 12))
     unknown = data.draw(st.none() | st.integers(0, width - 1))
     table = ShapedRows(width, unknown)
@@ -633,13 +635,13 @@ def test_any_rows_in_any_order_are_those_of_a_plain_reference(data: st.DataObjec
 
 
 def step(data: st.DataObject, table: ShapedRows, model: list[ReferenceRow], width: int, unknown: int | None) -> None:
-    """Some rows choose, and note what they have chosen."""
+    """Let some rows choose, and note the tokens."""
     rows = data.draw(st.lists(st.integers(0, len(model) - 1), unique=True))
     scores = data.draw(st_scores(len(rows), width))
     allowed = data.draw(st.none() | st_numpy.arrays(np.bool_, scores.shape))
     uniforms = data.draw(st_numpy.arrays(np.float32, len(rows), elements=st.floats(0, LARGEST_UNIFORM, width=32)))
-    shaped = table.shape(np.array(rows, np.int64), scores, allowed)
-    choices = table.choose(np.array(rows, np.int64), scores, uniforms, allowed)
+    shaped = shape_scores(table, np.array(rows, np.int64), scores, allowed)
+    choices = choose_tokens(table, np.array(rows, np.int64), scores, uniforms, allowed)
     for index, row in enumerate(rows):
         known = None if allowed is None else allowed[index].tolist()
         assert shaped[index].tolist() == model[row].shape(scores[index], known, unknown)
@@ -653,7 +655,7 @@ def step(data: st.DataObject, table: ShapedRows, model: list[ReferenceRow], widt
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_a_wide_vocabulary_is_chosen_from_as_a_narrow_one(spread: float) -> None:
+def test_a_wide_vocabulary_is_drawn_from_like_a_narrow_one(spread: float) -> None:
     random, width = np.random.default_rng(13), 3000
     options = [{}, {"top_k": 2}, {"top_k": 500}, {"top_p": 0.2}, {"top_p": 0.97}, {"top_k": 2000, "top_p": 0.9}]
     options += [{"top_p": 0.9, "min_p": 0.2}, {"min_p": 0.1}]
@@ -667,7 +669,7 @@ def test_a_wide_vocabulary_is_chosen_from_as_a_narrow_one(spread: float) -> None
         assert_drawn(token, uniform, ReferenceRow(row, width).intervals(line, None, None))
 
 
-# ---- Each row by itself.
+# Independence of the other rows.
 
 
 def every_kind_of_row(random: np.random.Generator, count: int) -> list[Row]:
@@ -692,7 +694,7 @@ def every_kind_of_row(random: np.random.Generator, count: int) -> list[Row]:
 
 
 @pytest.mark.parametrize("width", [WIDTH, 101, 5003])
-def test_a_row_does_not_depend_on_the_rows_beside_it(width: int) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(width: int) -> None:
     random = np.random.default_rng(width)
     count = 64
     table = table_of(every_kind_of_row(random, count), width, forbidden=2)
@@ -701,8 +703,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(width: int) -> None:
     uniforms = random.random(count).astype(np.float32) * np.float32(LARGEST_UNIFORM)
     for allowed in (None, random.random((count, width)) < 0.5):
         everything = np.arange(count)
-        shaped = table.shape(everything, logits, allowed)
-        together = table.choose(everything, logits, uniforms, allowed)
+        shaped = shape_scores(table, everything, logits, allowed)
+        together = choose_tokens(table, everything, logits, uniforms, allowed)
         assert 1 <= together.impossible.sum() < 20
         assert len(set(together.tokens.tolist())) > 15
         for size in (1, 2, 3, 8, 17, 64):
@@ -710,32 +712,32 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(width: int) -> None:
             for start in range(0, count, size):
                 part = order[start : start + size]
                 known = None if allowed is None else allowed[part]
-                assert table.shape(part, logits[part], known).tobytes() == shaped[part].tobytes()
-                choices = table.choose(part, logits[part], uniforms[part], known)
+                assert shape_scores(table, part, logits[part], known).tobytes() == shaped[part].tobytes()
+                choices = choose_tokens(table, part, logits[part], uniforms[part], known)
                 assert choices.tokens.tolist() == together.tokens[part].tolist()
                 assert choices.impossible.tolist() == together.impossible[part].tolist()
 
 
 @pytest.mark.parametrize("by_rank", [False, True])
-def test_what_lies_on_a_border_falls_the_same_way_whoever_is_there(by_rank: bool) -> None:
-    # Uniform numbers, or top_p, that are borders of the distribution itself: the last bit of weights and sums decides.
+def test_a_draw_at_a_boundary_does_not_depend_on_the_other_rows(by_rank: bool) -> None:
+    # Uniform numbers or a top_p at boundaries of the distribution: the last bit of weights and sums decides.
     random = np.random.default_rng(14)
     count, width = 500, 97
     logits = random.normal(size=(count, width)).astype(np.float32)
     weights = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
     if by_rank:
         weights = -np.sort(-weights, axis=1)
-    borders = weights.cumsum(axis=1) / weights.sum(axis=1, keepdims=True)
-    at_border = borders[np.arange(count), random.integers(0, width - 1, count)]
-    uniforms = np.full(count, LARGEST_UNIFORM) if by_rank else at_border
-    table = table_of([Row(top_p=float(border)) if by_rank else Row() for border in at_border], width)
-    together = table.choose(np.arange(count), logits, uniforms.astype(np.float64))
+    boundaries = weights.cumsum(axis=1) / weights.sum(axis=1, keepdims=True)
+    at_boundary = boundaries[np.arange(count), random.integers(0, width - 1, count)]
+    uniforms = np.full(count, LARGEST_UNIFORM) if by_rank else at_boundary
+    table = table_of([Row(top_p=float(boundary)) if by_rank else Row() for boundary in at_boundary], width)
+    together = choose_tokens(table, np.arange(count), logits, uniforms.astype(np.float64))
     for row in range(count):
         part = np.array([row])
-        assert table.choose(part, logits[part], uniforms[part]).tokens[0] == together.tokens[row]
+        assert choose_tokens(table, part, logits[part], uniforms[part]).tokens[0] == together.tokens[row]
 
 
-def test_to_go_on_with_what_was_generated_is_to_have_noted_it() -> None:
+def test_a_row_added_with_generated_tokens_equals_one_that_noted_them() -> None:
     random = np.random.default_rng(15)
     for tokens in (np.array([3]), random.integers(0, 6, 9), np.full(40, 7)):
         rows = [replace(row, generated=NO_TOKENS) for row in every_kind_of_row(random, 40)]
@@ -745,23 +747,27 @@ def test_to_go_on_with_what_was_generated_is_to_have_noted_it() -> None:
             noted.note(everything, np.full(len(rows), token))
         continued = table_of([replace(row, generated=tokens) for row in rows])
         scores = random_scores(random, len(rows))
-        assert noted.shape(everything, scores).tobytes() == continued.shape(everything, scores).tobytes()
-        # And so it goes on.
+        assert (
+            shape_scores(noted, everything, scores).tobytes() == shape_scores(continued, everything, scores).tobytes()
+        )
+        # Both stay equal when more tokens are noted.
         noted.note(everything, tokens[:1].repeat(len(rows)))
         continued.note(everything, tokens[:1].repeat(len(rows)))
-        assert noted.shape(everything, scores).tobytes() == continued.shape(everything, scores).tobytes()
+        assert (
+            shape_scores(noted, everything, scores).tobytes() == shape_scores(continued, everything, scores).tobytes()
+        )
 
 
-def test_a_row_that_is_given_again_remembers_nothing() -> None:
+def test_a_reused_row_keeps_nothing_of_its_former_use() -> None:
     random = np.random.default_rng(16)
     scores = random_scores(random, 1)
     table = table_of([Row(random_shaping(random), generated=[1, 2, 3]) for _ in range(20)])
     for _ in range(20):
         table.remove(0)
     assert len(table) == 0
-    assert table.choose(NO_TOKENS, scores[:0], np.zeros(0, np.float32)).tokens.tolist() == []
+    assert choose_tokens(table, NO_TOKENS, scores[:0], np.zeros(0, np.float32)).tokens.tolist() == []
     row = Row(Shaping(repetition_penalty=1.5, presence_penalty=0.5, logit_bias={1: 0.5}, forbidden_tokens=(9,)))
     append(table, row)
-    assert np.array_equal(table.shape(np.array([0]), scores), shape([row], scores))
+    assert np.array_equal(shape_scores(table, np.array([0]), scores), shape([row], scores))
     append(table, Row())
-    assert np.array_equal(table.shape(np.array([1]), scores), scores)
+    assert np.array_equal(shape_scores(table, np.array([1]), scores), scores)

@@ -1,4 +1,4 @@
-"""Stop sequences: wherever the text is cut into pieces, it ends at the same place, and no part of one gets out."""
+"""Stop sequences: however a text is cut into pieces, it ends at the same place, and no part of one is emitted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ sequences = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
 
 
 def first_stop(text: str, sought: list[str]) -> tuple[int, str] | None:
-    """Where the first stop sequence to be complete begins, by looking at every beginning of the text."""
+    """Return the start of the first stop sequence to be complete, and the sequence, by checking every prefix of the
+    text."""
     for end in range(1, len(text) + 1):
         complete = [sequence for sequence in sought if text[:end].endswith(sequence)]
         if complete:
@@ -32,24 +33,24 @@ def test_a_text_ends_before_its_first_stop_sequence_however_it_is_cut(
     text: str, sought: list[str], places: list[int]
 ) -> None:
     scanner = StopScanner(sought)
-    given_out = "".join([scanner.push(piece) for piece in cut(text, places)])
-    given_out += scanner.push("", final=True)
+    emitted = "".join([scanner.push(piece) for piece in cut(text, places)])
+    emitted += scanner.push("", final=True)
     stop = first_stop(text, sought)
     assert (scanner.found is None) == (stop is None)
     if stop is None:
-        assert given_out == text
+        assert emitted == text
     else:
-        assert (given_out, scanner.found) == (text[: stop[0]], stop[1])
+        assert (emitted, scanner.found) == (text[: stop[0]], stop[1])
 
 
 @given(texts, sequences)
-def test_nothing_is_held_back_that_no_stop_sequence_begins_with(text: str, sought: list[str]) -> None:
-    scanner, given_out = StopScanner(sought), ""
+def test_only_the_beginning_of_a_stop_sequence_is_held_back(text: str, sought: list[str]) -> None:
+    scanner, emitted = StopScanner(sought), ""
     for number, character in enumerate(text, 1):
-        given_out += scanner.push(character)
+        emitted += scanner.push(character)
         if scanner.found is not None:
             return
-        held = text[len(given_out) : number]
+        held = text[len(emitted) : number]
         assert not held or any(sequence.startswith(held) for sequence in sought)
 
 
@@ -61,7 +62,7 @@ def test_nothing_is_held_back_that_no_stop_sequence_begins_with(text: str, sough
 def test_a_check_counts_the_tokens_up_to_the_end_of_a_stop_sequence(
     text: str, sought: list[str], places: list[int]
 ) -> None:
-    """Of bytes, several of which are one character, in chunks."""
+    """With a vocabulary of bytes, where several tokens are one character."""
     vocabulary = ByteVocabulary()
     check = StopCheck(sought, vocabulary.decoder())
     tokens = vocabulary.encode(text).tolist()
@@ -79,7 +80,7 @@ def test_a_check_counts_the_tokens_up_to_the_end_of_a_stop_sequence(
         assert count == len((text[: stop[0]] + stop[1]).encode())
 
 
-def test_nothing_comes_after_a_stop_sequence() -> None:
+def test_nothing_is_emitted_after_a_stop_sequence() -> None:
     scanner = StopScanner(["\n\n"])
     assert scanner.push("one\n") == "one"
     assert scanner.push("\ntwo") == ""

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
-from elman_server.decoding import Nodes, add_log_probabilities, add_score
+from elman_server.decoding.in_graph import Nodes, add_log_probabilities, add_score
 from elman_server.engine import FREE, NOTHING, Chunk, EnginePolicy, OnnxEngine, Results, Wanted, autotune
 from tests.support.bundles import CHARACTERS
 from tests.support.engines import COUNTS, divide_rows, make_chunk, make_engine, run_lanes, same

@@ -1,5 +1,7 @@
-"""Stop sequences: texts whose appearance ends a generation. They may lie across tokens and across messages, and no
-part of one is ever given out."""
+"""Stop sequences: texts that end a generation when they appear.
+
+A stop sequence may be spread over tokens and messages; no part of it is emitted.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +12,34 @@ from elman_bundle.vocabulary import TextDecoder
 
 
 class StopScanner:
-    """Looks for stop sequences in a text that comes piece by piece.
+    """Searches for stop sequences in a text that arrives in pieces.
 
-    The first one to be complete counts; of those that are complete at the same character, the longest.
+    The first sequence to be complete counts; of those that are complete at the same character, the longest.
 
     Args:
-        sequences: what to look for, none of them empty.
+        sequences: the stop sequences, none of them empty.
 
     Attributes:
-        found: the one that has appeared; None as long as none has.
-        end: with how many characters of the latest piece it was complete.
+        found: the sequence that has appeared; None before.
+        end: number of characters of the latest piece up to the end of the sequence.
     """
 
     def __init__(self, sequences: Iterable[str]) -> None:
         self._sequences = tuple(sequences)
         self._longest = max((len(sequence) for sequence in self._sequences), default=0)
-        self._held = ""
+        self._held = ""  # what may be the beginning of a stop sequence
         self.found: str | None = None
         self.end = 0
 
     def push(self, piece: str, *, final: bool = False) -> str:
-        """Take the next piece; what can be given out: all that is no part of a stop sequence and cannot become one.
+        """Add a piece of the text.
 
         Args:
-            piece: may be empty; what follows a stop sequence is ignored.
-            final: nothing more will come, so that what may have become one is given out.
+            piece: may be empty; ignored after a stop sequence.
+            final: whether this is the last piece, so that nothing is held back.
+
+        Returns:
+            The text that can be emitted: what neither is nor can become part of a stop sequence.
         """
         if self.found is not None:
             return ""
@@ -49,12 +54,12 @@ class StopScanner:
             self.end = end - len(self._held)
             self._held = ""
             return text[:start]
-        kept = 0 if final else self._beginning_at_end(text)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        held = 0 if final else self._overlap(text)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
 
-    def _beginning_at_end(self, text: str) -> int:
-        """How many characters at the end of a text are the beginning of a stop sequence."""
+    def _overlap(self, text: str) -> int:
+        """Return the number of characters at the end of a text that are the beginning of a stop sequence."""
         for count in range(min(self._longest - 1, len(text)), 0, -1):
             if any(sequence.startswith(text[-count:]) for sequence in self._sequences):
                 return count
@@ -62,11 +67,11 @@ class StopScanner:
 
 
 class StopCheck:
-    """Tells at which token a stop sequence is complete.
+    """Finds the token that completes a stop sequence.
 
     Args:
         sequences: see `StopScanner`.
-        decoder: turns the generated tokens, from the first one on, into text.
+        decoder: decodes the generated tokens, from the first one on.
     """
 
     def __init__(self, sequences: Iterable[str], decoder: TextDecoder) -> None:
@@ -74,10 +79,13 @@ class StopCheck:
         self._decoder = decoder
 
     def feed(self, tokens: Sequence[int]) -> int | None:
-        """Take the next tokens; how many of them there are up to the one that completes a sequence, that one included;
-        None if none is complete."""
+        """Add tokens.
+
+        Returns:
+            The number of these tokens up to the one that completes a stop sequence, inclusive; None if none does.
+        """
         pieces = [self._decoder.decode([token]) for token in tokens]
-        # All at once: a scan costs more than what it looks at.
+        # One scan for all tokens: a scan costs more than the characters that it reads.
         self._scanner.push("".join(pieces))
         if self._scanner.found is None:
             return None

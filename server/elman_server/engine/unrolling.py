@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from elman_bundle import Bundle
 from elman_protos import v1
 from elman_protos.element_types import element_type
-from elman_server.decoding import (
+from elman_server.decoding.in_graph import (
     PREFIX,
     Choice,
     Filters,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from elman_server.decoding.beams import BeamParams, BeamSearch, Hypothesis
 from elman_server.decoding.constraints import Grammar
-from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.host.shaping import Shaping
 from elman_server.decoding.stopping import StopCheck
 from elman_server.engine import NOTHING, Arrays, Encoded, Results, Wanted
 

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_server.decoding.constraints import Matcher, allowed_tokens
-from elman_server.decoding.drawing import most_probable
-from elman_server.decoding.shaping import ShapedRows, Shaping
+from elman_server.decoding.host.choosing import choose_tokens, shape_scores
+from elman_server.decoding.host.drawing import most_probable
+from elman_server.decoding.host.shaped_rows import ShapedRows
+from elman_server.decoding.host.shaping import Shaping
 from elman_server.scheduling.sequence import Beams, Generation, Sequence, TokenReport
 
 _NOTHING = Shaping()
@@ -171,7 +173,7 @@ class HostSampler:
             uniforms: float32 [R], the random number of each choice.
         """
         numbers = np.array([self._numbers[row] for row in rows])
-        found = self._shaped.choose(numbers, logits, uniforms, self._take_allowed(rows))
+        found = choose_tokens(self._shaped, numbers, logits, uniforms, self._take_allowed(rows))
         self._shaped.note(numbers, found.tokens)
         choices = Choices(found.tokens, {}, [], [])
         impossible = {rows[index] for index in np.flatnonzero(found.impossible).tolist()}
@@ -201,7 +203,7 @@ class HostSampler:
 
     def shape(self, rows: Several[int], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores of some beams, float32 [R, V], after everything that changes them."""
-        return self._shaped.shape(np.array([self._numbers[row] for row in rows]), scores)
+        return shape_scores(self._shaped, np.array([self._numbers[row] for row in rows]), scores)
 
     def branch(self, beams: Beams, rows: Several[int], sources: Several[int], tokens: Several[int]) -> None:
         """Turn rows into continuations of rows of the same search, by one token each.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.decoding import LEAST_UNIFORM, UniformStream
+from elman_server.decoding.in_graph import LEAST_UNIFORM
+from elman_server.decoding.randomness import UniformStream
 from elman_server.engine import FREE, Arrays, Chunk, is_filtered
 from elman_server.scheduling.rows.table import RowTable
 from elman_server.scheduling.sequence import Generation, Sequence

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.decoding import GREEDY_TEMPERATURE
 from elman_server.decoding.beams import BeamSearch
+from elman_server.decoding.in_graph import GREEDY_TEMPERATURE
 from elman_server.engine import NOTHING, Wanted
 from elman_server.scheduling.sequence import Beams, Generation, Sequence
 

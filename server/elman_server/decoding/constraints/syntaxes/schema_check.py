@@ -1,8 +1,8 @@
-"""What is asked of a JSON schema before llguidance compiles it: that nothing in it is passed over in silence.
+"""The check of a JSON schema before llguidance compiles it: nothing in it is ignored silently.
 
-llguidance refuses keywords of the drafts that it does not implement, and ignores all others, be they misspelt or of
-another dialect. Here every keyword is one that it enforces or one that only annotates. What it would enforce in part is
-refused as well.
+llguidance refuses keywords of the drafts that it does not implement, and ignores all others: misspelt ones, and those
+of other dialects. Here every keyword has to be one that llguidance enforces, or one that only annotates. What it would
+enforce in part is refused too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 from elman_server.errors import ConstraintError, shortened
 
-_IN_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_IN_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_ALONE = frozenset({"items", "additionalItems", "additionalProperties"})
-_PLAIN = frozenset(
+_MAPS_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_SCHEMAS = frozenset({"items", "additionalItems", "additionalProperties"})
+_VALUES = frozenset(
     {
         *("$ref", "const", "enum", "type", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems"),
         *("required", "minProperties", "maxProperties", "multipleOf"),
@@ -30,36 +30,40 @@ _ANNOTATIONS = frozenset(
         *("readOnly", "writeOnly", "contentMediaType", "contentEncoding", "contentSchema", "discriminator"),
     }
 )
-KEYWORDS = _IN_MAPS | _IN_LISTS | _ALONE | _PLAIN | _ANNOTATIONS
-_OPTIONS = "x-guidance"  # llguidance's own; at the top only
+KEYWORDS = _MAPS_OF_SCHEMAS | _LISTS_OF_SCHEMAS | _SCHEMAS | _VALUES | _ANNOTATIONS
+_OPTIONS = "x-guidance"  # of llguidance; at the top level only
 _OPTION = "whitespace_flexible"
 
-_DEEPEST = 128  # members and items within each other; llguidance reads no more
+_MAX_DEPTH = 128  # keys and indices on the path to a schema; llguidance reads no deeper
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]')
 
-Pointer = tuple[str | int, ...]
+Path = tuple[str | int, ...]  # the keys and indices that lead to a part of a schema
 
 
-def checked_schema(text: str) -> Any:
-    """A JSON schema as an object, which llguidance reads as everybody does: no key is in it twice.
+def check_schema(text: str) -> Any:
+    """Check a JSON schema.
 
     Args:
-        text: a JSON schema.
+        text: the schema.
+
+    Returns:
+        The schema as an object. llguidance gets this rather than the text, so that of a repeated key both read the same
+        value.
 
     Raises:
-        ConstraintError: it is not JSON, or more than llguidance enforces; with the position in the text.
+        ConstraintError: it is not JSON, or asks for what llguidance does not enforce; with the position in the text.
     """
     schema = _parsed(text)
     if not isinstance(schema, dict | bool):
         raise ConstraintError(f"a JSON schema is an object, true or false, and not {shortened(schema)}", 0)
-    for path, part in _schemas(schema):
+    for path, part in _subschemas(schema):
         _check(text, path, part)
     return schema
 
 
 def key_position(text: str, key: str) -> int | None:
-    """Where the one key of this name is in a JSON text, if there is exactly one."""
+    """Return the position of a key in a JSON text; None unless it occurs exactly once."""
     found = [match.start() for match in re.finditer(re.escape(json.dumps(key)) + r"\s*:", text)]
     return found[0] if len(found) == 1 else None
 
@@ -78,42 +82,38 @@ def _parsed(text: str) -> Any:
     except RecursionError:
         raise ConstraintError("nested too deeply") from None
     except UnicodeEncodeError:
-        raise ConstraintError("half of a surrogate pair, which is no character") from None
+        raise ConstraintError("half of a surrogate pair, which is not a character") from None
     except ValueError:
         raise ConstraintError("a number is out of range") from None
     return schema
 
 
-def _schemas(schema: Any) -> Iterator[tuple[Pointer, dict[str, Any]]]:
-    """Every schema in a schema, with the way to it.
+def _subschemas(schema: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield every schema in a schema, with its path.
 
     Raises:
         ConstraintError: they are nested too deeply.
     """
-    waiting: list[tuple[Pointer, Any]] = [((), schema)]
-    while waiting:
-        path, part = waiting.pop()
-        if len(path) > _DEEPEST:
+    pending: list[tuple[Path, Any]] = [((), schema)]
+    while pending:
+        path, part = pending.pop()
+        if len(path) > _MAX_DEPTH:
             raise ConstraintError("nested too deeply")
         if not isinstance(part, dict):
             continue
         yield path, part
         for keyword, value in part.items():
             here = (*path, keyword)
-            if keyword in _IN_MAPS and isinstance(value, dict):
-                waiting += [((*here, name), inner) for name, inner in value.items()]
-            elif keyword in _IN_LISTS | _ALONE and isinstance(value, list):
-                waiting += [((*here, index), inner) for index, inner in enumerate(value)]
-            elif keyword in _ALONE:
-                waiting.append((here, value))
+            if keyword in _MAPS_OF_SCHEMAS and isinstance(value, dict):
+                pending += [((*here, name), inner) for name, inner in value.items()]
+            elif keyword in _LISTS_OF_SCHEMAS | _SCHEMAS and isinstance(value, list):
+                pending += [((*here, index), inner) for index, inner in enumerate(value)]
+            elif keyword in _SCHEMAS:
+                pending.append((here, value))
 
 
-def _check(text: str, path: Pointer, schema: dict[str, Any]) -> None:
-    """Refuse what is not enforced of a schema itself; the schemas within are others' turn.
-
-    Raises:
-        ConstraintError: there is such a thing.
-    """
+def _check(text: str, path: Path, schema: dict[str, Any]) -> None:
+    """Refuse what is not enforced in one schema; the schemas inside it are checked by themselves."""
     for keyword, value in schema.items():
         here = (*path, keyword)
         if keyword == _OPTIONS and not path:
@@ -127,21 +127,21 @@ def _check(text: str, path: Pointer, schema: dict[str, Any]) -> None:
     _check_bounds(text, path, schema)
 
 
-def _check_count(text: str, path: Pointer, schema: dict[str, Any]) -> None:
-    """Members that the schema does not name may come twice under one name, and are one then."""
-    named = schema.get("required")
+def _check_count(text: str, path: Path, schema: dict[str, Any]) -> None:
+    """Refuse a minProperties that repeated names could satisfy: two members of one name are a single member."""
+    required = schema.get("required")
     least = schema.get("minProperties")
-    if isinstance(least, int) and least > (len(named) if isinstance(named, list) else 0) + 1:
+    if isinstance(least, int) and least > (len(required) if isinstance(required, list) else 0) + 1:
         problem = "'minProperties' can be at most one more than there are 'required' properties"
         _refuse(text, (*path, "minProperties"), problem)
 
 
-def _check_bounds(text: str, path: Pointer, schema: dict[str, Any]) -> None:
-    """llguidance 1.9.1 lets 12 through where a number is to be above 12 and below 12.5."""
+def _check_bounds(text: str, path: Path, schema: dict[str, Any]) -> None:
+    """Refuse bounds that llguidance 1.9.1 does not enforce: above 12 and below 12.5, it allows 12."""
     bounds = {name: schema.get(name) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")}
     for end, other in (("Minimum", "aximum"), ("Maximum", "inimum")):
         excluded = bounds[f"exclusive{end}"]
-        if excluded is True:  # as draft 4 has it
+        if excluded is True:  # as in draft 4
             excluded = bounds[end.lower()]
         for limit in (bounds[f"m{other}"], bounds[f"exclusiveM{other}"]):
             if isinstance(excluded, int | float) and isinstance(limit, int | float) and excluded == int(limit) != limit:
@@ -149,13 +149,13 @@ def _check_bounds(text: str, path: Pointer, schema: dict[str, Any]) -> None:
                 _refuse(text, (*path, f"exclusive{end}"), problem)
 
 
-def _refuse(text: str, path: Pointer, reason: str) -> NoReturn:
+def _refuse(text: str, path: Path, reason: str) -> NoReturn:
     pointer = "".join(f"/{part}" for part in path)
     raise ConstraintError(f"{reason}: {shortened(pointer)}", _position(text, path))
 
 
-def _position(text: str, wanted: Pointer) -> int | None:
-    """Where the key at the end of a path is in a JSON text."""
+def _position(text: str, sought: Path) -> int | None:
+    """Return the position of the key at the end of a path in a JSON text."""
     path: list[str | int] = []
     before: re.Match[str] | None = None
     for token in _TOKEN.finditer(text):
@@ -168,7 +168,7 @@ def _position(text: str, wanted: Pointer) -> int | None:
                 path.pop()
             case ":" if before is not None:
                 path[-1] = json.loads(before[0])
-                if len(path) == len(wanted) and tuple(path) == wanted:
+                if len(path) == len(sought) and tuple(path) == sought:
                     return before.start()
             case "," if isinstance(path[-1], int):
                 path[-1] += 1

@@ -1,7 +1,8 @@
-"""How probable given tokens are, computed inside the graph, row by row, whoever shares the batch.
+"""Log-probabilities of given tokens, computed inside the graph.
 
-The log-probability of a token is its logit less the logarithm of the sum of the exponentials of all logits, those of
-the untouched model: before any temperature, with the unknown token among them.
+The log-probability of a token is its logit less the logarithm of the sum of the exponentials of all logits. The logits
+are those of the model itself: before any temperature, with the unknown token included. No row's result depends on the
+other rows.
 
 Axes: B rows, K steps, V tokens.
 """
@@ -14,20 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from elman_server.decoding.nodes import Nodes
+from elman_server.decoding.in_graph.drawing import add_last
+from elman_server.decoding.in_graph.nodes import Nodes
 
-# A sum over more than so many columns is halved first.
-_NARROW = 16
+_SUMMED_COLUMNS = 16  # a sum over more columns is halved first
 
 
 @dataclass(frozen=True)
 class Score:
-    """Names of what a log-probability is made of, float32 [B, 1] each.
+    """Names of the parts of a log-probability, float32 [B, 1] each.
 
     Attributes:
-        logit: of the token.
+        logit: the logit of the token.
         largest: the largest logit.
-        total: the sum of the exponentials of all logits, each less the largest.
+        total: the sum of the exponentials of all logits less the largest.
     """
 
     logit: str
@@ -36,10 +37,10 @@ class Score:
 
 
 def add_score(nodes: Nodes, logits: str, token: str, vocabulary_size: int) -> Score:
-    """Add the nodes that look at one token a row.
+    """Add the nodes that score one token per row.
 
     Args:
-        nodes: what they are added to.
+        nodes: the nodes so far.
         logits: float32 [B, V].
         token: int64 [B, 1].
         vocabulary_size: V.
@@ -51,17 +52,17 @@ def add_score(nodes: Nodes, logits: str, token: str, vocabulary_size: int) -> Sc
 
 
 def add_log_probabilities(nodes: Nodes, scores: Sequence[Score], output: str) -> None:
-    """Add the nodes that give the log-probabilities of all steps.
+    """Add the nodes that compute the log-probabilities of all steps.
 
     Args:
-        nodes: what they are added to.
-        scores: K of them.
-        output: the name of the result, float32 [B, K], rounded once; not a number where the logits held NaN or +inf, or
+        nodes: the nodes so far.
+        scores: K scores.
+        output: name of the result, float32 [B, K], rounded once from float64; NaN where the logits held NaN or +inf, or
             were all -inf.
     """
 
     def joined(names: Sequence[str]) -> str:
-        # Of all steps at once: a node is dear beside what it computes for one.
+        # All steps together: a node costs more than what it computes for one.
         return nodes.add("Cast", nodes.add("Concat", *names, axis=1), to=TensorProto.DOUBLE)
 
     distances = nodes.add("Sub", joined([score.logit for score in scores]), joined([score.largest for score in scores]))
@@ -70,16 +71,17 @@ def add_log_probabilities(nodes: Nodes, scores: Sequence[Score], output: str) ->
 
 
 def _add_total(nodes: Nodes, weights: str, width: int) -> str:
-    """The sums [B, 1] of [B, `width`] along its last axis, one half added to the other until few columns are left.
+    """Add the sums of [B, `width`] along the last axis, by adding one half of the columns to the other until few are
+    left; return their name, [B, 1].
 
-    ReduceSum adds in an order that depends on the number of rows; a product with ones rounds to ten bits on GPUs that
-    have TF32; CumSum over everything takes several times as long and is less exact.
+    ReduceSum adds in an order that depends on the number of rows, a product with ones rounds to ten bits on GPUs with
+    TF32, and CumSum over all columns takes several times as long and is less exact.
     """
-    halvings = max(0, int(np.ceil(np.log2(width / _NARROW))))
+    halvings = max(0, int(np.ceil(np.log2(width / _SUMMED_COLUMNS))))
     padding = -width % 2**halvings
     if padding:
         weights = nodes.add("Pad", weights, nodes.constant(np.array([0, 0, 0, padding])))
     for _ in range(halvings):
         weights = nodes.add("Add", *nodes.split(weights, 2, axis=1))
     cumulative = nodes.add("CumSum", weights, nodes.constant(np.int64(1)))
-    return nodes.add("Gather", cumulative, nodes.constant(np.array([-1])), axis=1)
+    return add_last(nodes, cumulative)
