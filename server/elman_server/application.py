@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import structlog
 
@@ -16,28 +15,13 @@ from elman_server.inference.prefix_cache import PrefixCache
 from elman_server.inference.registry import ModelRegistry
 from elman_server.inference.resources import Resources
 from elman_server.rpc.server import GrpcServer
-from elman_server.sessions import MemoryStore, Sessions, SqliteStore, Store
-from elman_server.sessions.redis import RedisStore
-from elman_server.settings import MEMORY, Settings, is_url
+from elman_server.sessions import Sessions, open_store
+from elman_server.settings import Settings
 
 _STATUS_SECONDS = 1.0  # for the statuses of calls that have been cut off
 _CLOSE_SECONDS = 0.5  # for connections to close
 
 _log = structlog.get_logger(__name__)
-
-
-def open_store(settings: Settings) -> Store:
-    """The store of sessions.
-
-    Raises:
-        StoreOpenError: it cannot be opened.
-    """
-    store = settings.store.get_secret_value()
-    if store == MEMORY:
-        return MemoryStore()
-    if is_url(store):
-        return RedisStore(store)
-    return SqliteStore(Path(store), settings.fsync)
 
 
 class Server:

@@ -39,11 +39,12 @@ from elman.errors import rpc_errors
 from elman_bundle import Bundle
 from elman_server.errors import SessionDamagedError, StoreConflictError, StoreError, StoreFullError
 from elman_server.inference.prefix_cache import PrefixCache
+from elman_server.sessions.changes import Advance, Change, Create, Delete, Rewind
 from elman_server.sessions.file import _checksum
 from elman_server.sessions.journal import Journal
-from elman_server.sessions.redis import RedisStore
-from elman_server.sessions.session import Advance, Change, Create, Delete, Rewind, Snapshot
-from elman_server.sessions.sqlite import SqliteStore
+from elman_server.sessions.snapshots import Snapshot
+from elman_server.sessions.stores.redis import RedisStore
+from elman_server.sessions.stores.sqlite import SqliteStore
 from tests.support.fake_engine import LABELS, MODULUS, FakeEngine, continuation
 from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.redis_sessions import created, stamped
@@ -141,7 +142,7 @@ async def until_over(running: Running) -> None:
 
 async def until_written(running: Running) -> None:
     async with asyncio.timeout(10):
-        while running.server._resources.sessions._residence.journal._writer is not None:  # noqa: ASYNC110
+        while running.server._resources.sessions._registry.journal._writer is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -153,9 +154,9 @@ async def check_agreement(running: Running, session_id: str) -> None:
 
 def check_accounts(running: Running) -> int:
     """The bytes that sessions in memory take, which are those that have been counted."""
-    residence = running.server._resources.sessions._residence
-    resident = sum(session.size for session in residence._sessions.values())
-    assert residence._bytes == resident
+    cache = running.server._resources.sessions._registry.cache
+    resident = sum(session.size for session in cache._sessions.values())
+    assert cache._bytes == resident
     return resident
 
 
@@ -235,7 +236,7 @@ async def test_a_creation_cancelled_while_it_is_written_counts_once(
         await client.create_session("a")
         with pytest.raises(OverloadedError, match="a caller may have at most 2"):
             await client.create_session("b")
-        assert not running.server._resources.sessions._making
+        assert not running.server._resources.sessions._quota._creating
 
 
 # Changes behind one that is not kept.
@@ -329,21 +330,21 @@ async def test_a_session_that_is_being_claimed_stays_in_memory(
 ) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, **kept(path)) as running:
-        client, residence = running.client, running.server._resources.sessions._residence
+        client, cache = running.client, running.server._resources.sessions._registry.cache
         await client.create_session(PROMPT, session_id="s", seed=SEED)
-        find = residence.find
+        find = cache.find
 
         async def evicting(session_id: str) -> Any:
             session = await find(session_id)
             with monkeypatch.context() as others_need_the_room:
-                others_need_the_room.setattr(residence, "_memory_bytes", 0)
-                residence._evict()
+                others_need_the_room.setattr(cache, "_memory_bytes", 0)
+                cache.trim()
             return session
 
-        monkeypatch.setattr(residence, "find", evicting)
+        monkeypatch.setattr(cache, "find", evicting)
         chunks = aiter(client.generate(session="s", max_tokens=5000, interval=0.0))
         text = (await anext(chunks)).text
-        monkeypatch.setattr(residence, "find", find)
+        monkeypatch.setattr(cache, "find", find)
         await client.get_session("s")  # Somebody looks meanwhile, and finds the session that is being advanced.
         text += "".join([chunk.text async for chunk in chunks])
         assert text == alone(bundle, PROMPT, 5000)
@@ -468,7 +469,7 @@ async def test_a_long_run_that_takes_too_much_memory_leaves_it_when_it_ends(bund
         await until_over(running)
         assert len(text) * 4 > 40_000
         assert check_accounts(running) <= 40_000
-        assert "long" not in running.server._resources.sessions._residence._sessions
+        assert "long" not in running.server._resources.sessions._registry.cache._sessions
         found = await client.generate("x", session="long", max_tokens=20).text()
         assert found == alone(bundle, PROMPT + text + "x", 20)
         assert await client.generate(session="other", max_tokens=20).text() == text[:20]
@@ -699,7 +700,7 @@ async def test_an_input_that_comes_again_while_it_is_read_gets_the_same_answer()
 async def test_a_session_used_since_the_sweeper_looked_is_spared(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elman_server.sessions.sessions._LEAST_SWEEP", 0.05)
+    monkeypatch.setattr("elman_server.sessions.expiry._MIN_INTERVAL", 0.05)
     expired, looked, go_on = SqliteStore.expired, threading.Event(), threading.Event()
 
     def once(store: SqliteStore, before: float) -> list[str]:
@@ -732,9 +733,10 @@ def damage(running: Running, statement: str) -> None:
     """Damage the file of a server that keeps nothing in memory."""
     store = running.server._resources.sessions._store
     assert isinstance(store, SqliteStore)
-    store._connection.execute(statement)
-    for session_id in list(running.server._resources.sessions._residence._sessions):
-        running.server._resources.sessions._residence.forget(session_id)
+    store._database.connection.execute(statement)
+    cache = running.server._resources.sessions._registry.cache
+    for session_id in list(cache._sessions):
+        cache.drop(session_id)
 
 
 async def test_a_damaged_session_can_be_deleted_and_its_id_be_had_again(bundles: Bundles, path: Path) -> None:
@@ -847,7 +849,7 @@ def test_rows_in_places_that_are_not_theirs_are_never_believed(path: Path, name:
 def test_a_position_beyond_the_tokens_is_not_believed(path: Path) -> None:
     store = SqliteStore(path)
     session = long_session(store)
-    store._connection.execute("UPDATE sessions SET position = position + 5")
+    store._database.connection.execute("UPDATE sessions SET position = position + 5")
     assert same(store.load("s"), session)
     told(store, session, Advance("s", session.position, 4.0, tokens_of(*range(2000))))
     assert same(store.load("s"), session)
@@ -892,8 +894,8 @@ async def test_an_input_that_the_store_has_no_space_for_has_never_been_read(bund
         assert isinstance(store, SqliteStore)
         await client.create_session(session_id="s")
         await client.classify("hello ", session="s")
-        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-        store._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+        (pages,) = store._database.connection.execute("PRAGMA page_count").fetchone()
+        store._database.connection.execute(f"PRAGMA max_page_count = {pages + 1}")
         call: dict[str, Any] = {"session": "s", "request_id": "long"}
         with pytest.raises(OverloadedError, match="there is no space left for sessions") as caught:
             await client.classify(TEXT * 5, **call)
@@ -902,7 +904,7 @@ async def test_an_input_that_the_store_has_no_space_for_has_never_been_read(bund
         assert (content.text, content.session.running) == ("hello ", False)
         await check_agreement(running, "s")
         check_accounts(running)
-        store._connection.execute("PRAGMA max_page_count = 100000")
+        store._database.connection.execute("PRAGMA max_page_count = 100000")
         found = await client.classify("abc", session="s", position=6)
         assert found.steps == await labels_behind(client, "hello abc", 3)
         again = await client.classify("def", **call)  # What has never been can be asked for otherwise.
@@ -1034,7 +1036,7 @@ async def test_a_call_that_finds_the_queue_full_leaves_its_session_free() -> Non
                 assert caught.value.reason == "QUEUE_FULL"
             session = await client.get_session("s")
             assert (session.running, session.position) == (False, 2)
-            assert running.server._resources.sessions._residence._busy == {}
+            assert running.server._resources.sessions._registry.claims._claims == {}
         stream = client.generate([4], session="s", position=2, request_id="once", max_tokens=3, temperature=0.0)
         assert await ids_of(stream) == continuation([1, 2, 4], 3)
         total = sum([1, 2, 4, *continuation([1, 2, 4], 3), 5])

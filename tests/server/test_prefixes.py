@@ -28,7 +28,7 @@ def read(
 ) -> int:
     """Read a prompt, keeping states on the way; how many tokens had not to be read. The state is the sum."""
     given = np.array(tokens, np.int64)
-    prefix = cache.look_up(digest, caller, given, output_wanted=True)
+    prefix = cache.look_up(digest, caller, given, output_needed=True)
     if prefix.position:
         assert prefix.state is not None
         assert prefix.state["total"][0] == sum(tokens[: prefix.position])

@@ -20,7 +20,6 @@ from pydantic import SecretStr
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from elman_server.application import open_store
 from elman_server.errors import (
     SessionDamagedError,
     SessionElsewhereError,
@@ -30,20 +29,14 @@ from elman_server.errors import (
     StoreOpenError,
     StoreUnavailableError,
 )
-from elman_server.sessions.redis import RedisStore, public_name
-from elman_server.sessions.redis.scripts import key_of
-from elman_server.sessions.session import (
-    REMEMBERED_CALLS,
-    TOKEN_TYPE,
-    Advance,
-    Call,
-    Create,
-    Delete,
-    Rewind,
-    Session,
-    Snapshot,
-)
-from elman_server.sessions.store import Lease
+from elman_server.sessions.changes import Advance, Create, Delete, Rewind
+from elman_server.sessions.session import REMEMBERED_CALLS, TOKEN_TYPE, Call, Session
+from elman_server.sessions.snapshots import Snapshot, superseded_positions
+from elman_server.sessions.stores import open_store
+from elman_server.sessions.stores.interface import Lease
+from elman_server.sessions.stores.redis import RedisStore
+from elman_server.sessions.stores.redis.connection import public_name
+from elman_server.sessions.stores.redis.keys import key_of
 from elman_server.settings import Settings
 from tests.support.amount import examples
 from tests.support.redis_server import RedisServer, redis_is_installed, redis_running
@@ -96,7 +89,7 @@ def told(store: RedisStore, session: Session, *changes: Advance | Rewind) -> Non
     following = stamped(session, *changes)
     assert store.apply(following) == [None] * len(changes)
     for change in following:
-        session.take(change)
+        change.apply(session)
 
 
 def same(one: Session | None, other: Session) -> bool:
@@ -119,7 +112,7 @@ def long_session(store: RedisStore, steps: int = 3000) -> Session:
         new = tokens_of(*(stream.randrange(1000) for _ in range(stream.randrange(1, 200))))
         call = call_of(f"call {session.position}", session.position, 1, len(new) - 1, "max_tokens")
         state = Snapshot(session.position + len(new) - 1, stream.randbytes(STATE_BYTES))
-        dropped = tuple(session.superfluous(state))
+        dropped = tuple(superseded_positions(session.snapshots, state))
         told(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
     return session
 
@@ -148,7 +141,7 @@ def test_nothing_is_left_of_a_deleted_session(store: RedisStore, redis: RedisSer
 
 def test_a_session_is_made_with_all_it_holds(store: RedisStore) -> None:
     session = long_session(store)
-    fork = session.forked("fork", 2500, 2400, seed=0, caller="ö", now=5.5)
+    fork = session.fork("fork", 2500, 2400, seed=0, caller="ö", now=5.5)
     fork.calls = session.calls
     fork.version = 7
     assert store.apply([Create(fork)]) == [None]
@@ -174,7 +167,7 @@ def test_any_history_comes_back(one_server: RedisServer, history: list[int]) -> 
                 state = Snapshot(start + number - 1, bytes([index]) * STATE_BYTES)
                 call = call_of(str(index % 3), start, number, 0, "read" if index % 2 else "")
                 new = tokens_of(*range(index, index + number))
-                dropped = tuple(session.superfluous(state))
+                dropped = tuple(superseded_positions(session.snapshots, state))
                 told(store, session, Advance("s", start, float(index), new, call, state, dropped))
             elif -number <= start:
                 told(store, session, Rewind("s", -number, max(-number - 1, 0)))
@@ -192,7 +185,7 @@ def test_a_change_that_does_not_follow_is_refused_and_the_others_are_kept(store:
     kept, *refused = store.apply([*good, *elsewhere, *too_late, *beyond, *lost, *again])
     assert kept is None
     assert [type(error) for error in refused] == [StoreConflictError] * 6
-    assert "session 'other' is at version 0 and position 0: it cannot go on from version 0 and position 5" in str(
+    assert "session 'other' is at version 0 and position 0; the change starts from version 0 and position 5" in str(
         refused[0]
     )
     loaded = store.load("one"), store.load("other")
@@ -635,7 +628,7 @@ def test_changes_that_come_twice_are_made_once(store: RedisStore) -> None:
         Advance("s", 4, 5.0, tokens_of(6)),
     )
     for change in changes:
-        session.take(change)
+        change.apply(session)
     assert store.apply(changes[:2]) == [None] * 2
     for _ in range(3):
         assert store.apply(changes) == [None] * 4
@@ -772,9 +765,9 @@ def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisS
             if (error := store.apply(following)[0]) is not None:
                 errors.append(error)
             else:
-                session.take(following[0])
+                following[0].apply(session)
         assert isinstance(errors[0], StoreFullError)
-        assert "there is no memory left for sessions; maxmemory" in str(errors[0])
+        assert "there is no memory left for sessions. Raise maxmemory" in str(errors[0])
         redis.ask("CONFIG", "SET", "maxmemory", used // 2)  # Not to hang on what the connections themselves take.
         refused = store.apply([Create(empty("new")), *stamped(session, more(session, 1), Advance("s", 0, 3.0))])
         assert [type(error) for error in refused[:2]] == [StoreFullError] * 2
@@ -800,19 +793,21 @@ def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisS
 
 def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
-    with pytest.raises(StoreOpenError, match=r"redis://127.0.0.1:9/0: Redis has not answered.*is Redis running there"):
+    with pytest.raises(
+        StoreOpenError, match=r"redis://127.0.0.1:9/0: Redis has not answered.*Check that Redis is running there"
+    ):
         RedisStore("redis://127.0.0.1:9")
     assert time.monotonic() - begun < 4.0
-    with pytest.raises(StoreOpenError, match="means nothing to redis-py"):
+    with pytest.raises(StoreOpenError, match="redis-py refuses the URL"):
         RedisStore(f"{redis.url}?nonsense=1")
-    with pytest.raises(StoreOpenError, match="the sessions cannot be opened"):
+    with pytest.raises(StoreOpenError, match="it cannot be opened"):
         RedisStore(redis.url.replace("/0", "/99"))
-    with pytest.raises(StoreOpenError, match="the sessions cannot be opened"):
+    with pytest.raises(StoreOpenError, match="it cannot be opened"):
         RedisStore(f"unix://{tmp_path}/nobody")
     with pytest.raises(StoreOpenError, match="unix:///nowhere: Redis has not answered"):
         open_store(Settings(store=SecretStr("unix:///nowhere")))
-    monkeypatch.setattr("elman_server.sessions.redis.connection.OLDEST", (99, 0))
-    with pytest.raises(StoreOpenError, match=r"is Redis \d.*; sessions need 99.0 or later"):
+    monkeypatch.setattr("elman_server.sessions.stores.redis.connection.MIN_VERSION", (99, 0))
+    with pytest.raises(StoreOpenError, match=r"it is Redis \d.*, and sessions need 99.0 or later. Upgrade Redis"):
         RedisStore(redis.url)
 
 

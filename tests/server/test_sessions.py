@@ -28,7 +28,7 @@ from elman import (
     v1,
 )
 from elman_bundle import Bundle
-from elman_server.sessions.sqlite import SqliteStore
+from elman_server.sessions.stores.sqlite import SqliteStore
 from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
@@ -424,15 +424,15 @@ async def test_sessions_leave_the_memory_and_come_back(bundles: Bundles, tmp_pat
             prompt = f"{PROMPT} {chr(97 + number % 26) * (number + 1)}"
             session = await client.create_session(prompt, seed=number)
             texts[session.session_id] = prompt
-        residence = running.server._resources.sessions._residence
-        assert len(residence._sessions) < 20
+        cache = running.server._resources.sessions._registry.cache
+        assert len(cache._sessions) < 20
         for _ in range(2):
             for number, (session_id, text) in enumerate(texts.items()):
                 found = await client.generate(session=session_id, max_tokens=5).text()
                 assert found == alone(bundle, text, 5, seed=number)
                 texts[session_id] = text + found
-        resident = sum(session.size for session in residence._sessions.values())
-        assert residence._bytes == resident <= 20_000
+        resident = sum(session.size for session in cache._sessions.values())
+        assert cache._bytes == resident <= 20_000
 
 
 async def test_nobody_has_more_sessions_than_they_may_and_unused_ones_go(bundles: Bundles, store: str) -> None:
@@ -465,7 +465,7 @@ async def test_a_thousand_children_cost_their_states(bundles: Bundles, store: st
         children = await asyncio.gather(*(client.fork_session(parent, seed=seed) for seed in range(1000)))
         assert not runs
         assert {child.position for child in children} == {2000}
-        resident = running.server._resources.sessions._residence._sessions
+        resident = running.server._resources.sessions._registry.cache._sessions
         state = len(resident[parent].snapshots[-1].state)
         assert {len(resident[child.session_id].snapshots) for child in children} == {1}
         assert {len(resident[child.session_id].snapshots[0].state) for child in children} == {state}
@@ -499,8 +499,8 @@ async def test_what_the_store_cannot_take_is_told_to_nobody(bundles: Bundles, tm
         await client.create_session(PROMPT, session_id="full", seed=SEED)
         sqlite = running.server._resources.sessions._store
         assert isinstance(sqlite, SqliteStore)
-        (pages,) = sqlite._connection.execute("PRAGMA page_count").fetchone()
-        sqlite._connection.execute(f"PRAGMA max_page_count = {pages + 3}")
+        (pages,) = sqlite._database.connection.execute("PRAGMA page_count").fetchone()
+        sqlite._database.connection.execute(f"PRAGMA max_page_count = {pages + 3}")
         stream = client.generate(session="full", max_tokens=60_000, interval=0.0, request_id="long")
         text, error = await _until_error(stream)
         assert isinstance(error, OverloadedError)
@@ -510,7 +510,7 @@ async def test_what_the_store_cannot_take_is_told_to_nobody(bundles: Bundles, tm
         # What was told is kept; and with space it goes on.
         held = (await client.session_tokens("full")).text
         assert held == PROMPT + text
-        sqlite._connection.execute("PRAGMA max_page_count = 100000")
+        sqlite._database.connection.execute("PRAGMA max_page_count = 100000")
         found = await client.generate(session="full", max_tokens=30).text()
         assert found == alone(bundle, held, 30)
 

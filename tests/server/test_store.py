@@ -19,15 +19,11 @@ from elman_server.errors import (
     StoreOpenError,
     StoreUnavailableError,
 )
-from elman_server.sessions.session import (
-    REMEMBERED_CALLS,
-    Advance,
-    Create,
-    Delete,
-    Rewind,
-    Snapshot,
-)
-from elman_server.sessions.sqlite import Fsync, SqliteStore
+from elman_server.sessions.changes import Advance, Create, Delete, Rewind
+from elman_server.sessions.session import REMEMBERED_CALLS
+from elman_server.sessions.snapshots import Snapshot, superseded_positions
+from elman_server.sessions.stores.sqlite import SqliteStore
+from elman_server.settings import Fsync
 from tests.support.amount import examples
 from tests.support.stored_sessions import STATE_BYTES, call_of, empty, is_earlier, long_session, same, tokens_of, told
 
@@ -67,7 +63,13 @@ def test_any_history_comes_back(tmp_path_factory: pytest.TempPathFactory, histor
             state = Snapshot(start + number - 1, bytes([index]) * STATE_BYTES)
             call = call_of(str(index % 3), start, number, 0, "read" if index % 2 else "")
             new = tokens_of(*range(index, index + number))
-            told(store, session, Advance("s", start, float(index), new, call, state, tuple(session.superfluous(state))))
+            told(
+                store,
+                session,
+                Advance(
+                    "s", start, float(index), new, call, state, tuple(superseded_positions(session.snapshots, state))
+                ),
+            )
         elif -number <= start:
             told(store, session, Rewind("s", -number, max(-number - 1, 0)))
     assert same(store.load("s"), session)
@@ -98,7 +100,7 @@ def test_listing_counting_and_expiring(path: Path) -> None:
 
 
 def test_a_second_server_cannot_open_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elman_server.sessions.sqlite._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("elman_server.sessions.stores.sqlite.database._BUSY_SECONDS", 0.1)
     store = SqliteStore(path)
     with pytest.raises(StoreOpenError, match="another server has it open"):
         SqliteStore(path)
@@ -108,14 +110,17 @@ def test_a_second_server_cannot_open_it(path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, but a text that somebody has written" * 100)
-    with pytest.raises(StoreOpenError, match="text: is no store of sessions, or a damaged one"):
+    with pytest.raises(
+        StoreOpenError,
+        match=r"store: got .*text; it is not a store of sessions, or is damaged: .*Restore it from a backup",
+    ):
         SqliteStore(tmp_path / "text")
-    with pytest.raises(StoreOpenError, match=r"elman.db: the sessions cannot be opened"):
+    with pytest.raises(StoreOpenError, match=r"store: got .*elman.db; it cannot be opened"):
         SqliteStore(tmp_path / "text" / "elman.db")
     later = sqlite3.connect(tmp_path / "later.db")
     later.execute("PRAGMA user_version = 99")
     later.close()
-    with pytest.raises(StoreOpenError, match="has format 99, this server reads format 1"):
+    with pytest.raises(StoreOpenError, match=r"later\.db; it has format 99, and this server reads format 1"):
         SqliteStore(tmp_path / "later.db")
 
 
@@ -124,7 +129,7 @@ def test_a_full_disk_is_named_and_harms_nothing(path: Path) -> None:
     session = empty()
     store.apply([Create(session)])
     # What SQLite then reports is what it reports for a full disk.
-    store._connection.execute("PRAGMA max_page_count = 40")
+    store._database.connection.execute("PRAGMA max_page_count = 40")
 
     def fill() -> None:
         while True:
@@ -133,7 +138,7 @@ def test_a_full_disk_is_named_and_harms_nothing(path: Path) -> None:
     with pytest.raises(StoreFullError, match=r"elman.db: there is no space left"):
         fill()
     assert same(store.load("s"), session)
-    store._connection.execute("PRAGMA max_page_count = 4000")
+    store._database.connection.execute("PRAGMA max_page_count = 4000")
     told(store, session, Advance("s", session.position, 3.0, tokens_of(1)))
     assert same(store.load("s"), session)
     store.close()
@@ -179,7 +184,7 @@ def test_damage_is_left_out_and_never_believed(path: Path, name: str) -> None:
 def test_a_damaged_heading_is_named(path: Path) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty()), Create(empty("sound"))])
-    store._connection.execute("UPDATE sessions SET seed = 8 WHERE session_id = 's'")
+    store._database.connection.execute("UPDATE sessions SET seed = 8 WHERE session_id = 's'")
     with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in .*elman.db is damaged"):
         store.load("s")
     assert same(store.load("sound"), empty("sound"))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from elman.cli.application import main
 from elman_server.errors import StoreError
-from elman_server.sessions.session import Change
-from elman_server.sessions.sqlite import SqliteStore
+from elman_server.sessions.changes import Change
+from elman_server.sessions.stores.sqlite import SqliteStore
 
 _PUT_ASIDE = 50  # transactions
 

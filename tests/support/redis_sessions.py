@@ -8,14 +8,10 @@ from typing import Any
 from elman_server.errors import (
     SessionError,
 )
-from elman_server.sessions.redis import RedisStore
-from elman_server.sessions.session import (
-    Advance,
-    Create,
-    Rewind,
-    Session,
-)
-from elman_server.sessions.store import Lease
+from elman_server.sessions.changes import Advance, Create, Rewind
+from elman_server.sessions.session import Session
+from elman_server.sessions.stores.interface import Lease
+from elman_server.sessions.stores.redis import RedisStore
 
 
 def empty(session_id: str = "s", **changes: object) -> Session:

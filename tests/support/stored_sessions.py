@@ -6,17 +6,10 @@ import random
 from array import array
 from dataclasses import replace
 
-from elman_server.sessions.session import (
-    TOKEN_TYPE,
-    Advance,
-    Call,
-    Change,
-    Create,
-    Rewind,
-    Session,
-    Snapshot,
-)
-from elman_server.sessions.sqlite import SqliteStore
+from elman_server.sessions.changes import Advance, Change, Create, Rewind
+from elman_server.sessions.session import TOKEN_TYPE, Call, Session
+from elman_server.sessions.snapshots import Snapshot, superseded_positions
+from elman_server.sessions.stores.sqlite import SqliteStore
 
 STATE_BYTES = 40
 
@@ -39,7 +32,7 @@ def told(store: SqliteStore, session: Session, *changes: Change) -> None:
     assert store.apply(changes) == [None] * len(changes)
     for change in changes:
         assert isinstance(change, Advance | Rewind)
-        session.take(change)
+        change.apply(session)
 
 
 def same(one: Session | None, other: Session) -> bool:
@@ -55,7 +48,7 @@ def long_session(store: SqliteStore, steps: int = 3000) -> Session:
         new = tokens_of(*(stream.randrange(1000) for _ in range(stream.randrange(1, 200))))
         call = call_of(f"call {session.position}", session.position, 1, len(new) - 1, "max_tokens")
         state = Snapshot(session.position + len(new) - 1, stream.randbytes(STATE_BYTES))
-        dropped = tuple(session.superfluous(state))
+        dropped = tuple(superseded_positions(session.snapshots, state))
         told(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
     return session
 

@@ -99,7 +99,7 @@ async def _in_session(
     kept = model.for_sessions
     steps = await _read_steps(request, model, resources)
     tokens = array(TOKEN_TYPE, steps.tolist())
-    found = await resources.sessions.calls.read(kept, target, tokens, every_step=output.every_step)
+    found = await resources.sessions.reader.read(kept, target, tokens, every_step=output.every_step)
     prediction = await predict(output.labels, found.outputs, len(steps), every_step=output.every_step)
     return Classification(model.name, model.bundle.digest, prediction, session_position=found.end)
 

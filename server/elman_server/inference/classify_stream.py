@@ -141,8 +141,8 @@ class StreamClassifier:
             check_request_id(piece.request_id, "piece.request_id")
             call = replace(target, position=expected, request_id=piece.request_id, fingerprint=piece.fingerprint)
             tokens = array(TOKEN_TYPE, steps.tolist())
-            calls = self._resources.sessions.calls
-            found = await calls.read(kept, call, tokens, every_step=output.every_step, always=True)
+            reader = self._resources.sessions.reader
+            found = await reader.read(kept, call, tokens, every_step=output.every_step, always=True)
             expected = found.end
             return found.outputs, found.end
 

@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from elman_server.decoding.constraints import Constraint, Grammar, Grammars
-from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.host.shaping import Shaping
 from elman_server.errors import InvalidFieldError, QueueFullError
 from elman_server.inference.model import ServedModel
 
@@ -39,7 +39,7 @@ class GrammarCompiler:
         grammars = self._grammars.get(model.name)
         kept = grammars.kept(constraint) if grammars else None
         grammar = kept or await self._on_thread(model, constraint)
-        if grammar.start().is_exhausted:
+        if grammar.matches_empty_only:
             got = "an expression that matches the empty text only"
             raise InvalidFieldError("constraint", got, "it lets this model generate nothing")
         if shaping is not None and shaping.forced_tokens:

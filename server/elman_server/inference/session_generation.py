@@ -14,8 +14,7 @@ from elman_server.inference.generation_run import GenerationRun
 from elman_server.inference.inputs import EncodedInput
 from elman_server.inference.model import ServedModel
 from elman_server.inference.resources import Resources
-from elman_server.sessions import TOKEN_TYPE, Target
-from elman_server.sessions import GenerationRequest as SessionGeneration
+from elman_server.sessions import TOKEN_TYPE, SessionGeneration, Target
 
 
 async def continue_session(
@@ -44,7 +43,7 @@ async def continue_session(
     sequences, limit, vocabulary = settings.stop_sequences, settings.time_limit, model.vocabulary
     news = asyncio.Event()
     mailbox = Mailbox(news)
-    listening = await resources.sessions.calls.generate(
+    subscription = await resources.sessions.generator.generate(
         model.for_sessions,
         session,
         array(TOKEN_TYPE, prompt.ids.tolist()),
@@ -62,10 +61,10 @@ async def continue_session(
     started = GenerationStarted(
         model.name,
         model.bundle.digest,
-        listening.seed,
-        listening.prompt_count,
+        subscription.seed,
+        subscription.prompt_count,
         prompt.unknown_count,
-        session_position=listening.start,
+        session_position=subscription.start,
     )
     return GenerationRun(
         model,
@@ -74,6 +73,6 @@ async def continue_session(
         arrived,
         news,
         [mailbox],
-        listening.leave,
+        subscription.cancel,
         received_count=request.received_token_count,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from elman_server.decoding.shaping import Shaping
+from elman_server.decoding.host.shaping import Shaping
 from elman_server.errors import InvalidFieldError
 from elman_server.inference.model import ServedModel
 

@@ -1,8 +1,8 @@
-"""A session as one self-describing file, to be carried to another server: a safetensors file.
+"""A session as one self-describing file, to be moved to another server: a safetensors file.
 
-Tensors: "tokens" (int32 [position]) and "state.NAME" for each of the model's states, of the manifest's dtype and shape:
-the state after `state_position` steps; none if that is 0. Metadata: format, session_id, model, digest, position, seed,
-state_position, checksum (CRC-32 of the tokens, the states and what the other metadata say).
+Tensors: "tokens" (int32 [position]), and "state.NAME" for each state of the model, with the dtype and shape of the
+manifest: the state after `state_position` steps; none if that is 0. Metadata: format, session_id, model, digest,
+position, seed, state_position, and checksum (CRC-32 of the tensors and the other metadata).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from elman_server.errors import BundleMismatchError, SessionFileError, shortened
-from elman_server.sessions.reading import Beginning, SessionModel
-from elman_server.sessions.session import TOKEN_TYPE, Session, Snapshot
+from elman_server.sessions.model import ResumePoint, SessionModel
+from elman_server.sessions.session import TOKEN_TYPE, Session
+from elman_server.sessions.snapshots import Snapshot
 
 _FORMAT = "elman.session.v1"
 _STATE = "state."
@@ -28,11 +29,11 @@ _TOKENS = "tokens"
 _HEADER_BYTES = 8  # of a safetensors file: the length of the JSON that follows
 
 
-def write_file(session: Session, begin: Beginning, model: SessionModel) -> bytes:
-    """A session as a file, with the latest state from which it goes on."""
+def write_file(session: Session, resume_point: ResumePoint) -> bytes:
+    """Return a session as a file, with the state that it continues from."""
     tensors: dict[str, NDArray[Any]] = {_TOKENS: np.array(session.tokens, np.int32)}
-    if begin.state is not None:
-        tensors |= {f"{_STATE}{name}": np.array(value) for name, value in begin.state.items()}
+    if resume_point.state is not None:
+        tensors |= {f"{_STATE}{name}": np.array(value) for name, value in resume_point.state.items()}
     metadata = {
         "format": _FORMAT,
         "session_id": session.session_id,
@@ -40,23 +41,23 @@ def write_file(session: Session, begin: Beginning, model: SessionModel) -> bytes
         "digest": session.digest,
         "position": str(session.position),
         "seed": str(session.seed),
-        "state_position": str(begin.position),
+        "state_position": str(resume_point.position),
     }
     return save(tensors, {**metadata, "checksum": _checksum(metadata, tensors)})
 
 
 @dataclass(frozen=True)
 class SessionFile:
-    """What a file says; it has been found to be sound.
+    """The content of an undamaged file.
 
     Attributes:
-        session_id: the id that the session had.
-        model: the model's name.
-        digest: of the model's bundle.
-        seed: the session's.
-        tokens: int32 [position].
-        state_position: the number of steps that have led to the state.
-        state: by state input name.
+        session_id: id of the session that was exported.
+        model: name of its model.
+        digest: digest of the model's bundle.
+        seed: its seed.
+        tokens: int32 [position], its tokens.
+        state_position: number of steps that led to the state.
+        state: the state, by state input name.
     """
 
     session_id: str
@@ -68,18 +69,18 @@ class SessionFile:
     state: dict[str, NDArray[Any]]
 
     def session(self, model: SessionModel, session_id: str, *, longest: int, caller: str, now: float) -> Session:
-        """The session that it holds.
+        """Return a new session with the content of the file.
 
         Args:
-            model: whose it is.
-            session_id: the id it gets.
-            longest: how many tokens the next call may have to read.
-            caller: whose it becomes.
+            model: its model.
+            session_id: its id.
+            longest: largest number of tokens after the state, which the next call must read.
+            caller: its owner.
             now: seconds since 1970.
 
         Raises:
-            BundleMismatchError: it is one of another bundle.
-            SessionFileError: its state is not one of this model.
+            BundleMismatchError: the file belongs to another bundle.
+            SessionFileError: the file does not fit the model.
         """
         if self.digest != model.digest:
             raise BundleMismatchError("content", self.model, self.digest, model.name, model.digest)
@@ -109,7 +110,7 @@ def read_file(content: bytes) -> SessionFile:
     """Read a file.
 
     Raises:
-        SessionFileError: it is none, or a damaged one.
+        SessionFileError: it is not an exported session, or it is damaged.
     """
     try:
         tensors = load(content)

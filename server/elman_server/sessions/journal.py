@@ -1,7 +1,7 @@
-"""The way of changes into the store: in order, many in one transaction, off the event loop and off the model's thread.
+"""Writes changes into the store: in order, many in one transaction, off the event loop and off the model's thread.
 
-While one transaction is being written the changes for the next one gather. Nobody is told of a change before the store
-has it.
+While one transaction is being written, the changes for the next one are collected. The outcome of a change is reported
+when the store has it, never before.
 """
 
 from __future__ import annotations
@@ -14,81 +14,82 @@ from functools import partial
 import structlog
 
 from elman_server.errors import StoreError, StoreUnavailableError
-from elman_server.sessions.session import Change
-from elman_server.sessions.store import Store
+from elman_server.sessions.changes import Change
+from elman_server.sessions.stores.interface import Store
 
 _log = structlog.get_logger(__name__)
 
-Done = Callable[[StoreError | None], None]
+# Called on the event loop with the outcome of a change: None if the store has it, otherwise the reason why not.
+OnOutcome = Callable[[StoreError | None], None]
 
 
 class Journal:
-    """Writes changes into a store. Lives on one event loop.
+    """Writes changes into a store. Bound to one event loop.
 
     Args:
-        store: where to.
+        store: the store.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._gathered: list[tuple[Change, Done]] = []
+        self._pending: list[tuple[Change, OnOutcome]] = []
         self._writer: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
-    def write(self, change: Change, done: Done) -> None:
-        """Write a change when those before it are written.
+    def write(self, change: Change, on_outcome: OnOutcome) -> None:
+        """Write a change after those before it.
 
         Args:
-            change: what is to be kept.
-            done: called on the event loop when it is kept, with None, or is not, with the reason.
+            change: the change.
+            on_outcome: called once the outcome is known.
         """
         if not self._store.blocks:
-            self._tell([(change, done)], self._apply([change]))
+            self._report([(change, on_outcome)], self._apply([change]))
             return
-        self._gathered.append((change, done))
+        self._pending.append((change, on_outcome))
         if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+            self._writer = asyncio.get_running_loop().create_task(self._write_pending())
 
-    async def written(self, changes: Sequence[Change], kept: Callable[[Change], None]) -> None:
-        """Write changes; returns when it is known of all of them whether they are kept, even if the caller has been
-        cancelled meanwhile: who claims a session lets it go no sooner.
+    async def write_all(self, changes: Sequence[Change], on_written: Callable[[Change], None]) -> None:
+        """Write changes. Returns when the outcome of all is known, even if the caller is cancelled meanwhile: the
+        caller must not release its session before.
 
         Args:
-            changes: in order; they go together.
-            kept: called for each of them that is kept.
+            changes: the changes, in order.
+            on_written: called for each change that the store has.
 
         Raises:
-            StoreError: of the first that is not.
+            StoreError: the reason why the first of those that the store does not have was refused.
         """
         loop = asyncio.get_running_loop()
         outcomes = [loop.create_future() for _ in changes]
 
-        def tell(change: Change, outcome: asyncio.Future[StoreError | None], error: StoreError | None) -> None:
+        def report(change: Change, outcome: asyncio.Future[StoreError | None], error: StoreError | None) -> None:
             if error is None:
-                kept(change)
+                on_written(change)
             outcome.set_result(error)
 
         for change, outcome in zip(changes, outcomes, strict=True):
-            self.write(change, partial(tell, change, outcome))
-        cancelled: asyncio.CancelledError | None = None
+            self.write(change, partial(report, change, outcome))
+        cancellation: asyncio.CancelledError | None = None
         while not all(outcome.done() for outcome in outcomes):
             try:
                 await asyncio.wait(outcomes)
             except asyncio.CancelledError as interruption:
-                cancelled = interruption
-        if cancelled is not None:
-            raise cancelled
+                cancellation = interruption
+        if cancellation is not None:
+            raise cancellation
         errors = [error for outcome in outcomes if (error := outcome.result()) is not None]
         if errors:
             raise errors[0]
 
-    async def _write(self) -> None:
+    async def _write_pending(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._gathered:
-                written, self._gathered = self._gathered, []
-                changes = [change for change, _ in written]
-                self._tell(written, await loop.run_in_executor(self._thread, self._apply, changes))
+            while self._pending:
+                batch, self._pending = self._pending, []
+                changes = [change for change, _ in batch]
+                self._report(batch, await loop.run_in_executor(self._thread, self._apply, changes))
         finally:
             self._writer = None
 
@@ -96,30 +97,30 @@ class Journal:
         try:
             return self._store.apply(changes)
         except StoreError as error:
-            _log.error("sessions not written", changes=len(changes), error=str(error))
+            _log.error("write failed", change_count=len(changes), error=str(error))
             return [error] * len(changes)
         except Exception:
-            _log.exception("sessions not written", changes=len(changes))
+            _log.exception("write failed", change_count=len(changes))
             if len(changes) == 1:
                 return [StoreUnavailableError("the store of sessions has failed")]
-        # A defect of ours, by one of them: the others are not to pay for it.
+        # A defect that one of the changes has triggered must not affect the others: each is written by itself.
         return [error for change in changes for error in self._apply([change])]
 
-    def _tell(self, written: list[tuple[Change, Done]], errors: list[StoreError | None]) -> None:
-        for (change, done), error in zip(written, errors, strict=True):
+    def _report(self, batch: list[tuple[Change, OnOutcome]], errors: list[StoreError | None]) -> None:
+        for (change, on_outcome), error in zip(batch, errors, strict=True):
             try:
-                done(error)
+                on_outcome(error)
             except Exception:
-                _log.exception("after writing", session=change.session_id)
+                _log.exception("outcome not reported", session_id=change.session_id)
             if error is not None:
-                self._refuse(change.session_id, error)
+                self._refuse_following(change.session_id, error)
 
-    def _refuse(self, session_id: str, error: StoreError) -> None:
-        """What gathered behind a change that is not kept is not to be kept, either."""
-        refused = [done for change, done in self._gathered if change.session_id == session_id]
-        self._gathered = [entry for entry in self._gathered if entry[0].session_id != session_id]
-        for done in refused:
-            done(error)
+    def _refuse_following(self, session_id: str, error: StoreError) -> None:
+        """Refuse the pending changes of a session after one that was refused."""
+        refused = [on_outcome for change, on_outcome in self._pending if change.session_id == session_id]
+        self._pending = [entry for entry in self._pending if entry[0].session_id != session_id]
+        for on_outcome in refused:
+            on_outcome(error)
 
     async def close(self) -> None:
         """Return when everything is written."""

@@ -1,42 +1,32 @@
-"""The sessions of a server: what makes them, looks at them, takes them back, forgets them; `Calls` continue them.
-
-Lives on one event loop.
-"""
+"""The sessions of a server: creates, shows, copies, rewinds, exports and deletes them. `calls` continue them."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from array import array
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
-import structlog
 
 from elman_server.errors import (
     PositionMismatchError,
     ServerDrainingError,
     SessionDamagedError,
-    SessionError,
     SessionExistsError,
-    SessionLimitError,
     SessionNotFoundError,
     StoreConflictError,
 )
-from elman_server.sessions.calls import Calls
+from elman_server.sessions.calls import SessionGenerator, SessionReader
+from elman_server.sessions.calls.forced_steps import read_tokens
+from elman_server.sessions.changes import Create, Delete, Rewind
+from elman_server.sessions.expiry import SessionExpiry
 from elman_server.sessions.file import SessionFile, write_file
-from elman_server.sessions.journal import Journal
-from elman_server.sessions.reading import SessionModel, beginning, read
-from elman_server.sessions.residence import Residence, check_suits
-from elman_server.sessions.session import Create, Delete, Rewind, Session
-from elman_server.sessions.store import Store, Summary
-
-_LEAST_SWEEP, _MOST_SWEEP = 1.0, 60.0  # seconds between two looks for sessions whose time is over
-
-_log = structlog.get_logger(__name__)
+from elman_server.sessions.model import SessionModel
+from elman_server.sessions.quota import SessionQuota
+from elman_server.sessions.registry import SessionRegistry
+from elman_server.sessions.session import Session
+from elman_server.sessions.stores.interface import Store, Summary, ask
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,10 @@ class SessionOptions:
     """How sessions are kept.
 
     Attributes:
-        memory_bytes: about how much memory sessions may take that nobody is using.
-        time_to_live: seconds after which a session that nobody has used is deleted; 0: never.
-        per_caller: how many sessions one caller may have; 0: as many as they like.
-        snapshot_steps: after so many steps, about, the state is kept: what is computed again after a crash.
+        memory_bytes: approximate memory that unclaimed sessions may take.
+        time_to_live: seconds after its last use at which a session is deleted; 0 for never.
+        per_caller: number of sessions that a caller may have; 0 for no limit.
+        snapshot_steps: approximate number of steps between two snapshots; they are computed again after a crash.
     """
 
     memory_bytes: int
@@ -57,75 +47,72 @@ class SessionOptions:
 
 
 class Sessions:
-    """Keeps sessions.
+    """Keeps sessions. Bound to one event loop.
 
     Args:
-        store: where they are kept.
-        options: how.
+        store: the store; closed by `close`.
+        options: how sessions are kept.
 
     Attributes:
-        calls: what continues them.
+        generator: runs calls that generate.
+        reader: runs calls that read tokens.
     """
 
     def __init__(self, store: Store, options: SessionOptions) -> None:
         self._store = store
-        self._options = options
-        self._residence = Residence(store, Journal(store), options.memory_bytes)
-        self.calls = Calls(self._residence, options.snapshot_steps)
-        # Of the callers of sessions that are being made; under the lock they and those in the store are all there are.
-        self._making: Counter[str] = Counter()
-        self._counting = asyncio.Lock()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._snapshot_steps = options.snapshot_steps
+        self._registry = SessionRegistry(store, options.memory_bytes)
+        self._quota = SessionQuota(store, options.per_caller)
+        self._expiry = SessionExpiry(self._registry, options.time_to_live)
+        self.generator = SessionGenerator(self._registry, options.snapshot_steps)
+        self.reader = SessionReader(self._registry, options.snapshot_steps)
 
     def start(self) -> None:
-        """Begin to renew leases and to delete sessions whose time is over."""
-        self._residence.start()
-        if self._options.time_to_live:
-            self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        """Start to renew leases and to delete expired sessions."""
+        self._registry.leases.start()
+        self._expiry.start()
 
     def hand_over(self) -> None:
-        """Break off what can be continued by another server, which it will be if its client comes again."""
+        """Interrupt the generations that another server can continue when their clients repeat the calls."""
         if self._store.shared:
-            for run in self._residence.runs:
-                if run.call.request_id:
-                    run.stop(ServerDrainingError())
+            for generation in self._registry.claims.generations():
+                if generation.call.request_id:
+                    generation.stop(ServerDrainingError())
 
     async def close(self) -> None:
-        """Return when everything is written. No call may be under way."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        await self._residence.close()
+        """Return when everything is written. No call may be running."""
+        self._expiry.stop()
+        await self._registry.close()
         self._store.close()
-
-    # What makes sessions, and what looks at them.
 
     async def create(
         self, model: SessionModel, session_id: str, tokens: array[int], *, seed: int | None, caller: str
     ) -> Session:
-        """A new session that holds some tokens, read already.
+        """Create a session and read its first tokens.
 
         Args:
             model: its model.
             session_id: its id; "" for a random one.
-            tokens: may be none.
+            tokens: the tokens; may be empty.
             seed: None for a random one.
-            caller: whose it is.
+            caller: its owner.
 
         Raises:
-            SessionExistsError: there is one of that id.
-            SessionLimitError: the caller has as many as they may.
-            QueueFullError, ServerDrainingError, ModelFailedError: the prompt has not been read.
+            SessionExistsError: there is a session with that id.
+            SessionLimitError: the caller has as many sessions as allowed.
+            QueueFullError, ServerDrainingError, ModelFailedError: the tokens cannot be read.
         """
         now = time.time()
         seed = secrets.randbits(63) if seed is None else seed
-        session = Session(_new(session_id), model.name, model.digest, seed, caller, now, now)
-        async with self._reserved(session.session_id, caller) as made:
+        session = Session(_id_or_random(session_id), model.name, model.digest, seed, caller, now, now)
+        async with self._reserved(session.session_id, caller) as on_created:
             if tokens:
-                steps = self._options.snapshot_steps
-                found = await read(session, model, tokens, every_step=False, shown=False, snapshot_steps=steps)
+                result = await read_tokens(
+                    session, model, tokens, every_step=False, needs_outputs=False, snapshot_steps=self._snapshot_steps
+                )
                 session.tokens.extend(tokens)
-                session.snapshots = found.snapshots
-            return await self._add(session, made)
+                session.snapshots = result.snapshots
+            return await self._add(session, on_created)
 
     async def fork(
         self,
@@ -137,54 +124,72 @@ class Sessions:
         seed: int | None,
         caller: str,
     ) -> Session:
-        """A new session that holds what another one holds; nothing is computed again.
+        """Create a session with the first tokens of another one. No step is computed.
+
+        Args:
+            session_id: the other session.
+            model: its model.
+            new_id: id of the new session; "" for a random one.
+            position: number of tokens; None for all.
+            seed: None for the seed of the other session.
+            caller: the owner of the new session.
 
         Raises:
-            SessionNotFoundError, SessionExistsError, SessionLimitError, BundleMismatchError: see there.
-            PositionMismatchError: the other one does not reach so far.
+            SessionNotFoundError, BundleMismatchError: there is no such session of this model.
+            SessionExistsError: there is a session with the new id.
+            SessionLimitError: the caller has as many sessions as allowed.
+            PositionMismatchError: the other session has fewer tokens.
         """
-        async with self._reserved(new := _new(new_id), caller) as made:
-            source = await self._residence.suitable(session_id, model)
+        async with self._reserved(new_id := _id_or_random(new_id), caller) as on_created:
+            source = await self._registry.get_for(model, session_id)
             position = source.position if position is None else position
             _check_reaches(source, position)
             seed = source.seed if seed is None else seed
-            return await self._add(
-                source.forked(new, position, position - model.lag, seed=seed, caller=caller, now=time.time()), made
-            )
+            fork = source.fork(new_id, position, position - model.lag, seed=seed, caller=caller, now=time.time())
+            return await self._add(fork, on_created)
 
     async def restore(
         self, file: SessionFile, model: SessionModel, session_id: str, *, longest: int, caller: str
     ) -> Session:
-        """A new session from a file. See `SessionFile.session`.
+        """Create a session from a file.
+
+        Args:
+            file: the file.
+            model: the model of the session.
+            session_id: its id; "" for the id in the file.
+            longest: see `SessionFile.session`.
+            caller: its owner.
 
         Raises:
-            SessionExistsError, SessionLimitError, BundleMismatchError: see there.
-            SessionFileError: its state is not one of this model.
+            SessionExistsError: there is a session with that id.
+            SessionLimitError: the caller has as many sessions as allowed.
+            BundleMismatchError: it belongs to another bundle.
+            SessionFileError: the file does not fit the model.
         """
         now = time.time()
         session = file.session(model, session_id or file.session_id, longest=longest, caller=caller, now=now)
-        async with self._reserved(session.session_id, caller) as made:
-            return await self._add(session, made)
+        async with self._reserved(session.session_id, caller) as on_created:
+            return await self._add(session, on_created)
 
     async def export(self, session_id: str, model: SessionModel) -> bytes:
-        """A session as a file.
+        """Return a session as a file.
 
         Raises:
-            SessionNotFoundError, BundleMismatchError: see there.
+            SessionNotFoundError, BundleMismatchError: there is no such session of this model.
         """
-        session = await self._residence.suitable(session_id, model)
-        return write_file(session, beginning(session, model), model)
+        session = await self._registry.get_for(model, session_id)
+        return write_file(session, model.resume_point(session))
 
     async def get(self, session_id: str) -> Session:
-        """A session as the store has it. To be looked at only.
+        """Return a session as the store has it; the caller must not change it.
 
         Raises:
-            SessionNotFoundError: there is none.
+            SessionNotFoundError: there is no such session.
         """
-        return await self._residence.get(session_id)
+        return await self._registry.cache.get(session_id)
 
     async def model_of(self, session_id: str) -> str:
-        """The name of the model that a session is of.
+        """Return the name of the model of a session.
 
         Raises:
             SessionNotFoundError: there is no such session.
@@ -192,111 +197,66 @@ class Sessions:
         return (await self.get(session_id)).model
 
     async def page(self, after: str, count: int) -> list[Summary]:
-        """The first `count` sessions whose ids come after `after`."""
-        return await self._residence.ask(self._store.page, after, count)
+        """Return the first `count` sessions whose ids follow `after`, sorted by id."""
+        return await ask(self._store, self._store.page, after, count)
 
     def is_running(self, session_id: str) -> bool:
-        """Whether a call is under way on it, on this server."""
-        return self._residence.is_busy(session_id)
+        """Return whether a call of this server has a session."""
+        return session_id in self._registry.claims
 
     async def delete(self, session_id: str) -> None:
-        """Forget a session; a generation on it is told so.
+        """Delete a session; a generation on it fails.
 
         Raises:
-            SessionNotFoundError: there is none.
-            SessionBusyError: a call is under way that cannot be broken off.
+            SessionNotFoundError: there is no such session.
+            SessionBusyError: another server continues it.
         """
-        residence = self._residence
+        registry = self._registry
         try:
-            await residence.get(session_id)
-        except SessionDamagedError:  # There is nothing that could be harmed, and the id may be wanted.
-            await self._residence.write([Delete(session_id, (await residence.lease(session_id)).fence)], None)
+            await registry.cache.get(session_id)
+        except SessionDamagedError:  # Deleting it loses nothing and makes the id available again.
+            lease = await registry.leases.acquire(session_id)
+            await registry.write([Delete(session_id, lease.fence)], None)
             return
-        while (run := await residence.turn(session_id)) is not None:
-            run.stop(SessionNotFoundError(session_id, "the session has been deleted during this call"))
-        async with residence.claimed(session_id) as session:
-            await residence.write([Delete(session_id, session.fence)], session)
+        while (generation := await registry.claims.wait_for_short_calls(session_id)) is not None:
+            generation.stop(SessionNotFoundError(session_id, "the session has been deleted during this call"))
+        async with registry.claimed(session_id) as session:
+            await registry.write([Delete(session_id, session.fence)], session)
 
     async def rewind(self, session_id: str, model: SessionModel, position: int) -> Session:
-        """Take a session back.
+        """Take a session back to an earlier position.
 
         Raises:
-            SessionNotFoundError, BundleMismatchError, SessionBusyError: see there.
-            PositionMismatchError: it does not reach so far.
+            SessionNotFoundError, BundleMismatchError: there is no such session of this model.
+            SessionBusyError: a call continues it.
+            PositionMismatchError: it has fewer tokens.
         """
-        async with self._residence.claimed(session_id) as session:
-            check_suits(session, model)
+        async with self._registry.claimed(session_id) as session:
+            model.check_owns(session)
             _check_reaches(session, position)
             change = Rewind(session_id, position, position - model.lag, session.version + 1, session.fence)
-            await self._residence.write([change], session)
+            await self._registry.write([change], session)
         return session
 
     @asynccontextmanager
     async def _reserved(self, session_id: str, caller: str) -> AsyncIterator[Callable[[], None]]:
-        """Have an id for a new session, if the caller may have one; what is given is to be called when the store has
-        it."""
-        counted = True
+        """Reserve an id, and a place in the quota of the caller, for a session that is created in the block; see
+        `SessionQuota.reserved`."""
+        async with self._registry.reserved(session_id), self._quota.reserved(caller) as on_created:
+            yield on_created
 
-        def made() -> None:
-            nonlocal counted
-            if counted:
-                counted = False
-                self._made(caller)
-
-        async with self._residence.reserved(session_id):
-            await self._count(caller)
-            try:
-                yield made
-            finally:
-                made()
-
-    async def _count(self, caller: str) -> None:
-        """Count a session that is to be made."""
-        limit = self._options.per_caller
-        async with self._counting if limit else nullcontext():
-            if limit and await self._residence.ask(self._store.count, caller) + self._making[caller] >= limit:
-                raise SessionLimitError(caller, limit)
-            self._making[caller] += 1
-
-    def _made(self, caller: str) -> None:
-        """A session that was being made is in the store, or will never be."""
-        self._making[caller] -= 1
-        if not self._making[caller]:
-            del self._making[caller]
-
-    async def _add(self, session: Session, made: Callable[[], None]) -> Session:
-        # So that no server that has had another one of this id in memory takes it for that one.
+    async def _add(self, session: Session, on_created: Callable[[], None]) -> Session:
+        # A time, so that no server takes an earlier session with this id that it has in memory for this one.
         session.version = time.time_ns() // 1000
         try:
-            async with self._counting if self._options.per_caller else nullcontext():
-                await self._residence.write([Create(session)], session, made)
+            async with self._quota.locked():
+                await self._registry.write([Create(session)], session, on_created)
         except StoreConflictError as error:
             raise SessionExistsError(session.session_id) from error
         return session
 
-    async def _sweep(self) -> None:
-        live = self._options.time_to_live
-        while True:
-            await asyncio.sleep(min(max(live / 4, _LEAST_SWEEP), _MOST_SWEEP))
-            try:
-                expired = await self._residence.ask(self._store.expired, time.time() - live)
-            except SessionError as error:
-                _log.warning("sessions not swept", error=str(error))
-                continue
-            for session_id in expired:
-                await self._expire(session_id)
 
-    async def _expire(self, session_id: str) -> None:
-        try:
-            async with self._residence.claimed(session_id) as session:
-                if session.used < time.time() - self._options.time_to_live:  # Nobody has used it since we looked.
-                    await self._residence.write([Delete(session_id, session.fence)], session)
-                    _log.info("session expired", session=session_id)
-        except SessionError as error:  # Another server was faster, or somebody uses it again.
-            _log.info("session not expired", session=session_id, error=str(error))
-
-
-def _new(session_id: str) -> str:
+def _id_or_random(session_id: str) -> str:
     return session_id or secrets.token_hex(8)
 
 

@@ -14,17 +14,15 @@ from elman_server.settings.presentation import (
 )
 from elman_server.settings.reference import settings_table
 from elman_server.settings.sources import LoadedSettings, load_settings, misspelled_variables
-from elman_server.settings.store_names import MEMORY, is_url, public_store
+from elman_server.settings.store_names import public_store, store_scheme
 
 __all__ = [
-    "MEMORY",
     "Fsync",
     "LoadedSettings",
     "LogFormat",
     "ProviderChoice",
     "Settings",
     "default_of",
-    "is_url",
     "load_settings",
     "metavar_of",
     "misspelled_variables",
@@ -33,5 +31,6 @@ __all__ = [
     "public_store",
     "settings_table",
     "shown_value",
+    "store_scheme",
     "variable_of",
 ]

@@ -34,6 +34,10 @@ class Grammar:
         constraint: the constraint.
         text: its grammar, which has compiled in the sandbox.
 
+    Attributes:
+        vocabulary: the vocabulary.
+        matches_empty_only: whether the empty output is the only match.
+
     Raises:
         ConstraintError: it does not compile, or no output of the model can match it.
     """
@@ -49,6 +53,7 @@ class Grammar:
         allowed_tokens([self._initial], np.empty((1, vocabulary.size), np.bool_))
         if self._initial.error is not None:
             raise ConstraintError(f"no output of this model can match: {self._initial.error}")
+        self.matches_empty_only = self._initial.is_exhausted
 
     def start(self) -> Matcher:
         """Return a matcher of an empty output."""

@@ -1,4 +1,4 @@
-"""One Redis, which may be away for a while."""
+"""Commands to one Redis, which may be away for a while."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from elman_server.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
-from elman_server.sessions.redis.scripts import SCRIPTS, Command
+from elman_server.sessions.stores.redis.scripts import COMPLETE_SCRIPTS, Command
 from elman_server.settings import public_store
 
-OLDEST = (6, 2)  # the version of Redis
+MIN_VERSION = (6, 2)
 
-_SOCKET_SECONDS = 2.0  # for which one try waits
-_OPEN_SECONDS = 2.0  # for which a server that starts waits
-_PAUSES = EqualJitterBackoff(cap=0.5, base=0.02)
+_SOCKET_SECONDS = 2.0  # for one attempt
+_OPEN_SECONDS = 2.0  # for all attempts while the server starts
+_BACKOFF = EqualJitterBackoff(cap=0.5, base=0.02)  # seconds
 
 _log = structlog.get_logger(__name__)
 
 
 class Connection:
-    """Commands to one Redis, sent again and again while it is away.
+    """Commands to one Redis, repeated while it is away. Thread-safe.
 
     Args:
-        url: where it is.
-        patience: for how many seconds it may be away.
+        url: its URL.
+        patience: seconds for which it may be away.
 
     Attributes:
-        name: the URL without what is secret.
+        name: the URL without secrets.
 
     Raises:
         StoreOpenError: see `RedisStore`.
@@ -53,7 +53,7 @@ class Connection:
         self.name = public_name(url)
         self._patience = _OPEN_SECONDS
         try:
-            # redis-py would try a number of times. How long that takes is another matter where nothing answers.
+            # redis-py retries a number of times, which can take any time; here the time is what is limited.
             self._client: Any = Redis.from_url(
                 url,
                 socket_timeout=_SOCKET_SECONDS,
@@ -61,56 +61,58 @@ class Connection:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
-            (found,) = self.ask([("INFO",)])
-            raise_first([found])
+            (info,) = self.ask([("INFO",)])
+            raise_first([info])
         except (ValueError, TypeError) as error:
-            raise StoreOpenError(f"{self.name}: something in this URL means nothing to redis-py: {error}") from error
+            raise StoreOpenError(f"store: got {self.name}; redis-py refuses the URL: {error}") from error
         except (StoreError, RedisError) as error:
-            raise StoreOpenError(f"the sessions cannot be opened: {error} (is Redis running there?)") from error
-        self._check(found)
+            rule, remedy = f"it cannot be opened: {error}", "Check that Redis is running there"
+            raise StoreOpenError(f"store: got {self.name}; {rule}. {remedy}") from error
+        self._check(info)
         self._patience = patience
 
-    def _check(self, found: Mapping[str, Any]) -> None:
-        version = str(found.get("redis_version", "0"))
-        if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST:
-            raise StoreOpenError(
-                f"{self.name}: is Redis {version}; sessions need {'.'.join(map(str, OLDEST))} or later"
-            )
-        policy = str(found.get("maxmemory_policy", ""))
+    def _check(self, info: Mapping[str, Any]) -> None:
+        version = str(info.get("redis_version", "0"))
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < MIN_VERSION:
+            rule = f"it is Redis {version}, and sessions need {'.'.join(map(str, MIN_VERSION))} or later"
+            raise StoreOpenError(f"store: got {self.name}; {rule}. Upgrade Redis")
+        policy = str(info.get("maxmemory_policy", ""))
         if policy.startswith("allkeys"):
-            _log.warning("Redis may evict sessions", store=self.name, maxmemory_policy=policy, better="noeviction")
+            _log.warning(
+                "Redis may evict sessions", store=self.name, maxmemory_policy=policy, recommended_policy="noeviction"
+            )
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands together, again and again until they are answered. A command may be carried out several times.
+        """Send commands together, repeatedly until they are answered. A command may be executed several times.
 
         Args:
-            commands: in order.
+            commands: the commands, in order.
 
         Returns:
-            for each its answer, or the ResponseError that it is.
+            For each its answer, or a ResponseError.
 
         Raises:
-            StoreUnavailableError: Redis has been away for longer than patience lasts, or lets nobody in.
+            StoreUnavailableError: Redis has been away for too long, or refuses access.
         """
         deadline = time.monotonic() + self._patience
-        tries = 0
+        attempts = 0
         while True:
             try:
                 return self._send(commands)
             except (AuthenticationError, AuthorizationError) as error:
                 raise StoreUnavailableError(
-                    f"{self.name}: Redis lets nobody in by the URL's password: {error}"
+                    f"{self.name}: Redis refuses the user name or the password of the URL: {error}"
                 ) from error
             except (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, NoScriptError) as error:
-                tries += 1
-                pause = _PAUSES.compute(tries)
+                attempts += 1
+                pause = _BACKOFF.compute(attempts)
                 if time.monotonic() + pause >= deadline:
                     raise StoreUnavailableError(
                         f"{self.name}: Redis has not answered for {self._patience:g} seconds: {error}"
                     ) from error
                 time.sleep(pause)
             except RedisError as error:
-                raise self.named(error) from error
+                raise self.translated(error) from error
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
@@ -119,21 +121,21 @@ class Connection:
             answers: list[Any] = pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             self._load_scripts()
-        # Of a Redis that cannot take it now none may be taken: the changes of one session follow each other.
+        # If Redis could not execute one, all are sent again: the changes of a session build on each other.
         raise_first(
             [answer for answer in answers if isinstance(answer, NoScriptError | ReadOnlyError | MasterDownError)]
         )
         return answers
 
     def _load_scripts(self) -> None:
-        for script in SCRIPTS.values():
+        for script in COMPLETE_SCRIPTS.values():
             self._client.script_load(script)
 
-    def named(self, error: Exception) -> StoreError:
-        """What an error of Redis is to a session."""
+    def translated(self, error: Exception) -> StoreError:
+        """Return the domain error that an error of Redis means."""
         if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
             return StoreFullError(
-                f"{self.name}: there is no memory left for sessions; maxmemory sets how much there is"
+                f"{self.name}: there is no memory left for sessions. Raise maxmemory, or delete sessions"
             )
         return StoreUnavailableError(f"{self.name}: the store of sessions has failed: {error}")
 
@@ -142,10 +144,10 @@ class Connection:
 
 
 def public_name(url: str) -> str:
-    """The URL of a Redis without the user name and the password.
+    """Return the URL of a Redis without the user name and the password.
 
     Raises:
-        StoreOpenError: it is none.
+        StoreOpenError: it is not such a URL.
     """
     try:
         return public_store(url)
@@ -154,6 +156,7 @@ def public_name(url: str) -> str:
 
 
 def raise_first(answers: Sequence[Any]) -> None:
+    """Raise the first error among answers, if there is one."""
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer

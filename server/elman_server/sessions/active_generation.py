@@ -1,0 +1,194 @@
+"""A generation on a session while it runs: from the scheduler's events through the journal to its subscribers.
+
+    scheduler -> ActiveGeneration.receive -> journal -> the store has it -> the session in memory -> subscribers
+
+A subscriber never receives a token that the store does not have. There can be several: a client that has lost its
+connection repeats its call while the server has not noticed the loss. Without subscribers, the generation is
+interrupted where it is; it can be continued from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable
+from functools import partial
+
+from elman_server.engine import Arrays
+from elman_server.errors import StoreError
+from elman_server.scheduling import Event, Failed, Finished, Generation, Receiver, Scheduler, Snapshot, Tokens
+from elman_server.sessions.changes import Advance
+from elman_server.sessions.journal import Journal
+from elman_server.sessions.session import TOKEN_TYPE, Call, Session
+from elman_server.sessions.snapshots import Snapshot as PackedSnapshot
+from elman_server.sessions.snapshots import superseded_positions
+from elman_server.sessions.state_layout import StateLayout
+
+
+class ActiveGeneration:
+    """A running generation; implements the scheduler's `Receiver`.
+
+    Args:
+        session: the session.
+        call: the call so far.
+        journal: writes the changes.
+        layout: layout of the model's state.
+        on_written: makes a change to the session in memory, after the store has made it.
+        on_finished: called when the last change is written, with whether a write has failed.
+
+    Attributes:
+        session: the session.
+        call: the call as the store has it.
+        finished: set when the last change is written.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        call: Call,
+        *,
+        journal: Journal,
+        layout: StateLayout,
+        on_written: Callable[[Session, Advance], None],
+        on_finished: Callable[[bool], None],
+    ) -> None:
+        self.session = session
+        self.call = call
+        self.finished = asyncio.Event()
+        self._submitted_call = call  # as it will be when every change is written
+        self._position = session.position
+        self._version = session.version
+        self._journal = journal
+        self._layout = layout
+        self._on_written = on_written
+        self._on_finished = on_finished
+        self._subscribers: list[Receiver] = []
+        self._abort: Callable[[], None] = lambda: None
+        self._prompt = array(TOKEN_TYPE)  # until it is written
+        self._unwritten_count = 0
+        self._last: Event | None = None  # the event that subscribers receive at the end
+        self._is_ending = False
+        self._write_failed = False
+
+    def start(self, scheduler: Scheduler, generation: Generation, prompt: array[int]) -> None:
+        """Submit the generation. The prompt is written together with its first result, so that a call without results
+        leaves no trace.
+
+        Args:
+            scheduler: the scheduler of the model.
+            generation: what it runs.
+            prompt: the new tokens of the call.
+
+        Raises:
+            QueueFullError, ServerDrainingError: it is refused; nothing has changed.
+        """
+        scheduler.submit(generation)
+        self._abort = partial(scheduler.abort, generation)
+        self._prompt = prompt
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the scheduler has nothing more for it. Changes may still be unwritten."""
+        return self._is_ending
+
+    def subscribe(self, subscriber: Receiver) -> None:
+        """Deliver the tokens that are written, and all further events."""
+        self._subscribers.append(subscriber)
+        generated = self.session.generated(self.call)
+        if generated:
+            subscriber.receive(Tokens(tuple(generated)))
+
+    def unsubscribe(self, subscriber: Receiver) -> None:
+        """Deliver no more events. Has no effect after the end."""
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
+            if not self._subscribers and not self._is_ending:
+                self._interrupt()
+
+    def stop(self, error: Exception) -> None:
+        """Interrupt the generation; subscribers receive the error."""
+        if not self._is_ending:
+            self._last = Failed(error)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._is_ending = True
+        self._abort()
+        self._finish_if_written()
+
+    def receive(self, event: Event) -> None:
+        if self._is_ending:
+            return
+        if isinstance(event, Tokens):
+            self._submitted_call = self._submitted_call.advanced(len(event.ids))
+            self._write(array(TOKEN_TYPE, event.ids), None, event)
+        elif isinstance(event, Snapshot):
+            self._write(array(TOKEN_TYPE), self._packed(event.position, event.state))
+        elif isinstance(event, Finished):
+            self._is_ending = True
+            self._last = event
+            self._submitted_call = self._submitted_call.advanced(0, event.reason.value)
+            # There is no state if no step has been taken.
+            snapshot = None if event.state is None else self._packed(event.position, event.state)
+            self._write(array(TOKEN_TYPE), snapshot)
+        else:
+            self._is_ending = True
+            self._last = event
+            self._finish_if_written()
+
+    def _packed(self, position: int, state: Arrays) -> PackedSnapshot:
+        return PackedSnapshot(position, self._layout.pack(state))
+
+    def _write(self, tokens: array[int], snapshot: PackedSnapshot | None, event: Event | None = None) -> None:
+        """Write a change.
+
+        Args:
+            tokens: the generated tokens of the change.
+            snapshot: the state to keep.
+            event: what subscribers receive when the change is written.
+        """
+        dropped = () if snapshot is None else tuple(superseded_positions(self.session.snapshots, snapshot))
+        tokens, self._prompt = self._prompt + tokens, array(TOKEN_TYPE)
+        call = self._submitted_call
+        self._version += 1
+        change = Advance(
+            self.session.session_id,
+            self._position,
+            time.time(),
+            tokens,
+            call if call.request_id else None,
+            snapshot,
+            dropped,
+            self._version,
+            self.session.fence,
+        )
+        self._position += len(tokens)
+        self._unwritten_count += 1
+        self._journal.write(change, partial(self._take_outcome, change, call, event))
+
+    def _take_outcome(self, change: Advance, call: Call, event: Event | None, error: StoreError | None) -> None:
+        self._unwritten_count -= 1
+        if error is not None and not self._write_failed:
+            self._write_failed = self._is_ending = True
+            self._last = Failed(error)
+            self._abort()
+        if not self._write_failed:
+            self._on_written(self.session, change)
+            self.call = call
+            if event is not None:
+                self._deliver(event)
+        self._finish_if_written()
+
+    def _finish_if_written(self) -> None:
+        """Deliver the last event when the generation is ending and every change is written."""
+        if not self._is_ending or self._unwritten_count or self.finished.is_set():
+            return
+        self.finished.set()
+        self._on_finished(self._write_failed)
+        if self._last is not None:
+            self._deliver(self._last)
+
+    def _deliver(self, event: Event) -> None:
+        for subscriber in self._subscribers:
+            subscriber.receive(event)

@@ -1,0 +1,122 @@
+"""The file of the SQLite store: opened by one server at a time, with a write-ahead log."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from elman_server.errors import StoreFullError, StoreOpenError, StoreUnavailableError
+from elman_server.sessions.stores.sqlite.schema import FORMAT, TABLES
+from elman_server.settings import Fsync
+
+_BUSY_SECONDS = 5.0  # to wait for the lock of another server
+_MAX_ROWS = 500  # per statement
+_CACHED_STATEMENTS = 64
+_SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
+
+
+class Database:
+    """A connection to the file. Not thread-safe.
+
+    Args:
+        path: the file; created if it does not exist.
+        fsync: when commits are forced to the disk.
+
+    Attributes:
+        path: the file.
+        connection: the connection.
+
+    Raises:
+        StoreOpenError: it cannot be created or read, is something else, or another server has it open.
+    """
+
+    def __init__(self, path: Path, fsync: Fsync) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(
+                path,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=_CACHED_STATEMENTS,
+            )
+            self._prepare(fsync)
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                rule, remedy = "another server has it open", "Stop that server, or choose another file"
+                raise StoreOpenError(f"store: got {path}; {rule}. {remedy}") from error
+            raise StoreOpenError(f"store: got {path}; it cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
+            rule, remedy = f"it is not a store of sessions, or is damaged: {error}", "Restore it from a backup"
+            raise StoreOpenError(f"store: got {path}; {rule}. {remedy}") from error
+        except OSError as error:
+            raise StoreOpenError(f"store: got {path}; it cannot be opened: {error.strerror}") from error
+
+    def _prepare(self, fsync: Fsync) -> None:
+        run = self.connection.execute
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version not in (0, FORMAT):
+            rule = f"it has format {version}, and this server reads format {FORMAT}"
+            raise StoreOpenError(f"store: got {self.path}; {rule}. Use the version of elman that wrote it")
+        run("BEGIN IMMEDIATE")  # In exclusive mode, no other process can open the file after this.
+        for statement in TABLES.split(";"):
+            run(statement)
+        run(f"PRAGMA user_version = {FORMAT}")
+        run("COMMIT")
+
+    def execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
+        """Run a statement."""
+        return self.connection.execute(statement, parameters)
+
+    def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[Any]:
+        """Run a statement with {rows} in place of rows, in batches; return the rows that it returns."""
+        found: list[Any] = []
+        for start in range(0, len(rows), _MAX_ROWS):
+            batch = rows[start : start + _MAX_ROWS]
+            row = f"({', '.join('?' * len(batch[0]))})"
+            values = list(chain.from_iterable(batch))
+            found += self.connection.execute(statement.format(rows=", ".join([row] * len(batch))), values).fetchall()
+        return found
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what happens in the block; roll it back if it fails.
+
+        Raises:
+            StoreError: see `translated_errors`.
+        """
+        with self.translated_errors():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Turn errors of SQLite into domain errors.
+
+        Raises:
+            StoreFullError: there is no space left.
+            StoreUnavailableError: any other error.
+        """
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StoreFullError(f"{self.path}: there is no space left for sessions") from error
+            raise StoreUnavailableError(f"{self.path}: the store of sessions has failed: {error}") from error
+
+    def close(self) -> None:
+        self.connection.close()
