@@ -129,7 +129,7 @@ class _Bench:
             advance(f"{self.store_name}: {self.options.sessions:,} sessions, part {batch + 1} of {_BATCHES}")
             seconds += self._crowd(server, self._names[batch::_BATCHES])
         forked = _resident_bytes(server.pid)
-        advance(f"{self.store_name}: {self._imported:,} sessions with states of their own")
+        advance(f"{self.store_name}: {self._imported:,} sessions with separate states")
         self._crowd(server, [f"own-{number}" for number in range(self._imported)], imported=True)
         imported = _resident_bytes(server.pid)
         return {

@@ -64,7 +64,7 @@ def _busy_seconds() -> float:
 
 
 def describe() -> dict[str, object]:
-    """The machine, the versions, the day and the commit, as they stand in every result."""
+    """Return the machine, versions, date and commit that every result records."""
     return {
         "machine": {
             "cores": _core_count(),

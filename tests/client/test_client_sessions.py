@@ -158,9 +158,9 @@ class ScriptedServer(v1.InferenceServiceServicer, v1.SessionServiceServicer):
 
     async def ListSessions(self, request: Any, context: Any) -> v1.ListSessionsResponse:
         self.record("ListSessions", request, context)
-        behind = sorted(session_id for session_id in self.sessions if session_id > request.page_token)
-        token = behind[1] if len(behind) > 2 else ""
-        return v1.ListSessionsResponse(sessions=map(self.session, behind[:2]), next_page_token=token)
+        later_ids = sorted(session_id for session_id in self.sessions if session_id > request.page_token)
+        token = later_ids[1] if len(later_ids) > 2 else ""
+        return v1.ListSessionsResponse(sessions=map(self.session, later_ids[:2]), next_page_token=token)
 
     async def DeleteSession(self, request: Any, context: Any) -> v1.DeleteSessionResponse:
         self.record("DeleteSession", request, context)

@@ -301,14 +301,14 @@ async def test_values_that_the_protocol_cannot_express_are_rejected(running: Run
 
 async def test_failing_input_is_named_and_does_not_affect_others(running: Running) -> None:
     other = asyncio.create_task(running.client.generate("ab", max_tokens=500, temperature=0).text())
-    beside = asyncio.create_task(running.client.embed(["abc"] * 30, every_step=True))
+    concurrent = asyncio.create_task(running.client.embed(["abc"] * 30, every_step=True))
     with pytest.raises(ServerError, match=r"inputs\[2\]: "):
         await running.client.embed(["a", "b", f"a{LETTERS[POISON]}"], every_step=True)
     with pytest.raises(ServerError, match=r"inputs\[1\]: "):
         await running.client.embed(["ab", f"{LETTERS[POISON]}a"])
     with pytest.raises(ServerError):
         await collected(running.client.inspect(f"a{LETTERS[POISON]}"))
-    assert {embedding.tensors["total"].values() for embedding in await beside} == {(1, 3, 6)}
+    assert {embedding.tensors["total"].values() for embedding in await concurrent} == {(1, 3, 6)}
     assert await other == "".join(LETTERS[token] for token in continuation([1, 2], 500))
 
 

@@ -133,14 +133,14 @@ async def test_streamed_numbers_do_not_depend_on_pieces_or_concurrent_requests(
             pieces = [values[start : start + 4] for start in range(0, len(values), 4)]
             return [step async for result in client.stream_classify(pieces, model="steps") for step in result.steps]
 
-        beside = asyncio.gather(*(client.generate("once", max_tokens=200, seed=1).text() for _ in range(20)))
+        concurrent = asyncio.gather(*(client.generate("once", max_tokens=200, seed=1).text() for _ in range(20)))
         together = await asyncio.gather(*(client.classify(values, model="steps") for values in inputs))
         whole = await asyncio.gather(*(client.classify(values, model="whole") for values in inputs))
         streamed = await asyncio.gather(*(in_pieces(values) for values in inputs))
         assert together == lone
         assert whole == ends
         assert streamed == [list(prediction.steps) for prediction in lone]
-        assert await beside == [text] * 20
+        assert await concurrent == [text] * 20
         await running.until_idle()
 
 
@@ -229,9 +229,9 @@ async def test_invalid_tensor_is_rejected_and_does_not_affect_others(
 ) -> None:
     async with serving(numeric["steps"]) as running:
         values = frames(5, 400)
-        beside = asyncio.create_task(running.client.classify(values))
+        concurrent = asyncio.create_task(running.client.classify(values))
         assert (await refused(running, v1.ClassifyRequest(model="steps", **fields))).startswith(error_message)
-        assert await beside == await running.client.classify(values)
+        assert await concurrent == await running.client.classify(values)
 
 
 async def test_text_is_rejected_by_numeric_models(numeric: Mapping[str, Bundle], bundles: Mapping[str, Bundle]) -> None:

@@ -157,7 +157,7 @@ def values(score: Score) -> list[float]:
 
 
 async def test_scores_equal_manual_computation(running: Running) -> None:
-    # Behind a and b, sum 3: the model is certain of c, then of f, then that nothing follows.
+    # After a and b, with sum 3, the model is certain of c, then of f, then that nothing follows.
     assert values(await running.client.score("cf", context="ab")) == [0, 0]
     assert values(await running.client.score("cg", context="ab")) == [0, -100]
     assert values(await running.client.score("abc")) == [-100, 0]
@@ -325,14 +325,14 @@ async def test_failing_candidate_is_named_and_does_not_affect_others(
 ) -> None:
     candidates = ["ab", "cd", f"a{bad}b", "ef"]
     other = running.client.generate("ab", max_tokens=500, temperature=0)
-    beside = asyncio.create_task(collected(running.client.score_candidates(["abcf"] * 40, context="a")))
+    concurrent = asyncio.create_task(collected(running.client.score_candidates(["abcf"] * 40, context="a")))
     reading = asyncio.create_task(other.text())
     with pytest.raises(ServerError, match=r"candidates\[2\]: ") as caught:
         await collected(running.client.score_candidates(candidates, context="c"))
     assert caught.value.reason == "MODEL_FAILED"
     assert await reading == "".join(LETTERS[token] for token in continuation([1, 2], 500))
     expected = await running.client.score("abcf", context="a")
-    assert set(await beside) == {expected}
+    assert set(await concurrent) == {expected}
 
 
 @pytest.mark.parametrize("bad", [LETTERS[POISON], LETTERS[NAN]])

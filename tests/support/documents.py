@@ -34,12 +34,12 @@ class Page:
 
     @property
     def python(self) -> str:
-        """All blocks of Python, one after the other: later blocks use what earlier ones have imported."""
+        """All blocks of Python, joined: later blocks use the imports of earlier ones."""
         return "\n\n".join(self._blocks("python"))
 
     @property
     def commands(self) -> list[str]:
-        """The command lines: of blocks of `sh`, behind the prompt in those of `console`, and indented ones."""
+        """The command lines: those of `sh` blocks, those after a prompt in `console` blocks, and indented ones."""
         found = [line for block in self._blocks("sh") for line in block.splitlines()]
         console = [line for block in self._blocks("console") for line in block.splitlines()]
         found += [line.removeprefix("$ ") for line in console if line.startswith("$ ")]

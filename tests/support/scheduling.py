@@ -1,4 +1,4 @@
-"""Schedulers around the fake engine, and what their requests receive."""
+"""Schedulers with the fake engine, and inboxes for the events of their requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hand_over(emissions: list[Emission]) -> None:
 def make_policy(
     run_seconds: float = 1.0, flush_interval_seconds: float = 0.0, messages_per_second: float = 1e9, **changes: Any
 ) -> SchedulingPolicy:
-    """A policy under which tokens are emitted immediately and runs are as long as they can be."""
+    """Return a policy that emits tokens immediately and makes runs as long as possible."""
     return SchedulingPolicy(
         **{
             "run_seconds": run_seconds,
@@ -81,7 +81,7 @@ def reading(tokens: list[int], *, every_step: bool = False, **options: Any) -> R
 
 
 def until_running(scheduler: Scheduler, count: int) -> None:
-    """Wait for it: an end is told a moment before its row is free."""
+    """Wait until `count` requests are running; the end of a request is delivered shortly before its row is free."""
     deadline = time.monotonic() + 10
     while scheduler.running_count != count:
         assert time.monotonic() < deadline

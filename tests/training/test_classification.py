@@ -168,10 +168,10 @@ def test_padding_does_not_change_the_result(cell: str) -> None:
     tokens = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
     short = model.last_logits(tokens, lengths)
     # Longer padding of arbitrary tokens does not change a bit.
-    behind = torch.randint(0, 20, (3, 11), generator=torch.Generator().manual_seed(1))
+    padded = torch.randint(0, 20, (3, 11), generator=torch.Generator().manual_seed(1))
     real = torch.arange(11) < lengths[:, None]
-    behind[:, :6] = torch.where(real[:, :6], tokens, behind[:, :6])
-    assert torch.equal(model.last_logits(behind, lengths), short)
+    padded[:, :6] = torch.where(real[:, :6], tokens, padded[:, :6])
+    assert torch.equal(model.last_logits(padded, lengths), short)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -12,7 +12,7 @@ from tests.support.graphs import make_column_bundle
 
 @pytest.fixture
 def column_bundle(tmp_path: Path) -> Bundle:
-    """A bundle that no export of elman made."""
+    """Return a bundle that was not written by elman's export."""
     folder = tmp_path / "column"
     folder.mkdir()
     return make_column_bundle(folder)

@@ -1,4 +1,4 @@
-"""A bundle that is damaged or inconsistent is refused, and the complaint says where."""
+"""Damaged or inconsistent bundles are rejected with an error that names the location."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine(bundle: Bundle, choice: ProviderChoice = ProviderChoice.CPU) -> OnnxE
     return OnnxEngine(bundle, capacity=2, opener=Opener(choice, 1), run_seconds=0.005)
 
 
-def test_what_is_written_is_what_is_read(bundles: Bundles) -> None:
+def test_loading_restores_the_written_bundle(bundles: Bundles) -> None:
     for bundle in bundles.values():
         again = load_bundle(bundle.path)
         assert again.spec == bundle.spec
@@ -36,7 +36,7 @@ def test_what_is_written_is_what_is_read(bundles: Bundles) -> None:
     assert len({bundle.digest for bundle in bundles.values()}) == len(bundles)
 
 
-def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+def test_folder_without_a_manifest_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a bundle: cannot read manifest\.json"):
         load_bundle(tmp_path)
     with pytest.raises(BundleError, match="is not a bundle"):
@@ -44,14 +44,14 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["step.onnx", "vocabulary.json"])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+def test_missing_file_is_reported(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: cannot be read, but the manifest lists it"):
         load_bundle(copy)
 
 
 @pytest.mark.parametrize("name", ["step.onnx", "vocabulary.json"])
-def test_a_changed_file_is_named(copy: Path, name: str) -> None:
+def test_changed_file_is_reported(copy: Path, name: str) -> None:
     with (copy / name).open("ab") as file:
         file.write(b" ")
     with pytest.raises(BundleError, match=f"{name}: wrong digest: the manifest says sha256 [0-9a-f]{{64}}"):
@@ -97,27 +97,27 @@ _INCONSISTENT: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("name", _INCONSISTENT)
 def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
-    edit, complaint = _INCONSISTENT[name]
+    edit, error_message = _INCONSISTENT[name]
     change(copy, edit)
-    with pytest.raises(BundleError, match=complaint) as caught:
+    with pytest.raises(BundleError, match=error_message) as caught:
         load_bundle(copy)
     assert str(copy / MANIFEST) in str(caught.value)
 
 
-def test_two_models_of_one_name(bundles: Bundles, copy: Path) -> None:
+def test_two_models_with_the_same_name_are_rejected(bundles: Bundles, copy: Path) -> None:
     with pytest.raises(BundleError, match="both hold a model named 'gru'"):
         find_bundles([copy, bundles["gru"].path])
     assert [bundle.name for bundle in find_bundles([copy.parent])] == ["gru"]
 
 
-def test_a_graph_that_onnxruntime_rejects_is_named(copy: Path) -> None:
+def test_graph_that_onnxruntime_rejects_is_reported(copy: Path) -> None:
     (copy / "step.onnx").write_bytes(b"no graph")
     bundle = reseal(copy)
     with pytest.raises(ModelLoadError, match=r"step\.onnx: onnxruntime rejects the graph"):
         engine(bundle)
 
 
-def test_a_state_whose_output_the_graph_lacks(copy: Path) -> None:
+def test_state_without_its_graph_output_is_rejected(copy: Path) -> None:
     change(copy, lambda m: m["step"]["states"][0].update(output_name="nowhere"))
     bundle = reseal(copy)
     with pytest.raises(ModelLoadError, match=r"step\.onnx: the manifest names the state's next value 'nowhere'"):
@@ -125,7 +125,7 @@ def test_a_state_whose_output_the_graph_lacks(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "complaint"),
+    ("edit", "error_message"),
     [
         (lambda m: m["step"]["states"][0].update(shape=[36]), r"has shape \['\w+', 37\], the manifest says"),
         (lambda m: m["step"]["states"][0].update(data_type="DATA_TYPE_FLOAT16"), "the manifest says float16"),
@@ -133,14 +133,14 @@ def test_a_state_whose_output_the_graph_lacks(copy: Path) -> None:
         (lambda m: m["step"]["inputs"][0].update(name="x"), "the manifest names the input 'x'"),
     ],
 )
-def test_a_graph_that_is_not_what_the_manifest_says(copy: Path, edit: Change, complaint: str) -> None:
+def test_graph_that_contradicts_the_manifest_is_rejected(copy: Path, edit: Change, error_message: str) -> None:
     change(copy, edit)
     bundle = reseal(copy)
-    with pytest.raises(ModelLoadError, match=complaint):
+    with pytest.raises(ModelLoadError, match=error_message):
         engine(bundle)
 
 
-def test_cuda_without_cuda_is_an_error_and_auto_takes_the_cpu(bundles: Bundles) -> None:
+def test_missing_cuda_is_an_error_and_auto_falls_back_to_the_cpu(bundles: Bundles) -> None:
     if engine(bundles["gru"], ProviderChoice.AUTO).provider == "cuda":
         pytest.skip("CUDA loads here")
     with pytest.raises(ModelLoadError, match="cuda was asked for, but CUDA does not load here"):
@@ -148,13 +148,13 @@ def test_cuda_without_cuda_is_an_error_and_auto_takes_the_cpu(bundles: Bundles) 
 
 
 @pytest.mark.cuda
-def test_cuda_is_taken_where_it_loads(bundles: Bundles) -> None:
+def test_cuda_is_used_where_it_loads(bundles: Bundles) -> None:
     if engine(bundles["gru"], ProviderChoice.AUTO).provider != "cuda":
         pytest.skip("onnxruntime loads no CUDA here")
     assert engine(bundles["gru"], ProviderChoice.CUDA).provider == "cuda"
 
 
-async def test_a_model_this_server_cannot_feed_is_refused(copy: Path) -> None:
+async def test_model_with_unsupported_inputs_is_refused(copy: Path) -> None:
 
     change(copy, lambda m: m["step"]["inputs"][0].pop("token"))
     change(copy, lambda m: m["step"]["outputs"][0].pop("next_token_logits"))

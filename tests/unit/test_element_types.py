@@ -1,4 +1,4 @@
-"""The one table of element types, compared with the libraries whose names it repeats."""
+"""The table of element types agrees with the libraries whose names it uses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from elman_protos.element_types import BY_DATA_TYPE, BY_NAME, ELEMENT_TYPES, Ele
 EVERY_TYPE = pytest.mark.parametrize("row", ELEMENT_TYPES, ids=lambda row: row.name)
 
 
-def test_every_value_of_the_enum_has_one_row() -> None:
+def test_every_enum_value_has_one_row() -> None:
     assert sorted(BY_DATA_TYPE) == sorted(v1.DataType.values())[1:]
     assert len(BY_NAME) == len(ELEMENT_TYPES) == len(BY_DATA_TYPE)
     assert v1.DATA_TYPE_UNSPECIFIED not in BY_DATA_TYPE
 
 
 @EVERY_TYPE
-def test_the_names_agree(row: ElementType) -> None:
+def test_names_match_those_of_the_libraries(row: ElementType) -> None:
     assert element_type(row.data_type) is row
     assert v1.DataType.Name(row.data_type) == f"DATA_TYPE_{row.name.upper()}"
     assert row.dtype == np.dtype(getattr(np, row.name))

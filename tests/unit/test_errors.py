@@ -1,4 +1,4 @@
-"""The table of errors: every domain error has a row, and looks on the wire as its row says."""
+"""The table of errors: every domain error has a row, which determines its status on the wire."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def subclasses(base: type[errors.DomainError]) -> set[type[errors.DomainError]]:
     return {base}.union(*map(subclasses, base.__subclasses__()))
 
 
-# Never raised themselves, or never while a call is answered.
+# Base classes, and errors that are never raised during a call.
 BASES = {errors.DomainError, errors.SessionError, errors.SessionConflictError, errors.StoreError}
 NEVER_IN_A_CALL = subclasses(errors.StartError)
 
@@ -22,7 +22,7 @@ def test_every_domain_error_has_a_row() -> None:
     assert subclasses(errors.DomainError) - BASES - NEVER_IN_A_CALL == STATUSES.keys()
 
 
-def test_a_field_is_named_in_the_message_and_in_a_bad_request() -> None:
+def test_field_is_named_in_the_message_and_in_bad_request() -> None:
     error = errors.InvalidFieldError("max_tokens", 9, "must be 1 to 5", "Ask for fewer", limit=5)
     status = wire_status(error)
     assert (status.code, status.message) == (
@@ -37,7 +37,7 @@ def test_a_field_is_named_in_the_message_and_in_a_bad_request() -> None:
     assert (violation.field, violation.description) == ("max_tokens", "got 9; must be 1 to 5. Ask for fewer")
 
 
-def test_what_a_program_needs_stands_in_the_metadata() -> None:
+def test_machine_readable_details_are_in_the_metadata() -> None:
     status = wire_status(errors.SessionBusyError("tale", 7))
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -49,14 +49,14 @@ def test_what_a_program_needs_stands_in_the_metadata() -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("a secret"), errors.StartError("a secret"), errors.StoreError("a secret")]
 )
-def test_a_defect_is_opaque(error: Exception) -> None:
+def test_internal_errors_are_opaque(error: Exception) -> None:
     status = wire_status(error)
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (status.code, status.message, info.reason) == (code_pb2.INTERNAL, "internal error", "INTERNAL")
 
 
-def test_a_long_message_is_cut_to_fit_into_headers() -> None:
+def test_long_message_is_truncated_to_fit_into_headers() -> None:
     status = wire_status(errors.ModelFailedError("é" * 5000))
     assert len(status.message.encode()) <= 1003
     assert status.message.endswith("é...")

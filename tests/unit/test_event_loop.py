@@ -1,4 +1,4 @@
-"""The event loop says that it is idle when, and only when, it has nothing left to do."""
+"""The event loop signals that it is idle if, and only if, it has nothing left to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elman_server.event_loop import ServerEventLoop
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 7, 100])
-async def test_idle_comes_after_everything_that_is_ready_however_many_rounds_it_takes(rounds: int) -> None:
+async def test_idle_is_signalled_after_all_ready_callbacks(rounds: int) -> None:
     loop = ServerEventLoop.running()
     done: list[str] = []
 
@@ -29,7 +29,7 @@ async def test_idle_comes_after_everything_that_is_ready_however_many_rounds_it_
     assert done == ["work", "idle"]
 
 
-async def test_idle_comes_after_input_that_has_arrived() -> None:
+async def test_idle_is_signalled_after_pending_input() -> None:
     loop = ServerEventLoop.running()
     done: list[str] = []
     ours, theirs = socket.socketpair()
@@ -44,7 +44,7 @@ async def test_idle_comes_after_input_that_has_arrived() -> None:
     assert done == ["read", "idle"]
 
 
-def test_a_thread_can_wait_for_it() -> None:
+def test_thread_can_wait_for_idle() -> None:
     async def serve() -> bool:
         loop, idle = ServerEventLoop.running(), threading.Event()
         loop.call_soon_threadsafe(loop.when_idle, idle.set)
@@ -54,7 +54,7 @@ def test_a_thread_can_wait_for_it() -> None:
         assert runner.run(serve())
 
 
-def test_another_kind_of_loop_is_refused() -> None:
+def test_other_event_loops_are_rejected() -> None:
     async def serve() -> None:
         ServerEventLoop.running()
 

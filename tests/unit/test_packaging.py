@@ -1,4 +1,4 @@
-"""What a stranger relies on: light clients, stubs that match the protos, names that are exported."""
+"""The installed packages: light clients, stubs that match the protos, exported names."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.paths import ROOT
 TRAINING_PARTS = {"torch", "onnxscript", "matplotlib"}
 
 
-def test_a_client_needs_neither_torch_nor_onnxruntime() -> None:
+def test_client_needs_neither_torch_nor_onnxruntime() -> None:
     code = "from elman import Client, ElmanError; import elman.cli.application; print('fine')"
-    found = run_without(SERVER_PARTS | TRAINING_PARTS, code)
-    assert found.stdout == "fine\n", found.stderr
+    result = run_without(SERVER_PARTS | TRAINING_PARTS, code)
+    assert result.stdout == "fine\n", result.stderr
 
 
-def test_a_server_needs_no_torch() -> None:
-    found = run_without(TRAINING_PARTS, "import elman_server.application; print('fine')")
-    assert found.stdout == "fine\n", found.stderr
+def test_server_does_not_need_torch() -> None:
+    result = run_without(TRAINING_PARTS, "import elman_server.application; print('fine')")
+    assert result.stdout == "fine\n", result.stderr
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,15 @@ def test_a_server_needs_no_torch() -> None:
         ("['serve', 'x']", "server"),
     ],
 )
-def test_a_missing_extra_is_named(command: str, extra: str) -> None:
+def test_missing_extra_is_named(command: str, extra: str) -> None:
     code = f"sys.argv = ['elman', *{command}]; from elman.cli import main; main()"
-    found = run_without(SERVER_PARTS | TRAINING_PARTS, code)
-    assert found.returncode == 1
-    assert f"pip install 'elman[{extra}]'" in found.stderr
-    assert "Traceback" not in found.stderr
+    result = run_without(SERVER_PARTS | TRAINING_PARTS, code)
+    assert result.returncode == 1
+    assert f"pip install 'elman[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_every_exported_name_is_there() -> None:
+def test_every_exported_name_exists() -> None:
     for name in elman.__all__:
         assert getattr(elman, name) is not None
     assert dir(elman) == elman.__all__
@@ -56,22 +56,22 @@ def test_every_exported_name_is_there() -> None:
         elman.nonsense  # noqa: B018
 
 
-def test_a_folder_of_the_same_name_beside_a_script_is_not_taken_for_the_package(tmp_path: Path) -> None:
-    """Who clones elman has such a folder."""
+def test_folder_named_elman_does_not_shadow_the_package(tmp_path: Path) -> None:
+    """A checkout of elman contains such a folder."""
     (tmp_path / "elman").mkdir()
     script = tmp_path / "script.py"
     script.write_text("from elman import Client\n")
-    found = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_stubs_need_neither_the_client_nor_the_server() -> None:
+def test_stubs_do_not_import_the_client_or_the_server() -> None:
     code = "from elman_protos import v1; v1.InferenceServiceStub; print('fine')"
-    found = run_without({"elman", "elman_server", "elman_bundle", *SERVER_PARTS, *TRAINING_PARTS}, code)
-    assert found.stdout == "fine\n", found.stderr
+    result = run_without({"elman", "elman_server", "elman_bundle", *SERVER_PARTS, *TRAINING_PARTS}, code)
+    assert result.stdout == "fine\n", result.stderr
 
 
-def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
+def test_stubs_match_the_protos(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "protos" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
@@ -93,24 +93,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_installs_only_names_that_begin_with_elman(wheel: zipfile.ZipFile) -> None:
+def test_wheel_installs_only_names_that_start_with_elman(wheel: zipfile.ZipFile) -> None:
     names = {name.partition("/")[0] for name in wheel.namelist()}
     packages = {f"elman_{name}" for name in ("bundle", "export", "protos", "server", "training")} | {"elman"}
     assert {name for name in names if not name.endswith(".dist-info")} == packages
     assert all(f"{package}/py.typed" in wheel.namelist() for package in packages)
 
 
-def test_an_installed_wheel_works_from_anywhere(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_installed_wheel_works_in_any_folder(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "installed")
     code = "import elman, elman_protos.v1, elman_server.application; print(elman.__file__, elman.Client.__module__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment, timeout=60
     )
-    assert found.stdout.split() == [str(tmp_path / "installed" / "elman" / "__init__.py"), "elman.client"], found.stderr
+    assert result.stdout.split() == [str(tmp_path / "installed" / "elman" / "__init__.py"), "elman.client"], (
+        result.stderr
+    )
 
 
-def test_the_server_names_no_cell() -> None:
+def test_server_code_names_no_cell() -> None:
     for path in (ROOT / "server").rglob("*.py"):
         words = path.read_text().lower().replace("elman", "")
         assert not [cell for cell in ("lstm", "gru", "tanh", "sigmoid") if cell in words], path

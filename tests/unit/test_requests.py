@@ -1,4 +1,4 @@
-"""The declarations of requests: every field is declared once, is parsed, and is in the fingerprint or not."""
+"""The declarations of requests: every field is declared once, is parsed, and is in the fingerprint or excluded."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_every_request_of_every_service_is_declared() -> None:
     assert DECLARED.keys() - requests == {"elman.v1.StreamConfig", "elman.v1.Piece"}
 
 
-def test_a_field_that_is_not_declared_or_declared_twice_is_refused() -> None:
+def test_undeclared_and_duplicate_fields_are_rejected() -> None:
     for content, delivery in (({"name"}, {"name"}), (set(), set()), ({"name", "nonsense"}, set())):
         with pytest.raises(ValueError, match="GetModelRequest has the fields"):
             RequestFields(v1.GetModelRequest, content=content, delivery=delivery)
 
 
 def leaves(descriptor: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all fields that hold no message of elman's own."""
+    """Yield the paths of all fields that are not messages of elman."""
     for field in descriptor.fields:
         here = (*path, field.name)
         if field.message_type is None or is_map(field) or not field.message_type.fields:
@@ -77,15 +77,15 @@ def is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def put(message: Message, path: Sequence[str], *, filled: bool) -> None:
-    """Set the field of a path, or only what holds it."""
+def set_field(message: Message, path: Sequence[str], *, filled: bool) -> None:
+    """Set the field at a path, or, unless `filled`, only its parent messages."""
     name, *rest = path
     field = message.DESCRIPTOR.fields_by_name[name]
     if rest:
         inner = getattr(message, name)
         inner = inner.add() if field.is_repeated else inner
         inner.SetInParent()
-        put(inner, rest, filled=filled)
+        set_field(inner, rest, filled=filled)
     elif not filled:
         return
     elif is_map(field):
@@ -93,15 +93,15 @@ def put(message: Message, path: Sequence[str], *, filled: bool) -> None:
     elif field.message_type is not None:
         getattr(message, name).SetInParent()
     else:
-        value = some_value(field)
+        value = sample_value(field)
         if field.is_repeated:
             getattr(message, name).append(value)
         else:
             setattr(message, name, value)
 
 
-def some_value(field: FieldDescriptor) -> Any:
-    """A value that is not the default."""
+def sample_value(field: FieldDescriptor) -> Any:
+    """Return a value that is not the default."""
     if field.enum_type is not None:
         return 2
     return {
@@ -115,7 +115,7 @@ def some_value(field: FieldDescriptor) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value in a form that can be compared."""
+    """Return a value in a comparable form."""
     if dataclasses.is_dataclass(value):
         return type(value).__name__, {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
@@ -131,8 +131,8 @@ def plain(value: Any) -> Any:
 
 async def parsed(message: Message) -> Any:
     try:
-        found = PARSERS[type(message)](message)
-        return plain(await found if hasattr(found, "__await__") else found)
+        result = PARSERS[type(message)](message)
+        return plain(await result if hasattr(result, "__await__") else result)
     except DomainError as error:
         return str(error)
 
@@ -143,24 +143,24 @@ CASES = [(message, path) for message in PARSERS for path in leaves(message.DESCR
 @pytest.mark.parametrize(("message", "path"), CASES, ids=lambda value: value if isinstance(value, str) else None)
 async def test_every_field_is_parsed(message: type[Message], path: tuple[str, ...]) -> None:
     without, with_it = message(), message()
-    put(without, path, filled=False)
-    put(with_it, path, filled=True)
+    set_field(without, path, filled=False)
+    set_field(with_it, path, filled=True)
     assert with_it != without
     assert await parsed(with_it) != await parsed(without), ".".join(path)
 
 
 @pytest.mark.parametrize("name", ["elman.v1.GenerateRequest", "elman.v1.ClassifyRequest", "elman.v1.Piece"])
-def test_the_fingerprint_depends_on_the_content_and_not_on_the_delivery(name: str) -> None:
+def test_fingerprint_depends_on_content_but_not_on_delivery(name: str) -> None:
     declared = DECLARED[name]
     message = GetMessageClass(declared.descriptor)
     for path in leaves(declared.descriptor):
         request = message()
-        put(request, path, filled=True)
+        set_field(request, path, filled=True)
         same = declared.fingerprint(request) == declared.fingerprint(message())
         assert same == (path[0] in declared.delivery), path
 
 
 def test_requests_of_different_kinds_have_different_fingerprints() -> None:
-    found = {DECLARED[name].fingerprint(GetMessageClass(DECLARED[name].descriptor)()) for name in DECLARED}
-    assert len(found) == len(DECLARED)
-    assert FIELDS.fingerprint(v1.GenerateRequest()) in found
+    result = {DECLARED[name].fingerprint(GetMessageClass(DECLARED[name].descriptor)()) for name in DECLARED}
+    assert len(result) == len(DECLARED)
+    assert FIELDS.fingerprint(v1.GenerateRequest()) in result

@@ -1,4 +1,4 @@
-"""Sources in the loop: read together when their sequences get a row, once each, and failing alone."""
+"""Sources in the scheduler: encoded in batches when their sequences get a row, once each, with isolated failures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def from_source(source: Source, max_tokens: int = 6) -> Generation:
 
 
 def expected(source: list[int], count: int = 6) -> list[int]:
-    """The sum of a source is where the total begins, as if it stood before the prompt."""
+    """Return the expected tokens: the sum of the source is the initial total, as if it preceded the prompt."""
     return continuation([*source, *PROMPT], count)
 
 
-def test_sources_are_read_together_and_each_starts_its_own_sequence() -> None:
+def test_sources_are_encoded_in_a_batch_and_start_their_own_sequences() -> None:
     engine = FakeEngine(capacity=4)
     scheduler = make_scheduler(engine)
     given = [[2], [3, 4], [5, 5, 5], [1, 2, 3, 4]]
@@ -38,19 +38,19 @@ def test_sources_are_read_together_and_each_starts_its_own_sequence() -> None:
     assert engine.encoded == [4]
 
 
-def test_sources_of_calls_that_come_together_are_read_together() -> None:
+def test_sources_of_concurrent_calls_are_encoded_in_a_batch() -> None:
     engine = FakeEngine(capacity=4)
     sequences = [from_source(Source(np.array([index]))) for index in range(3)]
     coming = list(sequences)
 
-    def turn(emissions: list[Emission]) -> None:
-        """Hand over what there is, and take up the next call: what the event loop does."""
+    def deliver_and_submit(emissions: list[Emission]) -> None:
+        """Deliver emissions and submit the next call, as the event loop does."""
         hand_over(emissions)
         if coming:
             scheduler.submit(coming.pop(0))
 
-    scheduler = make_scheduler(engine, deliver=turn)
-    turn([])
+    scheduler = make_scheduler(engine, deliver=deliver_and_submit)
+    deliver_and_submit([])
     scheduler.start()
     for index, sequence in enumerate(sequences):
         assert inbox(sequence).tokens_and_end()[0] == expected([index])
@@ -58,7 +58,7 @@ def test_sources_of_calls_that_come_together_are_read_together() -> None:
     assert engine.encoded == [3]
 
 
-def test_what_sequences_share_is_read_once() -> None:
+def test_shared_source_is_encoded_once() -> None:
     engine = FakeEngine(capacity=2)
     scheduler = make_scheduler(engine)
     source = Source(np.array([2, 3]))
@@ -72,7 +72,7 @@ def test_what_sequences_share_is_read_once() -> None:
     assert engine.encoded == [1]
 
 
-def test_a_state_that_goes_on_does_not_start_from_the_source_again() -> None:
+def test_continued_state_does_not_restart_from_the_source() -> None:
     engine = FakeEngine()
     scheduler = make_scheduler(engine)
     scheduler.start()
@@ -84,7 +84,7 @@ def test_a_state_that_goes_on_does_not_start_from_the_source_again() -> None:
 
 
 @pytest.mark.parametrize("company", [0, 2])
-def test_a_source_that_cannot_be_read_fails_alone(company: int) -> None:
+def test_failing_source_does_not_affect_others(company: int) -> None:
     engine = FakeEngine(capacity=4)
     scheduler = make_scheduler(engine)
     bad = from_source(Source(np.array([1, POISON])))
@@ -105,7 +105,7 @@ def test_a_source_that_cannot_be_read_fails_alone(company: int) -> None:
     scheduler.stop()
 
 
-def test_a_defect_while_reading_is_told_to_those_it_hit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_in_the_encoder_fails_the_affected_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(capacity=4)
     scheduler = make_scheduler(engine)
 
@@ -126,8 +126,8 @@ def test_a_defect_while_reading_is_told_to_those_it_hit(monkeypatch: pytest.Monk
     scheduler.stop()
 
 
-def test_those_who_run_wait_for_a_few_positions_only() -> None:
-    """Long sources are read in several turns while somebody runs."""
+def test_encoding_delays_running_requests_only_briefly() -> None:
+    """Long sources are encoded in several iterations while requests are running."""
     engine = FakeEngine(capacity=8)
     engine.gate.clear()
     scheduler = make_scheduler(engine)

@@ -1,4 +1,4 @@
-"""Subwords: nothing is unknown, nothing is changed, and files that would change text are refused."""
+"""Subwords: every text is known and round-trips, and files that would change text are rejected."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ def settings_of(vocabulary: SubwordVocabulary) -> dict[str, Any]:
 
 
 @given(text)
-def test_any_text_comes_back_as_it_was(written: str) -> None:
+def test_any_text_round_trips(written: str) -> None:
     vocabulary = trained()
     ids = vocabulary.encode(written).tolist()
     assert vocabulary.decoder().decode(ids, final=True) == written
     assert b"".join(vocabulary.token_bytes()[token] or b"" for token in ids) == written.encode()
 
 
-def test_common_text_takes_few_tokens() -> None:
+def test_common_text_needs_few_tokens() -> None:
     vocabulary = trained()
     assert vocabulary.size == 310
     assert len(vocabulary.encode("the quick brown fox")) == 4
     assert vocabulary.token_text(vocabulary.encode(" quick").tolist()[0]) == " quick"
 
 
-def test_the_same_texts_give_the_same_vocabulary() -> None:
+def test_training_a_vocabulary_is_deterministic() -> None:
     assert SubwordVocabulary.from_texts(TEXTS, 310)._content == trained()._content
     assert SubwordVocabulary.from_texts(TEXTS[:1], 310)._content != trained()._content
 
 
-def test_texts_that_repeat_little_give_fewer_tokens() -> None:
-    assert SubwordVocabulary.from_texts(["abc"], 4096).size == 258  # The bytes, "ab" and "abc".
+def test_small_texts_give_smaller_vocabularies() -> None:
+    assert SubwordVocabulary.from_texts(["abc"], 4096).size == 258  # the bytes, "ab" and "abc"
 
 
-def test_every_byte_is_shown_and_a_part_of_a_character_as_such() -> None:
+def test_every_byte_is_shown_and_partial_characters_are_marked() -> None:
     vocabulary = SubwordVocabulary.from_texts([""], 256)
     spelled = vocabulary.token_bytes()
-    assert sorted(found for found in spelled if found) == [bytes([byte]) for byte in range(256)]
-    for token, found in enumerate(spelled):
-        assert found is not None
-        assert vocabulary.token_text(token) == ("�" if found[0] > 127 else found.decode())
+    assert sorted(result for result in spelled if result) == [bytes([byte]) for byte in range(256)]
+    for token, result in enumerate(spelled):
+        assert result is not None
+        assert vocabulary.token_text(token) == ("�" if result[0] > 127 else result.decode())
 
 
-def test_how_many_characters_a_token_stands_for() -> None:
+def test_character_counts_of_tokens() -> None:
     assert SubwordVocabulary.from_texts([""], 256).characters_per_token == 1
     assert SubwordVocabulary.from_texts([" " * 1000], 310).characters_per_token >= 8
     joined = SubwordVocabulary.from_texts(["語" * 1000], 310)
@@ -77,23 +77,23 @@ def test_how_many_characters_a_token_stands_for() -> None:
 
 
 @given(st.sampled_from(["the quick ", "語", "été ", " ", "\n", "x"]), st.integers(1, 310))
-def test_a_text_has_the_tokens_that_its_length_demands(piece: str, count: int) -> None:
+def test_token_count_has_the_lower_bound_of_the_length(piece: str, count: int) -> None:
     vocabulary = trained()
     assert len(piece) * count <= len(vocabulary.encode(piece * count)) * vocabulary.characters_per_token
 
 
-def test_half_of_a_surrogate_pair_is_refused_at_its_place() -> None:
+def test_lone_surrogate_is_rejected_with_its_position() -> None:
     with pytest.raises(EncodingError, match=r"'\\ud800' is half of a surrogate pair") as caught:
         trained().encode("語a\ud800b")
     assert caught.value.position == 2
 
 
-def test_long_text_is_encoded_as_short_text_is() -> None:
+def test_long_text_is_encoded_like_short_text() -> None:
     vocabulary, line = trained(), "the lazy dog, 語\n"
     assert vocabulary.encode(line * 200).tolist() == vocabulary.encode(line).tolist() * 200
 
 
-def test_others_run_while_a_long_text_is_encoded() -> None:
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
     encoding = threading.Thread(target=trained().encode, args=(TEXTS[0] * 250,))
     encoding.start()
     turns = 0
@@ -103,7 +103,7 @@ def test_others_run_while_a_long_text_is_encoded() -> None:
     assert turns > 5
 
 
-def test_a_file_of_the_package_round_trips(tmp_path: Path) -> None:
+def test_tokenizer_file_round_trips(tmp_path: Path) -> None:
     trained().write(tmp_path / "tokenizer.json")
     again = SubwordVocabulary.read(tmp_path / "tokenizer.json")
     assert again.tokens == trained().tokens
@@ -120,12 +120,12 @@ def changed(change: Change) -> str:
 
 
 def add(settings: dict[str, Any], **options: object) -> None:
-    """Another token behind the others."""
+    """Append a token."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     settings["added_tokens"].append({"id": trained().size, "content": "<end>", **plain, **options})
 
 
-def test_a_special_token_is_only_an_id() -> None:
+def test_special_token_is_never_text() -> None:
     vocabulary = SubwordVocabulary(changed(lambda settings: add(settings, special=True)))
     token = vocabulary.size - 1
     assert vocabulary.token_bytes()[token] is None
@@ -135,14 +135,14 @@ def test_a_special_token_is_only_an_id() -> None:
     assert vocabulary.decoder().decode([*written, token], final=True) == "a<end>b"
 
 
-def test_an_added_token_of_text_is_text() -> None:
+def test_added_token_that_is_not_special_is_text() -> None:
     vocabulary = SubwordVocabulary(changed(add))
     written = vocabulary.encode("a<end>é").tolist()
     assert vocabulary.size - 1 in written
     assert vocabulary.decoder().decode(written, final=True) == "a<end>é"
 
 
-def test_what_a_file_says_of_cutting_off_is_not_heeded() -> None:
+def test_truncation_settings_of_a_file_are_ignored() -> None:
     truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     vocabulary = SubwordVocabulary(changed(lambda settings: settings.update(truncation=truncation)))
     assert vocabulary.decoder().decode(vocabulary.encode("abcdef").tolist()) == "abcdef"
@@ -157,7 +157,7 @@ def sequence(*parts: dict[str, Any]) -> Change:
     return lambda settings: settings.update(pre_tokenizer={"type": "Sequence", "pretokenizers": list(parts)})
 
 
-def test_files_of_others_serve_if_they_keep_text() -> None:
+def test_third_party_files_are_accepted_if_text_round_trips() -> None:
     kept = {**_SPLIT, "behavior": "Isolated"}
     vocabulary = SubwordVocabulary(changed(sequence(kept, _DIGITS, _BYTE_LEVEL)))
     assert vocabulary.decoder().decode(vocabulary.encode("a  12 語").tolist()) == "a  12 語"
@@ -199,17 +199,17 @@ _REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", _REFUSED)
-def test_a_file_that_is_no_such_vocabulary_is_named(tmp_path: Path, name: str) -> None:
-    change, complaint = _REFUSED[name]
+def test_unsuitable_tokenizer_file_is_reported(tmp_path: Path, name: str) -> None:
+    change, error_message = _REFUSED[name]
     path = tmp_path / "tokenizer.json"
     path.write_text(changed(change), encoding="utf-8")
-    with pytest.raises(BundleError, match=complaint) as caught:
+    with pytest.raises(BundleError, match=error_message) as caught:
         SubwordVocabulary.read(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b'"text"'])
-def test_a_damaged_file_is_named(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_file_is_reported(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(damage)
     with pytest.raises(BundleError, match=r"tokenizer\.json"):

@@ -1,4 +1,4 @@
-"""Text to ids and back; no character is ever cut."""
+"""Text to ids and back; characters are never split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def subwords() -> SubwordVocabulary:
     return SubwordVocabulary.from_texts(["the quick brown fox, 語 é 🌲 ß\n" * 50], 320)
 
 
-# Of each kind one that knows a text.
+# One vocabulary of each kind that knows a given text.
 KINDS: dict[str, Callable[[str], InputVocabulary]] = {
     "characters": CharacterVocabulary.from_text,
     "bytes": lambda written: ByteVocabulary(),
@@ -44,20 +44,20 @@ kinds = st.sampled_from(sorted(KINDS))
 
 
 @given(kinds, text)
-def test_known_text_comes_back_as_it_was(kind: str, written: str) -> None:
+def test_known_text_round_trips(kind: str, written: str) -> None:
     known = written.replace("�", "")
     vocabulary = KINDS[kind](known)
     ids = vocabulary.encode(known)
     assert len(known) <= len(ids) * vocabulary.characters_per_token
     spelled = [vocabulary.token_bytes()[token] for token in ids]
-    assert b"".join(found or b"" for found in spelled) == known.encode()
+    assert b"".join(result or b"" for result in spelled) == known.encode()
     assert vocabulary.decoder().decode(ids.tolist(), final=True) == known
 
 
 @given(kinds, text, st.data())
-def test_decoded_in_pieces_is_decoded_as_a_whole(kind: str, written: str, data: st.DataObject) -> None:
+def test_decoding_in_pieces_equals_decoding_at_the_end(kind: str, written: str, data: st.DataObject) -> None:
     vocabulary = KINDS[kind](written)
-    chosen = st.lists(st.integers(0, vocabulary.size - 1))  # No text, mostly.
+    chosen = st.lists(st.integers(0, vocabulary.size - 1))  # mostly not valid text
     ids = data.draw(st.just(vocabulary.encode(written).tolist()) | chosen)
     whole = vocabulary.decoder().decode(ids, final=True)
     for cut in range(len(ids) + 1):
@@ -73,13 +73,13 @@ def test_single_tokens_are_shown(kind: str, written: str) -> None:
     vocabulary = KINDS[kind](written)
     spelled = vocabulary.token_bytes()
     assert len(spelled) == vocabulary.size
-    for token, found in enumerate(spelled):
-        assert (found is None) == (token == vocabulary.unknown_id)
-        assert vocabulary.token_text(token) == ("�" if found is None else found.decode(errors="replace"))
+    for token, result in enumerate(spelled):
+        assert (result is None) == (token == vocabulary.unknown_id)
+        assert vocabulary.token_text(token) == ("�" if result is None else result.decode(errors="replace"))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_vocabulary_on_disk_is_the_same(kind: str, tmp_path: Path) -> None:
+def test_vocabulary_on_disk_round_trips(kind: str, tmp_path: Path) -> None:
     vocabulary = KINDS[kind]("the quick\n語 é")
     spec = write_vocabulary(tmp_path, vocabulary)
     again = read_vocabulary(tmp_path, spec)
@@ -97,7 +97,7 @@ def test_lower_case_is_kept_on_disk(tmp_path: Path) -> None:
     assert again.encode("THE").tolist() == [1]
 
 
-def test_what_utf8_cannot_spell_is_never_text() -> None:
+def test_invalid_utf_8_is_never_text() -> None:
     assert CharacterVocabulary(["a", "\ud800"]).token_bytes() == [b"a", None]
 
 
@@ -140,7 +140,7 @@ def test_multi_byte_text_split_at_every_byte() -> None:
         assert "�" not in first
 
 
-def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+def test_invalid_bytes_become_replacement_characters() -> None:
     decoder = ByteVocabulary().decoder()
     assert decoder.decode([0x61, 0xFF, 0x62]) == "a�b"
     assert decoder.decode([0xF0, 0x9F]) == ""
@@ -148,29 +148,29 @@ def test_bytes_that_are_no_text_become_replacement_characters() -> None:
 
 
 @given(st.text("abcdef", min_size=1), text)
-def test_characters_outside_become_the_unknown_token(known: str, written: str) -> None:
+def test_characters_outside_the_vocabulary_become_the_unknown_token(known: str, written: str) -> None:
     vocabulary = CharacterVocabulary.from_text(known)
     ids = vocabulary.encode(written)
     for character, token in zip(written, ids, strict=True):
         assert vocabulary.tokens[token] == (character if character in known else "�")
 
 
-def test_rare_characters_are_left_out() -> None:
+def test_rare_characters_are_excluded() -> None:
     assert CharacterVocabulary.from_text("aaabbc", minimum_count=2).tokens == ("�", "a", "b")
 
 
-def test_without_an_unknown_token_such_text_is_refused() -> None:
+def test_without_an_unknown_token_unknown_text_is_rejected() -> None:
     with pytest.raises(EncodingError, match="'X' is not in the model's vocabulary") as caught:
         CharacterVocabulary("ab").encode("abX")
     assert caught.value.position == 2
 
 
 @pytest.mark.parametrize(
-    ("tokens", "unknown_id", "complaint"),
+    ("tokens", "unknown_id", "error_message"),
     [(["a", "bc"], None, "'bc'"), (["a", "a"], None, "'a' is listed twice"), (["a"], 1, "outside 0 to 0")],
 )
-def test_tokens_that_make_no_vocabulary(tokens: list[str], unknown_id: int | None, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_tokens_are_rejected(tokens: list[str], unknown_id: int | None, error_message: str) -> None:
+    with pytest.raises(ValueError, match=error_message):
         CharacterVocabulary(tokens, unknown_id)
 
 
@@ -189,7 +189,7 @@ def test_tokens_on_disk_round_trip(tokens: list[str]) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"tokens": 3}', '{"tokens": ["a", 3]}'])
-def test_damaged_token_file_is_named(tmp_path: Path, content: str) -> None:
+def test_damaged_token_file_is_reported(tmp_path: Path, content: str) -> None:
     path = tmp_path / "vocabulary.json"
     path.write_text(content)
     with pytest.raises(BundleError, match=r"vocabulary\.json"):

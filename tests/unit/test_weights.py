@@ -1,4 +1,4 @@
-"""A model's weights are packed once, in a file that all of its graphs map and nobody leaves behind."""
+"""A model's weights are packed once, in a file that all of its graphs map and that is always removed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ time.sleep(600)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What stands in for the folder of temporary files."""
+    """Return a folder that replaces the folder of temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
@@ -47,23 +47,23 @@ def run(graph: onnx.ModelProto, weights: Weights, x: NDArray[Any]) -> NDArray[An
     options = onnxruntime.SessionOptions()
     weights.give_to(options)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: NDArray[Any] = session.run(None, {"x": x})[0]
-    return found
+    result: NDArray[Any] = session.run(None, {"x": x})[0]
+    return result
 
 
 def places(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Where in the file each weight lies, and what is packed of it."""
-    found: dict[str, list[int]] = {}
+    """Return the offsets of each weight in the file, and of its packed form."""
+    result: dict[str, list[int]] = {}
     for weight in model.graph.initializer:
         items = {item.key: item.value for item in weight.external_data}
         packed = [value.split("|")[1].split(";")[0] for key, value in items.items() if key.startswith("prepacked")]
-        found[weight.name] = [int(offset) for offset in (*([items["offset"]] if "offset" in items else ()), *packed)]
-    return found
+        result[weight.name] = [int(offset) for offset in (*([items["offset"]] if "offset" in items else ()), *packed)]
+    return result
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_graph_of_any_form_computes_with_its_own_weights(packed: bool) -> None:
-    """To the bit as with the weights inside, also where onnxruntime computes with a weight when it opens the graph."""
+def test_shared_weights_give_the_same_result_bit_exactly(packed: bool) -> None:
+    """This includes weights that onnxruntime transforms when it loads the graph."""
     x = np.random.default_rng(1).standard_normal((5, 21), dtype=np.float32)
     expected = onnxruntime.InferenceSession(make_products_graph().SerializeToString()).run(None, {"x": x})[0]
     graph = make_products_graph()
@@ -72,8 +72,8 @@ def test_a_graph_of_any_form_computes_with_its_own_weights(packed: bool) -> None
     assert run(graph, weights, x).tobytes() == expected.tobytes()
 
 
-def test_what_is_packed_is_what_is_computed_with(folder: Path) -> None:
-    """Overwritten, it gives something else; and there is nothing else in the folder."""
+def test_graphs_use_the_packed_weights(folder: Path) -> None:
+    """Overwriting the packed weights changes the result, and the folder contains no other file."""
     x = np.random.default_rng(1).standard_normal((5, 21), dtype=np.float32)
     graph = make_products_graph()
     weights = Weights(Path("graph.onnx"), graph, make_products_graph())
@@ -86,14 +86,14 @@ def test_what_is_packed_is_what_is_computed_with(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
-def test_all_graphs_map_what_is_packed(bundles: Mapping[str, Bundle], folder: Path, name: str) -> None:
-    """Each product's weights are in the file as they are and packed, where a line of the cache begins."""
+def test_all_graphs_map_the_packed_weights(bundles: Mapping[str, Bundle], folder: Path, name: str) -> None:
+    """The weights of each product are in the file in plain and packed form, aligned to cache lines."""
     engine = make_engine(bundles[name])
-    found = places(engine._step.model)
-    assert all(offset % 64 == 0 for offsets in found.values() for offset in offsets)
+    result = places(engine._step.model)
+    assert all(offset % 64 == 0 for offsets in result.values() for offset in offsets)
     products = [node for node in engine._step.model.graph.node if node.op_type.startswith(("Gemm", "MatMul"))]
     assert products
-    assert all(len(found[node.input[1]]) == 2 for node in products)
+    assert all(len(result[node.input[1]]) == 2 for node in products)
     (file,) = folder.glob(f"{_FOLDERS}/weights")
     read(engine, np.zeros((4, 2), np.int64), 2, count=4)
     before = Path("/proc/self/maps").read_text().count(str(file))
@@ -101,7 +101,7 @@ def test_all_graphs_map_what_is_packed(bundles: Mapping[str, Bundle], folder: Pa
     assert Path("/proc/self/maps").read_text().count(str(file)) > before > 0
 
 
-def test_without_room_every_graph_packs_for_itself(
+def test_without_disk_space_every_graph_packs_its_own_weights(
     bundles: Mapping[str, Bundle], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = np.random.default_rng(2).integers(0, 30, (6, 3))
@@ -114,15 +114,15 @@ def test_without_room_every_graph_packs_for_itself(
     assert all(same(state, before) for state, before in zip(states, expected[1], strict=True))
 
 
-def test_folders_last_as_long_as_their_models(bundles: Mapping[str, Bundle], folder: Path) -> None:
+def test_folders_are_removed_with_their_models(bundles: Mapping[str, Bundle], folder: Path) -> None:
     engine = OnnxEngine(bundles["gru"], capacity=2, opener=Opener(ProviderChoice.CPU, 1), run_seconds=0.005)
     assert len(list(folder.glob(_FOLDERS))) == 1
     del engine
     assert not list(folder.glob(_FOLDERS))
 
 
-def test_what_a_killed_server_leaves_is_removed_by_the_next(folder: Path) -> None:
-    """And nothing of one that lives."""
+def test_files_of_a_killed_server_are_removed_by_the_next(folder: Path) -> None:
+    """Files of a running server are kept."""
     living, killed = (
         subprocess.Popen([sys.executable, "-c", _LIVING], stdout=subprocess.PIPE, text=True) for _ in range(2)
     )

@@ -1,4 +1,4 @@
-"""Words: how text is cut, what is unknown, where a complaint points."""
+"""Words: splitting of text, unknown words, and positions in error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elman_bundle.word_vocabulary import _pieces
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
-def test_text_is_cut_into_words_with_the_space_before_them() -> None:
+def test_text_is_split_into_words_with_leading_spaces() -> None:
     assert [*_pieces("x = f(12)\n    y, é語", False)] == [
         "x",
         " =",
@@ -34,7 +34,7 @@ def test_text_is_cut_into_words_with_the_space_before_them() -> None:
 
 @given(text | st.text("ab _1.\n", max_size=200))
 @example("a" * 100 + " " * 100)
-def test_pieces_joined_are_the_text_and_none_is_long(written: str) -> None:
+def test_pieces_concatenate_to_the_text_and_have_bounded_length(written: str) -> None:
     pieces = [*_pieces(written, False)]
     assert "".join(pieces) == written
     assert all(0 < len(piece) <= WordVocabulary.characters_per_token for piece in pieces)
@@ -48,36 +48,36 @@ def test_lower_case_keeps_every_position(written: str) -> None:
     assert lowered == written.replace("İ", "i").lower()
 
 
-def test_the_commonest_words_are_known_and_the_others_are_unknown() -> None:
+def test_most_frequent_words_are_known_and_others_unknown() -> None:
     vocabulary = WordVocabulary.from_texts(["the cat the dog", "the cat", "the end the"], 5)
-    assert vocabulary.tokens == ("�", "the", " cat", " the", " dog")  # Of those that occur once, by the alphabet.
+    assert vocabulary.tokens == ("�", "the", " cat", " the", " dog")  # words that occur once are in alphabetical order
     assert vocabulary.encode("the cat and the").tolist() == [1, 2, 0, 3]
     assert vocabulary.decoder().decode([1, 2, 0, 3]) == "the cat� the"
     assert vocabulary.token_bytes() == [None, b"the", b" cat", b" the", b" dog"]
     assert vocabulary.token_text(0) == "�"
 
 
-def test_the_longest_words_there_are() -> None:
+def test_longest_words() -> None:
     longest = ["a" * 31, " " + "b" * 31, " " * 32, " 1"]
     assert WordVocabulary(longest).encode(longest[0] + longest[1]).tolist() == [0, 1]
 
 
-def test_the_text_of_the_unknown_token_is_its_own_and_unknown() -> None:
+def test_text_of_the_unknown_token_is_unknown() -> None:
     vocabulary = WordVocabulary(["b", "a"], unknown_id=0)
     assert vocabulary.encode("b").tolist() == vocabulary.encode("c").tolist() == [0]
     assert vocabulary.decoder().decode([0, 1]) == "ba"
     assert vocabulary.token_bytes() == [None, b"a"]
 
 
-def test_rare_words_are_left_out() -> None:
+def test_rare_words_are_excluded() -> None:
     assert WordVocabulary.from_texts(["a a a b b c"], 10, minimum_count=2).tokens == ("�", " a", " b")
 
 
-def test_a_word_never_goes_from_one_text_into_the_next() -> None:
+def test_words_do_not_span_texts() -> None:
     assert set(WordVocabulary.from_texts(["ab", "cd"], 10).tokens) == {"�", "ab", "cd"}
 
 
-def test_case_is_kept_unless_it_is_not_asked_for() -> None:
+def test_case_is_kept_unless_lower_case_is_set() -> None:
     assert set(WordVocabulary.from_texts(["The the"], 10).tokens) == {"�", "The", " the"}
     lowered = WordVocabulary.from_texts(["The the THE"], 10, lower_case=True)
     assert lowered.tokens == ("�", " the", "the")
@@ -94,7 +94,9 @@ def test_case_is_kept_unless_it_is_not_asked_for() -> None:
         ("the İX the", 4, "İX"),
     ],
 )
-def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, position: int, word: str) -> None:
+def test_without_an_unknown_token_an_unknown_word_is_rejected_with_its_position(
+    written: str, position: int, word: str
+) -> None:
     for lower_case in (False, True):
         with pytest.raises(EncodingError, match=f"the word '{word}' is not in the model's vocabulary") as caught:
             WordVocabulary(["the", " the"], lower_case=lower_case).encode(written)
@@ -102,7 +104,7 @@ def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, p
 
 
 @pytest.mark.parametrize(
-    ("tokens", "unknown_id", "complaint"),
+    ("tokens", "unknown_id", "error_message"),
     [
         (["two words"], None, "'two words'"),
         ([""], None, "got the token ''"),
@@ -114,6 +116,6 @@ def test_without_an_unknown_token_a_word_is_refused_at_its_place(written: str, p
         (["a"], 1, "outside 0 to 0"),
     ],
 )
-def test_tokens_that_make_no_vocabulary(tokens: list[str], unknown_id: int | None, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_tokens_are_rejected(tokens: list[str], unknown_id: int | None, error_message: str) -> None:
+    with pytest.raises(ValueError, match=error_message):
         WordVocabulary(tokens, unknown_id)
