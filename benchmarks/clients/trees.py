@@ -1,4 +1,4 @@
-"""The clients of the tree case: each sends a tree, waits for its label, and sends the next one.
+"""The clients of the tree case, in a process of their own: each sends a tree, waits for its label, and sends the next.
 
 python -m benchmarks.clients.trees < order.json
 """
@@ -23,17 +23,17 @@ _WARM_UP_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class TreeOrder:
-    """The requests that the clients send.
+    """What the clients send.
 
     Attributes:
-        address: the server's address.
-        pid: the server's process id.
+        address: the server's.
+        pid: its process.
         model: the model's name.
-        trees: number of different trees, which the clients send in turn.
-        clients: number of concurrent clients.
-        connections: number of connections that the clients share.
-        seconds: duration of the measurement.
-        calls: number of calls that the clients share; each answer is followed by the next tree. 0: one call per tree.
+        trees: how many different ones; the clients take turns.
+        clients: how many there are; each waits for one tree.
+        connections: that they share.
+        seconds: how long they send.
+        calls: that they share; each tree is answered with the next one. 0: every tree has a call of its own.
     """
 
     address: str
@@ -48,15 +48,15 @@ class TreeOrder:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The results of the measurement.
+    """The figures.
 
     Attributes:
-        nodes_per_second: nodes of the answered trees per second.
-        trees_per_second: answered trees per second.
-        p50_ms: median latency of a tree.
-        p99_ms: 99th percentile of the latency.
-        server_cpu_us_per_node: CPU time of the server's process.
-        client_cpu_us_per_node: CPU time of the clients' process.
+        nodes_per_second: of the trees that were answered.
+        trees_per_second: likewise.
+        p50_ms: from sending a tree to its answer.
+        p99_ms: likewise.
+        server_cpu_us_per_node: of the server's process.
+        client_cpu_us_per_node: of the clients'.
     """
 
     nodes_per_second: float
@@ -68,77 +68,94 @@ class Labelled:
 
 
 def measure_labelled(order: TreeOrder) -> Labelled:
-    """Run the clients in another process."""
+    """Run the clients now, in another process."""
     return Labelled(**measure("benchmarks.clients.trees", asdict(order)))
 
 
-def _measure(payload: Json) -> Json:
-    return asdict(asyncio.run(_send_all(TreeOrder(**payload))))
+def _measure(given: Json) -> Json:
+    return asdict(asyncio.run(_label_all(TreeOrder(**given))))
 
 
-async def _send_all(order: TreeOrder) -> Labelled:
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(order.address, options=options) for _ in range(order.connections)]
-    trees = make_trees(order.trees)
-    requests = [v1.ClassifyRequest(model=order.model, tree=v1.Tree(s_expression=tree.expression())) for tree in trees]
-    sizes = [len(tree.tokens) for tree in trees]
-    answered: list[tuple[int, float]] = []  # nodes, seconds
+class _Clients:
+    """What is sent, and the trees that were labelled in time."""
 
-    def record(response: v1.ClassifyResponse, index: int, sent: float, until: float) -> None:
+    def __init__(self, order: TreeOrder) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._order = order
+        self._channels = [grpc.aio.insecure_channel(order.address, options=options) for _ in range(order.connections)]
+        trees = make_trees(order.trees)
+        self._requests = [
+            v1.ClassifyRequest(model=order.model, tree=v1.Tree(s_expression=tree.expression())) for tree in trees
+        ]
+        self._sizes = [len(tree.tokens) for tree in trees]
+        self.labelled: list[tuple[int, float]] = []  # nodes, seconds
+
+    async def run(self, seconds: float) -> None:
+        self.labelled.clear()
+        until = time.perf_counter() + seconds
+        run, count = (self._batch_call, self._order.calls) if self._order.calls else (self._client, self._order.clients)
+        await asyncio.gather(*(run(number, until) for number in range(count)))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+    def _take(self, response: v1.ClassifyResponse, index: int, sent: float, until: float) -> None:
         now = time.perf_counter()
-        if response.prediction.step_count != sizes[index % len(sizes)]:
-            raise RuntimeError(f"sent {sizes[index % len(sizes)]} nodes, got {response.prediction.step_count}")
+        size = self._sizes[index % len(self._sizes)]
+        if response.prediction.step_count != size:
+            raise RuntimeError(f"sent {size} nodes, got {response.prediction.step_count}")
         if now < until:
-            answered.append((response.prediction.step_count, now - sent))
+            self.labelled.append((size, now - sent))
 
-    async def send_each(client: int, until: float) -> None:
-        call = v1.InferenceServiceStub(channels[client % len(channels)]).Classify
-        index = client
+    def _stub(self, number: int) -> v1.InferenceServiceAsyncStub:
+        return v1.InferenceServiceStub(self._channels[number % len(self._channels)])
+
+    async def _client(self, number: int, until: float) -> None:
+        call = self._stub(number).Classify
+        index = number
         while (sent := time.perf_counter()) < until:
-            record(await call(requests[index % len(requests)]), index, sent, until)
-            index += order.clients
+            self._take(await call(self._requests[index % len(self._requests)]), index, sent, until)
+            index += self._order.clients
 
-    async def send_in_one_call(first: int, until: float) -> None:
-        """Keep this call's share of the clients' trees in flight."""
-        call = v1.InferenceServiceStub(channels[first % len(channels)]).ClassifyMany()
+    async def _batch_call(self, number: int, until: float) -> None:
+        """Keep as many trees under way in one call as it has of the clients."""
+        call = self._stub(number).ClassifyMany()
+        order, requests = self._order, self._requests
         sent: list[float] = []  # by request
 
         async def send(count: int) -> None:
             indices = range(len(sent), len(sent) + count)
             sent.extend([time.perf_counter()] * count)
-            batch = [requests[(first + index * order.calls) % len(requests)] for index in indices]
+            batch = [requests[(number + index * order.calls) % len(requests)] for index in indices]
             await call.write(v1.ClassifyManyRequest(requests=batch))
 
-        await send(len(range(first, order.clients, order.calls)))
+        await send(len(range(number, order.clients, order.calls)))
         async for message in call:
-            for item in message.answers:
-                index = first + item.request_index * order.calls
-                record(item.response, index, sent[item.request_index], until)
+            for found in message.answers:
+                index = number + found.request_index * order.calls
+                self._take(found.response, index, sent[found.request_index], until)
             if time.perf_counter() < until:
                 await send(len(message.answers))
             else:
                 await call.done_writing()
 
-    async def send_for(seconds: float) -> None:
-        answered.clear()
-        until = time.perf_counter() + seconds
-        run_client, count = (send_in_one_call, order.calls) if order.calls else (send_each, order.clients)
-        await asyncio.gather(*(run_client(client, until) for client in range(count)))
 
+async def _label_all(order: TreeOrder) -> Labelled:
+    clients = _Clients(order)
     try:
-        await send_for(_WARM_UP_SECONDS)
+        await clients.run(_WARM_UP_SECONDS)
         gc.collect()
         gc.disable()
         server_before, client_before = cpu_seconds(order.pid), time.process_time()
-        await send_for(order.seconds)
+        await clients.run(order.seconds)
         server_after, client_after = cpu_seconds(order.pid), time.process_time()
     finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
-    nodes = sum(count for count, _ in answered)
-    waited = 1000 * np.array([seconds for _, seconds in answered])
+        await clients.close()
+    nodes = sum(count for count, _ in clients.labelled)
+    waited = 1000 * np.array([seconds for _, seconds in clients.labelled])
     return Labelled(
         nodes_per_second=nodes / order.seconds,
-        trees_per_second=len(answered) / order.seconds,
+        trees_per_second=len(clients.labelled) / order.seconds,
         p50_ms=float(np.percentile(waited, 50)),
         p99_ms=float(np.percentile(waited, 99)),
         server_cpu_us_per_node=1e6 * (server_after - server_before) / nodes,

@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from elman_server.engine import NOTHING, Chunk, Encoded, Engine, Results
+from elman_server.engine import NOTHING, Chunk, Engine, Results
 from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import RowStore, compact
 from elman_server.scheduling.costs import StepCosts
-from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import run_each
+from elman_server.scheduling.interface import MODEL_FAILED, Emission
 from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.encoding import encode_sources
 from elman_server.scheduling.rows.endings import Ending, Endings
 from elman_server.scheduling.rows.execution import Execution, ModelOutput
 from elman_server.scheduling.rows.host_sampler import Choices, HostSampler, reports_of
@@ -41,7 +41,6 @@ from elman_server.scheduling.sequence import (
     Reading,
     Sequence,
     Snapshot,
-    Source,
     Tokens,
 )
 
@@ -100,7 +99,7 @@ class RowBatch:
         return self._engine.capacity - len(self._table) - self._table.reserved
 
     def admit(self, sequences: list[Sequence]) -> list[Emission]:
-        self._encode(sequences)
+        encode_sources(self._name, self._engine, sequences)
         emissions: list[Emission] = []
         for sequence in sequences:
             source = sequence.source
@@ -175,32 +174,6 @@ class RowBatch:
         self._table.clear()
         self._host.clear()
         return emissions
-
-    def _encode(self, sequences: list[Sequence]) -> None:
-        """Encode the sources that are not encoded yet. A source that the encoder fails on keeps the failure."""
-        unread = {id(source): source for one in sequences if (source := one.source) and source.encoded is None}
-        sources = list(unread.values())
-        if not sources:
-            return
-        try:
-            encoded = self._encode_together(sources)
-        except Exception:  # A defect: these sequences have no row yet, where `fail` would find them.
-            _log.exception("encoding failed", model=self._name, sources=len(sources))
-            for source in sources:
-                source.failure = INTERNAL
-            return
-        for source in sources:
-            source.encoded = encoded.get(source)
-
-    def _encode_together(self, sources: list[Source]) -> dict[Source, Encoded]:
-        try:
-            return dict(zip(sources, self._engine.encode([source.values for source in sources]), strict=True))
-        except EngineError as error:
-            alone = sources if len(sources) > 1 else []
-            encoded, _ = run_each(alone, lambda source: self._engine.encode([source.values])[0])
-            failed = len(sources) - len(encoded)
-            _log.warning("the encoder failed", model=self._name, error=str(error), failed=failed)
-            return encoded
 
     def _prefill(self, prefill: Prefill) -> None:
         started = time.perf_counter()
