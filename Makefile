@@ -2,18 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Idle workers take tests from busy ones, mostly whole modules, whose fixtures are then made once.
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 BUF := npx --yes @bufbuild/buf@1.75.0
-DEMO := python python-tags
 MERMAID := docs/assets/mermaid.min.js
 
-.PHONY: run test bench chaos lint format protos docs docs-serve image clean
-.SECONDARY:
+.PHONY: run test test-all bench chaos lint format protos docs docs-serve image clean
 
-run: $(DEMO:%=bundles/%/manifest.json)  ## train, export, serve, show a stream, go on serving until Ctrl-C
-	@sh deploy/run.sh $(DEMO:%=bundles/%)
+run: $(INSTALLED)  ## train, export and serve two models, show their streams, serve until Ctrl-C
+	@sh deploy/run.sh
 
-test: $(INSTALLED)  ## all tests
-	$(BIN)/pytest
+test: $(INSTALLED)  ## the tests, in parallel and in random order, without those marked as slow
+	$(BIN)/pytest $(PARALLEL)
+
+test-all: $(INSTALLED)  ## all tests, with all examples of every property
+	$(BIN)/pytest $(PARALLEL) --all
 
 bench: $(INSTALLED)  ## the server compared with onnxruntime alone: tables, and JSON and charts in benchmarks/results
 	$(BIN)/python -m benchmarks serving
@@ -67,9 +70,3 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[server,training,docs,development]'
 	@touch $@
-
-# A model is made once; one whose training was interrupted goes on where it stopped.
-bundles/%/manifest.json: | $(INSTALLED)
-	@if [ -f runs/$*/config.json ]; then $(BIN)/elman train --resume runs/$*; \
-	  else $(BIN)/elman train --preset $* --output runs/$*; fi
-	@$(BIN)/elman export runs/$* --output bundles/$*

@@ -12,7 +12,7 @@ import structlog
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
-from elman_server.engine import NOTHING, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
+from elman_server.engine import DEFAULT_OUTPUTS, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
 from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
 from elman_server.inference.delivery import deliver_into
@@ -89,7 +89,7 @@ def _load_rows(
     _log.info(
         "calibrated",
         model=bundle.name,
-        steps_per_run=engine.step_counts_for(False, NOTHING)[-1],
+        steps_per_run=engine.step_counts_for(False, DEFAULT_OUTPUTS)[-1],
         partitioned=str(engine.partitions),
     )
     rows = RowBatch(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from elman_bundle import Bundle, CharacterVocabulary, LabelVocabulary, TextVocabulary
 from elman_protos import v1
-from elman_server.engine import FREE, Arrays, Chunk, Encoded, Results, Wanted
+from elman_server.engine import FREE, Arrays, Chunk, Encoded, OutputSelection, Results
 from elman_server.errors import EngineError
 
 LETTERS = "�abcdefghij"
@@ -58,7 +58,7 @@ class FakeEngine:
         replays: the number of steps of every replay.
         ahead: the number of rows and of steps of everything that was read ahead.
         seconds: a step of so many rows takes so long, by the number of rows.
-        lane_count: how many lanes rows make, as far as there are so many.
+        partition_count: how many lanes rows make, as far as there are so many.
     """
 
     provider = "cpu"
@@ -72,12 +72,12 @@ class FakeEngine:
         self.replays: list[int] = []
         self.ahead: list[tuple[int, ...]] = []
         self.seconds: dict[int, float] = {}
-        self.lane_count = 1
+        self.partition_count = 1
         self.encoded: list[int] = []
         self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
         self._back = np.full(capacity, 10**6)
 
-    def step_counts_for(self, filtered: bool, wanted: Wanted) -> tuple[int, ...]:
+    def step_counts_for(self, filtered: bool, selection: OutputSelection) -> tuple[int, ...]:
         return self.step_counts
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
@@ -103,11 +103,14 @@ class FakeEngine:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return {"total": self._front[row].copy()}
 
-    def lanes(self, count: int) -> list[range]:
-        lanes = min(self.lane_count, count)
-        return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
+    def divide(self, count: int) -> list[range]:
+        partitions = min(self.partition_count, count)
+        return [
+            range(count * partition // partitions, count * (partition + 1) // partitions)
+            for partition in range(partitions)
+        ]
 
-    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         assert self.gate.wait(30)
         time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
         given = chunk.inputs["token"]
@@ -133,16 +136,16 @@ class FakeEngine:
                 tokens[index, step] = total % MODULUS or 1
             self._back[row] = total
         self.runs.append((len(rows), len(chunk)))
-        wanted = chunk.wanted
-        outputs = {"labels": labels} | ({"logits": labels} if wanted.outputs else {})
+        selection = chunk.selection
+        outputs = {"labels": labels} | ({"logits": labels} if selection.outputs else {})
         targets = tokens if chunk.targets is None else np.where(chunk.targets == FREE, tokens, chunk.targets)
         return Results(
             outputs,
             tokens,
             failed,
-            logits=labels[:, -1] if wanted.logits else None,
-            log_probabilities=log_probabilities(labels, targets) if wanted.log_probabilities else None,
-            states={"total": totals} if wanted.states else {},
+            logits=labels[:, -1] if selection.logits else None,
+            log_probabilities=log_probabilities(labels, targets) if selection.log_probabilities else None,
+            states={"total": totals} if selection.states else {},
         )
 
     def replay(self, row: int, inputs: Arrays) -> None:
@@ -150,7 +153,7 @@ class FakeEngine:
         self.replays.append(len(inputs["token"]))
         self._back[row] = self._front[row] + inputs["token"].sum()
 
-    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+    def prefill(self, rows: range, inputs: Arrays) -> None:
         given = inputs["token"]
         assert (given != FREE).all()
         assert given.shape[1] in self.step_counts

@@ -98,14 +98,16 @@ def test_a_core_that_is_not_there_is_no_error() -> None:
 
 
 @several
-@pytest.mark.parametrize("lanes", [1, COUNT])
-def test_runs_stay_on_their_cores(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+@pytest.mark.parametrize("partitions", [1, COUNT])
+def test_runs_stay_on_their_cores(
+    bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, partitions: int
+) -> None:
     """And what they bring is the same to the bit."""
     tokens = np.full((8, 4), 3)
     cores = Cores.all(COUNT, 1)
     expected = run_lanes(make_engine(bundles["lstm"], Cores()), make_chunk(tokens))
     engine = make_engine(bundles["lstm"], cores)
-    divide_rows(engine, lanes)
+    divide_rows(engine, partitions)
     seen = []
     run = Graph.run
 
@@ -115,7 +117,7 @@ def test_runs_stay_on_their_cores(bundles: Mapping[str, Bundle], monkeypatch: py
 
     monkeypatch.setattr(Graph, "run", watched)
     found = elsewhere(partial(run_lanes, engine, make_chunk(tokens)))
-    assert sorted(seen) == sorted([number] for number in cores.numbers[: min(lanes, 8)])
+    assert sorted(seen) == sorted([number] for number in cores.numbers[: min(partitions, 8)])
     assert found.tokens.tobytes() == expected.tokens.tobytes()
     assert allowed() == ALLOWED
 

@@ -54,7 +54,7 @@ class TableEngine(FakeEngine):
         super().__init__(capacity=12, step_counts=(1, 2, 4))
         self._table = table
 
-    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         given = chunk.inputs["token"]
         count = len(chunk)
         tokens = np.zeros((len(rows), count), np.int64)
@@ -79,7 +79,7 @@ class TableEngine(FakeEngine):
             self._back[row] = total
         self.runs.append((len(rows), count))
         nothing = np.zeros((len(rows), count), np.bool_)
-        return Results({}, tokens, nothing, logits=logits if chunk.wanted.logits else None)
+        return Results({}, tokens, nothing, logits=logits if chunk.selection.logits else None)
 
 
 @dataclass

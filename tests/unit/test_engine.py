@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elman_bundle import Bundle, CharacterVocabulary
-from elman_server.engine import FREE, NOTHING, EnginePolicy, OnnxEngine, Opener, ProviderChoice, Wanted, autotune
+from elman_server.engine import (
+    DEFAULT_OUTPUTS,
+    FREE,
+    EnginePolicy,
+    OnnxEngine,
+    Opener,
+    OutputSelection,
+    ProviderChoice,
+    autotune,
+)
 from elman_server.engine.autotune import Autotuner
 from elman_server.errors import EngineError
 from tests.support.amount import examples
@@ -22,13 +31,15 @@ SIZES = (1, 2, 3, 5, 8, 17, 64)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
-@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("partitions", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(bundles: Mapping[str, Bundle], name: str, threads: int, lanes: int) -> None:
+def test_batched_equals_alone_to_the_bit(
+    bundles: Mapping[str, Bundle], name: str, threads: int, partitions: int
+) -> None:
     """However many rows there are, and however they are divided among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
-    divide_rows(engine, lanes)
+    divide_rows(engine, partitions)
     together, states = read(engine, tokens, max(SIZES))
     for size in SIZES:
         for first in range(0, max(SIZES) - size + 1, max(1, size * 3)):
@@ -166,7 +177,7 @@ def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_
     _, together = read(engine, tokens, 5, count=4)
     read(engine, tokens[:4], 5, count=4)
     before = [engine.extract(row) for row in range(5)]
-    engine.read_ahead(range(1, 3), {"token": tokens[4:, 1:3].T})
+    engine.prefill(range(1, 3), {"token": tokens[4:, 1:3].T})
     for row in range(5):
         assert same(engine.extract(row), together[row] if row in (1, 2) else before[row])
 
@@ -184,7 +195,7 @@ def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
     for number, (first, length, count) in enumerate([*runs, (0, 5, 1)]):
         rows = range(first, min(first + length, 5))
         tokens = (np.arange(len(rows) * count).reshape(-1, count) * 7 + number) % CHARACTERS.size
-        engine.run(rows, make_chunk(tokens), lane=0 if number % 2 == 0 else None)
+        engine.run(rows, make_chunk(tokens), partition=0 if number % 2 == 0 else None)
         engine.commit(rows)
         for row, row_tokens in zip(rows, tokens.tolist(), strict=True):
             histories[row] += row_tokens
@@ -215,15 +226,15 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: Ma
     opener = Opener(ProviderChoice.CPU, 1)
     engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=0.005)
     autotune(engine)
-    counts = engine.step_counts_for(False, NOTHING)
+    counts = engine.step_counts_for(False, DEFAULT_OUTPUTS)
     assert counts[0] == 1
     assert list(counts) == sorted(set(counts))
     assert len(counts) > 1
     hasty = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=1e-9)
     autotune(hasty)
     for filtered in (False, True):
-        assert list(hasty.step_counts_for(filtered, NOTHING)) == [1]
-        assert list(hasty.step_counts_for(filtered, Wanted(states=True))) == [1]
+        assert list(hasty.step_counts_for(filtered, DEFAULT_OUTPUTS)) == [1]
+        assert list(hasty.step_counts_for(filtered, OutputSelection(states=True))) == [1]
 
 
 def test_one_bad_moment_does_not_divide_rows(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:

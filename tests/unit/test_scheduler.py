@@ -342,10 +342,10 @@ def test_what_is_run_ahead_takes_a_twentieth_of_the_time_and_is_worth_it() -> No
 
 def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
     others = [generation([2], 400), generation([5, 5], 400)]
-    begun = []
+    started_at = []
     for other in others:
         scheduler.submit(other)
-        begun.append(inbox(other).events.get(timeout=10))
+        started_at.append(inbox(other).events.get(timeout=10))
     engine.seconds = {1: 0.0001, 2: 0.002, 3: 0.003, 4: 0.004}
     prompts = [[1 + (length + index) % 8 for index in range(length)] for length in (30, 2, 61, 1, 17)]
     for prompt in prompts:
@@ -361,7 +361,7 @@ def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEng
             if isinstance(event, Snapshot | Finished):
                 assert event.state == {"total": sum(read[: event.position])}
     assert sum(rows * steps for rows, steps in engine.ahead) > sum(map(len, prompts)) / 4
-    for other, first in zip(others, begun, strict=True):
+    for other, first in zip(others, started_at, strict=True):
         assert [*first.ids, *inbox(other).tokens_and_end()[0]] == continuation(other.forced.tolist(), 400)
 
 
@@ -384,9 +384,9 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
     inbox(other).events.get(timeout=10)
     run = engine.run
 
-    def watched(rows: range, chunk: Any, *, lane: int | None = None) -> Any:
+    def watched(rows: range, chunk: Any, *, partition: int | None = None) -> Any:
         engine.ahead.append((0, 0))
-        return run(rows, chunk, lane=lane)
+        return run(rows, chunk, partition=partition)
 
     monkeypatch.setattr(engine, "run", watched)
     newcomer = generation([1, 2, 3, 4, 5, 6, 7, 8], 2)
@@ -406,14 +406,14 @@ def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
     other, first, second = generation([2], 400), generation([1] * 30, 2), generation([3] * 30, 2)
     scheduler.submit(other)
     inbox(other).events.get(timeout=10)
-    read_ahead = engine.read_ahead
+    prefill = engine.prefill
 
     def watched(rows: range, inputs: Any) -> None:
         if not engine.ahead:
             scheduler.submit(second)
-        read_ahead(rows, inputs)
+        prefill(rows, inputs)
 
-    monkeypatch.setattr(engine, "read_ahead", watched)
+    monkeypatch.setattr(engine, "prefill", watched)
     scheduler.submit(first)
     assert inbox(first).tokens_and_end()[0] == continuation([1] * 30, 2)
     assert inbox(second).tokens_and_end()[0] == continuation([3] * 30, 2)

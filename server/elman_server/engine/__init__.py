@@ -2,17 +2,17 @@
 
 from elman_server.engine.autotune import autotune
 from elman_server.engine.interface import (
+    DEFAULT_OUTPUTS,
     FREE,
     NO_CHILD,
-    NOTHING,
     Arrays,
     Chunk,
     Encoded,
     Engine,
     NodeResults,
+    OutputSelection,
     Results,
     TreeEngine,
-    Wanted,
     is_filtered,
 )
 from elman_server.engine.onnx import OnnxEngine, state_arrays
@@ -23,8 +23,8 @@ from elman_server.engine.trees import OnnxTreeEngine
 from elman_server.settings import ProviderChoice
 
 __all__ = [
+    "DEFAULT_OUTPUTS",
     "FREE",
-    "NOTHING",
     "NO_CHILD",
     "Arrays",
     "Chunk",
@@ -36,11 +36,11 @@ __all__ = [
     "OnnxEngine",
     "OnnxTreeEngine",
     "Opener",
+    "OutputSelection",
     "Provider",
     "ProviderChoice",
     "Results",
     "TreeEngine",
-    "Wanted",
     "autotune",
     "core_count",
     "is_filtered",

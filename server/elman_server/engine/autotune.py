@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 
 from elman_protos.element_types import element_type
-from elman_server.engine.interface import NOTHING, Chunk, Wanted
+from elman_server.engine.interface import DEFAULT_OUTPUTS, Chunk, OutputSelection
 from elman_server.engine.onnx import OnnxEngine
 from elman_server.engine.threads import run_concurrently
 
 # What requests often select beyond tokens and labels.
-_LIKELY = (Wanted(logits=True), Wanted(log_probabilities=True))
+_LIKELY = (OutputSelection(logits=True), OutputSelection(log_probabilities=True))
 _DISTURBANCE_BYTES = 2**21
 
 
@@ -57,9 +57,9 @@ class Autotuner:
                 self._divide_rows()
         step_seconds = {size: self.time(size, 1) for size in self._sizes}
         self._warm_filters(1, self._sizes)
-        for wanted in _LIKELY if engine.generates else ():
+        for selection in _LIKELY if engine.generates else ():
             for size in self._sizes_by_partitions(self._sizes):
-                self.time(size, 1, wanted=wanted)
+                self.time(size, 1, selection=selection)
         for count in self._policy.step_counts[1:] if engine.spec.inputs else ():
             if count * seconds > self._run_seconds:
                 break
@@ -71,7 +71,15 @@ class Autotuner:
             self._warm_filters(count, sizes)
             seconds = min(seconds, self._best_time(count) / count)
 
-    def time(self, size: int, count: int, *, runs: int = 2, filtered: bool = False, wanted: Wanted = NOTHING) -> float:
+    def time(
+        self,
+        size: int,
+        count: int,
+        *,
+        runs: int = 2,
+        filtered: bool = False,
+        selection: OutputSelection = DEFAULT_OUTPUTS,
+    ) -> float:
         """Returns the seconds of a run of `count` steps of `size` rows, without the first run, which may have
         first-time work to do.
 
@@ -80,9 +88,9 @@ class Autotuner:
             count: the number of steps.
             runs: how often it runs, twice at least: state is read from either buffer.
             filtered: whether rows sample from their most probable tokens only.
-            wanted: what the runs return beyond tokens and labels.
+            selection: what the runs return beyond tokens and labels.
         """
-        chunk = self._chunk(size, count, filtered, wanted)
+        chunk = self._chunk(size, count, filtered, selection)
         ranges, seconds = self._engine.partitions.ranges(size), list[float]()
 
         def run(number: int, rows: range) -> None:
@@ -90,7 +98,7 @@ class Autotuner:
             for index in range(runs):
                 if index == 1:
                     started = time.perf_counter()
-                self._engine.run(rows, part, lane=number if len(ranges) > 1 else None)
+                self._engine.run(rows, part, partition=number if len(ranges) > 1 else None)
                 self._engine.commit(rows)
             seconds.append((time.perf_counter() - started) / (runs - 1))
 
@@ -98,14 +106,14 @@ class Autotuner:
             run_concurrently(executor, [partial(run, number, rows) for number, rows in enumerate(ranges)])
         return float(np.mean(seconds))  # A partition does not wait for the others.
 
-    def _chunk(self, size: int, count: int, filtered: bool, wanted: Wanted) -> Chunk:
+    def _chunk(self, size: int, count: int, filtered: bool, selection: OutputSelection) -> Chunk:
         inputs = {
             given.name: np.zeros((size, count, *given.shape), element_type(given.data_type).dtype)
             for given in self._engine.spec.inputs
         }
         ones, zeros = np.ones(size, np.float32), np.zeros(size, np.float32)
         top_k = np.full(size, 1 if filtered else self._engine.vocabulary_size)
-        return Chunk(inputs, np.zeros((size, count), np.float32), ones, top_k, ones, zeros, filtered, wanted)
+        return Chunk(inputs, np.zeros((size, count), np.float32), ones, top_k, ones, zeros, filtered, selection)
 
     def _best_time(self, count: int) -> float:
         return min(self.time(1, count) for _ in range(self._policy.calibration_runs))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from elman_protos import v1
 from elman_protos.element_types import element_type
 from elman_server.engine.constants import Constants
-from elman_server.engine.interface import Arrays, Wanted
+from elman_server.engine.interface import Arrays, OutputSelection
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
 from elman_server.engine.unrolling import FILTERS, StepGraph, unroll
@@ -213,23 +213,23 @@ class StepGraphs:
         self._weights = weights
         self._opener = opener
         self._storage = storage
-        self._graphs: dict[tuple[int, bool, Wanted], Graph] = {}
+        self._graphs: dict[tuple[int, bool, OutputSelection], Graph] = {}
         self._opening = threading.Lock()
 
-    def get(self, count: int, *, filtered: bool, wanted: Wanted) -> Graph:
+    def get(self, count: int, *, filtered: bool, selection: OutputSelection) -> Graph:
         """The graph of `count` steps.
 
         Args:
             count: the number of steps.
             filtered: whether rows sample from their most probable tokens only.
-            wanted: what it returns beyond tokens and labels.
+            selection: what it returns beyond tokens and labels.
         """
-        key = (count, filtered, wanted)
+        key = (count, filtered, selection)
         if key in self._graphs:
             return self._graphs[key]
         with self._opening:
             if key not in self._graphs:  # Another thread may have opened it meanwhile.
-                model = unroll(self._step, count, filtered=filtered, wanted=wanted)
+                model = unroll(self._step, count, filtered=filtered, selection=selection)
                 # The number of candidates is read on the host, which a captured graph would never do again; nor would
                 # it see that constants of variable length have moved.
                 variable = any(constant.variable_length for constant in self._step.spec.constants)

@@ -15,7 +15,7 @@ FREE = -1  # In the place of a token: the row reads the token that it chose afte
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputSelection:
     """What a run returns beyond tokens and labels. Tokens do not depend on it, to the bit.
 
     Attributes:
@@ -30,9 +30,9 @@ class Wanted:
     states: bool = False
     outputs: bool = False
 
-    def __or__(self, other: Wanted) -> Wanted:
+    def __or__(self, other: OutputSelection) -> OutputSelection:
         """Everything that either of the two selects."""
-        return Wanted(
+        return OutputSelection(
             logits=self.logits or other.logits,
             log_probabilities=self.log_probabilities or other.log_probabilities,
             states=self.states or other.states,
@@ -40,7 +40,7 @@ class Wanted:
         )
 
 
-NOTHING = Wanted()
+DEFAULT_OUTPUTS = OutputSelection()
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Chunk:
         top_p: float32 [B], the probability mass of the most probable tokens that may be chosen; 1 for all.
         min_p: float32 [B], the least probability of a token that may be chosen, as a share of the largest; 0 for all.
         filtered: whether any row has a top_k, top_p or min_p; see `is_filtered`.
-        wanted: what the run returns beyond tokens and labels.
+        selection: what the run returns beyond tokens and labels.
         targets: int64 [B, K], the token after each step whose log-probability is returned; FREE for the chosen one.
             None: FREE everywhere.
     """
@@ -67,7 +67,7 @@ class Chunk:
     top_p: NDArray[np.float32]
     min_p: NDArray[np.float32]
     filtered: bool = False
-    wanted: Wanted = NOTHING
+    selection: OutputSelection = DEFAULT_OUTPUTS
     targets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -83,11 +83,11 @@ class Chunk:
             self.top_p,
             self.min_p,
             self.filtered,
-            self.wanted,
+            self.selection,
             None if self.targets is None else self.targets[:, start:stop],
         )
 
-    def go_on(self, step: int, tokens: NDArray[np.int64]) -> None:
+    def continue_from(self, step: int, tokens: NDArray[np.int64]) -> None:
         """Make `step` the first of a run: where it is FREE, a row reads its element of `tokens`, int64 [B]."""
         for values in self.inputs.values():
             np.copyto(values[:, step], tokens, where=values[:, step] == FREE)
@@ -168,12 +168,12 @@ class Engine(Protocol):
         """Where it runs: "cpu" or "cuda"."""
         ...
 
-    def step_counts_for(self, filtered: bool, wanted: Wanted) -> Sequence[int]:
+    def step_counts_for(self, filtered: bool, selection: OutputSelection) -> Sequence[int]:
         """Returns the numbers of steps that one run can take, ascending from 1.
 
         Args:
             filtered: whether any row has a top_k, top_p or min_p.
-            wanted: what the run returns beyond tokens and labels.
+            selection: what the run returns beyond tokens and labels.
         """
         ...
 
@@ -211,17 +211,17 @@ class Engine(Protocol):
         """A copy of a row's state by state input name, without the row axis."""
         ...
 
-    def lanes(self, count: int) -> list[range]:
+    def divide(self, count: int) -> list[range]:
         """Returns how `count` rows run fastest: as one range, or divided into ranges that one thread each runs."""
         ...
 
-    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         """Compute some steps of `rows`. The state after them is kept apart until `commit`.
 
         Args:
             rows: adjacent rows, as many as the chunk has.
             chunk: the steps; their number is one of `step_counts_for` its selection.
-            lane: which of the ranges of `lanes` these rows are, if others run at the same time.
+            partition: which of the ranges of `divide` these rows are, if others run at the same time.
 
         Raises:
             EngineError: a step failed; no row has changed.
@@ -238,7 +238,7 @@ class Engine(Protocol):
         """
         ...
 
-    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+    def prefill(self, rows: range, inputs: Arrays) -> None:
         """Take and commit forced steps of `rows`, while all other rows stay as they are. Their choices are dropped.
 
         Args:

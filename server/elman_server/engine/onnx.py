@@ -18,7 +18,7 @@ from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_graph
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.graphs import Graph, StepGraphs
-from elman_server.engine.interface import FREE, NOTHING, Arrays, Chunk, Encoded, Results, Wanted
+from elman_server.engine.interface import DEFAULT_OUTPUTS, FREE, Arrays, Chunk, Encoded, OutputSelection, Results
 from elman_server.engine.partitions import RowPartitions
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
@@ -103,15 +103,16 @@ class OnnxEngine:
         """Whether the model generates tokens."""
         return self._step.generates
 
-    def step_counts_for(self, filtered: bool, wanted: Wanted) -> Sequence[int]:
-        if not filtered and wanted == NOTHING:
+    def step_counts_for(self, filtered: bool, selection: OutputSelection) -> Sequence[int]:
+        if not filtered and selection == DEFAULT_OUTPUTS:
             return self._step_counts
         most = min(
-            self._step_counts[-1], _output_step_limit(self.spec, wanted, self.capacity, self.policy.output_bytes_limit)
+            self._step_counts[-1],
+            _output_step_limit(self.spec, selection, self.capacity, self.policy.output_bytes_limit),
         )
         if filtered:
             most = min(most, self.policy.filtered_step_limit)
-        known = self._step_counts if wanted == NOTHING else self.policy.output_step_counts
+        known = self._step_counts if selection == DEFAULT_OUTPUTS else self.policy.output_step_counts
         return [count for count in known if count <= most] or [1]
 
     def allow_steps(self, count: int) -> None:
@@ -146,14 +147,14 @@ class OnnxEngine:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         return self._rows.extract(row)
 
-    def lanes(self, count: int) -> list[range]:
+    def divide(self, count: int) -> list[range]:
         return self.partitions.ranges(count)
 
-    def run(self, rows: range, chunk: Chunk, *, lane: int | None = None) -> Results:
+    def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         if not (chunk.filtered and self.generates):
-            graph = self._graphs.get(len(chunk), filtered=False, wanted=chunk.wanted)
-            return self._run(graph, rows, _feeds(chunk, self.generates), chunk.wanted, lane=lane)
-        graph = self._graphs.get(len(chunk), filtered=True, wanted=chunk.wanted)
+            graph = self._graphs.get(len(chunk), filtered=False, selection=chunk.selection)
+            return self._run(graph, rows, _feeds(chunk, self.generates), chunk.selection, partition=partition)
+        graph = self._graphs.get(len(chunk), filtered=True, selection=chunk.selection)
         size = self.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
         by_mass = (chunk.top_p < 1).any() or chunk.min_p.any()
@@ -167,17 +168,19 @@ class OnnxEngine:
                 FILTERS.min_p: chunk.min_p[:, None],
                 FILTERS.candidates: np.array([candidates]),
             }
-            results = self._run(graph, rows, feeds, chunk.wanted, lane=lane)
+            results = self._run(graph, rows, feeds, chunk.selection, partition=partition)
             if candidates == size or not np.isposinf(graph.read(CHECKS, rows)).any():
                 return results
             candidates *= 8
 
-    def _run(self, graph: Graph, rows: range, feeds: Arrays, wanted: Wanted, *, lane: int | None = None) -> Results:
-        with self._cores.pinned(lane or 0):
-            graph.run(rows, feeds, self._rows.phase(rows), alone=lane is not None)
-        shown = self._outputs if wanted.outputs else self._labels
+    def _run(
+        self, graph: Graph, rows: range, feeds: Arrays, selection: OutputSelection, *, partition: int | None = None
+    ) -> Results:
+        with self._cores.pinned(partition or 0):
+            graph.run(rows, feeds, self._rows.phase(rows), alone=partition is not None)
+        shown = self._outputs if selection.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
-        kept = self._rows.storage.states if wanted.states else []
+        kept = self._rows.storage.states if selection.states else []
         states = {state.input_name: graph.read(states_name(state.input_name), rows) for state in kept}
         if not self.generates:
             nothing = np.empty((len(rows), 0), np.int64)
@@ -186,8 +189,8 @@ class OnnxEngine:
             outputs,
             graph.read(TOKENS, rows),
             np.isnan(graph.read(CHECKS, rows)),
-            logits=graph.read(LOGITS, rows) if wanted.logits else None,
-            log_probabilities=graph.read(LOG_PROBABILITIES, rows) if wanted.log_probabilities else None,
+            logits=graph.read(LOGITS, rows) if selection.logits else None,
+            log_probabilities=graph.read(LOG_PROBABILITIES, rows) if selection.log_probabilities else None,
             states=states,
         )
 
@@ -205,7 +208,7 @@ class OnnxEngine:
             self._run_forced(rows, part, count)
             done, left = done + count, left - count
 
-    def read_ahead(self, rows: range, inputs: Arrays) -> None:
+    def prefill(self, rows: range, inputs: Arrays) -> None:
         self._run_forced(rows, inputs, next(iter(inputs.values())).shape[1])
         self.commit(rows)
 
@@ -215,7 +218,7 @@ class OnnxEngine:
         if self.generates:
             feeds[UNIFORMS] = np.zeros((len(rows), count), np.float32)
             feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
-        self._run(self._graphs.get(count, filtered=False, wanted=NOTHING), rows, feeds, NOTHING)
+        self._run(self._graphs.get(count, filtered=False, selection=DEFAULT_OUTPUTS), rows, feeds, DEFAULT_OUTPUTS)
 
     def commit(self, rows: range) -> None:
         self._rows.commit(rows)
@@ -233,17 +236,17 @@ def _feeds(chunk: Chunk, generates: bool) -> dict[str, NDArray[Any]]:
     if generates:
         feeds[UNIFORMS] = chunk.uniforms
         feeds[TEMPERATURES] = chunk.temperatures[:, None]
-        if chunk.wanted.log_probabilities:
+        if chunk.selection.log_probabilities:
             chosen = np.full(chunk.uniforms.shape, FREE)
             feeds[TARGETS] = chosen if chunk.targets is None else chunk.targets
     return feeds
 
 
-def _output_step_limit(spec: v1.StepSpec, wanted: Wanted, capacity: int, bytes_limit: int) -> int:
+def _output_step_limit(spec: v1.StepSpec, selection: OutputSelection, capacity: int, bytes_limit: int) -> int:
     """Returns how many steps' states and outputs of all rows fit into the memory that a graph may take for them."""
     selected: list[v1.StateSpec | v1.OutputSpec] = [
-        *(spec.states if wanted.states else ()),
-        *(spec.outputs if wanted.outputs else ()),
+        *(spec.states if selection.states else ()),
+        *(spec.outputs if selection.outputs else ()),
     ]
     sizes = [math.prod(tensor.shape) * element_type(tensor.data_type).dtype.itemsize for tensor in selected]
     return bytes_limit // max(1, sum(sizes) * capacity)

@@ -33,7 +33,7 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
-from elman_server.engine.interface import NOTHING, Wanted
+from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.errors import ModelLoadError
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], the choice after each step
@@ -109,7 +109,9 @@ def states_name(input_name: str) -> str:
     return f"{PREFIX}states.{input_name}"
 
 
-def unroll(step: StepGraph, count: int, *, filtered: bool = False, wanted: Wanted = NOTHING) -> onnx.ModelProto:
+def unroll(
+    step: StepGraph, count: int, *, filtered: bool = False, selection: OutputSelection = DEFAULT_OUTPUTS
+) -> onnx.ModelProto:
     """Unroll `count` steps into one graph.
 
     Inputs: those of the step, with the step on axis 1 (a negative token: the row reads its own choice); the constants
@@ -126,20 +128,20 @@ def unroll(step: StepGraph, count: int, *, filtered: bool = False, wanted: Wante
         step: the step.
         count: the number of steps.
         filtered: whether rows have top-k, top-p or min-p.
-        wanted: the outputs beyond tokens and labels.
+        selection: the outputs beyond tokens and labels.
     """
-    return _Unrolled(step, count, filtered, wanted).model()
+    return _Unrolled(step, count, filtered, selection).model()
 
 
 class _Unrolled:
-    def __init__(self, step: StepGraph, count: int, filtered: bool, wanted: Wanted) -> None:
+    def __init__(self, step: StepGraph, count: int, filtered: bool, selection: OutputSelection) -> None:
         self._step = step
         self._count = count
         self._filtered = filtered and step.generates
-        self._scored = wanted.log_probabilities and step.generates
-        self._logits_wanted = wanted.logits and step.generates
-        self._kept_states = step.spec.states if wanted.states else []
-        self._shown = [output for output in step.spec.outputs if wanted.outputs or output.HasField("label_logits")]
+        self._scored = selection.log_probabilities and step.generates
+        self._logits_wanted = selection.logits and step.generates
+        self._kept_states = step.spec.states if selection.states else []
+        self._shown = [output for output in step.spec.outputs if selection.outputs or output.HasField("label_logits")]
         self._nodes = Nodes()
 
     def model(self) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from elman_bundle.spec import OutputSpec, StateSpec
 from elman_bundle.vocabulary import TokenIds
-from elman_server.engine import NOTHING, Wanted
+from elman_server.engine import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.errors import InvalidFieldError, ModelFailedError, ResponseTooLargeError, listed, shortened
 from elman_server.inference.delivery import Mailbox
 from elman_server.inference.input_forms import Input
@@ -156,10 +156,10 @@ def _select(request: EmbedRequest, model: ServedModel) -> _Selection:
 def _reading(ids: TokenIds, selected: _Selection, *, every_step: bool) -> tuple[Reading, Mailbox]:
     mailbox = Mailbox()
     if isinstance(selected, OutputSpec):
-        wanted = NOTHING if selected.HasField("label_logits") else Wanted(outputs=True)
-        return Reading(ids, mailbox, wanted=wanted, every_step=every_step, output=selected.name), mailbox
-    wanted = Wanted(states=every_step)
-    return Reading(ids, mailbox, keep_state=not every_step, wanted=wanted, every_step=False), mailbox
+        selection = DEFAULT_OUTPUTS if selected.HasField("label_logits") else OutputSelection(outputs=True)
+        return Reading(ids, mailbox, selection=selection, every_step=every_step, output=selected.name), mailbox
+    selection = OutputSelection(states=every_step)
+    return Reading(ids, mailbox, keep_state=not every_step, selection=selection, every_step=False), mailbox
 
 
 def _arrays(selected: _Selection, finished: ReadingFinished, *, every_step: bool) -> list[NamedArray]:

@@ -130,7 +130,9 @@ class Continuation:
             self._count,
             position,
             (self._scanner.found or "") if stopped and self._scanner is not None else "",
-            usage=self._run.usage(self._index, end.step_count, end.begun, self._first_token) if end.begun else None,
+            usage=self._run.usage(self._index, end.step_count, end.started_at, self._first_token)
+            if end.started_at
+            else None,
         )
         return update
 
@@ -194,7 +196,7 @@ class SearchResults:
         if isinstance(end, Failed):
             raise end.error
         assert isinstance(end, BeamsFinished)
-        usage = self._run.usage(0, end.step_count, end.begun, time.perf_counter()) if end.begun else None
+        usage = self._run.usage(0, end.step_count, end.started_at, time.perf_counter()) if end.started_at else None
         if not end.hypotheses:
             if not end.cut_short:
                 raise ModelFailedError("everything that could follow is forbidden")

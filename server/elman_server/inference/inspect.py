@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_bundle.vocabulary import TokenIds
-from elman_server.engine import Arrays, Wanted
+from elman_server.engine import Arrays, OutputSelection
 from elman_server.errors import InvalidFieldError, ResponseTooLargeError
 from elman_server.inference.delivery import Mailbox
 from elman_server.inference.input_forms import Input, TextInput
@@ -125,7 +125,7 @@ async def inspect(
             position=start,
             keep_state=True,
             every_step=False,
-            wanted=Wanted(states=True),
+            selection=OutputSelection(states=True),
         )
         # The parts after the first belong to an input that has been admitted.
         finished = await run_reading(model, reading, mailbox, always=start > 0)

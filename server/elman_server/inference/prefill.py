@@ -87,4 +87,4 @@ async def _read(
         every_step=False,
         snapshot_steps=SNAPSHOT_STEPS if prefix.caches else None,
     )
-    return await run_reading(model, reading, mailbox), reading.begun
+    return await run_reading(model, reading, mailbox), reading.started_at

@@ -32,7 +32,7 @@ async def run_reading(
     try:
         return end_of(await mailbox.next_events())
     finally:
-        if not reading.ended:
+        if not reading.is_finished:
             model.scheduler.abort(reading)
 
 

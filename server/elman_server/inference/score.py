@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_bundle.vocabulary import TokenIds
-from elman_server.engine import Arrays, Wanted
+from elman_server.engine import Arrays, OutputSelection
 from elman_server.errors import InvalidFieldError, ModelFailedError
 from elman_server.inference.delivery import Mailbox
 from elman_server.inference.input_forms import Input
@@ -231,7 +231,7 @@ class Scorer:
             source=self._source,
             position=max(len(self._context) - 1, 0),
             every_step=False,
-            wanted=Wanted(log_probabilities=True),
+            selection=OutputSelection(log_probabilities=True),
             targets=read[1:],
         )
         return reading, mailbox

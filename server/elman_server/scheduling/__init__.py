@@ -1,27 +1,22 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
-from elman_server.scheduling.interface import Deliver, Emission, RunningBatch
-from elman_server.scheduling.loop import Scheduler
-from elman_server.scheduling.policy import SchedulingPolicy
-from elman_server.scheduling.rows.batch import RowBatch
-from elman_server.scheduling.sequence import (
-    Beams,
+from elman_server.scheduling.events import (
     BeamsFinished,
     Event,
     Failed,
     Finished,
     FinishReason,
-    Generation,
-    Reading,
     ReadingFinished,
     Receiver,
-    SamplingParams,
-    Sequence,
     Snapshot,
-    Source,
     TokenReport,
     Tokens,
 )
+from elman_server.scheduling.interface import Deliver, Emission, RunningBatch
+from elman_server.scheduling.loop import Scheduler
+from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.batch import RowBatch
+from elman_server.scheduling.sequence import Beams, Generation, Reading, SamplingParams, Sequence, Source
 from elman_server.scheduling.trees.batch import TreeBatch
 from elman_server.scheduling.trees.tree import Tree
 

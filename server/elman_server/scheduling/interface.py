@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from elman_server.errors import ModelFailedError
-from elman_server.scheduling.sequence import Event, Receiver, Sequence
+from elman_server.scheduling.events import Event, Receiver
+from elman_server.scheduling.sequence import Sequence
 
 Emission = tuple[Receiver, Event]
 # Delivers events, in order, which may be none; returns when the event loop has dealt with them, or after a while.

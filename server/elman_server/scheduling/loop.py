@@ -17,18 +17,10 @@ import numpy as np
 import structlog
 
 from elman_server.errors import QueueFullError, ServerDrainingError
+from elman_server.scheduling.events import BeamsFinished, Event, Failed, Finished, FinishReason
 from elman_server.scheduling.interface import INTERNAL, Deliver, Emission, RunningBatch
 from elman_server.scheduling.policy import SchedulingPolicy
-from elman_server.scheduling.sequence import (
-    Beams,
-    BeamsFinished,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Generation,
-    Sequence,
-)
+from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 _log = structlog.get_logger(__name__)
 
@@ -176,7 +168,7 @@ class Scheduler:
             self._waiting = deque(sequence for sequence in self._waiting if _time_limit(sequence) > now)
             self._next_time_limit = min(map(_time_limit, self._waiting), default=np.inf)
         for sequence in expired:
-            sequence.ended, sequence.begun = True, now
+            sequence.is_finished, sequence.started_at = True, now
         return [(sequence.receiver, _expired(sequence)) for sequence in expired]
 
     def _admit(self) -> list[Emission]:
@@ -216,7 +208,7 @@ class Scheduler:
                 if free < 0:
                     break
                 sequence = self._waiting.popleft()
-            sequence.begun = time.perf_counter()
+            sequence.started_at = time.perf_counter()
             if sequence.source is not None and sequence.source.encoded is None:
                 positions -= len(sequence.source.values)
             admitted.append(sequence)
@@ -239,5 +231,5 @@ def _time_limit(sequence: Sequence) -> float:
 def _expired(sequence: Sequence) -> Event:
     """The end of a sequence for which no step has been taken."""
     if isinstance(sequence, Beams):
-        return BeamsFinished((), cut_short=True, step_count=0, begun=sequence.begun)
-    return Finished(FinishReason.TIME_LIMIT, sequence.position, begun=sequence.begun)
+        return BeamsFinished((), cut_short=True, step_count=0, started_at=sequence.started_at)
+    return Finished(FinishReason.TIME_LIMIT, sequence.position, started_at=sequence.started_at)

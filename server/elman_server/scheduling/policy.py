@@ -86,7 +86,7 @@ class SchedulingPolicy:
             emission_seconds: how long emitting to that many keeps the model waiting.
         """
         least = max(self.flush_interval_seconds, 1 / self.messages_per_second)
-        wanted = streams / self.messages_per_second
+        interval = streams / self.messages_per_second
         if self.emission_share:
-            wanted = max(wanted, min(emission_seconds / self.emission_share, self.longest_flush_interval_seconds))
-        return math.ldexp(least, max(0, math.ceil(math.log2(wanted / least))))
+            interval = max(interval, min(emission_seconds / self.emission_share, self.longest_flush_interval_seconds))
+        return math.ldexp(least, max(0, math.ceil(math.log2(interval / least))))

@@ -1,4 +1,4 @@
-"""A sequence: one caller's request to a model, from the first step to the last, and the events it receives.
+"""A sequence: one caller's request to a model, from the first step to the last.
 
 At each step a sequence either takes its next input from the caller (a forced step) or feeds its own output back (a free
 step). A Reading has forced steps only; a Generation continues with free steps after its prompt.
@@ -7,139 +7,17 @@ step). A Reading has forced steps only; a Generation continues with free steps a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.decoding.beams import BeamParams, BeamSearch, Hypothesis
+from elman_server.decoding.beams import BeamParams, BeamSearch
 from elman_server.decoding.constraints import Grammar
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.decoding.stopping import StopCheck
-from elman_server.engine import NOTHING, Arrays, Encoded, Results, Wanted
-
-
-class FinishReason(Enum):
-    """Why a generation finished."""
-
-    MAX_TOKENS = "max_tokens"
-    END_TOKEN = "end_token"
-    STOP_SEQUENCE = "stop_sequence"
-    TIME_LIMIT = "time_limit"
-    CONSTRAINT = "constraint"
-
-
-@dataclass(frozen=True)
-class TokenReport:
-    """The probability of a token under the model itself: before shaping and temperature.
-
-    Attributes:
-        log_probability: the natural logarithm of its probability.
-        most_likely: the most probable tokens in its place with their log-probabilities, the most probable first.
-    """
-
-    log_probability: float
-    most_likely: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """New tokens of a generation.
-
-    Attributes:
-        ids: the tokens.
-        reports: one for each token, if reports were requested.
-    """
-
-    ids: tuple[int, ...]
-    reports: tuple[TokenReport, ...] = ()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state at some position. Every token that was read until then has been emitted.
-
-    Attributes:
-        position: the number of steps taken.
-        state: the state after them, by state input name.
-    """
-
-    position: int
-    state: Arrays
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of a generation.
-
-    Attributes:
-        reason: why it finished.
-        position: the number of steps that led to the state. It is one step behind: the last token, of the prompt or
-            generated, has not been read, so that a continuation can choose again what follows it.
-        state: the state after them, by state input name, if it was requested.
-        step_count: the number of steps that were taken.
-        begun: when the first step was taken, by `time.perf_counter`.
-    """
-
-    reason: FinishReason
-    position: int
-    state: Arrays | None = None
-    step_count: int = field(default=0, compare=False)
-    begun: float = field(default=0.0, compare=False)
-
-
-@dataclass(frozen=True)
-class ReadingFinished:
-    """The end of a reading.
-
-    Attributes:
-        outputs: [steps, *shape] if every step was requested, else [1, *shape], of the last one. Empty where the model
-            has no such output.
-        state: the state after the last step, by state input name, if it was requested.
-        log_probabilities: float32 [steps], of the reading's targets; empty where they were not selected.
-        states: by state input name, [steps, *shape], after every step; empty where they were not selected.
-    """
-
-    outputs: NDArray[Any]
-    state: Arrays | None
-    log_probabilities: NDArray[np.float32]
-    states: Arrays
-
-
-@dataclass(frozen=True)
-class BeamsFinished:
-    """The end of a beam search.
-
-    Attributes:
-        hypotheses: the sequences that were found, the best first.
-        cut_short: whether its time limit ended it.
-        step_count: the number of steps of all its beams.
-        begun: when the first step was taken, by `time.perf_counter`.
-    """
-
-    hypotheses: tuple[Hypothesis, ...]
-    cut_short: bool
-    step_count: int
-    begun: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The end of a sequence that failed."""
-
-    error: Exception
-
-
-Event = Tokens | Snapshot | Finished | ReadingFinished | BeamsFinished | Failed
-
-
-class Receiver(Protocol):
-    """Receives the events of a sequence."""
-
-    def receive(self, event: Event) -> None:
-        """Take an event. Called in order, and not after Finished, ReadingFinished, BeamsFinished or Failed."""
-        ...
+from elman_server.engine import DEFAULT_OUTPUTS, Arrays, Encoded, OutputSelection, Results
+from elman_server.scheduling.events import ReadingFinished, Receiver, TokenReport
 
 
 @dataclass(frozen=True)
@@ -201,12 +79,12 @@ class Sequence:
         position: the number of steps that led to that state. Random numbers depend on it.
         keep_state: whether its last event carries the state.
         snapshot_steps: about how many steps lie between two snapshots; None: no snapshots.
-        wanted: what it receives beyond tokens and labels. With logits it takes one step per run where it chooses.
+        selection: what it receives beyond tokens and labels. With logits it takes one step per run where it chooses.
         targets: where log-probabilities are selected, the token after each forced step that they are of, int64 [steps];
             None: the chosen token, as after free steps.
         aborted: set by `Scheduler.abort` at any time; the sequence is then dropped without a further event.
-        ended: set with its last event.
-        begun: when it was admitted, by `time.perf_counter`.
+        is_finished: set with its last event.
+        started_at: when it was admitted, by `time.perf_counter`.
     """
 
     forced: NDArray[Any]
@@ -216,14 +94,14 @@ class Sequence:
     position: int = field(default=0, kw_only=True)
     keep_state: bool = field(default=False, kw_only=True)
     snapshot_steps: int | None = field(default=None, kw_only=True)
-    wanted: Wanted = field(default=NOTHING, kw_only=True)
+    selection: OutputSelection = field(default=DEFAULT_OUTPUTS, kw_only=True)
     targets: NDArray[np.int64] | None = field(default=None, kw_only=True)
     aborted: bool = field(default=False, init=False)
-    ended: bool = field(default=False, init=False)
-    begun: float = field(default=0.0, init=False)
+    is_finished: bool = field(default=False, init=False)
+    started_at: float = field(default=0.0, init=False)
 
     @property
-    def longest(self) -> int:
+    def max_steps(self) -> int:
         """The largest number of steps."""
         return len(self.forced)
 
@@ -263,13 +141,13 @@ class Generation(Sequence):
     reports: list[TokenReport] = field(default_factory=list, init=False)
 
     @property
-    def longest(self) -> int:
+    def max_steps(self) -> int:
         # The last token is not read.
         return len(self.forced) + self.params.max_tokens - 1
 
     def __post_init__(self) -> None:
         if self.params.needs_logits or self.report_count is not None:
-            self.wanted |= Wanted(logits=True)
+            self.selection |= OutputSelection(logits=True)
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns all tokens so far: those it continues, and those that this call has generated."""
@@ -301,7 +179,7 @@ class Beams(Sequence):
     step_count: int = field(default=0, init=False)
 
     @property
-    def longest(self) -> int:
+    def max_steps(self) -> int:
         return len(self.forced) + self.params.max_tokens - 1
 
     @property
@@ -309,7 +187,7 @@ class Beams(Sequence):
         return self.params.width
 
     def __post_init__(self) -> None:
-        self.wanted |= Wanted(logits=True)
+        self.selection |= OutputSelection(logits=True)
         self.step_count = len(self.forced) - 1  # Further steps are counted when they are taken.
 
 
@@ -319,7 +197,7 @@ class Reading(Sequence):
 
     Attributes:
         every_step: whether the output of every step is returned, or of the last one only.
-        output: the name of the returned output, which needs `wanted.outputs`; None: the one with labels.
+        output: the name of the returned output, which needs `selection.outputs`; None: the one with labels.
     """
 
     every_step: bool = field(kw_only=True)
@@ -341,9 +219,9 @@ class Reading(Sequence):
         name = self.output or label_output
         if name is not None and (self.every_step or last):
             self.outputs.append(results.outputs[name][row, 0 if self.every_step else steps - 1 : steps].copy())
-        if self.wanted.log_probabilities and results.log_probabilities is not None:
+        if self.selection.log_probabilities and results.log_probabilities is not None:
             self.log_probabilities.append(results.log_probabilities[row, :steps].copy())
-        if self.wanted.states:
+        if self.selection.states:
             for name, values in results.states.items():
                 self.states.setdefault(name, []).append(values[row, :steps].copy())
 

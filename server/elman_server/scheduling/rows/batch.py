@@ -15,10 +15,11 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from elman_server.engine import NOTHING, Chunk, Engine, Results
+from elman_server.engine import DEFAULT_OUTPUTS, Chunk, Engine, Results
 from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import RowStore, compact
 from elman_server.scheduling.costs import StepCosts
+from elman_server.scheduling.events import BeamsFinished, Event, Failed, Finished, FinishReason, Snapshot, Tokens
 from elman_server.scheduling.interface import MODEL_FAILED, Emission
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.encoding import encode_sources
@@ -30,19 +31,7 @@ from elman_server.scheduling.rows.pending import PendingTokens
 from elman_server.scheduling.rows.planning import Planner, Prefill, Schedule
 from elman_server.scheduling.rows.search import BeamRows
 from elman_server.scheduling.rows.table import Progress, RowTable
-from elman_server.scheduling.sequence import (
-    Beams,
-    BeamsFinished,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Generation,
-    Reading,
-    Sequence,
-    Snapshot,
-    Tokens,
-)
+from elman_server.scheduling.sequence import Beams, Generation, Reading, Sequence
 
 _log = structlog.get_logger(__name__)
 
@@ -104,7 +93,7 @@ class RowBatch:
         for sequence in sequences:
             source = sequence.source
             if source is not None and source.encoded is None:
-                sequence.ended = True
+                sequence.is_finished = True
                 emissions.append((sequence.receiver, Failed(source.failure or MODEL_FAILED)))
                 continue
             row = self._table.append(sequence)
@@ -164,12 +153,12 @@ class RowBatch:
     def fail(self, error: Exception) -> list[Emission]:
         emissions: list[Emission] = []
         for row, sequence in enumerate(self._table.sequences):
-            if sequence.aborted or sequence.ended:
+            if sequence.aborted or sequence.is_finished:
                 continue
             tokens = self._pending.take(row, 0.0, 0.0)
             if tokens:
                 emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
-            sequence.ended = True  # A search has several rows.
+            sequence.is_finished = True  # A search has several rows.
             emissions.append((sequence.receiver, Failed(error)))
         self._table.clear()
         self._host.clear()
@@ -178,7 +167,7 @@ class RowBatch:
     def _prefill(self, prefill: Prefill) -> None:
         started = time.perf_counter()
         try:
-            self._engine.read_ahead(prefill.rows, self._inputs.prefill(prefill.rows, prefill.count))
+            self._engine.prefill(prefill.rows, self._inputs.prefill(prefill.rows, prefill.count))
         except EngineError:
             self._single_steps = 1  # The row that fails is found when it runs with the others.
             return
@@ -234,7 +223,7 @@ class RowBatch:
             progress.gained[row] = ending.tokens
         if results.tokens.size:
             self._pending.add(progress, results.tokens)
-        if table.count(Reading) and (self._label_output is not None or table.wanted != NOTHING):
+        if table.count(Reading) and (self._label_output is not None or table.selection != DEFAULT_OUTPUTS):
             for row, sequence in enumerate(table.sequences):
                 steps = endings[row].steps if row in endings else int(progress.counts[row])
                 if isinstance(sequence, Reading) and steps:
@@ -246,21 +235,21 @@ class RowBatch:
         table, pending, now = self._table, self._pending, time.perf_counter()
         interval = self._policy.flush_interval(len(table), self._costs.emission_seconds(len(table)))
         snapshots = set(np.flatnonzero(table.records["position"] >= table.records["snapshot_at"]).tolist())
-        longest_run = self._engine.step_counts_for(False, NOTHING)[-1]
+        longest_run = self._engine.step_counts_for(False, DEFAULT_OUTPUTS)[-1]
         due = {*pending.due_rows(now - patience, longest_run), *snapshots, *endings}
         emissions: list[Emission] = []
         # Writing to all takes a while, and a row that waits for its first token has been due for the longest.
         for row in sorted(due, key=table.records["due"].__getitem__):
             sequence = table.sequences[row]
             tokens = pending.take(row, now, interval)
-            if sequence.aborted or sequence.ended:
+            if sequence.aborted or sequence.is_finished:
                 continue
             if tokens:
                 emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
             if row in snapshots and row not in endings:
                 emissions.append((sequence.receiver, Snapshot(table.take_snapshot(row), self._engine.extract(row))))
             if row in endings:
-                sequence.ended = True
+                sequence.is_finished = True
                 event = self._last_event(row, sequence, endings[row], int(progress.position[row]))
                 emissions.append((sequence.receiver, event))
         return emissions
@@ -274,10 +263,10 @@ class RowBatch:
         if isinstance(sequence, Beams):
             assert sequence.search is not None
             cut_short = ending.reason is FinishReason.TIME_LIMIT
-            return BeamsFinished(tuple(sequence.search.results()), cut_short, sequence.step_count, sequence.begun)
+            return BeamsFinished(tuple(sequence.search.results()), cut_short, sequence.step_count, sequence.started_at)
         assert ending.reason is not None
         steps = position + ending.steps - sequence.position
-        return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.begun)
+        return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.started_at)
 
 
 def _tokens_event(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:

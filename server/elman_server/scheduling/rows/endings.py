@@ -10,10 +10,11 @@ import structlog
 
 from elman_server.engine import Results
 from elman_server.errors import EngineError, ModelFailedError
+from elman_server.scheduling.events import FinishReason
 from elman_server.scheduling.interface import MODEL_FAILED
 from elman_server.scheduling.rows.host_sampler import Choices
 from elman_server.scheduling.rows.table import Progress, RowTable
-from elman_server.scheduling.sequence import Beams, FinishReason, Generation
+from elman_server.scheduling.sequence import Beams, Generation
 
 NOT_FINITE = ModelFailedError("the model's output is not finite, so no token can be chosen")
 

@@ -111,7 +111,7 @@ class Execution:
             to be run one by one.
         """
         chunk, count = self._schedule.chunk, self._schedule.count
-        ranges = self._engine.lanes(self._row_count)
+        ranges = self._engine.divide(self._row_count)
         numbers = range(len(ranges)) if len(ranges) > 1 else [None]
         partitions = [_Partition(number, rows, chunk.part(rows)) for number, rows in zip(numbers, ranges, strict=True)]
         run_concurrently(executor, [partial(self._run_partition, partition) for partition in partitions])
@@ -143,10 +143,10 @@ class Execution:
         if partition.last is not None:
             self._engine.commit(partition.rows)
             partition.tokens.append(partition.last.tokens.copy())
-            partition.chunk.go_on(partition.taken, partition.tokens[-1][:, -1])
+            partition.chunk.continue_from(partition.taken, partition.tokens[-1][:, -1])
         chunk, started = partition.chunk.steps(partition.taken, partition.taken + count), time.perf_counter()
         try:
-            partition.last = self._engine.run(partition.rows, chunk, lane=partition.number)
+            partition.last = self._engine.run(partition.rows, chunk, partition=partition.number)
         except EngineError:
             partition.last, partition.failed_count = None, count
             return 0

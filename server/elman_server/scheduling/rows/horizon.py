@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.engine import NOTHING
+from elman_server.engine import DEFAULT_OUTPUTS
 from elman_server.scheduling.rows.table import RowTable
 from elman_server.scheduling.sequence import Beams, Generation
 
@@ -68,7 +68,7 @@ def _useful_steps(table: RowTable, prompt_left: NDArray[np.int64], others_wait: 
 
 def _quiet_steps(table: RowTable) -> int:
     records = table.records
-    if table.wanted != NOTHING or table.count(Generation) < len(records) or records["stops"].any():
+    if table.selection != DEFAULT_OUTPUTS or table.count(Generation) < len(records) or records["stops"].any():
         return 0
     until = np.minimum(np.minimum(records["end"], records["snapshot_at"]), records["halt_at"])
     # The first token of a sequence is emitted immediately.

@@ -21,7 +21,8 @@ from elman_server.decoding.host.choosing import choose_tokens, shape_scores
 from elman_server.decoding.host.drawing import most_probable
 from elman_server.decoding.host.shaped_rows import ShapedRows
 from elman_server.decoding.host.shaping import Shaping
-from elman_server.scheduling.sequence import Beams, Generation, Sequence, TokenReport
+from elman_server.scheduling.events import TokenReport
+from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 _NOTHING = Shaping()
 _NOTHING_LEFT = "no token is left to choose: everything is forbidden, or the model's output is not finite"

@@ -52,8 +52,8 @@ class RowInputs:
         if table.vocabulary_size:
             inputs[:] = FREE
             inputs[:, 0] = records["last_token"]
-        wanted = table.wanted
-        targets = np.full((len(records), count), FREE) if wanted.log_probabilities else None
+        selection = table.selection
+        targets = np.full((len(records), count), FREE) if selection.log_probabilities else None
         for row in np.flatnonzero(records["position"] < records["forced_end"]).tolist():
             sequence = table.sequences[row]
             start = int(records["position"][row]) - sequence.position
@@ -69,7 +69,7 @@ class RowInputs:
             records["top_p"],
             records["min_p"],
             self.filtered,
-            wanted,
+            selection,
             targets,
         )
 

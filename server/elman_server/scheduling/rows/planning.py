@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elman_server.engine import NOTHING, Chunk, Engine
+from elman_server.engine import DEFAULT_OUTPUTS, Chunk, Engine
 from elman_server.scheduling.costs import StepCosts
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.horizon import Horizon, horizon, next_due, prefill_steps, prefillable
@@ -105,7 +105,7 @@ class Planner:
             if count:
                 return Prefill(rows, count)
         ahead = horizon(table, others_wait)
-        available = self._engine.step_counts_for(self._inputs.filtered, table.wanted)
+        available = self._engine.step_counts_for(self._inputs.filtered, table.selection)
         count = costs.run_length(len(table), ahead.useful, available, exact=ahead.exact)
         if count > ahead.quiet:
             count = self._cut_for_first_token(count, ahead, available, now)
@@ -120,7 +120,7 @@ class Planner:
 
     def _prefill_length(self, rows: range, now: float) -> int:
         """How many steps `rows` prefill alone; 0: none for now."""
-        available = self._engine.step_counts_for(False, NOTHING)
+        available = self._engine.step_counts_for(False, DEFAULT_OUTPUTS)
         useful = prefill_steps(self._table, rows)
         return self._costs.prefill_length(len(rows), len(self._table), useful, available, now)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from elman_server.decoding.beams import BeamSearch
 from elman_server.decoding.in_graph import GREEDY_TEMPERATURE
-from elman_server.engine import NOTHING, Wanted
+from elman_server.engine import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 NO_TOKEN = -1
@@ -77,15 +77,15 @@ class RowTable:
 
     Attributes:
         sequences: the sequence of each row; a beam search has several rows.
-        wanted: everything that any row selects beyond tokens and labels.
+        selection: everything that any row selects beyond tokens and labels.
     """
 
     def __init__(self, capacity: int, vocabulary_size: int) -> None:
         self.sequences: list[Sequence] = []
-        self.wanted = NOTHING
+        self.selection = DEFAULT_OUTPUTS
         self.vocabulary_size = vocabulary_size
         self._records = np.zeros(capacity, RECORD)
-        self._selections: Counter[Wanted] = Counter()
+        self._selections: Counter[OutputSelection] = Counter()
         self._kinds: Counter[type[Sequence]] = Counter()
 
     def __len__(self) -> int:
@@ -102,12 +102,12 @@ class RowTable:
         record = np.zeros((), RECORD)
         record["position"] = sequence.position
         record["forced_end"] = sequence.position + len(sequence.forced)
-        record["end"] = sequence.position + sequence.longest
+        record["end"] = sequence.position + sequence.max_steps
         record["snapshot_at"], record["halt_at"] = _next_snapshot(sequence, sequence.position)
         record["keeps_state"] = sequence.keep_state
         record["end_token"] = NO_TOKEN
         record["temperature"], record["top_k"], record["top_p"] = 1, self.vocabulary_size, 1
-        record["needs_logits"], record["time_limit"] = sequence.wanted.logits, np.inf
+        record["needs_logits"], record["time_limit"] = sequence.selection.logits, np.inf
         if isinstance(sequence, Generation):
             self._write_sampling(record, sequence)
         if isinstance(sequence, Generation | Beams) and sequence.time_limit is not None:
@@ -161,14 +161,14 @@ class RowTable:
         self.sequences.clear()
         self._selections.clear()
         self._kinds.clear()
-        self.wanted = NOTHING
+        self.selection = DEFAULT_OUTPUTS
 
     def _count(self, sequence: Sequence, change: int) -> None:
         self._kinds[type(sequence)] += change
-        self._selections[sequence.wanted] += change
-        self.wanted = NOTHING
+        self._selections[sequence.selection] += change
+        self.selection = DEFAULT_OUTPUTS
         for selection in +self._selections:
-            self.wanted |= selection
+            self.selection |= selection
 
     def count(self, kind: type[Sequence]) -> int:
         """Returns the number of rows of one kind of sequence."""

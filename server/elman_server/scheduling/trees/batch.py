@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from elman_server.engine import NO_CHILD, NodeResults, TreeEngine
 from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import holes
+from elman_server.scheduling.events import Event, Failed
 from elman_server.scheduling.interface import MODEL_FAILED, Emission
 from elman_server.scheduling.isolation import run_each
 from elman_server.scheduling.policy import SchedulingPolicy
-from elman_server.scheduling.sequence import Event, Failed, Sequence
+from elman_server.scheduling.sequence import Sequence
 from elman_server.scheduling.trees.flatten import NODE, flatten
 from elman_server.scheduling.trees.tree import Tree
 
@@ -160,8 +161,8 @@ class TreeBatch:
 
     def fail(self, error: Exception) -> list[Emission]:
         for tree in self._trees:
-            if not tree.ended:
-                tree.ended = True
+            if not tree.is_finished:
+                tree.is_finished = True
                 self._finished.append((tree, Failed(error)))
         self._trees.clear()
         self._used = 0
@@ -199,7 +200,7 @@ class TreeBatch:
             self._flush_at = time.perf_counter() + self._policy.tree_flush_seconds
         for place in places:
             tree = self._trees[place]
-            tree.ended = True
+            tree.is_finished = True
             self._finished.append((tree, Failed(MODEL_FAILED) if place in failed else tree.finished()))
 
     def _flush(self) -> list[Emission]:

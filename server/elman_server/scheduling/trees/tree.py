@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.scheduling.sequence import ReadingFinished, Sequence
+from elman_server.scheduling.events import ReadingFinished
+from elman_server.scheduling.sequence import Sequence
 
 
 @dataclass(eq=False)

@@ -13,14 +13,23 @@ from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
 from elman_server.decoding.in_graph import Nodes, add_log_probabilities, add_score
-from elman_server.engine import FREE, NOTHING, Chunk, EnginePolicy, OnnxEngine, Results, Wanted, autotune
+from elman_server.engine import (
+    DEFAULT_OUTPUTS,
+    FREE,
+    Chunk,
+    EnginePolicy,
+    OnnxEngine,
+    OutputSelection,
+    Results,
+    autotune,
+)
 from tests.support.bundles import CHARACTERS
 from tests.support.engines import COUNTS, divide_rows, make_chunk, make_engine, run_lanes, same
 from tests.support.scores import log_softmax
 
 ROWS, STEPS = 64, 8
-EVERYTHING = Wanted(logits=True, log_probabilities=True, states=True, outputs=True)
-WANTED = [Wanted(*flags) for flags in product([False, True], repeat=4)]
+EVERYTHING = OutputSelection(logits=True, log_probabilities=True, states=True, outputs=True)
+WANTED = [OutputSelection(*flags) for flags in product([False, True], repeat=4)]
 
 
 @pytest.fixture(scope="module", params=["lstm", "lstm-int8", "gru", "elman"])
@@ -28,7 +37,7 @@ def engine(request: pytest.FixtureRequest, bundles: Mapping[str, Bundle]) -> Onn
     return make_engine(bundles[request.param], threads=2)
 
 
-def mixed_chunk(filtered: bool, wanted: Wanted = NOTHING) -> Chunk:
+def mixed_chunk(filtered: bool, selection: OutputSelection = DEFAULT_OUTPUTS) -> Chunk:
     """Free and forced steps, sampled, and targets of both kinds."""
     random = np.random.default_rng(11)
     tokens = random.integers(0, CHARACTERS.size, (ROWS, STEPS))
@@ -42,7 +51,7 @@ def mixed_chunk(filtered: bool, wanted: Wanted = NOTHING) -> Chunk:
         changes["top_k"] = random.choice([3, CHARACTERS.size], ROWS)
         changes["top_p"] = random.choice([0.4, 1.0], ROWS).astype(np.float32)
         changes["min_p"] = random.choice([0, 0.3], ROWS).astype(np.float32)
-    return make_chunk(tokens, wanted=wanted, targets=targets, **changes)
+    return make_chunk(tokens, selection=selection, targets=targets, **changes)
 
 
 def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list[dict[str, Any]]]:
@@ -59,15 +68,15 @@ def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list
 def test_tokens_are_the_same_to_the_bit_whatever_is_wanted(engine: OnnxEngine, filtered: bool) -> None:
     plain, states = run(engine, mixed_chunk(filtered))
     tokens = plain.tokens.copy()
-    for wanted in WANTED:
-        results, after = run(engine, mixed_chunk(filtered, wanted))
+    for selection in WANTED:
+        results, after = run(engine, mixed_chunk(filtered, selection))
         assert results.tokens.tolist() == tokens.tolist()
         assert all(same(*pair) for pair in zip(after, states, strict=True))
         assert not results.failed.any()
-        assert (results.logits is not None) == wanted.logits
-        assert (results.log_probabilities is not None) == wanted.log_probabilities
-        assert bool(results.states) == wanted.states
-        assert bool(results.outputs) == wanted.outputs
+        assert (results.logits is not None) == selection.logits
+        assert (results.log_probabilities is not None) == selection.log_probabilities
+        assert bool(results.states) == selection.states
+        assert bool(results.outputs) == selection.outputs
 
 
 @pytest.mark.parametrize("filtered", [False, True])
@@ -87,7 +96,8 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
         uniforms = chunk.uniforms[:, step : step + 1]
         options = {name: getattr(chunk, name) for name in ("temperatures", "top_k", "top_p", "min_p")}
         results = engine.run(
-            range(ROWS), make_chunk(tokens[:, None], uniforms=uniforms, wanted=Wanted(logits=True), **options)
+            range(ROWS),
+            make_chunk(tokens[:, None], uniforms=uniforms, selection=OutputSelection(logits=True), **options),
         )
         assert results.logits is not None
         engine.commit(range(ROWS))
@@ -102,9 +112,9 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
             assert told.logits.tobytes() == results.logits.tobytes()
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, lanes: int) -> None:
-    divide_rows(engine, lanes)
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, partitions: int) -> None:
+    divide_rows(engine, partitions)
     chunk = mixed_chunk(True, EVERYTHING)
     for row in range(ROWS):
         engine.insert(row)
@@ -125,29 +135,29 @@ def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, 
 
 
 def test_without_targets_the_chosen_tokens_are_meant(engine: OnnxEngine) -> None:
-    chunk = mixed_chunk(False, Wanted(log_probabilities=True, outputs=True))
-    results, _ = run(engine, make_chunk(chunk.inputs["token"], uniforms=chunk.uniforms, wanted=chunk.wanted))
+    chunk = mixed_chunk(False, OutputSelection(log_probabilities=True, outputs=True))
+    results, _ = run(engine, make_chunk(chunk.inputs["token"], uniforms=chunk.uniforms, selection=chunk.selection))
     expected = np.take_along_axis(log_softmax(results.outputs["logits"]), results.tokens[:, :, None], axis=2)
     assert results.log_probabilities == pytest.approx(expected[:, :, 0], abs=4e-7)
 
 
 def test_runs_that_return_a_lot_are_short(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["lstm"])
-    assert list(engine.step_counts_for(False, NOTHING)) == list(COUNTS)
-    assert list(engine.step_counts_for(True, Wanted(states=True))) == [1, 2, 4, 8]
+    assert list(engine.step_counts_for(False, DEFAULT_OUTPUTS)) == list(COUNTS)
+    assert list(engine.step_counts_for(True, OutputSelection(states=True))) == [1, 2, 4, 8]
     # Room for 5 steps of the h and c of 2 layers.
     engine.policy = EnginePolicy(output_bytes_limit=5 * ROWS * 4 * 37 * 4)
-    assert list(engine.step_counts_for(False, Wanted(states=True))) == [1, 2, 4]
-    assert list(engine.step_counts_for(False, Wanted(states=True, outputs=True))) == [1, 2, 4]
-    assert list(engine.step_counts_for(False, Wanted(logits=True))) == [1, 2, 4, 8]
+    assert list(engine.step_counts_for(False, OutputSelection(states=True))) == [1, 2, 4]
+    assert list(engine.step_counts_for(False, OutputSelection(states=True, outputs=True))) == [1, 2, 4]
+    assert list(engine.step_counts_for(False, OutputSelection(logits=True))) == [1, 2, 4, 8]
     engine.policy = EnginePolicy(output_bytes_limit=1)
-    assert list(engine.step_counts_for(False, Wanted(outputs=True))) == [1]
+    assert list(engine.step_counts_for(False, OutputSelection(outputs=True))) == [1]
 
 
 def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["tags"])
     tokens = np.arange(12).reshape(3, 4)
-    results, after = run(engine, make_chunk(tokens, wanted=EVERYTHING))
+    results, after = run(engine, make_chunk(tokens, selection=EVERYTHING))
     assert (results.logits, results.log_probabilities) == (None, None)
     assert set(results.states) == {state.input_name for state in bundles["tags"].spec.step.states}
     for row, state in enumerate(after):
@@ -157,7 +167,7 @@ def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: Mapping[st
 
 def test_a_third_partys_row_axis_is_honoured_in_what_is_told(column_bundle: Bundle) -> None:
     engine = make_engine(column_bundle, capacity=4)
-    results, _ = run(engine, make_chunk(np.array([[1, 2], [0, 1], [2, 2]]), wanted=EVERYTHING))
+    results, _ = run(engine, make_chunk(np.array([[1, 2], [0, 1], [2, 2]]), selection=EVERYTHING))
     assert results.states["before"].tolist() == [[[1.5] * 2, [3.5] * 2], [[0.5] * 2, [1.5] * 2], [[2.5] * 2, [4.5] * 2]]
     assert results.outputs["scores"].tolist() == results.states["before"].tolist()
 
@@ -202,8 +212,8 @@ def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
     engine = make_engine(bundles["lstm"], capacity=4)
     autotune(engine)
     monkeypatch.delattr("elman_server.engine.graphs.unroll")
-    for wanted in (Wanted(logits=True), Wanted(log_probabilities=True)):
-        results, _ = run(engine, make_chunk(np.array([[1], [2]]), wanted=wanted))
+    for selection in (OutputSelection(logits=True), OutputSelection(log_probabilities=True)):
+        results, _ = run(engine, make_chunk(np.array([[1], [2]]), selection=selection))
         assert (results.logits is None) != (results.log_probabilities is None)
     with pytest.raises(NameError):
-        run(engine, make_chunk(np.array([[1], [2]]), wanted=EVERYTHING))
+        run(engine, make_chunk(np.array([[1], [2]]), selection=EVERYTHING))

@@ -23,10 +23,10 @@ SLOW = 0.005  # seconds a step
 POLICY = make_policy(0.01, 0.1)
 
 
-def uneven(capacity: int = 5, lanes: int = 2) -> FakeEngine:
+def uneven(capacity: int = 5, partitions: int = 2) -> FakeEngine:
     """Of five rows two run fast, three slowly."""
     engine = FakeEngine(capacity)
-    engine.lane_count = lanes
+    engine.partition_count = partitions
     engine.seconds = {3: SLOW}
     return engine
 
@@ -78,11 +78,11 @@ def test_what_ends_one_lane_ends_all_as_soon_as_they_have_run() -> None:
     assert ran.counts[0] < 1000
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("partitions", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_sequences_are_what_they_are_alone(seed: int, lanes: int) -> None:
+def test_sequences_are_what_they_are_alone(seed: int, partitions: int) -> None:
     chance = random.Random(seed)
-    engine = uneven(lanes=lanes)
+    engine = uneven(partitions=partitions)
     scheduler = make_scheduler(engine, policy=POLICY)
     sequences: list[tuple[Generation, list[int], int]] = []
     for number in range(12):
