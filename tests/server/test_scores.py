@@ -288,7 +288,7 @@ async def test_text_outside_the_vocabulary_is_reported_with_its_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = fake_bundle()
-    monkeypatch.setattr("elman_bundle.vocabulary.CharacterVocabulary.encode", _refuse)
+    monkeypatch.setattr("elman_bundle.character_vocabulary.CharacterVocabulary.encode", _refuse)
     monkeypatch.setattr("tests.support.serving.fake_bundle", lambda *_, **__: bundle)
     async with serving_fake(FakeEngine()) as running:
         with pytest.raises(
