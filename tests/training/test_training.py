@@ -307,9 +307,15 @@ def test_unknown_characters_in_held_out_text_are_counted(tmp_path: Path) -> None
 
 def test_cpu_without_bfloat16_trains_in_float32(text: str, tmp_path: Path) -> None:
     options = "--task lm --cell lstm --steps 2 --hidden 8 --embedding 4 --window 10 --precision bfloat16"
+<<<<<<< HEAD
     actual = elman("train", *options.split(), "--corpus", text, "--output", tmp_path / "run", ONEDNN_MAX_CPU_ISA="AVX2")
     assert actual.returncode == 0, actual.stderr
     assert "computes no bfloat16: training in float32" in actual.stdout + actual.stderr
+=======
+    found = elman("train", *options.split(), "--corpus", text, "--output", tmp_path / "run", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert found.returncode == 0, found.stderr
+    assert "this processor does not support bfloat16: training in float32" in found.stdout + found.stderr
+>>>>>>> 12cf1a7 (Expect the text about bfloat16 as it is now)
     assert load_config(tmp_path / "run").precision == "bfloat16"
 
 
