@@ -243,11 +243,7 @@ async def test_client_batch_calls_time_out_and_recover_from_a_broken_stream(tran
         with pytest.raises(UnavailableError, match="the connection was lost"):
             await left
         await running.until_idle()
-<<<<<<< HEAD
         async with running.client.many() as many:  # A broken stream is opened again.
-=======
-        async with running.client.many() as many:  # A call that was lost is started again.
->>>>>>> a0c5a36 (Repair expectations after the texts and rooms moved)
             await many.sample(source="z", model="translator", max_tokens=3, count=1)
             many._generations._running.cancel()
             await asyncio.sleep(0.1)

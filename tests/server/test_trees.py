@@ -132,13 +132,7 @@ async def test_expression_and_node_list_give_the_same_tree(
     assert [label.probability for label in root.labels] == result[best_first].tolist()
 
 
-<<<<<<< HEAD
-async def test_trees_during_generation_equal_single_trees(bundles: Mapping[str, Bundle], mixed: Running) -> None:
-=======
-async def test_trees_beside_generation_are_what_they_are_alone(
-    tree_bundles: Mapping[str, Bundle], mixed: Running
-) -> None:
->>>>>>> a0c5a36 (Repair expectations after the texts and rooms moved)
+async def test_trees_during_generation_equal_single_trees(tree_bundles: Mapping[str, Bundle], mixed: Running) -> None:
     client = mixed.client
     alone = await client.generate("hello", model="gru", max_tokens=60, seed=5).text()
     trees = [random_tree(seed, 2, 60) for seed in range(30)]
@@ -154,15 +148,9 @@ async def test_trees_beside_generation_are_what_they_are_alone(
         asyncio.gather(*(generate() for _ in range(8))), *(label(tree) for tree in trees)
     )
     assert set(texts) == {alone}
-<<<<<<< HEAD
     for tree, result in zip(trees, labelled, strict=True):
-        steps = expected_steps(bundles["binary"], tree)
-        assert result == [steps[node] for node in as_expression(tree)[1]]
-=======
-    for tree, found in zip(trees, labelled, strict=True):
         steps = expected_steps(tree_bundles["binary"], tree)
-        assert found == [steps[node] for node in as_expression(tree)[1]]
->>>>>>> a0c5a36 (Repair expectations after the texts and rooms moved)
+        assert result == [steps[node] for node in as_expression(tree)[1]]
 
 
 async def test_client_accepts_tree_nodes(running: Running) -> None:

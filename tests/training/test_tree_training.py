@@ -360,13 +360,8 @@ def test_train_command_trains_on_trees(treebank: str, tmp_path: Path, capsys: py
     assert "tree on " in shown
     assert "recursive tree of 4 units" in shown
     assert "test node accuracy: " in shown
-<<<<<<< HEAD
     for options, error_message in (
-        (["--cell", "gru"], "--cell gru: Input should be 'child-sum', 'binary' or 'recursive'"),
-=======
-    for options, complaint in (
         (["--cell", "gru"], "--cell: got gru; input should be 'child-sum', 'binary' or 'recursive'"),
->>>>>>> a0c5a36 (Repair expectations after the texts and rooms moved)
         (["--window", "3"], "--window does nothing with --task tree"),
         (["--vocabulary", "words"], "--vocabulary does nothing with --task tree"),
     ):
