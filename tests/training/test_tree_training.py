@@ -362,8 +362,8 @@ def test_train_command_trains_on_trees(treebank: str, tmp_path: Path, capsys: py
     assert "test node accuracy: " in shown
     for options, error_message in (
         (["--cell", "gru"], "--cell: got gru; input should be 'child-sum', 'binary' or 'recursive'"),
-        (["--window", "3"], "--window does nothing with --task tree"),
-        (["--vocabulary", "words"], "--vocabulary does nothing with --task tree"),
+        (["--window", "3"], "--window: got 3; it has no effect with --task tree, only with lm or tag"),
+        (["--vocabulary", "words"], "--vocabulary: got words; it has no effect with --task tree"),
     ):
         with pytest.raises(BadParameter, match=error_message):
             app([*command, *options], standalone_mode=False)
