@@ -37,6 +37,8 @@ CALLS = {page.path: page for page in pages() if any(line.startswith("grpcurl") f
 # Pages that export a module and call no server.
 INTEGERS = CODE.pop("docs/explanation/int8.md")
 OWN_MODULE = CODE.pop("docs/tutorials/your-own-module.md")
+# The first test exports all models, unless another module has done so.
+pytestmark = pytest.mark.timeout(300)
 # The models that `make run` serves; the others are named by each request.
 OF_MAKE_RUN = ("python", "python-tags")
 
