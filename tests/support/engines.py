@@ -33,7 +33,7 @@ State = dict[str, Any]
 def make_engine(
     bundle: Bundle, capacity: int = 64, threads: int = 1, policy: EnginePolicy = DEFAULT_ENGINE_POLICY
 ) -> OnnxEngine:
-    """An engine that takes any of COUNTS steps, however long they take here."""
+    """Return an engine whose runs take any of COUNTS steps, regardless of their duration."""
     opener = Opener(ProviderChoice.CPU, threads)
     engine = OnnxEngine(bundle, capacity=capacity, opener=opener, run_seconds=0.005, policy=policy)
     engine._step_counts[:] = COUNTS
@@ -41,13 +41,13 @@ def make_engine(
 
 
 def divide_rows(engine: OnnxEngine, partitions: int) -> None:
-    """Divide rows, however many there are, into as many partitions as there are threads."""
+    """Divide any number of rows into `partitions` partitions."""
     for power in range(7):
         engine.partitions.set(2**power, partitions)
 
 
 def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
-    """A chunk [B, K] of a model over CHARACTERS, sampled at temperature 1."""
+    """Return a chunk [B, K] of a model over CHARACTERS, sampled at temperature 1."""
     rows = len(tokens)
     values: dict[str, Any] = {
         "uniforms": np.full(tokens.shape, 0.5, np.float32),
@@ -61,8 +61,8 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
     return Chunk({"token": tokens}, **values, filtered=filtered)
 
 
-def run_lanes(engine: OnnxEngine, chunk: Chunk) -> Results:
-    """Run the first rows as an iteration does: in the engine's partitions."""
+def run_partitioned(engine: OnnxEngine, chunk: Chunk) -> Results:
+    """Run the first rows as an iteration does, in the engine's partitions."""
     rows = len(chunk.uniforms)
     schedule = Schedule(chunk, len(chunk), Horizon(len(chunk), True, 0, None), (len(chunk),))
     execution = Execution(engine, StepCosts(make_policy()), schedule, lambda: False, np.full((rows, 1), FREE))
@@ -74,18 +74,21 @@ def run_lanes(engine: OnnxEngine, chunk: Chunk) -> Results:
 
 
 def read(engine: OnnxEngine, tokens: NDArray[Any], rows: int, count: int = 1) -> tuple[list[Any], list[State]]:
-    """Forced steps [steps, rows] of tokens from the initial state, `count` at a time; what was shown after every step,
-    [rows, ...] each, and the last state of every row."""
+    """Run forced steps of tokens [steps, rows] from the initial state, `count` at a time.
+
+    Returns:
+        The output after every step, [rows, ...] each, and the final state of every row.
+    """
     for row in range(rows):
         engine.insert(row)
     shown: list[Any] = []
     for start in range(0, len(tokens), count):
-        results = run_lanes(engine, make_chunk(tokens[start : start + count, :rows].T))
+        results = run_partitioned(engine, make_chunk(tokens[start : start + count, :rows].T))
         values = next(iter(results.outputs.values()), results.tokens)
         shown.extend(values[:, step].copy() for step in range(values.shape[1]))
         engine.commit(range(rows))
     return shown, [engine.extract(row) for row in range(rows)]
 
 
-def same(found: State, expected: State) -> bool:
-    return all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+def same(actual: State, expected: State) -> bool:
+    return all(actual[name].tobytes() == value.tobytes() for name, value in expected.items())

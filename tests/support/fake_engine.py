@@ -1,6 +1,6 @@
 """An engine whose outputs can be computed by hand, and a model around it.
 
-Its state is the sum of all tokens read; it shows certainty that the next token is that sum modulo 9. Its logits and its
+Its state is the sum of all tokens read; the next token is that sum modulo 9 with certainty. Its logits and its
 labels are the same numbers.
 """
 
@@ -24,12 +24,12 @@ LETTERS = "�abcdefghij"
 SIZE = len(LETTERS)
 MODULUS = 9
 LABELS = tuple(f"sum{index}" for index in range(SIZE))
-POISON = LETTERS.index("j")  # A step that reads it fails.
-NAN = LETTERS.index("i")  # A step that reads it shows NaN.
+POISON = LETTERS.index("j")  # a step that reads it fails
+NAN = LETTERS.index("i")  # a step that reads it outputs NaN
 
 
 def continuation(prompt: list[int], count: int) -> list[int]:
-    """What the fake model continues a prompt with, greedily: worked out without any batch."""
+    """Return the greedy continuation of a prompt by the fake model."""
     total = sum(prompt)
     tokens = []
     for _ in range(count):
@@ -39,26 +39,26 @@ def continuation(prompt: list[int], count: int) -> list[int]:
 
 
 def log_probabilities(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float32]:
-    """Of tokens [B, K] under logits [B, K, V], in double precision."""
+    """Return the log-probabilities of tokens [B, K] under logits [B, K, V], computed in double precision."""
     values = logits.astype(np.float64)
     values -= np.log(np.exp(values).sum(axis=2, keepdims=True))
     return np.take_along_axis(values, targets[:, :, None], axis=2)[:, :, 0].astype(np.float32)
 
 
 class FakeEngine:
-    """Implements `Engine`, as far as greedy decoding goes.
+    """Implements `Engine` for greedy decoding.
 
     Args:
         capacity: the number of rows.
-        step_counts: how many steps one run can take.
+        step_counts: the possible numbers of steps of a run.
 
     Attributes:
-        gate: while it is cleared, runs wait.
+        gate: runs wait while it is cleared.
         runs: the number of rows and of steps of every run.
         replays: the number of steps of every replay.
-        ahead: the number of rows and of steps of everything that was read ahead.
-        seconds: a step of so many rows takes so long, by the number of rows.
-        partition_count: how many lanes rows make, as far as there are so many.
+        ahead: the number of rows and of steps of every prefill.
+        seconds: duration of a step, by the number of rows.
+        partition_count: the maximum number of row partitions.
     """
 
     provider = "cpu"
@@ -74,14 +74,14 @@ class FakeEngine:
         self.seconds: dict[int, float] = {}
         self.partition_count = 1
         self.encoded: list[int] = []
-        self._front = np.full(capacity, 10**6)  # What a slot holds before it is given out must not matter.
+        self._front = np.full(capacity, 10**6)  # the content of an unused slot must not matter
         self._back = np.full(capacity, 10**6)
 
     def step_counts_for(self, filtered: bool, selection: OutputSelection) -> tuple[int, ...]:
         return self.step_counts
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
-        """The sum of a source is where its sequence's total begins."""
+        """Return the sum of each source as the initial total of its sequence."""
         self.encoded.append(len(sources))
         if any((source == POISON).any() for source in sources):
             raise EngineError("poison")
@@ -113,10 +113,10 @@ class FakeEngine:
     def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         assert self.gate.wait(30)
         time.sleep(self.seconds.get(len(rows), 0.0) * len(chunk))
-        given = chunk.inputs["token"]
-        assert len(rows) == len(given)
+        ids = chunk.inputs["token"]
+        assert len(rows) == len(ids)
         assert len(chunk) in self.step_counts
-        assert (given[:, 0] != FREE).all()
+        assert (ids[:, 0] != FREE).all()
         labels = np.full((len(rows), len(chunk), SIZE), -100.0, dtype=np.float32)
         tokens = np.zeros((len(rows), len(chunk)), dtype=np.int64)
         failed = np.zeros((len(rows), len(chunk)), dtype=np.bool_)
@@ -124,7 +124,7 @@ class FakeEngine:
         for index, row in enumerate(rows):
             total = int(self._front[row])
             for step in range(len(chunk)):
-                token = int(given[index, step]) if given[index, step] != FREE else int(tokens[index, step - 1])
+                token = int(ids[index, step]) if ids[index, step] != FREE else int(tokens[index, step - 1])
                 if token == POISON:
                     raise EngineError("poison")
                 total += token
@@ -132,7 +132,7 @@ class FakeEngine:
                 labels[index, step, total % MODULUS] = 0.0
                 if token == NAN:
                     labels[index, step], failed[index, step] = np.nan, True
-                # The unknown token is never generated; with all others equal, the lowest id is.
+                # The unknown token is never generated; if all others are equal, the lowest id is.
                 tokens[index, step] = total % MODULUS or 1
             self._back[row] = total
         self.runs.append((len(rows), len(chunk)))
@@ -154,21 +154,21 @@ class FakeEngine:
         self._back[row] = self._front[row] + inputs["token"].sum()
 
     def prefill(self, rows: range, inputs: Arrays) -> None:
-        given = inputs["token"]
-        assert (given != FREE).all()
-        assert given.shape[1] in self.step_counts
-        if (given == POISON).any():
+        ids = inputs["token"]
+        assert (ids != FREE).all()
+        assert ids.shape[1] in self.step_counts
+        if (ids == POISON).any():
             raise EngineError("poison")
-        self.ahead.append(given.shape)
-        self._front[rows.start : rows.stop] += given.sum(axis=1)
+        self.ahead.append(ids.shape)
+        self._front[rows.start : rows.stop] += ids.sum(axis=1)
 
     def commit(self, rows: range) -> None:
-        some = slice(rows.start, rows.stop)
-        self._front[some], self._back[some] = self._back[some].copy(), self._front[some].copy()
+        part = slice(rows.start, rows.stop)
+        self._front[part], self._back[part] = self._back[part].copy(), self._front[part].copy()
 
 
 def fake_bundle(name: str = "fake", *, every_step: bool = True) -> Bundle:
-    """A bundle, as far as the rpc room looks at it: it generates and labels."""
+    """Return a bundle without files that generates and labels."""
     spec = v1.ModelSpec(manifest_version=1, name=name)
     spec.vocabularies.add(name="text", kind=v1.VOCABULARY_KIND_CHARACTERS, size=SIZE, unknown_token_id=0)
     spec.vocabularies.add(name="labels", kind=v1.VOCABULARY_KIND_LABELS, size=SIZE)

@@ -40,7 +40,7 @@ class Inbox:
             tokens.extend(event.ids)
 
 
-def hand_over(emissions: list[Emission]) -> None:
+def deliver_events(emissions: list[Emission]) -> None:
     for receiver, event in emissions:
         receiver.receive(event)
 
@@ -64,7 +64,7 @@ def make_scheduler(
     engine: FakeEngine,
     waiting_limit: int = 100,
     policy: SchedulingPolicy | None = None,
-    deliver: Deliver = hand_over,
+    deliver: Deliver = deliver_events,
 ) -> Scheduler:
     policy = policy or make_policy()
     rows = RowBatch("fake", engine, policy, input_name="token", vocabulary_size=SIZE, label_output="labels")

@@ -1,5 +1,4 @@
-"""How many threads there are; those of a run stay on cores of their own while it lasts, and where they please at any
-other time."""
+"""Threads and cores: the threads of a run are pinned to separate cores during the run only."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from elman_server.engine import (
 from elman_server.engine.encoder import Encoder
 from elman_server.engine.graphs import Graph
 from tests.support.encoder_models import translator_bundle
-from tests.support.engines import divide_rows, make_chunk, run_lanes
+from tests.support.engines import divide_rows, make_chunk, run_partitioned
 
 if not hasattr(os, "sched_getaffinity"):
     pytest.skip("this system does not tell which cores there are", allow_module_level=True)
@@ -38,12 +37,12 @@ several = pytest.mark.skipif(COUNT < 2, reason="this machine has one core")
 
 
 def allowed() -> list[int]:
-    """The cores that the calling thread may run on."""
+    """Return the cores that the calling thread may run on."""
     return sorted(os.sched_getaffinity(0))
 
 
 def elsewhere(task: Callable[[], Any]) -> Any:
-    """What a thread of its own finds."""
+    """Run a task in a new thread and return its result."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(task).result()
 
@@ -53,7 +52,7 @@ def make_engine(bundle: Bundle, cores: Cores) -> OnnxEngine:
 
 
 @several
-def test_as_many_cores_count_as_the_process_may_run_on() -> None:
+def test_core_count_is_the_number_of_allowed_cores() -> None:
     def counted(number: int) -> int:
         os.sched_setaffinity(0, ALLOWED[:number])
         return core_count()
@@ -62,7 +61,7 @@ def test_as_many_cores_count_as_the_process_may_run_on() -> None:
 
 
 @several
-def test_every_model_begins_on_another_core() -> None:
+def test_models_start_on_different_cores() -> None:
     for start in range(2 * COUNT):
         numbers = Cores.all(COUNT, start).numbers
         assert numbers[0] == ALLOWED[start % COUNT]
@@ -70,7 +69,7 @@ def test_every_model_begins_on_another_core() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, COUNT - 1, COUNT + 1])
-def test_where_cores_are_left_the_system_chooses(threads: int) -> None:
+def test_threads_are_not_pinned_while_cores_are_left(threads: int) -> None:
     cores = Cores.all(threads, 0)
     assert cores == Cores()
     with cores.pinned(0):
@@ -78,7 +77,7 @@ def test_where_cores_are_left_the_system_chooses(threads: int) -> None:
 
 
 @several
-def test_a_thread_is_let_go_whatever_happens() -> None:
+def test_thread_is_unpinned_even_after_an_error() -> None:
     def fail() -> None:
         with Cores.all(COUNT, 1).pinned(0):
             assert allowed() == [ALLOWED[1]]
@@ -92,20 +91,20 @@ def test_a_thread_is_let_go_whatever_happens() -> None:
     assert elsewhere(find) == ALLOWED
 
 
-def test_a_core_that_is_not_there_is_no_error() -> None:
+def test_missing_core_is_not_an_error() -> None:
     with Cores((10_000, 10_001)).pinned(0):
         assert allowed() == ALLOWED
 
 
 @several
 @pytest.mark.parametrize("partitions", [1, COUNT])
-def test_runs_stay_on_their_cores(
+def test_runs_are_pinned_to_their_cores(
     bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch, partitions: int
 ) -> None:
-    """And what they bring is the same to the bit."""
+    """Pinning does not change the results."""
     tokens = np.full((8, 4), 3)
     cores = Cores.all(COUNT, 1)
-    expected = run_lanes(make_engine(bundles["lstm"], Cores()), make_chunk(tokens))
+    expected = run_partitioned(make_engine(bundles["lstm"], Cores()), make_chunk(tokens))
     engine = make_engine(bundles["lstm"], cores)
     divide_rows(engine, partitions)
     seen = []
@@ -116,25 +115,25 @@ def test_runs_stay_on_their_cores(
         run(self, *args, **options)
 
     monkeypatch.setattr(Graph, "run", watched)
-    found = elsewhere(partial(run_lanes, engine, make_chunk(tokens)))
+    actual = elsewhere(partial(run_partitioned, engine, make_chunk(tokens)))
     assert sorted(seen) == sorted([number] for number in cores.numbers[: min(partitions, 8)])
-    assert found.tokens.tobytes() == expected.tokens.tobytes()
+    assert actual.tokens.tobytes() == expected.tokens.tobytes()
     assert allowed() == ALLOWED
 
 
 @several
-def test_the_other_threads_of_a_run_stay_on_theirs(bundles: Mapping[str, Bundle]) -> None:
+def test_other_threads_of_a_run_are_pinned(bundles: Mapping[str, Bundle]) -> None:
     cores = Cores.all(COUNT, 0)
     before = set(Path("/proc/self/task").iterdir())
     engine = make_engine(bundles["gru"], cores)
-    run_lanes(engine, make_chunk(np.full((8, 1), 3)))
+    run_partitioned(engine, make_chunk(np.full((8, 1), 3)))
     started = [os.sched_getaffinity(int(path.name)) for path in set(Path("/proc/self/task").iterdir()) - before]
     assert all({number} in started for number in cores.numbers[1:])
     assert {cores.numbers[0]} not in started
 
 
 @several
-def test_encoders_and_trees_stay_on_theirs(tree_bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_and_trees_are_pinned(tree_bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     cores = Cores.all(COUNT, 1)
     opener = Opener(ProviderChoice.CPU, COUNT, cores)
     tree_engine = OnnxTreeEngine(tree_bundles["binary"], capacity=4, opener=opener)
@@ -153,7 +152,7 @@ def test_encoders_and_trees_stay_on_theirs(tree_bundles: Mapping[str, Bundle], m
 
 
 @several
-def test_a_thread_goes_back_to_where_it_was() -> None:
+def test_thread_returns_to_its_previous_cores() -> None:
     def find() -> list[int]:
         os.sched_setaffinity(0, {ALLOWED[1]})
         with Cores(tuple(ALLOWED)).pinned(0):
@@ -163,8 +162,8 @@ def test_a_thread_goes_back_to_where_it_was() -> None:
     assert elsewhere(find) == [ALLOWED[1]]
 
 
-def test_each_has_a_thread_of_its_own() -> None:
-    """And what one of them raises is not lost."""
+def test_each_task_has_its_own_thread() -> None:
+    """An exception in one of them is raised to the caller."""
     done: list[int] = []
 
     def fail() -> None:

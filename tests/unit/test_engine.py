@@ -1,4 +1,4 @@
-"""The engine: rows that do not know of each other, to the bit."""
+"""The engine: rows are independent of each other to the bit."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ SIZES = (1, 2, 3, 5, 8, 17, 64)
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "tags", "lstm-int8"])
 @pytest.mark.parametrize("partitions", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batched_equals_alone_to_the_bit(
+def test_batched_equals_alone_bit_exactly(
     bundles: Mapping[str, Bundle], name: str, threads: int, partitions: int
 ) -> None:
-    """However many rows there are, and however they are divided among threads."""
+    """This holds for any number of rows and any partitioning among threads."""
     tokens = np.random.default_rng(0).integers(0, CHARACTERS.size, (16, max(SIZES)))
     engine = make_engine(bundles[name], threads=threads)
     divide_rows(engine, partitions)
@@ -52,10 +52,10 @@ def test_batched_equals_alone_to_the_bit(
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "lstm-int8"])
 @pytest.mark.parametrize("filtered", [False, True])
-def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
+def test_multi_step_run_equals_single_step_runs_bit_exactly(
     bundles: Mapping[str, Bundle], name: str, filtered: bool
 ) -> None:
-    """Free and forced steps mixed: in one run the choice is fed back inside the graph, else by hand."""
+    """Free and forced steps are mixed; in one run the graph feeds back the sampled token, otherwise the test does."""
     random = np.random.default_rng(3)
     engine = make_engine(bundles[name])
     given = random.integers(0, CHARACTERS.size, (64, 8))
@@ -63,7 +63,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
     given[:, 0] = 5
     uniforms = random.random(given.shape).astype(np.float32)
     options = {"temperatures": random.choice([0.5, 1.0, 2.0], 64).astype(np.float32)}
-    if filtered:  # Some rows only; the others shall not notice.
+    if filtered:  # only some rows; the others must not change
         options["top_p"] = random.choice([0.2, 0.8, 1.0], 64).astype(np.float32)
         options["top_k"] = random.choice([1, 7, CHARACTERS.size], 64)
         options["min_p"] = random.choice([0, 0, 0.5], 64).astype(np.float32)
@@ -98,7 +98,7 @@ def test_many_steps_in_a_run_equal_as_many_runs_to_the_bit(
 
 @settings(max_examples=examples(10, everything=30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "run"]), st.integers(0, 10**6)), max_size=40))
-def test_joining_and_leaving_never_mix_rows(bundles: Mapping[str, Bundle], events: list[tuple[str, int]]) -> None:
+def test_joining_and_leaving_never_mixes_rows(bundles: Mapping[str, Bundle], events: list[tuple[str, int]]) -> None:
     bundle = bundles["lstm"]
     engine, lone = make_engine(bundle, capacity=6), make_engine(bundle, capacity=1)
     histories: list[list[int]] = []
@@ -125,13 +125,13 @@ def test_joining_and_leaving_never_mix_rows(bundles: Mapping[str, Bundle], event
         assert same(engine.extract(row), expected)
 
 
-def test_a_slot_that_was_used_starts_anew(bundles: Mapping[str, Bundle]) -> None:
+def test_reused_slot_starts_from_the_initial_state(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=1)
     tokens = np.array([[3], [4]])
     assert same(read(engine, tokens, 1)[1][0], read(engine, tokens, 1)[1][0])
 
 
-def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bundles: Mapping[str, Bundle]) -> None:
+def test_state_moved_to_another_slot_continues_unchanged(bundles: Mapping[str, Bundle]) -> None:
     tokens = np.random.default_rng(1).integers(0, CHARACTERS.size, (10, 1))
     _, (unbroken,) = read(make_engine(bundles["lstm"], capacity=1), tokens, 1)
     _, (state,) = read(make_engine(bundles["lstm"], capacity=1), tokens[:5], 1)
@@ -148,9 +148,7 @@ def test_state_taken_out_and_put_in_elsewhere_goes_on_as_if_nothing_had_been(bun
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7])
-def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
-    bundles: Mapping[str, Bundle], steps: int
-) -> None:
+def test_replay_of_a_partial_chunk_is_bit_exact(bundles: Mapping[str, Bundle], steps: int) -> None:
     tokens = np.random.default_rng(2).integers(0, CHARACTERS.size, (16, 3))
     engine = make_engine(bundles["gru"], capacity=3)
     _, states = read(engine, tokens, 3, count=8)
@@ -164,14 +162,12 @@ def test_a_row_that_ended_in_the_middle_of_a_chunk_is_replayed_to_the_bit(
     _, (expected,) = read(make_engine(bundles["gru"], capacity=1), tokens[: 8 + steps, 1:2], 1)
     assert same(engine.extract(1), expected)
     assert not same(engine.extract(1), states[1])
-    for row in (0, 2):  # The others are where the chunk led them.
+    for row in (0, 2):  # the other rows have the state after the chunk
         assert same(engine.extract(row), states[row])
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm-int8"])
-def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_were(
-    bundles: Mapping[str, Bundle], name: str
-) -> None:
+def test_prefill_advances_its_rows_and_leaves_the_others(bundles: Mapping[str, Bundle], name: str) -> None:
     tokens = np.random.default_rng(4).integers(0, CHARACTERS.size, (8, 5))
     engine = make_engine(bundles[name])
     _, together = read(engine, tokens, 5, count=4)
@@ -184,10 +180,10 @@ def test_rows_that_read_ahead_are_where_they_would_be_and_the_others_where_they_
 
 @settings(max_examples=examples(8, everything=20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.sampled_from(COUNTS)), max_size=12))
-def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
+def test_rows_with_different_numbers_of_steps_never_mix(
     bundles: Mapping[str, Bundle], runs: list[tuple[int, int, int]]
 ) -> None:
-    """Some rows run and commit, as often as it comes, and then others that share some of them."""
+    """Random ranges of rows run and commit, and the ranges overlap."""
     engine, lone = make_engine(bundles["lstm"], capacity=5), make_engine(bundles["lstm"], capacity=1)
     histories: list[list[int]] = [[] for _ in range(5)]
     for row in range(5):
@@ -204,7 +200,7 @@ def test_rows_that_have_taken_different_numbers_of_steps_never_mix(
         assert same(engine.extract(row), expected)
 
 
-def test_a_failed_run_has_changed_nothing(bundles: Mapping[str, Bundle]) -> None:
+def test_failed_run_changes_no_state(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["gru"], capacity=3)
     tokens = np.array([[1, 2, 3]])
     _, before = read(engine, tokens, 3)
@@ -212,7 +208,7 @@ def test_a_failed_run_has_changed_nothing(bundles: Mapping[str, Bundle]) -> None
         engine.run(range(3), make_chunk(np.array([[1], [CHARACTERS.size + 5], [2]])))
     for row in range(3):
         assert same(engine.extract(row), before[row])
-    # The good rows go on one by one, as the scheduler would run them.
+    # The other rows continue one by one, as the scheduler runs them.
     for row in (0, 2):
         engine.run(range(row, row + 1), make_chunk(np.array([[5]])))
     engine.commit(range(3))
@@ -222,7 +218,7 @@ def test_a_failed_run_has_changed_nothing(bundles: Mapping[str, Bundle]) -> None
         assert same(engine.extract(row), expected)
 
 
-def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: Mapping[str, Bundle]) -> None:
+def test_warm_up_runs_the_largest_batch_and_determines_the_step_counts(bundles: Mapping[str, Bundle]) -> None:
     opener = Opener(ProviderChoice.CPU, 1)
     engine = OnnxEngine(bundles["gru"], capacity=6, opener=opener, run_seconds=0.005)
     autotune(engine)
@@ -237,19 +233,21 @@ def test_warm_up_runs_the_largest_batch_and_finds_how_many_steps_fit(bundles: Ma
         assert list(hasty.step_counts_for(filtered, OutputSelection(states=True))) == [1]
 
 
-def test_one_bad_moment_does_not_divide_rows(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_slow_measurement_does_not_divide_rows(
+    bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = EnginePolicy(partition_least_run_seconds=0.0)
     engine = make_engine(bundles["gru"], capacity=16, threads=2, policy=policy)
     tuner = Autotuner(engine)
-    # Of 2 rows; of 4, twice; of 8, where it begins, twice; of 16.
-    found = iter([False, True, False, True, True, True])
-    monkeypatch.setattr(tuner, "_is_faster_divided", lambda size, count: next(found))
+    # 2 rows; 4 rows, twice; 8 rows, where partitioning starts, twice; 16 rows
+    outcomes = iter([False, True, False, True, True, True])
+    monkeypatch.setattr(tuner, "_is_faster_divided", lambda size, count: next(outcomes))
     tuner._divide_rows()
     assert str(engine.partitions) == "5 to 16 rows"
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8", "tags", "classes"])
-def test_onnxruntime_has_nothing_to_complain_of(
+def test_onnxruntime_logs_no_warnings(
     bundles: Mapping[str, Bundle], name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opener = Opener(ProviderChoice.CPU, 2)
@@ -257,7 +255,7 @@ def test_onnxruntime_has_nothing_to_complain_of(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_third_partys_row_axis_is_honoured(column_bundle: Bundle) -> None:
+def test_row_axis_of_a_third_party_bundle_is_respected(column_bundle: Bundle) -> None:
     engine = make_engine(column_bundle, capacity=4)
     assert isinstance(column_bundle.vocabularies["t"], CharacterVocabulary)
     for row in range(3):
@@ -265,8 +263,8 @@ def test_a_third_partys_row_axis_is_honoured(column_bundle: Bundle) -> None:
     for count in (1, 2, 1):
         before = engine.extract(1)["before"][0]
         chunk = make_chunk(np.repeat([[0], [1], [2]], count, axis=1))
-        found = engine.run(range(3), chunk).outputs["scores"]
-        assert found[1].tolist() == [[before + step + 1] * 2 for step in range(count)]
+        result = engine.run(range(3), chunk).outputs["scores"]
+        assert result[1].tolist() == [[before + step + 1] * 2 for step in range(count)]
         engine.commit(range(3))
     engine.move(2, 0)
     assert engine.extract(0)["before"].tolist() == [8.5, 8.5]
@@ -276,7 +274,7 @@ def test_a_third_partys_row_axis_is_honoured(column_bundle: Bundle) -> None:
     ]
 
 
-async def test_a_third_partys_bundle_is_served(column_bundle: Bundle) -> None:
+async def test_third_party_bundle_is_served(column_bundle: Bundle) -> None:
     from tests.support.serving import serving
 
     async with serving(column_bundle) as running:

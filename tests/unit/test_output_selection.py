@@ -1,4 +1,4 @@
-"""What a run tells beside tokens: right, the same to the bit whoever shares the batch, and without a trace on them."""
+"""Outputs of a run other than tokens: correct, independent of the batch to the bit, and without effect on tokens."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from elman_server.engine import (
     autotune,
 )
 from tests.support.bundles import CHARACTERS
-from tests.support.engines import COUNTS, divide_rows, make_chunk, make_engine, run_lanes, same
+from tests.support.engines import COUNTS, divide_rows, make_chunk, make_engine, run_partitioned, same
 from tests.support.scores import log_softmax
 
 ROWS, STEPS = 64, 8
 EVERYTHING = OutputSelection(logits=True, log_probabilities=True, states=True, outputs=True)
-WANTED = [OutputSelection(*flags) for flags in product([False, True], repeat=4)]
+SELECTIONS = [OutputSelection(*flags) for flags in product([False, True], repeat=4)]
 
 
 @pytest.fixture(scope="module", params=["lstm", "lstm-int8", "gru", "elman"])
@@ -38,7 +38,7 @@ def engine(request: pytest.FixtureRequest, bundles: Mapping[str, Bundle]) -> Onn
 
 
 def mixed_chunk(filtered: bool, selection: OutputSelection = DEFAULT_OUTPUTS) -> Chunk:
-    """Free and forced steps, sampled, and targets of both kinds."""
+    """Return a chunk of free and forced steps with sampling parameters and targets of both kinds."""
     random = np.random.default_rng(11)
     tokens = random.integers(0, CHARACTERS.size, (ROWS, STEPS))
     tokens[random.random(tokens.shape) < 0.5] = FREE
@@ -55,7 +55,7 @@ def mixed_chunk(filtered: bool, selection: OutputSelection = DEFAULT_OUTPUTS) ->
 
 
 def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list[dict[str, Any]]]:
-    """A chunk from the initial state; what it has brought and the states it leads to."""
+    """Run a chunk from the initial state and return its results and the final states."""
     rows = range(first, first + len(chunk.uniforms))
     for row in range(rows.stop):
         engine.insert(row)
@@ -65,10 +65,10 @@ def run(engine: OnnxEngine, chunk: Chunk, first: int = 0) -> tuple[Results, list
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_tokens_are_the_same_to_the_bit_whatever_is_wanted(engine: OnnxEngine, filtered: bool) -> None:
+def test_tokens_do_not_depend_on_the_selected_outputs_bit_exactly(engine: OnnxEngine, filtered: bool) -> None:
     plain, states = run(engine, mixed_chunk(filtered))
     tokens = plain.tokens.copy()
-    for selection in WANTED:
+    for selection in SELECTIONS:
         results, after = run(engine, mixed_chunk(filtered, selection))
         assert results.tokens.tolist() == tokens.tolist()
         assert all(same(*pair) for pair in zip(after, states, strict=True))
@@ -80,19 +80,19 @@ def test_tokens_are_the_same_to_the_bit_whatever_is_wanted(engine: OnnxEngine, f
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bool) -> None:
-    """Of one run of many steps, against runs of one step each and arithmetic in double precision."""
+def test_selected_outputs_equal_those_of_single_steps(engine: OnnxEngine, filtered: bool) -> None:
+    """Compares a multi-step run with single-step runs and with arithmetic in double precision."""
     chunk = mixed_chunk(filtered, EVERYTHING)
-    told, _ = run(engine, chunk)
+    reported, _ = run(engine, chunk)
     given, targets = chunk.inputs["token"].copy(), chunk.targets
     assert targets is not None
-    assert told.logits is not None
-    assert told.log_probabilities is not None
+    assert reported.logits is not None
+    assert reported.log_probabilities is not None
     for row in range(ROWS):
         engine.insert(row)
     for step in range(STEPS):
         tokens = given[:, step]
-        tokens = np.where(tokens == FREE, told.tokens[:, step - 1], tokens)
+        tokens = np.where(tokens == FREE, reported.tokens[:, step - 1], tokens)
         uniforms = chunk.uniforms[:, step : step + 1]
         options = {name: getattr(chunk, name) for name in ("temperatures", "top_k", "top_p", "min_p")}
         results = engine.run(
@@ -101,51 +101,51 @@ def test_what_is_told_is_what_single_steps_show(engine: OnnxEngine, filtered: bo
         )
         assert results.logits is not None
         engine.commit(range(ROWS))
-        assert results.tokens[:, 0].tolist() == told.tokens[:, step].tolist()
-        assert told.outputs["logits"][:, step].tobytes() == results.logits.tobytes()
-        meant = np.where(targets[:, step] == FREE, told.tokens[:, step], targets[:, step])
+        assert results.tokens[:, 0].tolist() == reported.tokens[:, step].tolist()
+        assert reported.outputs["logits"][:, step].tobytes() == results.logits.tobytes()
+        meant = np.where(targets[:, step] == FREE, reported.tokens[:, step], targets[:, step])
         expected = log_softmax(results.logits)[np.arange(ROWS), meant]
-        assert told.log_probabilities[:, step] == pytest.approx(expected, abs=4e-7)
+        assert reported.log_probabilities[:, step] == pytest.approx(expected, abs=4e-7)
         for row in range(ROWS):
-            assert same({name: values[row, step] for name, values in told.states.items()}, engine.extract(row))
+            assert same({name: values[row, step] for name, values in reported.states.items()}, engine.extract(row))
         if step == STEPS - 1:
-            assert told.logits.tobytes() == results.logits.tobytes()
+            assert reported.logits.tobytes() == results.logits.tobytes()
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-def test_what_is_told_does_not_depend_on_the_rows_beside_it(engine: OnnxEngine, partitions: int) -> None:
+def test_selected_outputs_do_not_depend_on_other_rows(engine: OnnxEngine, partitions: int) -> None:
     divide_rows(engine, partitions)
     chunk = mixed_chunk(True, EVERYTHING)
     for row in range(ROWS):
         engine.insert(row)
-    together = run_lanes(engine, chunk)
+    together = run_partitioned(engine, chunk)
     assert together.logits is not None
     assert together.log_probabilities is not None
     kept = (together.logits.copy(), together.log_probabilities.copy(), together.outputs["logits"].copy())
     states = {name: values.copy() for name, values in together.states.items()}
     for row in (0, 1, 31, 63):
-        for first in (0, 5):  # Wherever it is.
+        for first in (0, 5):  # at any row
             alone, _ = run(engine, chunk.part(range(row, row + 1)), first)
             assert alone.logits is not None
             assert alone.log_probabilities is not None
-            found = (alone.logits, alone.log_probabilities, alone.outputs["logits"])
-            for values, expected in zip(found, kept, strict=True):
+            result = (alone.logits, alone.log_probabilities, alone.outputs["logits"])
+            for values, expected in zip(result, kept, strict=True):
                 assert values[0].tobytes() == expected[row].tobytes()
             assert same(alone.states, {name: values[row : row + 1] for name, values in states.items()})
 
 
-def test_without_targets_the_chosen_tokens_are_meant(engine: OnnxEngine) -> None:
+def test_targets_default_to_the_chosen_tokens(engine: OnnxEngine) -> None:
     chunk = mixed_chunk(False, OutputSelection(log_probabilities=True, outputs=True))
     results, _ = run(engine, make_chunk(chunk.inputs["token"], uniforms=chunk.uniforms, selection=chunk.selection))
     expected = np.take_along_axis(log_softmax(results.outputs["logits"]), results.tokens[:, :, None], axis=2)
     assert results.log_probabilities == pytest.approx(expected[:, :, 0], abs=4e-7)
 
 
-def test_runs_that_return_a_lot_are_short(bundles: Mapping[str, Bundle]) -> None:
+def test_runs_with_large_outputs_are_short(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["lstm"])
     assert list(engine.step_counts_for(False, DEFAULT_OUTPUTS)) == list(COUNTS)
     assert list(engine.step_counts_for(True, OutputSelection(states=True))) == [1, 2, 4, 8]
-    # Room for 5 steps of the h and c of 2 layers.
+    # enough for 5 steps of h and c of 2 layers
     engine.policy = EnginePolicy(output_bytes_limit=5 * ROWS * 4 * 37 * 4)
     assert list(engine.step_counts_for(False, OutputSelection(states=True))) == [1, 2, 4]
     assert list(engine.step_counts_for(False, OutputSelection(states=True, outputs=True))) == [1, 2, 4]
@@ -154,7 +154,7 @@ def test_runs_that_return_a_lot_are_short(bundles: Mapping[str, Bundle]) -> None
     assert list(engine.step_counts_for(False, OutputSelection(outputs=True))) == [1]
 
 
-def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: Mapping[str, Bundle]) -> None:
+def test_model_without_tokens_returns_states_and_outputs(bundles: Mapping[str, Bundle]) -> None:
     engine = make_engine(bundles["tags"])
     tokens = np.arange(12).reshape(3, 4)
     results, after = run(engine, make_chunk(tokens, selection=EVERYTHING))
@@ -165,7 +165,7 @@ def test_a_model_without_tokens_tells_its_states_and_outputs(bundles: Mapping[st
     assert results.outputs["logits"].shape == (3, 4, 3)
 
 
-def test_a_third_partys_row_axis_is_honoured_in_what_is_told(column_bundle: Bundle) -> None:
+def test_row_axis_of_a_third_party_bundle_is_respected_in_selected_outputs(column_bundle: Bundle) -> None:
     engine = make_engine(column_bundle, capacity=4)
     results, _ = run(engine, make_chunk(np.array([[1, 2], [0, 1], [2, 2]]), selection=EVERYTHING))
     assert results.states["before"].tolist() == [[[1.5] * 2, [3.5] * 2], [[0.5] * 2, [1.5] * 2], [[2.5] * 2, [4.5] * 2]]
@@ -173,8 +173,8 @@ def test_a_third_partys_row_axis_is_honoured_in_what_is_told(column_bundle: Bund
 
 
 @pytest.mark.parametrize("width", [1, 2, 16, 17, 96, 1000, 32_003])
-def test_log_probabilities_of_any_vocabulary(width: int) -> None:
-    """Rounded once, whatever the logits are, and the same for a row by itself."""
+def test_log_probabilities_of_any_vocabulary_size(width: int) -> None:
+    """The result is rounded once, for any logits, and is the same for a single row."""
     nodes = Nodes()
     add_log_probabilities(nodes, [add_score(nodes, "logits", "token", width)], "found")
     inputs = [
@@ -192,23 +192,21 @@ def test_log_probabilities_of_any_vocabulary(width: int) -> None:
     logits[1, 1:] = -np.inf
     tokens = random.integers(0, width, (rows, 1))
     tokens[1] = width - 1
-    (found,) = session.run(None, {"logits": logits, "token": tokens})
+    (result,) = session.run(None, {"logits": logits, "token": tokens})
     expected = np.take_along_axis(log_softmax(logits), tokens, axis=1)
-    assert found == pytest.approx(expected, rel=1e-7, abs=3e-7)
+    assert result == pytest.approx(expected, rel=1e-7, abs=3e-7)
     for row in range(rows):
         part = slice(row, row + 1)
         (alone,) = session.run(None, {"logits": logits[part], "token": tokens[part]})
-        assert alone.tobytes() == found[part].tobytes()
+        assert alone.tobytes() == result[part].tobytes()
     for bad in (np.nan, np.inf):
         logits[2, width // 2] = bad
-        (found,) = session.run(None, {"logits": logits, "token": tokens})
-        assert np.isnan(found[2, 0])
-        assert np.isfinite(found[3:]).all()
+        (result,) = session.run(None, {"logits": logits, "token": tokens})
+        assert np.isnan(result[2, 0])
+        assert np.isfinite(result[3:]).all()
 
 
-def test_what_is_likely_to_be_wanted_has_been_opened_before_anybody_waits(
-    bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_likely_graphs_are_opened_in_advance(bundles: Mapping[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(bundles["lstm"], capacity=4)
     autotune(engine)
     monkeypatch.delattr("elman_server.engine.graphs.unroll")

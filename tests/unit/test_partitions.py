@@ -1,4 +1,4 @@
-"""Rows that go through a turn beside others: each as fast as it can, and none of them any different."""
+"""Row partitions in an iteration: each runs at its own speed, and results equal those without partitions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from elman_server.scheduling.rows.planning import Schedule
 from tests.support.fake_engine import POISON, SIZE, FakeEngine, continuation
 from tests.support.scheduling import generation, inbox, make_policy, make_scheduler, reading, until_running
 
-SLOW = 0.005  # seconds a step
+SLOW = 0.005  # seconds per step
 POLICY = make_policy(0.01, 0.1)
 
 
 def uneven(capacity: int = 5, partitions: int = 2) -> FakeEngine:
-    """Of five rows two run fast, three slowly."""
+    """Return an engine in which two of five rows run fast and three slowly."""
     engine = FakeEngine(capacity)
     engine.partition_count = partitions
     engine.seconds = {3: SLOW}
     return engine
 
 
-def take_turn(
+def run_iteration(
     engine: FakeEngine, tokens: list[int], steps: int, seconds: float, **changes: object
 ) -> ModelOutput | None:
-    """A turn of rows that read a token and then go on by themselves."""
+    """Execute an iteration of rows that read a token and then generate."""
     rows = len(tokens)
     inputs = np.full((rows, steps), FREE)
     inputs[:, 0] = tokens
@@ -50,37 +50,37 @@ def take_turn(
         return Execution(engine, StepCosts(POLICY), schedule, lambda: False, end_tokens).run(executor)
 
 
-def test_nobody_waits_for_a_slower_lane() -> None:
+def test_partitions_do_not_wait_for_slower_ones() -> None:
     engine = uneven()
-    ran = take_turn(engine, [1, 2, 3, 4, 5], steps=1000, seconds=0.1)
-    assert ran is not None
-    assert ran.uncommitted == [range(2), range(2, 5)]
-    fast, slow = ran.counts[0], ran.counts[2]
-    assert ran.counts.tolist() == [fast] * 2 + [slow] * 3
+    output = run_iteration(engine, [1, 2, 3, 4, 5], steps=1000, seconds=0.1)
+    assert output is not None
+    assert output.uncommitted == [range(2), range(2, 5)]
+    fast, slow = output.counts[0], output.counts[2]
+    assert output.counts.tolist() == [fast] * 2 + [slow] * 3
     assert fast > 2 * slow
     assert slow >= 2
-    for row, count in enumerate(ran.counts.tolist()):
-        assert ran.results.tokens[row, :count].tolist() == continuation([row + 1], count)
-        assert not ran.results.tokens[row, count:].any()
-        assert ran.committed[row] == count - 1
-    for rows in ran.uncommitted:
+    for row, count in enumerate(output.counts.tolist()):
+        assert output.results.tokens[row, :count].tolist() == continuation([row + 1], count)
+        assert not output.results.tokens[row, count:].any()
+        assert output.committed[row] == count - 1
+    for rows in output.uncommitted:
         engine.commit(rows)
-    for row, count in enumerate(ran.counts.tolist()):
+    for row, count in enumerate(output.counts.tolist()):
         assert engine.extract(row)["total"] == sum([row + 1, *continuation([row + 1], count - 1)])
 
 
-def test_what_ends_one_lane_ends_all_as_soon_as_they_have_run() -> None:
+def test_end_in_one_partition_ends_all_after_their_current_run() -> None:
     engine = uneven()
-    # The rows that begin with 7 and 8 choose 7 and 8 all the time, the others come by 5.
-    ran = take_turn(engine, [7, 8, 7, 8, 5], steps=1000, seconds=10, end_token=5)
-    assert ran is not None
-    assert ran.counts[2] == 1
-    assert ran.counts[0] < 1000
+    # Rows that start with 7 and 8 always generate 7 and 8; the others eventually generate 5.
+    output = run_iteration(engine, [7, 8, 7, 8, 5], steps=1000, seconds=10, end_token=5)
+    assert output is not None
+    assert output.counts[2] == 1
+    assert output.counts[0] < 1000
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_sequences_are_what_they_are_alone(seed: int, partitions: int) -> None:
+def test_sequences_equal_those_without_batching(seed: int, partitions: int) -> None:
     chance = random.Random(seed)
     engine = uneven(partitions=partitions)
     scheduler = make_scheduler(engine, policy=POLICY)
@@ -105,12 +105,12 @@ def test_sequences_are_what_they_are_alone(seed: int, partitions: int) -> None:
         assert end.reason is reason
         if sequence.keep_state:
             assert end.state is not None
-            assert end.position == len(prompt) + len(expected) - 1  # The last token is not read.
+            assert end.position == len(prompt) + len(expected) - 1  # the last token is not read
             assert end.state["total"] == sum([*prompt, *expected][:-1])
     scheduler.stop()
 
 
-def test_a_failure_is_told_to_its_own_sequence_only() -> None:
+def test_failure_affects_only_its_own_sequence() -> None:
     engine = uneven()
     good = [generation([token], 40) for token in (1, 2, 3, 4)]
     bad = generation([1] * 9 + [POISON], 40)
@@ -127,16 +127,16 @@ def test_a_failure_is_told_to_its_own_sequence_only() -> None:
     scheduler.stop()
 
 
-def test_readings_in_lanes_see_what_is_theirs() -> None:
+def test_readings_in_partitions_receive_their_own_outputs() -> None:
     engine = uneven()
     scheduler = make_scheduler(engine)
     tokens = [[1, 2], [3, 4], [5], [6, 7, 1], [2, 2, 2, 2]]
-    sequences = [reading(some, every_step=True) for some in tokens]
+    sequences = [reading(ids, every_step=True) for ids in tokens]
     for sequence in sequences:
         scheduler.submit(sequence)
     scheduler.start()
-    for some, sequence in zip(tokens, sequences, strict=True):
+    for ids, sequence in zip(tokens, sequences, strict=True):
         end = inbox(sequence).events.get(timeout=10)
-        assert end.outputs.argmax(axis=1).tolist() == (np.cumsum(some) % 9).tolist()
+        assert end.outputs.argmax(axis=1).tolist() == (np.cumsum(ids) % 9).tolist()
     until_running(scheduler, 0)
     scheduler.stop()

@@ -1,4 +1,4 @@
-"""The loop, on an engine that can be computed by hand."""
+"""The scheduler with a fake engine whose outputs can be computed by hand."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from elman_server.scheduling.rows.table import RowTable
 from tests.support.fake_engine import LETTERS, MODULUS, NAN, POISON, SIZE, FakeEngine, continuation
 from tests.support.scheduling import (
     Inbox,
+    deliver_events,
     generation,
-    hand_over,
     inbox,
     make_policy,
     make_scheduler,
@@ -63,7 +63,7 @@ def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
 
 
 def run_together(scheduler: Scheduler, sequences: list[Generation]) -> None:
-    """Run sequences that all wait already when the scheduler starts, to the last one's end, and stop it."""
+    """Submit sequences, start the scheduler, wait until all have finished, and stop it."""
     for sequence in sequences:
         scheduler.submit(sequence)
     scheduler.start()
@@ -78,7 +78,7 @@ def test_generation_continues_its_prompt(scheduler: Scheduler) -> None:
     assert inbox(sequence).tokens_and_end() == (continuation([1, 2, 3], 7), Finished(FinishReason.MAX_TOKENS, 9))
 
 
-def test_the_state_of_an_output_that_nothing_can_follow_is_that_before_its_last_token(scheduler: Scheduler) -> None:
+def test_state_of_a_completed_constraint_precedes_its_last_token(scheduler: Scheduler) -> None:
     grammars = Grammars([None, *(letter.encode() for letter in LETTERS[1:])], None)
     grammar = grammars.compile(Constraint(ConstraintKind.REGEX, "a[0-9]?"))
     params = SamplingParams(temperature=0.0, seed=0, max_tokens=9, grammar=grammar)
@@ -88,7 +88,7 @@ def test_the_state_of_an_output_that_nothing_can_follow_is_that_before_its_last_
     assert inbox(sequence).tokens_and_end() == ([LETTERS.index("a")], expected)
 
 
-def test_time_is_up_for_those_who_wait_for_a_row(scheduler: Scheduler) -> None:
+def test_time_limit_ends_waiting_requests(scheduler: Scheduler) -> None:
     others = [generation([2], 10**6) for _ in range(4)]
     for other in others:
         scheduler.submit(other)
@@ -109,7 +109,7 @@ def test_time_is_up_for_those_who_wait_for_a_row(scheduler: Scheduler) -> None:
     assert inbox(late).tokens_and_end()[0] == continuation([1], 5)
 
 
-def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
+def test_end_token_ends_generation_and_is_not_emitted(scheduler: Scheduler) -> None:
     expected = continuation([1, 2], 20)
     end = expected[4]
     sequence = generation([1, 2], max_tokens=20, end_token=end)
@@ -120,11 +120,11 @@ def test_end_token_ends_and_is_not_shown(scheduler: Scheduler) -> None:
 
 @pytest.mark.parametrize("prompt", [[1], [1, 2], [3, 1, 4, 1, 5]])
 @pytest.mark.parametrize("end_after", [1, 2, 3, 4, 5, 6, None])
-def test_state_is_that_of_the_end_wherever_in_a_chunk_it_falls(
+def test_final_state_is_correct_wherever_in_a_chunk_the_sequence_ends(
     engine: FakeEngine, scheduler: Scheduler, prompt: list[int], end_after: int | None
 ) -> None:
     tokens = continuation(prompt, 40)
-    # Others run meanwhile, so that chunks do not end where this one does.
+    # Other sequences run, so that chunks do not end where this sequence ends.
     others = [generation([2], 10**6), generation([5, 5], 10**6)]
     for other in others:
         scheduler.submit(other)
@@ -136,7 +136,7 @@ def test_state_is_that_of_the_end_wherever_in_a_chunk_it_falls(
     assert shown == (tokens[:9] if end is None else tokens[: tokens.index(end)][:9])
     assert isinstance(finished, Finished)
     assert finished.state is not None
-    # All has been read but for the last token: what follows it can be chosen anew.
+    # The state excludes the last token, so that its successor can be sampled again.
     seen = (prompt + shown)[:-1]
     assert finished.position == len(seen)
     assert finished.state == {"total": sum(seen)}
@@ -144,20 +144,22 @@ def test_state_is_that_of_the_end_wherever_in_a_chunk_it_falls(
         scheduler.abort(other)
 
 
-def test_a_row_that_ends_early_in_a_chunk_is_replayed(engine: FakeEngine, scheduler: Scheduler) -> None:
+def test_row_that_ends_early_in_a_chunk_is_replayed_if_its_state_is_kept(
+    engine: FakeEngine, scheduler: Scheduler
+) -> None:
     tokens = continuation([1, 2], 40)
     sequence = generation([1, 2], 30, end_token=tokens[1], keep_state=True)
     scheduler.submit(sequence)
     inbox(sequence).tokens_and_end()
-    assert engine.replays  # Else this test and the one above show nothing.
-    forgotten = generation([1, 2], 30, end_token=tokens[1])
+    assert engine.replays  # otherwise this test and the one above prove nothing
+    unkept = generation([1, 2], 30, end_token=tokens[1])
     engine.replays.clear()
-    scheduler.submit(forgotten)
-    inbox(forgotten).tokens_and_end()
-    assert not engine.replays  # Nobody goes on from there.
+    scheduler.submit(unkept)
+    inbox(unkept).tokens_and_end()
+    assert not engine.replays  # the state is not kept
 
 
-def test_sequences_of_all_lengths_share_the_batch_unharmed(scheduler: Scheduler, engine: FakeEngine) -> None:
+def test_sequences_of_all_lengths_share_the_batch(scheduler: Scheduler, engine: FakeEngine) -> None:
     engine.gate.clear()
     random = np.random.default_rng(0)
     sequences = [
@@ -176,7 +178,7 @@ def test_sequences_of_all_lengths_share_the_batch_unharmed(scheduler: Scheduler,
     assert scheduler.waiting_count == 0
 
 
-def test_newcomer_joins_at_the_next_step(scheduler: Scheduler, engine: FakeEngine) -> None:
+def test_new_request_joins_at_the_next_step(scheduler: Scheduler, engine: FakeEngine) -> None:
     long = generation([1], max_tokens=10**6)
     scheduler.submit(long)
     inbox(long).events.get(timeout=10)
@@ -191,36 +193,36 @@ def test_chunks_are_long_in_a_steady_state_and_short_at_the_end(scheduler: Sched
     sequence = generation([1], max_tokens=4 + 4 + 2 + 1)
     scheduler.submit(sequence)
     inbox(sequence).tokens_and_end()
-    # Of a batch size that was never seen nobody knows how long it takes: one step at first.
+    # The duration of a new batch size is unknown, so its first run takes one step.
     assert [count for _, count in engine.runs] == [1, 4, 4, 2]
 
 
-def test_while_all_read_their_prompts_a_chunk_ends_with_the_first_prompt(engine: FakeEngine) -> None:
+def test_chunk_ends_with_the_first_prompt_while_all_rows_prefill(engine: FakeEngine) -> None:
     run_together(make_scheduler(engine), [generation([1] * 8, 1), generation([2] * 9, 1)])
-    # A prompt's last step gives the first token: 1 + 4 + 2 + 1 steps, and one more of the other.
+    # The last step of a prompt gives the first token: 1 + 4 + 2 + 1 steps, and one more for the longer prompt.
     assert engine.runs == [(2, 1), (2, 4), (2, 2), (2, 1), (1, 1)]
 
 
-def test_while_somebody_waits_for_a_row_no_chunk_runs_beyond_the_first_end() -> None:
+def test_chunk_ends_with_the_first_sequence_while_requests_wait_for_a_row() -> None:
     engine = FakeEngine(capacity=2)
     run_together(make_scheduler(engine), [generation([1], length) for length in (7, 100, 5)])
-    # Two rows with one step, then 6 steps that the first has left: 4 and 2; then the one that waited joins, and the run
-    # ends with its first token.
+    # Two rows take one step, then the 6 remaining steps of the first: 4 and 2. Then the waiting request joins, and the
+    # run ends with its first token.
     assert engine.runs[:5] == [(2, 1), (2, 4), (2, 2), (2, 1), (2, 4)]
 
 
-def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEngine) -> None:
+def test_calls_that_arrive_during_admission_start_in_the_same_iteration(engine: FakeEngine) -> None:
     sequences = [generation([index + 1], 5) for index in range(3)]
-    coming = list(sequences)
+    upcoming = list(sequences)
 
-    def turn(emissions: list[Emission]) -> None:
-        """Hand over what there is, and take up the next call: what the event loop does."""
-        hand_over(emissions)
-        if coming:
-            scheduler.submit(coming.pop(0))
+    def deliver(emissions: list[Emission]) -> None:
+        """Deliver emissions and submit the next call, as the event loop does."""
+        deliver_events(emissions)
+        if upcoming:
+            scheduler.submit(upcoming.pop(0))
 
-    scheduler = make_scheduler(engine, deliver=turn)
-    turn([])
+    scheduler = make_scheduler(engine, deliver=deliver)
+    deliver([])
     scheduler.start()
     for sequence in sequences:
         assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 5)
@@ -229,25 +231,25 @@ def test_calls_that_come_while_others_are_let_in_begin_with_them(engine: FakeEng
 
 
 @pytest.mark.parametrize("running", [0, 12])
-def test_who_runs_waits_for_a_crowd_as_long_as_it_keeps_coming_but_not_for_a_few(running: int) -> None:
-    """Ten calls that come one by one, 4 ms each, beside none and beside more than they are."""
+def test_running_requests_wait_for_a_burst_of_arrivals_but_not_for_a_few(running: int) -> None:
+    """Ten calls arrive 4 ms apart, while no requests or more than ten requests are running."""
     engine = FakeEngine(capacity=30)
     crowd = [generation([1], 3) for _ in range(10)]
-    coming = list[Generation]()
+    upcoming = list[Generation]()
 
-    def turn(emissions: list[Emission]) -> None:
-        hand_over(emissions)
-        if coming:
+    def deliver(emissions: list[Emission]) -> None:
+        deliver_events(emissions)
+        if upcoming:
             time.sleep(0.004)
-            scheduler.submit(coming.pop(0))
+            scheduler.submit(upcoming.pop(0))
 
-    scheduler = make_scheduler(engine, deliver=turn, policy=make_policy(1e-9))  # One step a run.
+    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
     before = [generation([2], 10**6) for _ in range(running)]
     for sequence in before:
         scheduler.submit(sequence)
     scheduler.start()
     until_running(scheduler, running)
-    coming += crowd[1:]
+    upcoming += crowd[1:]
     scheduler.submit(crowd[0])
     for sequence in crowd:
         inbox(sequence).tokens_and_end()
@@ -256,16 +258,16 @@ def test_who_runs_waits_for_a_crowd_as_long_as_it_keeps_coming_but_not_for_a_few
     assert (sizes[0] == 10) == (running == 0)
 
 
-def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
-    """While a search of 3 waits for rows of which 2 are free, no turn waits for calls that might come with it."""
+def test_request_that_waits_for_rows_does_not_delay_iterations() -> None:
+    """While a search of 3 waits with 2 free rows, no iteration waits for further arrivals."""
     engine, idle = FakeEngine(capacity=4), 0
 
-    def turn(emissions: list[Emission]) -> None:
+    def deliver(emissions: list[Emission]) -> None:
         nonlocal idle
         idle += not emissions
-        hand_over(emissions)
+        deliver_events(emissions)
 
-    scheduler = make_scheduler(engine, deliver=turn, policy=make_policy(1e-9))  # One step a run.
+    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
     streams = [generation([index], 40) for index in range(2)]
     search = Beams(np.array([1]), Inbox(), params=BeamParams(3, 3, 5, None))
     for sequence in (*streams, search):
@@ -279,7 +281,7 @@ def test_who_waits_for_rows_that_are_not_free_keeps_nobody() -> None:
     assert idle <= 2
 
 
-def test_streams_are_written_to_at_the_same_times() -> None:
+def test_streams_are_flushed_at_coinciding_times() -> None:
     table = RowTable(3, SIZE)
     pending = PendingTokens(table, 3)
     for interval in (None, None, 0.5):
@@ -288,16 +290,16 @@ def test_streams_are_written_to_at_the_same_times() -> None:
         pending.take(row, now, 0.4)
     due = table.records["due"].tolist()
     assert due[:2] == pytest.approx([100.4, 100.4])
-    assert due[2] == pytest.approx(100.7)  # It has asked for an interval of its own.
+    assert due[2] == pytest.approx(100.7)  # it has requested its own interval
 
 
-def test_many_streams_gather_for_longer_but_at_coinciding_times() -> None:
+def test_flush_interval_grows_with_the_number_of_streams() -> None:
     policy = make_policy(0.005, 0.04, 1000.0)
     intervals = [policy.flush_interval(streams, 0.0) for streams in (1, 40, 41, 63, 64, 80, 81)]
     assert intervals == [0.04] * 2 + [0.08] * 4 + [0.16]
 
 
-def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> None:
+def test_flush_interval_grows_with_the_cost_of_emission() -> None:
     policy = make_policy(0.005, 0.04, 1000.0, emission_share=0.05)
     costs = StepCosts(policy)
 
@@ -307,40 +309,40 @@ def test_tokens_gather_for_longer_where_telling_keeps_the_model_waiting() -> Non
     assert interval(16) == 0.04
     costs.record_emission(16, 0.003)
     assert interval(16) == 0.08
-    assert interval(17) == 0.08  # As far as it is known.
+    assert interval(17) == 0.08  # the closest known cost
     costs.record_emission(100, 1.0)
     assert [interval(streams) for streams in (1, 100, 200, 400)] == [0.04, 0.16, 0.32, 0.64]
     assert interval(16, make_policy(0.005, 0.04, 1000.0)) == 0.04
 
 
-def test_what_is_run_ahead_takes_a_twentieth_of_the_time_and_is_worth_it() -> None:
+def test_prefill_has_a_bounded_share_of_the_time() -> None:
     costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     available = (1, 2, 4, 8, 16)
-    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 0  # Nothing is known of so many rows.
+    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 0  # the cost of 64 rows is unknown
     costs.record_run(64, 1, 0.004)
-    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 16  # Unknown, but hoped for.
+    assert costs.prefill_length(1, 64, 100, available, now=100.0) == 16  # an optimistic estimate
     costs.record_prefill(1, 16, 0.0064)
     for _ in range(4):
-        assert costs.prefill_length(1, 64, 100, available, now=100.0) == 8  # As much as four chunks in a row,
+        assert costs.prefill_length(1, 64, 100, available, now=100.0) == 8  # as much as four chunks in a row,
         costs.record_prefill(1, 8, 0.0032)
     for count in (1, 2, 4):
         costs.record_prefill(1, count, 0.0004 * count)
-    assert costs.prefill_length(1, 64, 100, available, now=100.07) == 2  # and then a twentieth of the time.
-    assert costs.prefill_length(1, 64, 100, available, now=200.0) == 8  # No run is longer than a chunk.
+    assert costs.prefill_length(1, 64, 100, available, now=100.07) == 2  # and then a twentieth of the time
+    assert costs.prefill_length(1, 64, 100, available, now=200.0) == 8  # no run is longer than a chunk
     assert costs.prefill_length(1, 64, 7, available, now=200.0) == 4
     for count in available:
         costs.record_prefill(20, count, 0.0021 * count)
-    for _ in range(3):  # They would keep the others waiting for too long,
+    for _ in range(3):  # too slow to be accepted,
         assert costs.prefill_length(20, 64, 2, available, now=300.0) == 0
-    assert costs.prefill_length(20, 64, 2, available, now=300.0) == 2  # but that may have been a bad moment.
+    assert costs.prefill_length(20, 64, 2, available, now=300.0) == 2  # but a rejected estimate decays
     for _ in range(4):
-        assert costs.take_step_from_budget(64, now=400.0)  # From the same time, a step each.
+        assert costs.take_step_from_budget(64, now=400.0)  # one step each from the same budget
         costs.record_prefill(4, 1, 0.001)
     assert not costs.take_step_from_budget(64, now=400.0)
     assert costs.prefill_length(4, 64, 1, available, now=400.0) == 0
 
 
-def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEngine, scheduler: Scheduler) -> None:
+def test_prefill_of_new_requests_does_not_change_any_output(engine: FakeEngine, scheduler: Scheduler) -> None:
     others = [generation([2], 400), generation([5, 5], 400)]
     started_at = []
     for other in others:
@@ -365,15 +367,13 @@ def test_a_newcomer_reads_ahead_and_nobody_is_told_anything_else(engine: FakeEng
         assert [*first.ids, *inbox(other).tokens_and_end()[0]] == continuation(other.forced.tolist(), 400)
 
 
-def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One after the other, as there are runs of few numbers of steps only."""
+def test_prompt_is_prefilled_in_several_runs(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs follow one another, because only a few step counts are available."""
 
     def prefill_length(
         costs: StepCosts, rows: int, all_rows: int, most: int, available: tuple[int, ...], now: float
     ) -> int:
-        return max((count for count in available if count <= most), default=0)  # There is time for all of it.
+        return max((count for count in available if count <= most), default=0)  # an unlimited budget
 
     monkeypatch.setattr(StepCosts, "prefill_length", prefill_length)
     scheduler = make_scheduler(engine)
@@ -389,17 +389,15 @@ def test_a_prompt_is_read_ahead_in_as_many_runs_as_it_takes(
         return run(rows, chunk, partition=partition)
 
     monkeypatch.setattr(engine, "run", watched)
-    newcomer = generation([1, 2, 3, 4, 5, 6, 7, 8], 2)
-    scheduler.submit(newcomer)
-    assert inbox(newcomer).tokens_and_end()[0] == continuation([1, 2, 3, 4, 5, 6, 7, 8], 2)
+    new_request = generation([1, 2, 3, 4, 5, 6, 7, 8], 2)
+    scheduler.submit(new_request)
+    assert inbox(new_request).tokens_and_end()[0] == continuation([1, 2, 3, 4, 5, 6, 7, 8], 2)
     scheduler.stop()
     first = engine.ahead.index((1, 4))
     assert engine.ahead[first : first + 3] == [(1, 4), (1, 2), (1, 1)]
 
 
-def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_that_arrives_during_a_prefill_joins_it(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepCosts, "prefill_length", lambda costs, rows, all_rows, most, available, now: int(most > 0))
     scheduler = make_scheduler(engine)
     scheduler.start()
@@ -422,37 +420,37 @@ def test_who_comes_while_a_prompt_is_read_ahead_reads_with_it(
 
 
 @pytest.mark.parametrize("patience", [0.0, 10.0])
-def test_whoever_comes_is_let_in_before_others_are_told_what_has_gathered(engine: FakeEngine, patience: float) -> None:
-    """For as long as they have patience."""
-    told: list[list[Emission]] = []
+def test_new_requests_are_admitted_before_coalesced_tokens_are_emitted(engine: FakeEngine, patience: float) -> None:
+    """Emission is delayed only within the patience."""
+    delivered: list[list[Emission]] = []
 
     def deliver(emissions: list[Emission]) -> None:
         if emissions:
-            told.append(emissions)
-        hand_over(emissions)
+            delivered.append(emissions)
+        deliver_events(emissions)
 
     scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(first_token_patience_seconds=patience))
     scheduler.start()
-    other, newcomer = generation([2], 400), generation([5], 2)
+    other, new_request = generation([2], 400), generation([5], 2)
     engine.seconds = {1: 0.001, 2: 0.001}
     scheduler.submit(other)
     inbox(other).events.get(timeout=10)
     engine.gate.clear()
-    time.sleep(0.1)  # The next run has begun.
-    before = len(told)
-    scheduler.submit(newcomer)
+    time.sleep(0.1)  # the next run has started
+    before = len(delivered)
+    scheduler.submit(new_request)
     engine.gate.set()
-    inbox(newcomer).tokens_and_end()
+    inbox(new_request).tokens_and_end()
     scheduler.stop()
-    assert (newcomer.receiver in [receiver for receiver, _ in told[before]]) == (patience > 0)
+    assert (new_request.receiver in [receiver for receiver, _ in delivered[before]]) == (patience > 0)
 
 
-def test_first_tokens_are_told_first(engine: FakeEngine) -> None:
-    told: list[list[Emission]] = []
+def test_first_tokens_are_emitted_first(engine: FakeEngine) -> None:
+    delivered: list[list[Emission]] = []
 
     def deliver(emissions: list[Emission]) -> None:
-        told.append(emissions)
-        hand_over(emissions)
+        delivered.append(emissions)
+        deliver_events(emissions)
 
     scheduler = make_scheduler(engine, deliver=deliver)
     scheduler.start()
@@ -461,16 +459,18 @@ def test_first_tokens_are_told_first(engine: FakeEngine) -> None:
         scheduler.submit(other)
         inbox(other).events.get(timeout=10)
     engine.seconds = {2: 0.001, 3: 0.001}
-    newcomer = generation([1, 2], 2)
-    scheduler.submit(newcomer)
-    inbox(newcomer).tokens_and_end()
+    new_request = generation([1, 2], 2)
+    scheduler.submit(new_request)
+    inbox(new_request).tokens_and_end()
     scheduler.stop()
-    together = next(emissions for emissions in told if newcomer.receiver in [receiver for receiver, _ in emissions])
+    together = next(
+        emissions for emissions in delivered if new_request.receiver in [receiver for receiver, _ in emissions]
+    )
     assert len(together) > 1
-    assert together[0][0] is newcomer.receiver
+    assert together[0][0] is new_request.receiver
 
 
-def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -> None:
+def test_failed_prefill_does_not_affect_others(engine: FakeEngine, scheduler: Scheduler) -> None:
     other = generation([2], 300)
     scheduler.submit(other)
     first = inbox(other).events.get(timeout=10)
@@ -482,21 +482,21 @@ def test_who_fails_ahead_fails_alone(engine: FakeEngine, scheduler: Scheduler) -
     assert list(first.ids) + inbox(other).tokens_and_end()[0] == continuation([2], 300)
 
 
-def test_a_run_that_was_disturbed_changes_little() -> None:
+def test_slow_outlier_hardly_changes_the_estimate() -> None:
     costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     for seconds in (0.001, 0.001, 0.1, 0.001):
         costs.record_run(5, 1, seconds)
     assert costs.run_length(5, 100, (1, 2, 4, 8)) == 4
 
 
-def test_a_chunk_takes_no_longer_than_it_may() -> None:
+def test_chunk_length_respects_the_time_limit() -> None:
     costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     available = (1, 2, 4, 8)
-    assert costs.run_length(5, 100, available) == 1  # Nothing is known yet.
+    assert costs.run_length(5, 100, available) == 1  # nothing is known yet
     costs.record_run(5, 1, 0.001)
     assert costs.run_length(5, 100, available) == 4
     assert costs.run_length(7, 100, available) == 4
-    assert costs.run_length(7, 3, available) == 4  # One step of four is of no use: still faster than 2 and 1.
+    assert costs.run_length(7, 3, available) == 4  # four steps, of which one is unused, are faster than 2 and 1
     assert costs.run_length(7, 3, available, exact=True) == 2
     assert costs.run_length(7, 2, available) == 2
     assert costs.run_length(8, 100, available) == 1
@@ -505,15 +505,15 @@ def test_a_chunk_takes_no_longer_than_it_may() -> None:
     assert costs.run_length(5, 100, available) == 1
 
 
-def test_the_first_token_comes_at_once_and_the_others_gather(engine: FakeEngine) -> None:
+def test_first_token_is_emitted_immediately_and_the_others_are_coalesced(engine: FakeEngine) -> None:
     engine.step_counts = (1, 2, 4, 8)
     scheduler = make_scheduler(engine, policy=make_policy(messages_per_second=1e-9))
     scheduler.start()
-    gathering, prompt = generation([1], 1000), generation([1], 12, interval=0.0)
-    scheduler.submit(gathering)
-    first = inbox(gathering).events.get(timeout=10)
+    coalesced, prompt = generation([1], 1000), generation([1], 12, interval=0.0)
+    scheduler.submit(coalesced)
+    first = inbox(coalesced).events.get(timeout=10)
     assert first == Tokens(tuple(continuation([1], 1)))
-    rest, _ = inbox(gathering).tokens_and_end()
+    rest, _ = inbox(coalesced).tokens_and_end()
     assert list(first.ids) + rest == continuation([1], 1000)
     scheduler.submit(prompt)
     events = [inbox(prompt).events.get(timeout=10) for _ in range(3)]
@@ -521,7 +521,7 @@ def test_the_first_token_comes_at_once_and_the_others_gather(engine: FakeEngine)
     scheduler.stop()
 
 
-def test_tokens_gather_for_an_interval_but_not_beyond_what_there_is_room_for(scheduler: Scheduler) -> None:
+def test_tokens_are_coalesced_for_an_interval_up_to_the_capacity(scheduler: Scheduler) -> None:
     sequence = generation([1], 2000, interval=60.0)
     scheduler.submit(sequence)
     sizes = []
@@ -532,7 +532,7 @@ def test_tokens_gather_for_an_interval_but_not_beyond_what_there_is_room_for(sch
     assert 7 <= len(sizes) <= 12
 
 
-def test_reading_shows_the_last_step_or_every_step_and_its_state(scheduler: Scheduler) -> None:
+def test_reading_returns_the_last_or_every_step_and_its_state(scheduler: Scheduler) -> None:
     last, every = reading([1, 2, 3]), reading([1, 2, 3], every_step=True, keep_state=True)
     for sequence in (last, every):
         scheduler.submit(sequence)
@@ -546,7 +546,7 @@ def test_reading_shows_the_last_step_or_every_step_and_its_state(scheduler: Sche
     assert event.state == {"total": 6}
 
 
-def test_reading_goes_on_from_a_state(scheduler: Scheduler) -> None:
+def test_reading_continues_from_a_state(scheduler: Scheduler) -> None:
     first = reading([4, 5], keep_state=True)
     scheduler.submit(first)
     event = inbox(first).events.get(timeout=10)
@@ -558,7 +558,7 @@ def test_reading_goes_on_from_a_state(scheduler: Scheduler) -> None:
     assert event.outputs.argmax(axis=1).tolist() == [10 % MODULUS]
 
 
-def test_step_that_fails_ends_only_the_sequence_at_fault(scheduler: Scheduler, engine: FakeEngine) -> None:
+def test_failed_step_ends_only_the_sequence_at_fault(scheduler: Scheduler, engine: FakeEngine) -> None:
     engine.gate.clear()
     good = [generation([1, 2, 3], 10), generation([4], 10)]
     bad = generation([1, POISON], 10)
@@ -573,7 +573,7 @@ def test_step_that_fails_ends_only_the_sequence_at_fault(scheduler: Scheduler, e
         assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 10)
 
 
-def test_a_lone_reading_that_fails_is_told_so(scheduler: Scheduler) -> None:
+def test_failed_single_reading_receives_an_error(scheduler: Scheduler) -> None:
     sequence = reading([1, 2, POISON, 3], every_step=True)
     scheduler.submit(sequence)
     end = inbox(sequence).events.get(timeout=10)
@@ -581,8 +581,8 @@ def test_a_lone_reading_that_fails_is_told_so(scheduler: Scheduler) -> None:
     assert "the model failed on this input" in str(end.error)
 
 
-def test_a_row_that_fails_in_a_chunk_takes_nothing_from_anybody(engine: FakeEngine) -> None:
-    """The chunk is run again step by step: all get the tokens that they would have got one at a time."""
+def test_failed_row_in_a_chunk_does_not_affect_other_rows(engine: FakeEngine) -> None:
+    """The chunk is repeated step by step; the other rows get the tokens of single steps."""
     scheduler = make_scheduler(engine)
     good, bad = generation([1], 12, interval=0.0), generation([1, 2, 3, 4, 5, POISON], 12)
     for sequence in (good, bad):
@@ -594,17 +594,17 @@ def test_a_row_that_fails_in_a_chunk_takes_nothing_from_anybody(engine: FakeEngi
 
 
 @pytest.mark.parametrize("late", ["keeps its state", "waits for a row"])
-def test_who_comes_in_the_middle_of_a_turn_disturbs_nobody(
+def test_requests_that_arrive_during_planning_do_not_affect_others(
     scheduler: Scheduler, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    """After those who waited have been let in, and before it is known how many steps are run."""
+    """They arrive after the admission of waiting requests and before the number of steps is chosen."""
     keeps = late == "keeps its state"
-    newcomers: list[Generation] = []
+    arrivals: list[Generation] = []
 
     def arriving(table: RowTable, others_wait: bool) -> Horizon:
-        if len(newcomers) < 20:
-            newcomers.append(generation([2, 3], 5, keep_state=keeps))
-            scheduler.submit(newcomers[-1])
+        if len(arrivals) < 20:
+            arrivals.append(generation([2, 3], 5, keep_state=keeps))
+            scheduler.submit(arrivals[-1])
         return horizon(table, others_wait)
 
     monkeypatch.setattr(planning, "horizon", arriving)
@@ -616,14 +616,14 @@ def test_who_comes_in_the_middle_of_a_turn_disturbs_nobody(
     for sequence in sequences:
         expected = continuation(sequence.forced.tolist(), sequence.params.max_tokens)
         assert inbox(sequence).tokens_and_end()[0] == expected
-    for newcomer in newcomers:
-        assert inbox(newcomer).tokens_and_end()[0] == continuation([2, 3], 5)
-    assert newcomers
+    for new_request in arrivals:
+        assert inbox(new_request).tokens_and_end()[0] == continuation([2, 3], 5)
+    assert arrivals
     until_running(scheduler, 0)
-    assert all(inbox(sequence).events.empty() for sequence in (*sequences, *newcomers))  # Nobody ends twice.
+    assert all(inbox(sequence).events.empty() for sequence in (*sequences, *arrivals))  # no sequence ends twice
 
 
-def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) -> None:
+def test_non_finite_output_ends_only_its_sequence(scheduler: Scheduler) -> None:
     bad, good = generation([NAN], 5), generation([1], 5)
     scheduler.submit(bad)
     scheduler.submit(good)
@@ -633,7 +633,9 @@ def test_output_that_is_not_finite_ends_only_its_sequence(scheduler: Scheduler) 
     assert inbox(good).tokens_and_end()[0] == continuation([1], 5)
 
 
-def test_aborted_sequence_frees_its_row_and_hears_nothing_more(scheduler: Scheduler, engine: FakeEngine) -> None:
+def test_aborted_sequence_frees_its_row_and_receives_no_further_events(
+    scheduler: Scheduler, engine: FakeEngine
+) -> None:
     endless = [generation([index + 1], 10**6) for index in range(engine.capacity)]
     for sequence in endless:
         scheduler.submit(sequence)
@@ -642,20 +644,20 @@ def test_aborted_sequence_frees_its_row_and_hears_nothing_more(scheduler: Schedu
     assert scheduler.running_count == engine.capacity
     for sequence in endless:
         scheduler.abort(sequence)
-        scheduler.abort(sequence)  # Twice is as good as once.
+        scheduler.abort(sequence)  # aborting twice has no further effect
     for _ in range(2):
         late = generation([3], 4)
         scheduler.submit(late)
         assert inbox(late).tokens_and_end()[0] == continuation([3], 4)
-        for sequence in endless:  # What came before the abort; the second time there is nothing.
-            heard = inbox(sequence).events.qsize()
-            for _ in range(heard):
+        for sequence in endless:  # events from before the abort; none in the second round
+            received_count = inbox(sequence).events.qsize()
+            for _ in range(received_count):
                 assert isinstance(inbox(sequence).events.get(), Tokens)
-    assert heard == 0
+    assert received_count == 0
     until_running(scheduler, 0)
 
 
-def test_sequence_aborted_while_it_waits_never_runs() -> None:
+def test_sequence_aborted_while_waiting_never_runs() -> None:
     engine = FakeEngine(capacity=1)
     scheduler = make_scheduler(engine)
     aborted, kept = generation([POISON], 5), generation([2], 3)
@@ -668,10 +670,10 @@ def test_sequence_aborted_while_it_waits_never_runs() -> None:
     assert inbox(aborted).events.empty()
 
 
-def test_waiting_room_is_bounded_and_aborting_makes_room() -> None:
+def test_queue_is_bounded_and_aborting_frees_an_entry() -> None:
     engine = FakeEngine(capacity=1)
     scheduler = make_scheduler(engine, waiting_limit=2)
-    waiting = [generation([1], 1) for _ in range(3)]  # One of them for the free row.
+    waiting = [generation([1], 1) for _ in range(3)]  # one of them gets the free row
     for sequence in waiting:
         scheduler.submit(sequence)
     with pytest.raises(QueueFullError):
@@ -686,7 +688,7 @@ def test_waiting_room_is_bounded_and_aborting_makes_room() -> None:
     scheduler.stop()
 
 
-def test_stop_tells_those_who_run_and_those_who_wait() -> None:
+def test_stop_fails_running_and_waiting_requests() -> None:
     engine = FakeEngine(capacity=1)
     scheduler = make_scheduler(engine)
     scheduler.start()
@@ -704,7 +706,7 @@ def test_stop_tells_those_who_run_and_those_who_wait() -> None:
 
 
 @pytest.mark.parametrize("part", ["schedule", "_sample", "_collect", "_due_events"])
-def test_defect_in_the_loop_is_told_and_survived(
+def test_internal_error_in_the_loop_fails_requests_and_the_loop_continues(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     broken = threading.Event()
@@ -726,7 +728,7 @@ def test_defect_in_the_loop_is_told_and_survived(
 
 
 @pytest.mark.parametrize("interval", [None, 1000.0])
-def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
+def test_snapshots_follow_the_tokens_they_contain_and_can_be_continued(
     scheduler: Scheduler, interval: float | None
 ) -> None:
     prompt, count = [3, 1, 4, 1, 5, 1, 2], 30
@@ -744,7 +746,7 @@ def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
     positions = [snapshot.position for snapshot in snapshots]
     assert positions == sorted(positions)
     assert min(np.diff([0, *positions])) >= 5
-    assert max(np.diff([0, *positions])) < 10  # A chunk has four steps at most.
+    assert max(np.diff([0, *positions])) < 10  # a chunk has at most four steps
     assert positions[0] < len(prompt) + 4
     for snapshot in snapshots:
         seen = max(len(prompt), snapshot.position + 1)
@@ -757,7 +759,7 @@ def test_snapshots_come_after_the_tokens_they_have_read_and_can_be_continued(
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_a_prompt_tells_its_state_just_before_its_last_token_and_nothing_behind_it(
+def test_last_prompt_snapshot_precedes_the_last_token(
     engine: FakeEngine, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ahead:
@@ -778,5 +780,5 @@ def test_a_prompt_tells_its_state_just_before_its_last_token_and_nothing_behind_
         snapshots = [event for event in events if isinstance(event, Snapshot)]
         assert snapshots[-1] == Snapshot(length - 1, {"total": sum(prompt[:-1])})
         assert all(snapshot.state == {"total": sum(prompt[: snapshot.position])} for snapshot in snapshots)
-        assert ahead or len(snapshots) >= length // 10  # What is read ahead, is read past them.
+        assert ahead or len(snapshots) >= length // 10  # prefill skips snapshots
     scheduler.stop()

@@ -8,7 +8,7 @@ import pytest
 from elman_server.errors import ModelFailedError
 from elman_server.scheduling import Emission, Failed, Finished, Generation, Source
 from tests.support.fake_engine import POISON, FakeEngine, continuation
-from tests.support.scheduling import generation, hand_over, inbox, make_scheduler, until_running
+from tests.support.scheduling import deliver_events, generation, inbox, make_scheduler, until_running
 
 PROMPT = [1]
 
@@ -45,7 +45,7 @@ def test_sources_of_concurrent_calls_are_encoded_in_a_batch() -> None:
 
     def deliver_and_submit(emissions: list[Emission]) -> None:
         """Deliver emissions and submit the next call, as the event loop does."""
-        hand_over(emissions)
+        deliver_events(emissions)
         if coming:
             scheduler.submit(coming.pop(0))
 

@@ -1,4 +1,4 @@
-"""Trees in the loop, on an engine that can be computed by hand."""
+"""Tree batches in the scheduler with a fake engine whose outputs can be computed by hand."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from elman_server.scheduling import (
     TreeBatch,
 )
 from elman_server.scheduling.trees.batch import _shares
-from tests.support.scheduling import Inbox, hand_over, inbox, until_running
+from tests.support.scheduling import Inbox, deliver_events, inbox, until_running
 from tests.support.trees import RandomTree, random_tree
 
 MODULUS, LABELS = 1009, 7
-POISON = 9  # A run in which a node reads it fails.
+POISON = 9  # a run with a node of this token fails
 
 
 def value_of(token: int, children: list[int]) -> int:
-    """What the fake model makes of a node: the order of the children matters."""
+    """Return the fake model's value of a node, which depends on the order of the children."""
     return (token + sum((place + 2) * child for place, child in enumerate(children))) % MODULUS
 
 
 class FakeTreeEngine:
-    """Implements `TreeEngine`. A node's state is its value; it shows certainty of the value modulo 7.
+    """Implements `TreeEngine`. The state of a node is its value; the label is certainly the value modulo 7.
 
     Args:
         capacity: the largest number of nodes in a run.
-        child_count: how many children a node has that has any; 0 for any number.
+        child_count: number of children of every inner node; 0 for any number.
 
     Attributes:
-        gate: while it is cleared, runs wait.
+        gate: runs wait while it is cleared.
         runs: the number of nodes of every run.
-        states: what is kept, by place.
+        states: the kept states, by index.
     """
 
     provider = "cpu"
@@ -87,14 +87,14 @@ class FakeTreeEngine:
     def release(self, places: NDArray[np.int64]) -> None:
         for place in places.tolist():
             if place not in self.leaves.values():
-                del self.states[place]  # Fails if it is not kept, or has been released before.
+                del self.states[place]  # fails if it is not kept or was already released
 
     def release_all(self) -> None:
         self.states = {place: self.states[place] for place in self.leaves.values()}
 
     @property
     def kept_count(self) -> int:
-        """The number of states that are kept, but for those that stay."""
+        """The number of kept states, without the permanent ones."""
         return len(self.states) - len(self.leaves)
 
 
@@ -113,7 +113,7 @@ def engine() -> FakeTreeEngine:
 
 @pytest.fixture
 def scheduler(engine: FakeTreeEngine) -> Iterator[Scheduler]:
-    scheduler = make_tree_scheduler(engine, 100, hand_over)
+    scheduler = make_tree_scheduler(engine, 100, deliver_events)
     scheduler.start()
     yield scheduler
     engine.gate.set()
@@ -121,7 +121,7 @@ def scheduler(engine: FakeTreeEngine) -> Iterator[Scheduler]:
 
 
 def order_of(tree: RandomTree) -> tuple[list[int], list[int]]:
-    """All nodes, those nearer to the root first, and how far from it they are."""
+    """Return all nodes in breadth-first order, and their depths."""
     order, depths = [tree.root], [0]
     for node in order:
         depths += [depths[order.index(node)] + 1] * len(tree.children[node])
@@ -141,14 +141,14 @@ def submitted(tree: RandomTree, *, every_node: bool = False) -> Tree:
 
 
 def labels_of(tree: RandomTree) -> list[int]:
-    """Of every node, worked out without any batch."""
+    """Return the expected label of every node."""
     values: dict[int, int] = {}
     for node in reversed(order_of(tree)[0]):
         values[node] = value_of(tree.tokens[node], [values[child] for child in tree.children[node]])
     return [values[node] % LABELS for node in range(len(tree.tokens))]
 
 
-def found(tree: Tree) -> list[int]:
+def labels_received(tree: Tree) -> list[int]:
     event = inbox(tree).events.get(timeout=10)
     assert isinstance(event, ReadingFinished), event
     labels: list[int] = event.outputs.argmax(axis=1).tolist()
@@ -161,63 +161,65 @@ def without_poison(seed: int, children: int, size: int) -> RandomTree:
 
 
 @pytest.mark.parametrize("child_count", [0, 2])
-def test_trees_that_come_and_go_are_what_each_is_alone(child_count: int) -> None:
-    """More of them than slots, with more nodes than there is room for at first, some asking for every node."""
+def test_trees_that_arrive_and_finish_equal_single_trees(child_count: int) -> None:
+    """There are more trees than slots and more nodes than the initial capacity; some request every node."""
     engine = FakeTreeEngine(capacity=8, child_count=child_count)
-    scheduler = make_tree_scheduler(engine, 200, hand_over)
+    scheduler = make_tree_scheduler(engine, 200, deliver_events)
     random = np.random.default_rng(1)
     trees = [without_poison(seed, child_count, int(random.choice([1, 4, 30, 400]))) for seed in range(60)]
-    wanted = [submitted(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
-    for one in wanted[:30]:
+    requests = [submitted(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
+    for one in requests[:30]:
         scheduler.submit(one)
     scheduler.start()
-    for one in wanted[30:]:
+    for one in requests[30:]:
         time.sleep(random.random() * 0.003)
         scheduler.submit(one)
-    for tree, one in zip(trees, wanted, strict=True):
+    for tree, one in zip(trees, requests, strict=True):
         labels = labels_of(tree)
-        assert found(one) == (labels if one.order is not None else [labels[tree.root]])
+        assert labels_received(one) == (labels if one.order is not None else [labels[tree.root]])
     until_running(scheduler, 0)
     scheduler.stop()
     assert engine.kept_count == 0
     assert max(engine.runs) == engine.capacity
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(1000.0, [2, 2, 1, 1, 1, 1]), (0.0, [1, 1, 1, 1, 1, 1, 1, 1])])
-def test_ends_gather_until_they_are_a_quarter_of_those_who_run_or_for_a_moment(
-    engine: FakeTreeEngine, seconds: float, told: list[int]
+@pytest.mark.parametrize(
+    ("seconds", "expected_counts"), [(1000.0, [2, 2, 1, 1, 1, 1]), (0.0, [1, 1, 1, 1, 1, 1, 1, 1])]
+)
+def test_finished_trees_are_coalesced_up_to_a_quarter_of_the_running_ones(
+    engine: FakeTreeEngine, seconds: float, expected_counts: list[int]
 ) -> None:
-    """Eight chains of 1 to 8 nodes: one ends in each turn."""
+    """Eight chains of 1 to 8 nodes: one finishes in each iteration."""
     counts: list[int] = []
 
     def count(emissions: list[Emission]) -> None:
         if emissions:
             counts.append(len(emissions))
-        hand_over(emissions)
+        deliver_events(emissions)
 
     scheduler = make_tree_scheduler(engine, 9, count, SchedulingPolicy(tree_flush_seconds=seconds))
     chains = [RandomTree([1] * size, [[node + 1] for node in range(size - 1)] + [[]], 0) for size in range(1, 9)]
-    wanted = [submitted(chain) for chain in chains]
-    for one in wanted:
+    requests = [submitted(chain) for chain in chains]
+    for one in requests:
         scheduler.submit(one)
     scheduler.start()
-    for chain, one in zip(chains, wanted, strict=True):
-        assert found(one) == [labels_of(chain)[0]]
+    for chain, one in zip(chains, requests, strict=True):
+        assert labels_received(one) == [labels_of(chain)[0]]
     scheduler.stop()
-    assert counts == told
+    assert counts == expected_counts
 
 
-def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
+def test_failed_run_ends_only_the_tree_at_fault(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
     engine.gate.clear()
     trees = [without_poison(seed, 0, 20) for seed in range(6)]
     bad = RandomTree([3, POISON, 4, 5], [[1, 2], [], [3], []], 0)
-    wanted = [submitted(tree) for tree in [*trees[:3], bad, *trees[3:], bad]]
-    for one in wanted:
+    requests = [submitted(tree) for tree in [*trees[:3], bad, *trees[3:], bad]]
+    for one in requests:
         scheduler.submit(one)
     engine.gate.set()
-    for tree, one in zip([*trees[:3], bad, *trees[3:], bad], wanted, strict=True):
+    for tree, one in zip([*trees[:3], bad, *trees[3:], bad], requests, strict=True):
         if tree is not bad:
-            assert found(one) == [labels_of(tree)[tree.root]]
+            assert labels_received(one) == [labels_of(tree)[tree.root]]
             continue
         event = inbox(one).events.get(timeout=10)
         assert isinstance(event, Failed)
@@ -226,33 +228,31 @@ def test_a_run_that_fails_is_one_trees_fault(scheduler: Scheduler, engine: FakeT
     assert engine.kept_count == 0
 
 
-def test_who_is_aborted_leaves_nothing_behind(
+def test_aborted_tree_leaves_no_state(
     scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staying, leaving = without_poison(1, 0, 200), without_poison(2, 0, 3000)
-    wanted = [submitted(staying), submitted(leaving, every_node=True)]
+    requests = [submitted(staying), submitted(leaving, every_node=True)]
     run = engine.run
 
     def aborting(tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
         if len(engine.runs) == 20:
-            scheduler.abort(wanted[1])
+            scheduler.abort(requests[1])
         return run(tokens, children)
 
     monkeypatch.setattr(engine, "run", aborting)
-    for one in wanted:
+    for one in requests:
         scheduler.submit(one)
-    assert found(wanted[0]) == [labels_of(staying)[staying.root]]
+    assert labels_received(requests[0]) == [labels_of(staying)[staying.root]]
     until_running(scheduler, 0)
-    assert inbox(wanted[1]).events.empty()
+    assert inbox(requests[1]).events.empty()
     assert engine.kept_count == 0
 
 
-def test_a_newcomer_is_in_the_next_turn_and_a_large_tree_leaves_it_room(
-    scheduler: Scheduler, engine: FakeTreeEngine
-) -> None:
+def test_new_tree_joins_the_next_iteration_despite_a_large_one(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
     runs_before_end: dict[str, int] = {}
 
-    class Noting(Inbox):
+    class RecordingInbox(Inbox):
         def __init__(self, name: str) -> None:
             super().__init__()
             self.name = name
@@ -262,17 +262,17 @@ def test_a_newcomer_is_in_the_next_turn_and_a_large_tree_leaves_it_room(
             super().receive(event)
 
     large, small = submitted(without_poison(3, 0, 5000)), without_poison(4, 0, 30)
-    large.receiver = Noting("large")
+    large.receiver = RecordingInbox("large")
     engine.gate.clear()
     scheduler.submit(large)
     until_running(scheduler, 1)
     one = submitted(small)
-    one.receiver = Noting("small")
+    one.receiver = RecordingInbox("small")
     scheduler.submit(one)
     engine.gate.set()
-    assert found(one) == [labels_of(small)[small.root]]
-    found(large)
-    # A turn for each of its levels, of which none has more nodes than half a run takes, and one that was under way.
+    assert labels_received(one) == [labels_of(small)[small.root]]
+    labels_received(large)
+    # One iteration per level, none of which has more nodes than half a run, and the one that was in progress.
     assert runs_before_end["small"] <= max(order_of(small)[1]) + 30
     assert runs_before_end["large"] > 2 * runs_before_end["small"]
 
@@ -281,22 +281,22 @@ def test_states_of_leaves_are_computed_once(scheduler: Scheduler, engine: FakeTr
     tree = RandomTree([1, 4, 5, 4], [[1, 2, 3], [], [], []], 0)
     one = submitted(tree)
     scheduler.submit(one)
-    assert found(one) == [labels_of(tree)[0]]
+    assert labels_received(one) == [labels_of(tree)[0]]
     until_running(scheduler, 0)
     before = len(engine.runs)
     again = submitted(tree)
     scheduler.submit(again)
-    assert found(again) == [labels_of(tree)[0]]
+    assert labels_received(again) == [labels_of(tree)[0]]
     assert engine.runs[before:] == [1]
     every = submitted(tree, every_node=True)
     scheduler.submit(every)
-    assert found(every) == labels_of(tree)
+    assert labels_received(every) == labels_of(tree)
     alone = submitted(RandomTree([4], [[]], 0))
     scheduler.submit(alone)
-    assert found(alone) == [4]
+    assert labels_received(alone) == [4]
 
 
-def test_the_end_and_a_defect_are_told(
+def test_stop_and_internal_errors_fail_running_trees(
     scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = threading.Event()
@@ -313,7 +313,7 @@ def test_the_end_and_a_defect_are_told(
     tree = without_poison(6, 0, 50)
     later = submitted(tree)
     scheduler.submit(later)
-    assert found(later) == [labels_of(tree)[tree.root]]
+    assert labels_received(later) == [labels_of(tree)[tree.root]]
     until_running(scheduler, 0)
     assert engine.kept_count == 0
     engine.gate.clear()
@@ -330,12 +330,12 @@ def test_the_end_and_a_defect_are_told(
 @pytest.mark.parametrize("seed", range(20))
 def test_shares_are_fair(seed: int) -> None:
     random = np.random.default_rng(seed)
-    wanted = random.integers(1, 40, random.integers(1, 30))
-    most = int(random.integers(len(wanted), 200))
-    shares = _shares(wanted, most)
+    demands = random.integers(1, 40, random.integers(1, 30))
+    most = int(random.integers(len(demands), 200))
+    shares = _shares(demands, most)
     assert (shares >= 1).all()
-    assert (shares <= wanted).all()
+    assert (shares <= demands).all()
     assert shares.sum() <= most
-    cut = shares < wanted
-    # Nobody gets more than one who is cut short, and what is left over does not suffice to give each of these one more.
+    cut = shares < demands
+    # No share exceeds a reduced one, and the remainder is too small to give each reduced share one more.
     assert not cut.any() or (shares.max() == shares[cut].min() and most - shares.sum() < cut.sum())
