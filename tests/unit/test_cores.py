@@ -30,7 +30,7 @@ from tests.support.encoder_models import translator_bundle
 from tests.support.engines import divide_rows, make_chunk, run_partitioned
 
 if not hasattr(os, "sched_getaffinity"):
-    pytest.skip("this system does not tell which cores there are", allow_module_level=True)
+    pytest.skip("this system does not report its cores", allow_module_level=True)
 ALLOWED = sorted(os.sched_getaffinity(0))
 COUNT = len(ALLOWED)
 several = pytest.mark.skipif(COUNT < 2, reason="this machine has one core")
