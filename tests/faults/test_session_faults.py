@@ -1,5 +1,5 @@
-"""What once went wrong with sessions, or could have: calls cancelled while they are written, stores that refuse,
-sessions that leave the memory at the wrong moment, files that somebody has made up, rows where they do not belong."""
+"""Faults of sessions: calls cancelled during a write, stores that refuse changes, sessions dropped from memory at the
+wrong moment, forged files, misplaced rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.redis_sessions import created, stamped
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving, serving_fake
-from tests.support.stored_sessions import empty, is_earlier, long_session, same, tokens_of, told
+from tests.support.stored_sessions import apply_changes, empty, is_earlier, long_session, same, tokens_of
 
 Bundles = Mapping[str, Bundle]
 
@@ -61,7 +61,7 @@ MOST_SNAPSHOTS = 20  # 16, and a few that are under way
 
 
 def alone(bundle: Bundle, text: str, max_tokens: int, seed: int = SEED) -> str:
-    """What a session that holds `text` goes on with."""
+    """The continuation of a session with the content `text`."""
     return generate_alone(bundle, text, max_tokens=max_tokens, temperature=1.0, seed=seed)
 
 
@@ -71,12 +71,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def kept(path: Path, **changes: Any) -> dict[str, Any]:
-    """How a server keeps its sessions in a file."""
+    """The settings of a server that keeps its sessions in a file."""
     return {"store": str(path), **changes}
 
 
 class Held:
-    """Calls to the store that are held back, on the thread they are made on, until they are let go."""
+    """Calls to a method of the store, blocked on their threads until they are released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         call = getattr(SqliteStore, name)
@@ -100,15 +100,15 @@ class Held:
         self._ask.set()
         self._go_on.set()
 
-    async def until_begun(self) -> None:
+    async def until_started(self) -> None:
         assert await asyncio.to_thread(self._begun.wait, 10)
 
     async def let_ask(self) -> None:
-        """Let the store do what it is asked to, but hold its answer back."""
+        """Let the store execute the call, but delay its answer."""
         self._ask.set()
         assert await asyncio.to_thread(self._answered.wait, 10)
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         await self.let_ask()
         self._go_on.set()
 
@@ -116,24 +116,24 @@ class Held:
 async def cancelled_while_written(
     running: Running, monkeypatch: pytest.MonkeyPatch, call: Coroutine[Any, Any, object]
 ) -> None:
-    """Cancel a call whose change is on its way into the store; return when the call and the change are over."""
+    """Cancel a call while its change is written; return when the call and the write have finished."""
     with Held(monkeypatch, "apply") as held:
         await cancelled(held, call)
-        await held.let_go()
+        await held.release()
     await until_over(running)
 
 
 async def cancelled(held: Held, call: Coroutine[Any, Any, object]) -> None:
     task = asyncio.create_task(call)
-    await held.until_begun()
+    await held.until_started()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.1)  # Then the server knows, too.
+    await asyncio.sleep(0.1)  # Then the server has noticed it, too.
 
 
 async def until_over(running: Running) -> None:
-    """Wait until no call is under way and everything is written."""
+    """Wait until no call is running and everything is written."""
     async with asyncio.timeout(10):
         while running.server.active_calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -147,13 +147,13 @@ async def until_written(running: Running) -> None:
 
 
 async def check_agreement(running: Running, session_id: str) -> None:
-    """What the server knows of a session is what the store has."""
+    """Check that a session in memory equals the one in the store."""
     sessions = running.server._resources.sessions
     assert same(sessions._store.load(session_id), await sessions.get(session_id))
 
 
 def check_accounts(running: Running) -> int:
-    """The bytes that sessions in memory take, which are those that have been counted."""
+    """Check the counted bytes of the sessions in memory, and return them."""
     cache = running.server._resources.sessions._registry.cache
     resident = sum(session.size for session in cache._sessions.values())
     assert cache._bytes == resident
@@ -161,14 +161,14 @@ def check_accounts(running: Running) -> int:
 
 
 async def labels_behind(client: Client, text: str, count: int) -> tuple[object, ...]:
-    """The labels of the last so many tokens of a text that is read at once."""
+    """The labels of the last `count` tokens of a text that is read in one call."""
     return (await client.classify(text)).steps[-count:]
 
 
-# Calls that are cancelled while they are written.
+# Calls that are cancelled during a write.
 
 
-async def test_a_rewind_cancelled_while_it_is_written_is_in_memory_what_it_is_in_the_store(
+async def test_after_a_rewind_cancelled_during_its_write_memory_equals_the_store(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["lstm"], **kept(path, snapshot_steps=32)) as running:
@@ -183,7 +183,7 @@ async def test_a_rewind_cancelled_while_it_is_written_is_in_memory_what_it_is_in
         await check_agreement(running, "s")
 
 
-async def test_a_delete_cancelled_while_it_is_written_leaves_nothing_behind(
+async def test_a_delete_cancelled_during_its_write_leaves_nothing(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["lstm"], **kept(path)) as running:
@@ -200,7 +200,7 @@ async def test_a_delete_cancelled_while_it_is_written_leaves_nothing_behind(
         check_accounts(running)
 
 
-async def test_a_piece_cancelled_while_it_is_written_is_what_the_next_one_follows(
+async def test_a_piece_follows_one_that_was_cancelled_during_its_write(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["tags"], **kept(path)) as running:
@@ -209,11 +209,11 @@ async def test_a_piece_cancelled_while_it_is_written_is_what_the_next_one_follow
         await client.classify("hello ", session="s")
         with Held(monkeypatch, "apply") as held:
             await cancelled(held, client.classify("aaa", session="s"))
-            # It is not known yet whether the store has it: whoever comes now waits.
+            # Whether the store has it is not known yet: other calls wait.
             late = asyncio.create_task(client.classify("bbb", session="s", position=6))
             await asyncio.sleep(0.1)
             assert not late.done()
-            await held.let_go()
+            await held.release()
         with pytest.raises(SessionConflictError, match=r"session\.position: got 6; session '.*' is at position 9"):
             await late
         await check_agreement(running, "s")
@@ -224,7 +224,7 @@ async def test_a_piece_cancelled_while_it_is_written_is_what_the_next_one_follow
         assert (await client.session_tokens("s")).text == "hello aaabbb"
 
 
-async def test_a_creation_cancelled_while_it_is_written_counts_once(
+async def test_a_creation_cancelled_during_its_write_counts_once(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["lstm"], **kept(path, sessions_per_caller=2)) as running:
@@ -239,7 +239,7 @@ async def test_a_creation_cancelled_while_it_is_written_counts_once(
         assert not running.server._resources.sessions._quota._creating
 
 
-# Changes behind one that is not kept.
+# Changes after a refused one.
 
 
 @pytest.mark.parametrize(
@@ -252,16 +252,16 @@ async def test_a_creation_cancelled_while_it_is_written_counts_once(
         Delete("s"),
     ],
 )
-def test_a_change_behind_a_refused_one_of_the_same_batch_is_refused(path: Path, behind: Change) -> None:
+def test_a_change_after_a_refused_one_in_its_batch_is_refused(path: Path, behind: Change) -> None:
     store = SqliteStore(path)
     session, other = empty(), empty("other")
     store.apply([Create(session), Create(other)])
-    told(store, session, Advance("s", 0, 1.0, tokens_of(1, 2, 3)))
+    apply_changes(store, session, Advance("s", 0, 1.0, tokens_of(1, 2, 3)))
     wrong = Advance("s", 0, 1.0, tokens_of(7, 7, 7))
     first, second, third = store.apply([wrong, behind, Advance("other", 0, 1.0, tokens_of(5))])
     assert isinstance(first, StoreConflictError)
     assert isinstance(second, StoreConflictError)
-    assert third is None  # It is another session's.
+    assert third is None  # It belongs to another session.
     assert same(store.load("s"), session)
     found = store.load("other")
     assert found is not None
@@ -270,7 +270,7 @@ def test_a_change_behind_a_refused_one_of_the_same_batch_is_refused(path: Path, 
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
-def test_redis_refuses_a_change_behind_a_refused_one(tmp_path: Path) -> None:
+def test_redis_refuses_a_change_after_a_refused_one(tmp_path: Path) -> None:
     with redis_running(tmp_path) as redis, contextlib.closing(RedisStore(redis.url)) as store:
         session = created(store, tokens=tokens_of(1, 2, 3))
         wrong = Advance("s", 0, 1.0, tokens_of(7, 7, 7))
@@ -286,7 +286,7 @@ def test_redis_refuses_a_change_behind_a_refused_one(tmp_path: Path) -> None:
             assert (found.tokens, found.snapshots, found.version) == (session.tokens, [], session.version)
 
 
-async def test_changes_that_gather_behind_a_failed_one_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changes_coalesced_after_a_failed_one_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty()), Create(empty("other"))])
     apply, writing, go_on = store.apply, threading.Event(), threading.Event()
@@ -307,7 +307,7 @@ async def test_changes_that_gather_behind_a_failed_one_are_refused(path: Path, m
 
     write("first", Advance("s", 0, 1.0, snapshot=Snapshot(0, b"state")))
     assert await asyncio.to_thread(writing.wait, 10)
-    # By itself each of them could be kept.
+    # Each alone would be accepted.
     write("second", Advance("s", 0, 1.0, tokens_of(1)))
     write("third", Advance("s", 1, 1.0, tokens_of(2)))
     write("other", Advance("other", 0, 1.0, tokens_of(3)))
@@ -322,10 +322,10 @@ async def test_changes_that_gather_behind_a_failed_one_are_refused(path: Path, m
     store.close()
 
 
-# Sessions that come into the memory and leave it.
+# Sessions that are loaded and dropped.
 
 
-async def test_a_session_that_is_being_claimed_stays_in_memory(
+async def test_a_session_stays_in_memory_while_it_is_claimed(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = bundles["lstm"]
@@ -345,7 +345,7 @@ async def test_a_session_that_is_being_claimed_stays_in_memory(
         chunks = aiter(client.generate(session="s", max_tokens=5000, interval=0.0))
         text = (await anext(chunks)).text
         monkeypatch.setattr(cache, "find", find)
-        await client.get_session("s")  # Somebody looks meanwhile, and finds the session that is being advanced.
+        await client.get_session("s")  # Meanwhile, another call finds the session that is advanced.
         text += "".join([chunk.text async for chunk in chunks])
         assert text == alone(bundle, PROMPT, 5000)
         assert (await client.get_session("s")).position == len(PROMPT) + 5000
@@ -355,52 +355,50 @@ async def test_a_session_that_is_being_claimed_stays_in_memory(
         assert await stream.text() == alone(bundle, PROMPT + text + "x", 20)
 
 
-async def looked_for_while_made(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> tuple[asyncio.Task[Session], Held]:
-    """A session that is there now has been looked for since before it was: the store is still to be asked for it."""
+async def find_while_created(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Task[Session], Held]:
+    """Create a session while a search for it waits for the store."""
     with Held(monkeypatch, "apply") as writing:
         making = asyncio.create_task(running.client.create_session(PROMPT, session_id="s", seed=SEED))
-        await writing.until_begun()
+        await writing.until_started()
         loading = Held(monkeypatch, "load")
         looking = asyncio.create_task(running.client.get_session("s"))
-        await loading.until_begun()
-        await writing.let_go()
+        await loading.until_started()
+        await writing.release()
         await making
     return looking, loading
 
 
-async def test_a_session_made_while_somebody_looks_for_it_is_counted_once(
+async def test_a_session_created_during_a_search_for_it_is_counted_once(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["lstm"], **kept(path)) as running:
-        looking, loading = await looked_for_while_made(running, monkeypatch)
+        looking, loading = await find_while_created(running, monkeypatch)
         with loading:
-            await loading.let_go()
+            await loading.release()
             assert (await looking).position == len(PROMPT)
         assert check_accounts(running) > 0
         await running.client.delete_session("s")
         assert check_accounts(running) == 0
 
 
-async def test_who_looks_for_a_session_does_not_change_what_a_call_advances_nor_wait_for_its_end(
+async def test_reading_a_session_neither_affects_a_running_call_nor_waits_for_its_end(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, load = bundles["lstm"], SqliteStore.load
 
     def slowly(store: SqliteStore, session_id: str) -> Any:
         found = load(store, session_id)
-        time.sleep(0.05)  # Longer than from one change to the next.
+        time.sleep(0.05)  # Longer than the time between two changes.
         return found
 
     monkeypatch.setattr(SqliteStore, "load", slowly)
     async with serving(bundle, **kept(path)) as running:
         client = running.client
-        looking, loading = await looked_for_while_made(running, monkeypatch)
+        looking, loading = await find_while_created(running, monkeypatch)
         with loading:
             chunks = aiter(client.generate(session="s", max_tokens=10_000, interval=0.0))
             text = (await anext(chunks)).text
-            await loading.let_go()
+            await loading.release()
             assert (await looking).running
         text += "".join([chunk.text async for chunk in chunks])
         await check_agreement(running, "s")
@@ -408,34 +406,34 @@ async def test_who_looks_for_a_session_does_not_change_what_a_call_advances_nor_
         assert await client.generate("x", session="s", max_tokens=9).text() == alone(bundle, PROMPT + text + "x", 9)
 
 
-async def test_what_the_store_said_before_a_call_is_not_believed_after_it(
+async def test_a_session_loaded_before_a_call_is_not_used_after_it(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, **kept(path)) as running:
         client = running.client
-        looking, loading = await looked_for_while_made(running, monkeypatch)
+        looking, loading = await find_while_created(running, monkeypatch)
         with loading:
             await loading.let_ask()
             text = await client.generate(session="s", max_tokens=20).text()
             await until_written(running)
-            await loading.let_go()
+            await loading.release()
             await looking
         assert (await client.get_session("s")).position == len(PROMPT) + 20
         await check_agreement(running, "s")
         assert await client.generate("x", session="s", max_tokens=9).text() == alone(bundle, PROMPT + text + "x", 9)
 
 
-async def test_what_the_store_said_before_a_session_was_deleted_is_not_believed_after_it(
+async def test_a_session_loaded_before_its_deletion_is_not_used_after_it(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(bundles["lstm"], **kept(path)) as running:
         client = running.client
-        looking, loading = await looked_for_while_made(running, monkeypatch)
+        looking, loading = await find_while_created(running, monkeypatch)
         with loading:
             await loading.let_ask()
             await client.delete_session("s")
-            await loading.let_go()
+            await loading.release()
             with contextlib.suppress(SessionNotFoundError):
                 await looking
         with pytest.raises(SessionNotFoundError):
@@ -444,7 +442,7 @@ async def test_what_the_store_said_before_a_session_was_deleted_is_not_believed_
         assert await client.generate(session="s", max_tokens=9).text() == alone(bundles["lstm"], "abc", 9)
 
 
-async def test_however_many_make_and_look_at_once_the_bytes_are_right(bundles: Bundles, path: Path) -> None:
+async def test_the_bytes_in_memory_are_counted_correctly_under_concurrency(bundles: Bundles, path: Path) -> None:
     async with serving(bundles["lstm"], **kept(path, memory_bytes=20_000)) as running:
         client = running.client
 
@@ -459,7 +457,7 @@ async def test_however_many_make_and_look_at_once_the_bytes_are_right(bundles: B
         assert check_accounts(running) <= 20_000
 
 
-async def test_a_long_run_that_takes_too_much_memory_leaves_it_when_it_ends(bundles: Bundles, path: Path) -> None:
+async def test_a_long_generation_that_takes_too_much_memory_is_dropped_at_its_end(bundles: Bundles, path: Path) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, **kept(path, memory_bytes=40_000)) as running:
         client = running.client
@@ -475,12 +473,12 @@ async def test_a_long_run_that_takes_too_much_memory_leaves_it_when_it_ends(bund
         assert await client.generate(session="other", max_tokens=20).text() == text[:20]
 
 
-# Inputs and prompts that end where a state is kept.
+# Inputs and prompts that end at a snapshot.
 
 
 @pytest.fixture
 def kept_positions(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Of what inputs have been read so far, where states were kept."""
+    """Record the positions at which states of inputs are kept."""
     positions = set[int]()
     keep = PrefixCache.keep
 
@@ -492,7 +490,7 @@ def kept_positions(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     return positions
 
 
-async def test_inputs_that_end_where_a_state_is_kept_are_labelled(bundles: Bundles, kept_positions: set[int]) -> None:
+async def test_inputs_that_end_at_a_snapshot_are_labelled(bundles: Bundles, kept_positions: set[int]) -> None:
     async with serving(bundles["classes"]) as running:
         client = running.client
         await client.classify(TEXT[:1500])
@@ -503,7 +501,7 @@ async def test_inputs_that_end_where_a_state_is_kept_are_labelled(bundles: Bundl
             assert found == await client.classify(TEXT[:end], bypass_prefix_cache=True)
 
 
-async def test_prompts_that_end_where_a_state_is_kept_are_continued(bundles: Bundles, kept_positions: set[int]) -> None:
+async def test_prompts_that_end_at_a_snapshot_are_continued(bundles: Bundles, kept_positions: set[int]) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle) as running:
         client = running.client
@@ -517,13 +515,13 @@ async def test_prompts_that_end_where_a_state_is_kept_are_continued(bundles: Bun
         assert stream.cached_token_count == positions[-1]
 
 
-async def test_what_a_prompt_has_left_behind_is_of_use_to_an_input_and_the_other_way_round() -> None:
+async def test_prompts_and_inputs_use_the_prefixes_of_each_other() -> None:
     tokens = [1 + number % 8 for number in range(300)]
     async with serving_fake(FakeEngine(), every_step=False) as running:
         client = running.client
         for number in range(2):
             for end in (299, 200, 300, 256, 255, 299):
-                # The first one of each round is a prompt of its own, or an input.
+                # The first one of each round is a prompt or an input without a cached prefix.
                 given = [number + 1, *tokens[:end]]
                 if number:
                     assert (await client.classify(given)).labels[0].name == LABELS[sum(given) % MODULUS]
@@ -533,7 +531,7 @@ async def test_what_a_prompt_has_left_behind_is_of_use_to_an_input_and_the_other
                     assert (await client.classify(read)).labels[0].name == LABELS[sum(read) % MODULUS]
 
 
-async def test_a_session_taken_back_or_copied_to_just_where_a_state_is_kept_goes_on(bundles: Bundles) -> None:
+async def test_a_session_rewound_or_forked_exactly_to_a_snapshot_continues(bundles: Bundles) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, snapshot_steps=32) as running:
         client = running.client
@@ -554,7 +552,7 @@ async def ids_of(stream: GenerationStream) -> list[int]:
     return [token for chunk in [chunk async for chunk in stream] for token in chunk.token_ids]
 
 
-# Files that somebody has made up, under a checksum that is right.
+# Forged files with a correct checksum.
 
 
 def forged(content: bytes, *, tokens: Any = None, **changes: str) -> bytes:
@@ -583,7 +581,7 @@ _FORGERIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "sqlite"])
-async def test_files_that_somebody_has_made_up_are_refused(bundles: Bundles, path: Path, in_memory: bool) -> None:
+async def test_forged_files_are_refused(bundles: Bundles, path: Path, in_memory: bool) -> None:
     store = "memory" if in_memory else str(path)
     async with serving(bundles["lstm"], store=store, input_limit=500) as running:
         client = running.client
@@ -601,15 +599,15 @@ async def test_files_that_somebody_has_made_up_are_refused(bundles: Bundles, pat
         with pytest.raises(InvalidRequestError) as caught:
             await client.import_session(forged(content, session_id=""))
         assert list(caught.value.fields) == ["content"]
-        # One that is made up well is as good as any other.
+        # A consistent file is accepted.
         await client.import_session(forged(content, seed=str(SEED)), session_id="forged")
         assert await client.generate(session="forged", max_tokens=9).text() == alone(bundles["lstm"], "abc def", 9)
 
 
-# Calls that come again.
+# Repeated calls.
 
 
-async def test_a_name_stands_for_one_kind_of_call() -> None:
+async def test_a_request_id_belongs_to_one_kind_of_call() -> None:
     async with (
         serving_fake(FakeEngine()) as running,
         grpc.aio.insecure_channel(running.address) as channel,
@@ -639,7 +637,7 @@ async def test_a_name_stands_for_one_kind_of_call() -> None:
             assert (await running.client.get_session(session.session_id)).position == before
 
 
-async def test_text_and_labels_on_one_session_are_those_of_all_it_holds() -> None:
+async def test_text_and_labels_on_one_session_depend_on_all_its_tokens() -> None:
     stream = np.random.default_rng(0)
     for every_step in (True, False):
         async with serving_fake(FakeEngine(), every_step=every_step) as running:
@@ -654,13 +652,13 @@ async def test_text_and_labels_on_one_session_are_those_of_all_it_holds() -> Non
                     assert shown == (sums if every_step else sums[-1:])
                     held += new
                 else:
-                    new = new[: len(new) if stream.random() < 0.5 or not held else 0]  # Perhaps nothing.
+                    new = new[: len(new) if stream.random() < 0.5 or not held else 0]  # Possibly empty.
                     call = client.generate(new, session=session, max_tokens=4, temperature=0.0)
                     held += [*new, *continuation(held + new, 4)]
                     assert await ids_of(call) == held[-4:]
 
 
-async def test_an_ended_call_is_told_again_while_another_one_runs(bundles: Bundles) -> None:
+async def test_a_finished_call_is_replayed_while_another_one_runs(bundles: Bundles) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle) as running:
         client = running.client
@@ -679,7 +677,7 @@ async def test_an_ended_call_is_told_again_while_another_one_runs(bundles: Bundl
             await client.generate("x", session="s", request_id="three").text()
 
 
-async def test_an_input_that_comes_again_while_it_is_read_gets_the_same_answer() -> None:
+async def test_an_input_repeated_while_it_is_read_gets_the_same_answer() -> None:
     engine = FakeEngine()
     async with serving_fake(engine) as running:
         session = (await running.client.create_session()).session_id
@@ -694,10 +692,10 @@ async def test_an_input_that_comes_again_while_it_is_read_gets_the_same_answer()
         assert (await running.client.get_session(session)).position == 3
 
 
-# The sweeper.
+# Expiry.
 
 
-async def test_a_session_used_since_the_sweeper_looked_is_spared(
+async def test_a_session_used_after_the_search_for_expired_ones_is_not_deleted(
     bundles: Bundles, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("elman_server.sessions.expiry._MIN_INTERVAL", 0.05)
@@ -730,7 +728,7 @@ async def test_a_session_used_since_the_sweeper_looked_is_spared(
 
 
 def damage(running: Running, statement: str) -> None:
-    """Damage the file of a server that keeps nothing in memory."""
+    """Damage the file of a server, and drop its sessions from memory."""
     store = running.server._resources.sessions._store
     assert isinstance(store, SqliteStore)
     store._database.connection.execute(statement)
@@ -739,7 +737,7 @@ def damage(running: Running, statement: str) -> None:
         cache.drop(session_id)
 
 
-async def test_a_damaged_session_can_be_deleted_and_its_id_be_had_again(bundles: Bundles, path: Path) -> None:
+async def test_a_damaged_session_can_be_deleted_and_its_id_reused(bundles: Bundles, path: Path) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, **kept(path)) as running:
         client = running.client
@@ -767,7 +765,7 @@ async def test_a_damaged_session_can_be_deleted_and_its_id_be_had_again(bundles:
 
 
 @pytest.mark.parametrize("column", ["seed", "created", "used", "position"])
-async def test_one_damaged_row_hides_no_other_session(bundles: Bundles, path: Path, column: str) -> None:
+async def test_a_damaged_row_hides_no_other_session(bundles: Bundles, path: Path, column: str) -> None:
     async with serving(bundles["lstm"], **kept(path)) as running:
         client = running.client
         for name in ("a", "damaged", "z"):
@@ -811,10 +809,10 @@ _MISPLACED = {
 
 
 @pytest.mark.parametrize("name", _MISPLACED)
-def test_rows_in_places_that_are_not_theirs_are_never_believed(path: Path, name: str) -> None:
+def test_misplaced_rows_are_never_used(path: Path, name: str) -> None:
     store = SqliteStore(path)
     session = long_session(store)
-    # Another one of the same length, whose states and calls are at the same places.
+    # Another session of the same length, with states and calls at the same positions.
     other = replace(
         session,
         session_id="other",
@@ -833,33 +831,33 @@ def test_rows_in_places_that_are_not_theirs_are_never_believed(path: Path, name:
         try:
             found = store.load(whole.session_id)
         except SessionDamagedError:
-            assert name == "a position that is text"  # Else there is something that is of use.
+            assert name == "a position that is text"  # Otherwise a part of the session is usable.
             found_damage = True
             continue
         assert found is not None
         found_damage |= not same(found, whole)
         assert is_earlier(found, whole)
-        # And it goes on from there, soundly.
-        told(store, found, Advance(found.session_id, found.position, 4.0, tokens_of(*range(2000))))
+        # The session continues from there, undamaged.
+        apply_changes(store, found, Advance(found.session_id, found.position, 4.0, tokens_of(*range(2000))))
         assert same(store.load(found.session_id), found)
     assert found_damage
     store.close()
 
 
-def test_a_position_beyond_the_tokens_is_not_believed(path: Path) -> None:
+def test_a_position_beyond_the_tokens_is_not_used(path: Path) -> None:
     store = SqliteStore(path)
     session = long_session(store)
     store._database.connection.execute("UPDATE sessions SET position = position + 5")
     assert same(store.load("s"), session)
-    told(store, session, Advance("s", session.position, 4.0, tokens_of(*range(2000))))
+    apply_changes(store, session, Advance("s", session.position, 4.0, tokens_of(*range(2000))))
     assert same(store.load("s"), session)
     store.close()
 
 
-# How much is kept.
+# The number of snapshots.
 
 
-async def test_of_a_long_way_a_bounded_number_of_states_is_kept(bundles: Bundles, path: Path) -> None:
+async def test_a_long_session_keeps_a_bounded_number_of_snapshots(bundles: Bundles, path: Path) -> None:
     async with serving(bundles["lstm"], bundles["tags"], **kept(path, snapshot_steps=32)) as running:
         client, sessions = running.client, running.server._resources.sessions
 
@@ -873,10 +871,10 @@ async def test_of_a_long_way_a_bounded_number_of_states_is_kept(bundles: Bundles
         await client.create_session(TEXT, session_id="created", model="lstm", seed=SEED)
         assert 5 <= await count_snapshots("created") <= MOST_SNAPSHOTS
         await client.create_session(session_id="read", model="tags")
-        for _ in range(3):  # Each of them brings as many as there may be, and finds as many.
+        for _ in range(3):  # Each reading brings as many as are allowed, and finds as many.
             await client.classify(TEXT, session="read")
             assert 5 <= await count_snapshots("read") <= 2 * MOST_SNAPSHOTS
-        # Those of what was read at once lie all over it: what is taken back is not read again from the beginning.
+        # The snapshots of one reading are spread over it, so a rewound session is not read again from its start.
         for name, held in (("generated", "ab" + text), ("created", TEXT)):
             position = len(held) // 2
             await client.rewind_session(name, position)
@@ -885,10 +883,10 @@ async def test_of_a_long_way_a_bounded_number_of_states_is_kept(bundles: Bundles
             assert found == alone(bundles["lstm"], held[:position], 9)
 
 
-# Stores that refuse.
+# Stores that refuse changes.
 
 
-async def test_an_input_that_the_store_has_no_space_for_has_never_been_read(bundles: Bundles, path: Path) -> None:
+async def test_an_input_that_does_not_fit_into_the_store_leaves_no_trace(bundles: Bundles, path: Path) -> None:
     async with serving(bundles["tags"], **kept(path)) as running:
         client, store = running.client, running.server._resources.sessions._store
         assert isinstance(store, SqliteStore)
@@ -907,13 +905,11 @@ async def test_an_input_that_the_store_has_no_space_for_has_never_been_read(bund
         store._database.connection.execute("PRAGMA max_page_count = 100000")
         found = await client.classify("abc", session="s", position=6)
         assert found.steps == await labels_behind(client, "hello abc", 3)
-        again = await client.classify("def", **call)  # What has never been can be asked for otherwise.
+        again = await client.classify("def", **call)  # The request id is free, since the call left no trace.
         assert again.steps == await labels_behind(client, "hello abcdef", 3)
 
 
-async def test_after_a_call_that_the_store_has_moved_on_from_the_next_one_succeeds(
-    bundles: Bundles, path: Path
-) -> None:
+async def test_the_call_after_a_conflict_with_the_store_succeeds(bundles: Bundles, path: Path) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, bundles["tags"], **kept(path)) as running:
         client, store = running.client, running.server._resources.sessions._store
@@ -946,7 +942,7 @@ async def test_after_a_call_that_the_store_has_moved_on_from_the_next_one_succee
 # Begin and end tokens.
 
 
-async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:
+async def test_a_session_contains_the_begin_token_once(ends: Bundle) -> None:
     async with serving(ends) as running:
         client = running.client
 
@@ -954,7 +950,7 @@ async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:
             return await ids_of(client.generate(prompt, max_tokens=40, seed=3))
 
         async def check(session_id: str, prompt: str, text: str, prompt_tokens: int) -> None:
-            """What a session goes on with is what follows a text that is given at once."""
+            """Check that a session continues like a text that is given in one call."""
             before = (await client.get_session(session_id)).position
             stream = client.generate(prompt, session=session_id, max_tokens=40, seed=3)
             assert await ids_of(stream) == await fresh(text)
@@ -969,13 +965,13 @@ async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:
             (0, "ab", "ab", 3),
             (3, "c", "abc", 1),
             (4, "", "abc", 0),
-            (1, "", "", 0),  # It holds the begin token, and nothing else.
+            (1, "", "", 0),  # It contains the begin token only.
             (1, "b", "b", 1),
             (0, "c", "c", 2),
         ):
             assert (await client.rewind_session("empty", position)).position == position
             await check("empty", prompt, text, prompt_tokens)
-        # One that is made with a prompt holds the begin token at once.
+        # A session created with a prompt contains the begin token from the start.
         assert (await client.create_session("ab", session_id="full")).position == 3
         await check("full", "", "ab", 0)
         for position, prompt, text, prompt_tokens in ((0, "", "", 1), (0, "ab", "ab", 3), (2, "c", "ac", 1)):
@@ -984,7 +980,7 @@ async def test_a_session_begins_with_the_begin_token_once(ends: Bundle) -> None:
             await check(fork.session_id, prompt, text, prompt_tokens)
 
 
-async def test_behind_an_end_token_another_seed_goes_on_as_if_the_text_were_given_at_once(ends: Bundle) -> None:
+async def test_after_an_end_token_another_seed_continues_like_a_complete_text(ends: Bundle) -> None:
     async with serving(ends, snapshot_steps=4) as running:
         client = running.client
         await client.create_session("ab", session_id="s", seed=0)
@@ -999,9 +995,9 @@ async def test_behind_an_end_token_another_seed_goes_on_as_if_the_text_were_give
             held += new + found
             counts.append(len(found))
             content = await client.session_tokens("s")
-            assert content.token_ids == (0, *held)  # The end token is no part of it.
+            assert content.token_ids == (0, *held)  # The end token is not a part of it.
             assert stream.session_position == len(held) + 1
-            # Told again, and with the same seed asked again, it is the same end.
+            # A replay, and another call with the same seed, end in the same way.
             again = client.generate(new, session="s", request_id=f"call {seed}", **call)
             assert await ids_of(again) == found
             assert again.finish_reason is FinishReason.END_TOKEN
@@ -1010,17 +1006,17 @@ async def test_behind_an_end_token_another_seed_goes_on_as_if_the_text_were_give
         assert max(counts) > 5
 
 
-# More than a server takes.
+# Overload.
 
 
-async def test_a_call_that_finds_the_queue_full_leaves_its_session_free() -> None:
+async def test_a_call_that_is_refused_by_a_full_queue_releases_its_session() -> None:
     engine = FakeEngine(capacity=1)
     async with serving_fake(engine, waiting_limit=1) as running:
         client = running.client
         await client.create_session([1, 2], session_id="s")
         engine.gate.clear()
         async with contextlib.AsyncExitStack() as others:
-            for _ in range(2):  # One has the row, one waits.
+            for _ in range(2):  # One runs, one waits.
                 other = asyncio.create_task(client.generate([3], max_tokens=2, temperature=0.0).text())
                 others.push_async_callback(asyncio.wait, [other], timeout=30)
                 await asyncio.sleep(0.05)

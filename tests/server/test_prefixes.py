@@ -1,4 +1,4 @@
-"""Prompts that have been read before: exactly found, bounded, and never to be seen in what is answered."""
+"""The prefix cache: it finds exactly the same tokens, is bounded, and does not affect any output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT = "".join(np.random.default_rng(0).choice(list("abcdefgh ijk,.\n"), 3000).t
 def read(
     cache: PrefixCache, tokens: list[int], *, caller: str = "me", digest: str = "sha256:0", every: int = 50
 ) -> int:
-    """Read a prompt, keeping states on the way; how many tokens had not to be read. The state is the sum."""
+    """Read a prompt and keep its states, which are sums of tokens; return the number of tokens that were not read."""
     given = np.array(tokens, np.int64)
     prefix = cache.look_up(digest, caller, given, output_needed=True)
     if prefix.position:
@@ -38,11 +38,11 @@ def read(
     return prefix.position
 
 
-def test_the_longest_known_beginning_is_found() -> None:
+def test_the_longest_cached_prefix_is_found() -> None:
     cache = PrefixCache(10**6, shared=False)
     assert read(cache, list(range(500))) == 0
     assert read(cache, list(range(500))) == 500
-    assert read(cache, list(range(400))) == 350  # The output after 400 is not known.
+    assert read(cache, list(range(400))) == 350  # The output after 400 tokens was not kept.
     assert read(cache, [*range(430), 9, 9, 9]) == 400
     assert read(cache, [9, *range(500)]) == 0
     assert read(cache, list(range(600))) == 500
@@ -50,13 +50,13 @@ def test_the_longest_known_beginning_is_found() -> None:
     assert (worth.lookups, worth.hits, worth.saved_steps) == (6, 4, 1750)
 
 
-def test_short_prompts_are_not_worth_it() -> None:
+def test_short_prompts_are_not_cached() -> None:
     cache = PrefixCache(10**6, shared=False)
     assert read(cache, [1] * (MIN_TOKENS - 1)) == 0
     assert len(cache) == cache.statistics("sha256:0").lookups == 0
 
 
-def test_neither_another_caller_nor_another_bundle_finds_it_unless_callers_share() -> None:
+def test_a_prefix_is_found_for_its_own_bundle_and_caller_unless_callers_share() -> None:
     for shared in (False, True):
         cache = PrefixCache(10**6, shared=shared)
         read(cache, list(range(100)))
@@ -64,7 +64,7 @@ def test_neither_another_caller_nor_another_bundle_finds_it_unless_callers_share
         assert read(cache, list(range(100)), digest="sha256:1") == 0
 
 
-def test_the_least_recently_used_leave_and_the_limit_holds() -> None:
+def test_the_least_recently_used_prefixes_are_dropped_and_the_limit_holds() -> None:
     cache = PrefixCache(10_000, shared=False)
     for start in range(100):
         read(cache, list(range(start, start + 100)), every=1000)
@@ -81,8 +81,10 @@ def test_the_least_recently_used_leave_and_the_limit_holds() -> None:
 
 @settings(max_examples=examples(20, everything=60))
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(0, 200)), max_size=30), st.data())
-def test_a_state_is_never_that_of_other_tokens(asked: list[tuple[int, int, int]], data: st.DataObject) -> None:
-    """Prompts that share beginnings of all lengths; `read` compares the states with the tokens."""
+def test_a_found_state_is_always_that_of_the_same_tokens(
+    asked: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    """Prompts with common prefixes of all lengths; `read` compares the states with the tokens."""
     cache = PrefixCache(data.draw(st.integers(1000, 50_000)), shared=False)
     for kind, common, rest in asked:
         read(cache, [*([kind % 2] * common), *([kind + 5] * rest)], every=data.draw(st.integers(1, 100)))
@@ -92,7 +94,7 @@ def test_a_state_is_never_that_of_other_tokens(asked: list[tuple[int, int, int]]
 
 
 def steps_of(running: Running) -> list[int]:
-    """From now on, how many steps each run takes."""
+    """Record the number of steps of each run."""
     (model,) = running.server.models
     engine: Any = model.scheduler._batch._engine
     counts: list[int] = []
@@ -107,7 +109,7 @@ def steps_of(running: Running) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8"])
-async def test_a_prompt_asked_again_gives_the_same_and_is_not_read_again(bundles: Bundles, name: str) -> None:
+async def test_a_repeated_prompt_gives_the_same_output_and_is_not_read_again(bundles: Bundles, name: str) -> None:
     async with serving(bundles[name]) as running:
         client = running.client
         expected = generate_alone(bundles[name], TEXT, max_tokens=20, temperature=1.0, seed=3)
@@ -121,7 +123,7 @@ async def test_a_prompt_asked_again_gives_the_same_and_is_not_read_again(bundles
         stream = client.generate(TEXT, max_tokens=20, seed=3, bypass_prefix_cache=True)
         assert await stream.text() == expected
         assert stream.cached_token_count == 0
-        # What begins alike begins where it is known.
+        # A prompt with a cached prefix starts after it.
         for prompt in (TEXT[:2000] + "and now something else", TEXT[:1500], TEXT + "xyz"):
             stream = client.generate(prompt, max_tokens=20, temperature=0.7, seed=4)
             found = await stream.text()
@@ -132,7 +134,7 @@ async def test_a_prompt_asked_again_gives_the_same_and_is_not_read_again(bundles
         assert model.saved_step_count > 4 * 1100
 
 
-async def test_callers_do_not_see_each_others_prompts(bundles: Bundles) -> None:
+async def test_callers_do_not_share_prompts(bundles: Bundles) -> None:
     for shared in (False, True):
         async with (
             serving(bundles["gru"], share_prefixes=shared) as running,
@@ -147,7 +149,7 @@ async def test_callers_do_not_see_each_others_prompts(bundles: Bundles) -> None:
         assert [bool(count) for count in cached] == [False, shared, True]
 
 
-async def test_an_input_classified_again_runs_no_step(bundles: Bundles) -> None:
+async def test_a_repeated_classification_runs_no_step(bundles: Bundles) -> None:
     async with serving(bundles["classes"]) as running:
         first = await running.client.classify(TEXT)
         counts = steps_of(running)
@@ -161,7 +163,7 @@ async def test_an_input_classified_again_runs_no_step(bundles: Bundles) -> None:
         assert longer == await running.client.classify(TEXT + "abc", bypass_prefix_cache=True)
 
 
-async def test_tags_of_every_step_are_there_however_often_it_was_read(bundles: Bundles) -> None:
+async def test_a_repeated_tagging_returns_the_tags_of_every_step(bundles: Bundles) -> None:
     async with serving(bundles["tags"]) as running:
         first = await running.client.classify(TEXT)
         assert len(first.steps) == len(TEXT)

@@ -1,5 +1,5 @@
-"""The store that servers share: what is kept comes back, once, from whichever server; and only who has a session can
-change it."""
+"""The Redis store, which servers share: every change is stored once and restored on any server, and only the server
+that holds the lease of a session can change it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.support.redis_sessions import acquired, created, empty, leased, stamp
 pytestmark = pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
 
 STATE_BYTES = 40
-SHORT = 0.4  # seconds that a lease lasts where a test waits for its end
+SHORT = 0.4  # seconds that a lease lasts in tests that wait for its end
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def redis(one_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def open_one(redis: RedisServer) -> Iterator[Callable[..., RedisStore]]:
-    """Open stores, each as another server's."""
+    """Open stores, each as that of another server."""
     with contextlib.ExitStack() as opened:
 
         def store(**options: Any) -> RedisStore:
@@ -84,8 +84,8 @@ def call_of(name: str, start: int, prompt: int, generated: int = 0, outcome: str
     return Call(name, b"f" * 16, start, prompt, generated, outcome, b"ans\nwer\x00")
 
 
-def told(store: RedisStore, session: Session, *changes: Advance | Rewind) -> None:
-    """Have both the store and the session go through changes."""
+def apply_changes(store: RedisStore, session: Session, *changes: Advance | Rewind) -> None:
+    """Make changes in the store and to the session in memory."""
     following = stamped(session, *changes)
     assert store.apply(following) == [None] * len(changes)
     for change in following:
@@ -96,7 +96,7 @@ def same(one: Session | None, other: Session) -> bool:
     return (
         one is not None
         and replace(one, fence=0) == replace(other, fence=0)
-        and list(one.calls) == list(other.calls)  # The order says which is forgotten first.
+        and list(one.calls) == list(other.calls)  # The order decides which call is forgotten first.
     )
 
 
@@ -113,14 +113,14 @@ def long_session(store: RedisStore, steps: int = 3000) -> Session:
         call = call_of(f"call {session.position}", session.position, 1, len(new) - 1, "max_tokens")
         state = Snapshot(session.position + len(new) - 1, stream.randbytes(STATE_BYTES))
         dropped = tuple(superseded_positions(session.snapshots, state))
-        told(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
+        apply_changes(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
     return session
 
 
-# What is kept.
+# Storing and restoring.
 
 
-def test_what_is_kept_comes_back_on_another_server(open_one: Callable[..., RedisStore]) -> None:
+def test_a_stored_session_is_restored_on_another_server(open_one: Callable[..., RedisStore]) -> None:
     store, other = open_one(), open_one()
     session = long_session(store)
     assert len(session.calls) == REMEMBERED_CALLS
@@ -129,17 +129,17 @@ def test_what_is_kept_comes_back_on_another_server(open_one: Callable[..., Redis
         assert known.load("another") is None
     store.apply([Delete("s", session.fence)])
     assert other.load("s") is None
-    assert acquired(other, "s").version == -1  # Its lease has ended with it.
+    assert acquired(other, "s").version == -1  # Its lease was deleted with it.
 
 
-def test_nothing_is_left_of_a_deleted_session(store: RedisStore, redis: RedisServer) -> None:
+def test_a_deleted_session_leaves_nothing(store: RedisStore, redis: RedisServer) -> None:
     session = long_session(store)
     store.apply([Delete("s", session.fence), Delete("s", session.fence), Delete("never was")])
     left = redis.ask("KEYS", "*")
     assert [redis.ask("PTTL", key) > 0 for key in left] == [True] * len(left)
 
 
-def test_a_session_is_made_with_all_it_holds(store: RedisStore) -> None:
+def test_a_session_is_created_with_everything_that_it_holds(store: RedisStore) -> None:
     session = long_session(store)
     fork = session.fork("fork", 2500, 2400, seed=0, caller="ö", now=5.5)
     fork.calls = session.calls
@@ -147,7 +147,7 @@ def test_a_session_is_made_with_all_it_holds(store: RedisStore) -> None:
     assert store.apply([Create(fork)]) == [None]
     fork.calls = {name: call for name, call in fork.calls.items() if call.end <= fork.position}
     assert same(store.load("fork"), fork)
-    told(store, leased(store, fork), Rewind("fork", 1030, 1030), Advance("fork", 1030, 6.0, tokens_of(1, 2)))
+    apply_changes(store, leased(store, fork), Rewind("fork", 1030, 1030), Advance("fork", 1030, 6.0, tokens_of(1, 2)))
     assert same(store.load("fork"), fork)
 
 
@@ -156,8 +156,8 @@ _POSITIONS = st.integers(0, 2500)
 
 @settings(max_examples=examples(10, everything=40))
 @given(st.lists(st.one_of(st.integers(1, 1500), _POSITIONS.map(lambda position: -position)), max_size=12))
-def test_any_history_comes_back(one_server: RedisServer, history: list[int]) -> None:
-    """Positive: so many tokens more. Negative or 0: back to that position, if the session reaches so far."""
+def test_any_history_of_changes_is_restored(one_server: RedisServer, history: list[int]) -> None:
+    """A positive number N of a history appends N tokens; any other rewinds to position -N, if there is one."""
     one_server.ask("FLUSHALL")
     with contextlib.closing(RedisStore(one_server.url)) as store:
         session = created(store)
@@ -168,13 +168,13 @@ def test_any_history_comes_back(one_server: RedisServer, history: list[int]) -> 
                 call = call_of(str(index % 3), start, number, 0, "read" if index % 2 else "")
                 new = tokens_of(*range(index, index + number))
                 dropped = tuple(superseded_positions(session.snapshots, state))
-                told(store, session, Advance("s", start, float(index), new, call, state, dropped))
+                apply_changes(store, session, Advance("s", start, float(index), new, call, state, dropped))
             elif -number <= start:
-                told(store, session, Rewind("s", -number, max(-number - 1, 0)))
+                apply_changes(store, session, Rewind("s", -number, max(-number - 1, 0)))
             assert same(store.load("s"), session)
 
 
-def test_a_change_that_does_not_follow_is_refused_and_the_others_are_kept(store: RedisStore) -> None:
+def test_a_change_from_another_version_is_refused_and_the_others_are_kept(store: RedisStore) -> None:
     one, other = created(store, "one"), created(store, "other")
     good = stamped(one, more(one, 1, 2))
     elsewhere = stamped(other, replace(more(other, 9), start=5))
@@ -192,7 +192,7 @@ def test_a_change_that_does_not_follow_is_refused_and_the_others_are_kept(store:
     assert [list(session.tokens) for session in loaded if session] == [[1, 2], []]
 
 
-def test_listing_counting_and_expiring(store: RedisStore) -> None:
+def test_sessions_are_listed_counted_and_found_expired(store: RedisStore) -> None:
     for name, used in (("b1", 5), ("a", 1), ("b2", 9), ("ä", 20)):
         store.apply([Create(empty(name, used=used, caller=name[0]))])
     assert [summary.session_id for summary in store.page("", 2)] == ["a", "b1"]
@@ -200,16 +200,14 @@ def test_listing_counting_and_expiring(store: RedisStore) -> None:
     assert store.page("", 1)[0].used == 1.0
     assert (store.count("b"), store.count("c")) == (2, 0)
     assert sorted(store.expired(6.0)) == ["a", "b1"]
-    told(store, session := leased(store, empty("a", used=1)), replace(more(session, 1), used=30.0))
+    apply_changes(store, session := leased(store, empty("a", used=1)), replace(more(session, 1), used=30.0))
     assert store.expired(6.0) == ["b1"]
     assert store.page("", 1)[0].position == 1
     store.apply([Delete("b1", acquired(store, "b1").fence)])
     assert (store.count("b"), store.expired(6.0), len(store.page("", 10))) == (1, [], 3)
 
 
-def test_what_redis_has_evicted_is_neither_listed_nor_found_again_and_again(
-    store: RedisStore, redis: RedisServer
-) -> None:
+def test_an_evicted_session_is_not_listed_and_is_found_expired_once(store: RedisStore, redis: RedisServer) -> None:
     for name in ("a", "b", "c", "d"):
         created(store, name)
     redis.ask("DEL", "elman:{b}:header", "elman:{c}:header")
@@ -223,7 +221,7 @@ def test_what_redis_has_evicted_is_neither_listed_nor_found_again_and_again(
 
 
 def is_earlier(found: Session, whole: Session) -> bool:
-    """Whether a session is a true, though perhaps earlier, form of another."""
+    """Whether a session is a correct, possibly earlier version of another."""
     states = {snapshot.position: snapshot for snapshot in whole.snapshots}
     return (
         found.tokens == whole.tokens[: found.position]
@@ -284,7 +282,7 @@ _DAMAGES: dict[str, Callable[[RedisServer], object]] = {
 
 
 @pytest.mark.parametrize("name", [name for name in _DAMAGES if name != "a piece twice"])
-def test_damage_is_left_out_and_never_believed(store: RedisStore, redis: RedisServer, name: str) -> None:
+def test_damaged_values_are_never_used(store: RedisStore, redis: RedisServer, name: str) -> None:
     session = long_session(store)
     _DAMAGES[name](redis)
     found = store.load("s")
@@ -292,25 +290,25 @@ def test_damage_is_left_out_and_never_believed(store: RedisStore, redis: RedisSe
     assert not same(found, session)
     assert is_earlier(found, session)
     assert same(store.load("s"), found)
-    # And it goes on from there, soundly.
+    # The session continues from there, undamaged.
     found.fence = session.fence
-    told(store, found, more(found, *range(2000)))
+    apply_changes(store, found, more(found, *range(2000)))
     loaded = store.load("s")
     assert loaded is not None
     assert replace(loaded, calls={}) == replace(found, calls={}, fence=0)
 
 
-def test_what_is_too_much_in_the_log_is_left_out(store: RedisStore, redis: RedisServer) -> None:
+def test_an_extra_piece_of_the_log_is_ignored(store: RedisStore, redis: RedisServer) -> None:
     session = long_session(store)
     _DAMAGES["a piece twice"](redis)
     found = store.load("s")
     assert found is not None
     assert same(replace(found, version=session.version), session)
-    told(store, leased(store, found), more(found, 1))
+    apply_changes(store, leased(store, found), more(found, 1))
     assert same(store.load("s"), found)
 
 
-def test_what_lies_beyond_the_end_is_left_out(store: RedisStore, redis: RedisServer) -> None:
+def test_values_beyond_the_end_are_ignored(store: RedisStore, redis: RedisServer) -> None:
     session = long_session(store)
     _DAMAGES["an earlier position"](redis)
     found = store.load("s")
@@ -320,7 +318,7 @@ def test_what_lies_beyond_the_end_is_left_out(store: RedisStore, redis: RedisSer
 
 def test_a_rewind_hides_no_damage(store: RedisStore, redis: RedisServer) -> None:
     session = created(store)
-    told(store, session, more(session, *range(100)))
+    apply_changes(store, session, more(session, *range(100)))
     spoil_piece(redis, 0, lambda piece: piece[:-400] + b"\xff" + piece[-399:])
     assert store.apply(stamped(session, Rewind("s", 50, 50))) == [None]
     found = store.load("s")
@@ -329,29 +327,31 @@ def test_a_rewind_hides_no_damage(store: RedisStore, redis: RedisServer) -> None
 
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])
-def test_what_is_added_to_damage_hides_it_not(store: RedisStore, redis: RedisServer, damage: str) -> None:
-    """Small pieces are joined to the one before."""
+def test_appending_to_a_damaged_piece_does_not_hide_the_damage(
+    store: RedisStore, redis: RedisServer, damage: str
+) -> None:
+    """Small pieces are merged with the one before."""
     session = created(store)
-    told(store, session, more(session, *range(10)), replace(more(session, *range(4)), start=10))
+    apply_changes(store, session, more(session, *range(10)), replace(more(session, *range(4)), start=10))
     assert redis.ask("LLEN", key("log")) == 1
-    told(store, session, more(session, *range(100)))
+    apply_changes(store, session, more(session, *range(100)))
     assert redis.ask("LLEN", key("log")) == 2
     redis.ask("RPOP", key("log"))
     if damage == "changed":
-        told(store, session, Rewind("s", 14, 14))
+        apply_changes(store, session, Rewind("s", 14, 14))
         spoil_piece(redis, 0, lambda piece: piece[:-1] + b"\xff")
-    told(store, session, more(session, 1, 2))
+    apply_changes(store, session, more(session, 1, 2))
     found = store.load("s")
     assert found is not None
     assert found.position == (14 if damage == "lost" else 0)
     assert is_earlier(found, session)
 
 
-def test_who_advances_a_session_that_is_repaired_is_refused(
+def test_a_change_that_started_before_a_repair_is_refused(
     open_one: Callable[..., RedisStore], redis: RedisServer
 ) -> None:
-    """Another server has looked at it and found it damaged: what is under way has begun behind the damage, and is not
-    to be taken for something that came twice."""
+    """Another server has found the session damaged: changes that are under way start after the damage, and must not be
+    mistaken for repeated ones."""
     store, other = open_one(), open_one()
     session = long_session(store)
     under_way = stamped(session, more(session, 1), Rewind("s", 10, 10), Advance("s", 10, 3.0, tokens_of(1)))
@@ -362,7 +362,7 @@ def test_who_advances_a_session_that_is_repaired_is_refused(
     assert same(store.load("s"), found)
 
 
-def test_a_session_that_goes_on_while_it_is_repaired_is_looked_at_again(
+def test_a_session_that_advances_during_its_repair_is_read_again(
     open_one: Callable[..., RedisStore], redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_one(), open_one()
@@ -371,7 +371,7 @@ def test_a_session_that_goes_on_while_it_is_repaired_is_looked_at_again(
     repair = other._repair
 
     def repair_too_late(held: Any) -> bool:
-        told(store, session, Rewind("s", 5, 5))
+        apply_changes(store, session, Rewind("s", 5, 5))
         return repair(held)
 
     monkeypatch.setattr(other, "_repair", repair_too_late)
@@ -382,7 +382,7 @@ def test_a_session_that_goes_on_while_it_is_repaired_is_looked_at_again(
 
 
 @pytest.mark.parametrize("field", ["seed", "model", "created", "position", "version"])
-def test_a_damaged_heading_is_named(store: RedisStore, redis: RedisServer, field: str) -> None:
+def test_a_damaged_header_is_reported(store: RedisStore, redis: RedisServer, field: str) -> None:
     created(store)
     sound = created(store, "sound")
     redis.ask("HSET", key("header"), field, "8?" if field in ("position", "version") else "8")
@@ -394,18 +394,18 @@ def test_a_damaged_heading_is_named(store: RedisStore, redis: RedisServer, field
     with pytest.raises(SessionDamagedError):
         store.load("s")
     assert same(store.load("sound"), sound)
-    store.apply([Delete("s", acquired(store, "s").fence)])  # So that its id can be had again.
+    store.apply([Delete("s", acquired(store, "s").fence)])  # Its id can be used again.
     assert store.load("s") is None
 
 
-def test_a_session_under_another_ones_name_is_named(store: RedisStore, redis: RedisServer) -> None:
+def test_a_session_under_the_keys_of_another_is_reported(store: RedisStore, redis: RedisServer) -> None:
     created(store)
     redis.ask("RENAME", key("header"), "elman:{t}:header")
     with pytest.raises(SessionDamagedError):
         store.load("t")
 
 
-def test_a_key_of_another_kind_is_named(store: RedisStore, redis: RedisServer) -> None:
+def test_a_key_of_another_type_is_reported(store: RedisStore, redis: RedisServer) -> None:
     session = long_session(store)
     redis.ask("SET", key("log"), "somebody else's")
     with pytest.raises(SessionDamagedError):
@@ -415,7 +415,7 @@ def test_a_key_of_another_kind_is_named(store: RedisStore, redis: RedisServer) -
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_flipped_bits_are_named_or_left_out(store: RedisStore, redis: RedisServer, seed: int) -> None:
+def test_flipped_bits_are_reported_or_never_used(store: RedisStore, redis: RedisServer, seed: int) -> None:
     session = long_session(store)
     stream = random.Random(seed)
 
@@ -436,19 +436,19 @@ def test_flipped_bits_are_named_or_left_out(store: RedisStore, redis: RedisServe
         assert is_earlier(found, session)
 
 
-# Who has a session.
+# Leases.
 
 
-def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore]) -> None:
+def test_two_servers_hold_the_lease_of_a_session_in_turn(open_one: Callable[..., RedisStore]) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one(lease_seconds=SHORT)
     first = created(one)
-    told(one, first, more(first, 1))
+    apply_changes(one, first, more(first, 1))
     with pytest.raises(
         SessionElsewhereError, match="session_id: got 's'; another server holds this session"
     ) as refusal:
         acquired(other, "s")
     assert 0 < refusal.value.seconds <= SHORT
-    time.sleep(refusal.value.seconds + 0.05)  # The first one is dead, or believes to have it yet.
+    time.sleep(refusal.value.seconds + 0.05)  # The first server is dead, or still takes the lease for its own.
     second = leased(other, replace(first, tokens=first.tokens[:]))
     assert second.fence > first.fence
     sound = created(one, "sound")
@@ -461,14 +461,14 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
         ]
     )
     assert [type(error) for error in errors] == [SessionMovedError, type(None), SessionMovedError, SessionMovedError]
-    told(other, second, more(second, 2))
+    apply_changes(other, second, more(second, 2))
     assert one.renew({"s": first.fence, "sound": sound.fence}) == ["s"]
     one.release([("s", first.fence)])
-    with pytest.raises(SessionElsewhereError):  # It was not the first one's to release.
+    with pytest.raises(SessionElsewhereError):  # The first server could not release it.
         acquired(one, "s")
     other.release([("s", second.fence)])
     third = leased(one, replace(second, tokens=second.tokens[:]))
-    told(one, third, more(third, 3))
+    apply_changes(one, third, more(third, 3))
     (error,) = other.apply(stamped(second, more(second, 66)))
     assert isinstance(error, SessionMovedError)
     loaded = other.load("s")
@@ -476,7 +476,7 @@ def test_two_servers_have_a_session_in_turn(open_one: Callable[..., RedisStore])
     assert list(loaded.tokens) == [1, 2, 3]
 
 
-def test_renewing_prolongs_a_lease(open_one: Callable[..., RedisStore]) -> None:
+def test_a_renewed_lease_lasts_longer(open_one: Callable[..., RedisStore]) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one()
     session = created(one)
     for _ in range(4):
@@ -488,22 +488,22 @@ def test_renewing_prolongs_a_lease(open_one: Callable[..., RedisStore]) -> None:
     assert acquired(other, "s").version == session.version
 
 
-def test_a_lease_that_has_ended_untaken_is_had_again(open_one: Callable[..., RedisStore]) -> None:
+def test_an_expired_lease_that_no_server_has_acquired_can_be_renewed(open_one: Callable[..., RedisStore]) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one()
     session = created(one)
     time.sleep(SHORT * 1.5)
-    told(one, session, more(session, 1))
+    apply_changes(one, session, more(session, 1))
     assert one.renew({"s": session.fence}) == []
     with pytest.raises(SessionElsewhereError):
         acquired(other, "s")
 
 
-def test_the_same_server_may_have_it_anew(open_one: Callable[..., RedisStore]) -> None:
+def test_a_server_can_acquire_its_own_lease_again(open_one: Callable[..., RedisStore]) -> None:
     store = open_one()
     session = created(store)
     later = acquired(store, "s")
     assert later.fence > session.fence
-    store.release([("s", session.fence)])  # Comes late.
+    store.release([("s", session.fence)])  # Arrives late.
     with pytest.raises(SessionElsewhereError):
         acquired(open_one(), "s")
     assert store.renew({"s": later.fence}) == []
@@ -512,7 +512,7 @@ def test_the_same_server_may_have_it_anew(open_one: Callable[..., RedisStore]) -
     assert isinstance(error, SessionMovedError)
 
 
-def test_the_lease_of_no_session_leaves_nothing(store: RedisStore, redis: RedisServer) -> None:
+def test_the_lease_of_a_missing_session_leaves_nothing(store: RedisStore, redis: RedisServer) -> None:
     lease = acquired(store, "nobody")
     assert lease.version == -1
     assert store.renew({"nobody": lease.fence}) == []
@@ -522,7 +522,7 @@ def test_the_lease_of_no_session_leaves_nothing(store: RedisStore, redis: RedisS
     assert store.renew({"nobody": lease.fence}) == ["nobody"]
 
 
-def test_a_server_that_believes_in_a_deleted_session_does_not_reach_a_new_one_of_its_name(
+def test_a_change_of_a_deleted_session_does_not_reach_a_new_one_with_its_id(
     open_one: Callable[..., RedisStore],
 ) -> None:
     one, other = open_one(lease_seconds=SHORT), open_one()
@@ -534,21 +534,19 @@ def test_a_server_that_believes_in_a_deleted_session_does_not_reach_a_new_one_of
     assert same(other.load("s"), empty())
 
 
-def test_a_lease_that_redis_has_forgotten_holds_where_the_session_is_the_same(
-    store: RedisStore, redis: RedisServer
-) -> None:
-    """As when a replica takes over that had not heard of it."""
+def test_a_lease_that_redis_has_lost_holds_if_the_session_is_unchanged(store: RedisStore, redis: RedisServer) -> None:
+    """As when a replica takes over that has not received the lease."""
     session = created(store)
-    told(store, session, more(session, 1))
+    apply_changes(store, session, more(session, 1))
     redis.ask("HSET", key("header"), "fence", 5)
     (error,) = store.apply([replace(more(session, 2), version=1, fence=session.fence)])
-    assert isinstance(error, StoreConflictError)  # Nobody but this server knows that it is no repeated one.
-    told(store, session, more(session, 2))
+    assert isinstance(error, StoreConflictError)  # Only this server knows that it is not a repeated one.
+    apply_changes(store, session, more(session, 2))
     assert store.renew({"s": session.fence}) == []
     assert same(store.load("s"), session)
 
 
-def test_one_of_many_who_race_for_a_session_has_it(open_one: Callable[..., RedisStore]) -> None:
+def test_of_many_servers_that_race_for_a_lease_one_acquires_it(open_one: Callable[..., RedisStore]) -> None:
     stores = [open_one() for _ in range(4)]
     created(stores[0])
     stores[0].release([("s", acquired(stores[0], "s").fence)])
@@ -587,7 +585,7 @@ def in_threads(work: Callable[[RedisStore], None], stores: list[RedisStore]) -> 
     assert not failures
 
 
-def test_servers_that_take_turns_lose_nothing_of_each_other(open_one: Callable[..., RedisStore]) -> None:
+def test_servers_that_take_turns_lose_none_of_their_changes(open_one: Callable[..., RedisStore]) -> None:
     stores = [open_one() for _ in range(3)]
     session = created(stores[0])
     stores[0].release([("s", session.fence)])
@@ -604,7 +602,7 @@ def test_servers_that_take_turns_lose_nothing_of_each_other(open_one: Callable[.
             assert loaded is not None
             assert loaded.version == lease.version
             loaded.fence = lease.fence
-            told(store, loaded, more(loaded, loaded.position))
+            apply_changes(store, loaded, more(loaded, loaded.position))
             store.release([("s", lease.fence)])
             turns += 1
 
@@ -614,10 +612,10 @@ def test_servers_that_take_turns_lose_nothing_of_each_other(open_one: Callable[.
     assert list(loaded.tokens) == list(range(90))
 
 
-# What comes twice, and Redis that is away.
+# Repeated commands, and failures of Redis.
 
 
-def test_changes_that_come_twice_are_made_once(store: RedisStore) -> None:
+def test_changes_that_arrive_twice_are_made_once(store: RedisStore) -> None:
     session = created(store)
     state, call = Snapshot(3, b"state"), call_of("call", 0, 3)
     changes = stamped(
@@ -635,8 +633,8 @@ def test_changes_that_come_twice_are_made_once(store: RedisStore) -> None:
         assert same(store.load("s"), session)
 
 
-def test_lost_answers_are_asked_for_again(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command is carried out twice."""
+def test_commands_whose_answers_are_lost_are_sent_again(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command is executed twice."""
     send = store._redis._send
     lost: list[object] = []
 
@@ -650,8 +648,8 @@ def test_lost_answers_are_asked_for_again(store: RedisStore, monkeypatch: pytest
     monkeypatch.setattr(store._redis, "_send", send_and_lose)
     session = long_session(store)
     assert same(store.load("s"), session)
-    told(store, session, Rewind("s", 1500, 1500))
-    told(store, session, more(session, 1, 2))
+    apply_changes(store, session, Rewind("s", 1500, 1500))
+    apply_changes(store, session, more(session, 1, 2))
     assert same(store.load("s"), session)
     (error,) = store.apply([Create(empty())])
     assert isinstance(error, StoreConflictError)
@@ -660,7 +658,7 @@ def test_lost_answers_are_asked_for_again(store: RedisStore, monkeypatch: pytest
     assert (store.load("s"), store.count("me")) == (None, 0)
 
 
-def test_a_creation_that_comes_again_after_the_deletion_makes_nothing(store: RedisStore) -> None:
+def test_a_create_that_arrives_again_after_the_delete_has_no_effect(store: RedisStore) -> None:
     command = store._command(Create(empty()))
     store._redis.ask([command])
     store.apply([Delete("s", acquired(store, "s").fence)])
@@ -669,47 +667,47 @@ def test_a_creation_that_comes_again_after_the_deletion_makes_nothing(store: Red
     assert store.apply([Create(empty())]) == [None]
 
 
-def test_a_claim_that_comes_twice_is_one(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_acquisition_that_arrives_twice_grants_one_lease(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     ask = store._redis.ask
     monkeypatch.setattr(store._redis, "ask", lambda commands: sent.append(commands) or ask(commands))
     session = created(store)
-    ask(sent[-1])  # The same once more, late.
-    told(store, session, more(session, 1))
+    ask(sent[-1])  # The same command again, late.
+    apply_changes(store, session, more(session, 1))
 
 
-def test_a_redis_that_has_forgotten_its_scripts_is_told_them(store: RedisStore, redis: RedisServer) -> None:
+def test_scripts_are_loaded_again_into_a_redis_that_has_lost_them(store: RedisStore, redis: RedisServer) -> None:
     session = created(store)
     redis.ask("SCRIPT", "FLUSH")
-    told(store, session, more(session, 1))
+    apply_changes(store, session, more(session, 1))
     assert same(store.load("s"), session)
 
 
-def test_a_redis_that_freezes_for_a_while_is_waited_for(
+def test_changes_wait_for_a_redis_that_freezes_for_a_while(
     open_one: Callable[..., RedisStore], redis: RedisServer
 ) -> None:
     store = open_one()
     session = created(store)
-    told(store, session, more(session, 1))
+    apply_changes(store, session, more(session, 1))
     redis.freeze()
     thaw = threading.Timer(5.0, redis.thaw)
     thaw.start()
-    begun = time.monotonic()
-    told(store, session, more(session, 2), replace(more(session, 3), start=2))
-    assert time.monotonic() - begun > 4.5
+    started = time.monotonic()
+    apply_changes(store, session, more(session, 2), replace(more(session, 3), start=2))
+    assert time.monotonic() - started > 4.5
     thaw.join()
     assert same(store.load("s"), session)
     assert store.renew({"s": session.fence}) == []
 
 
-def test_a_redis_that_is_killed_and_started_again_is_waited_for(tmp_path: Path) -> None:
+def test_changes_wait_for_a_redis_that_is_killed_and_restarted(tmp_path: Path) -> None:
     with redis_running(tmp_path, append_only=True) as redis, contextlib.closing(RedisStore(redis.url)) as store:
         session = long_session(store)
         over = threading.Event()
 
         def advance(store: RedisStore) -> None:
             while not over.is_set():
-                told(
+                apply_changes(
                     store,
                     session,
                     *(replace(more(session, number), start=session.position + number) for number in range(3)),
@@ -732,11 +730,11 @@ def test_a_redis_that_is_killed_and_started_again_is_waited_for(tmp_path: Path) 
         assert store.renew({"s": session.fence}) == []
 
 
-def test_a_redis_that_is_away_for_too_long_is_named(open_one: Callable[..., RedisStore], redis: RedisServer) -> None:
+def test_a_redis_that_is_away_for_too_long_is_reported(open_one: Callable[..., RedisStore], redis: RedisServer) -> None:
     store = open_one(patience=1.0)
     session = created(store)
     redis.freeze()
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         with pytest.raises(
             StoreUnavailableError, match=r"redis://127.0.0.1:\d+/0: Redis has not answered for 1 seconds"
@@ -744,18 +742,18 @@ def test_a_redis_that_is_away_for_too_long_is_named(open_one: Callable[..., Redi
             store.apply(stamped(session, more(session, 1)))
     finally:
         redis.thaw()
-    assert time.monotonic() - begun < 4.0
-    # Whether that was made before or after the answer was waited for, it is so once, and the session goes on.
+    assert time.monotonic() - started < 4.0
+    # Whether the change was made or not, the session continues from what the store has.
     loaded = store.load("s")
     assert loaded is not None
-    told(store, leased(store, loaded), more(loaded, 2))
+    apply_changes(store, leased(store, loaded), more(loaded, 2))
     assert list(loaded.tokens) in ([1, 2], [2])
     assert same(store.load("s"), loaded)
 
 
-def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisServer) -> None:
+def test_full_memory_is_reported_and_harms_nothing(store: RedisStore, redis: RedisServer) -> None:
     session = created(store)
-    told(store, session, more(session, *range(2000)))
+    apply_changes(store, session, more(session, *range(2000)))
     used = int(redis.ask("INFO", "memory")["used_memory"])
     redis.ask("CONFIG", "SET", "maxmemory", used + 1_000_000)
     try:
@@ -768,17 +766,17 @@ def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisS
                 following[0].apply(session)
         assert isinstance(errors[0], StoreFullError)
         assert "there is no memory left for sessions. Raise maxmemory" in str(errors[0])
-        redis.ask("CONFIG", "SET", "maxmemory", used // 2)  # Not to hang on what the connections themselves take.
+        redis.ask("CONFIG", "SET", "maxmemory", used // 2)  # Independent of the memory of the connections.
         refused = store.apply([Create(empty("new")), *stamped(session, more(session, 1), Advance("s", 0, 3.0))])
         assert [type(error) for error in refused[:2]] == [StoreFullError] * 2
         assert refused[2] is not None
         assert same(store.load("s"), session)
         assert store.load("new") is None
-        # What makes room is possible even now, and so is what it needs.
+        # Changes that free memory, and leases, which they need, work even now.
         store.release([("s", session.fence)])
         leased(store, session)
         assert store.renew({"s": session.fence}) == []
-        told(store, session, Rewind("s", 1000, 1000))
+        apply_changes(store, session, Rewind("s", 1000, 1000))
         assert same(store.load("s"), session)
         assert store.apply([Delete("s", session.fence)]) == [None]
         assert store.load("s") is None
@@ -788,16 +786,18 @@ def test_full_memory_is_named_and_harms_nothing(store: RedisStore, redis: RedisS
         redis.ask("CONFIG", "SET", "maxmemory", 0)
 
 
-# How it is opened.
+# Opening.
 
 
-def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = time.monotonic()
+def test_the_error_says_why_a_store_cannot_be_opened(
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = time.monotonic()
     with pytest.raises(
         StoreOpenError, match=r"redis://127.0.0.1:9/0: Redis has not answered.*Check that Redis is running there"
     ):
         RedisStore("redis://127.0.0.1:9")
-    assert time.monotonic() - begun < 4.0
+    assert time.monotonic() - started < 4.0
     with pytest.raises(StoreOpenError, match="redis-py refuses the URL"):
         RedisStore(f"{redis.url}?nonsense=1")
     with pytest.raises(StoreOpenError, match="it cannot be opened"):
@@ -822,13 +822,13 @@ def test_what_cannot_be_opened_says_why(redis: RedisServer, tmp_path: Path, monk
         "http://:secret@localhost/0",
     ],
 )
-def test_a_url_that_is_none_is_not_repeated(url: str) -> None:
+def test_the_error_of_an_invalid_url_does_not_repeat_it(url: str) -> None:
     with pytest.raises(StoreOpenError, match="expected redis://HOST:PORT/DATABASE") as refusal:
         RedisStore(url)
     assert "secret" not in str(refusal.value)
 
 
-def test_no_message_holds_the_password(redis: RedisServer) -> None:
+def test_no_message_contains_the_password(redis: RedisServer) -> None:
     with pytest.raises(StoreOpenError, match="password") as refusal:
         RedisStore(redis.url.replace("//", "//somebody:secret@"))
     assert "secret" not in str(refusal.value)
@@ -837,7 +837,7 @@ def test_no_message_holds_the_password(redis: RedisServer) -> None:
     assert public_name("redis://:secret@[::1]:7000") == "redis://[::1]:7000/0"
 
 
-def test_a_redis_that_evicts_is_warned_of(redis: RedisServer) -> None:
+def test_a_redis_that_may_evict_sessions_causes_a_warning(redis: RedisServer) -> None:
     redis.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         with capture_logs() as logs:
@@ -847,14 +847,14 @@ def test_a_redis_that_evicts_is_warned_of(redis: RedisServer) -> None:
     assert [entry["event"] for entry in logs] == ["Redis may evict sessions"]
 
 
-def test_a_url_of_redis_selects_it(redis: RedisServer) -> None:
+def test_a_redis_url_selects_the_redis_store(redis: RedisServer) -> None:
     store = open_store(Settings(store=SecretStr(redis.url)))
     assert isinstance(store, RedisStore)
     assert store.shared
     store.close()
 
 
-def test_the_damage_of_one_keeps_nobody_from_their_lease(store: RedisStore, redis: RedisServer) -> None:
+def test_damage_of_one_session_does_not_affect_the_leases_of_others(store: RedisStore, redis: RedisServer) -> None:
     created(store, "sound", version=7)
     redis.ask("SET", key_of("damaged", "lease"), "no hash")
     damaged, sound = store.acquire(["damaged", "sound"])

@@ -1,4 +1,5 @@
-"""Sessions over real gRPC with real models: what one holds goes on as if it had never been interrupted, to the byte."""
+"""Sessions over real gRPC with real models: each continues as if it had never been
+interrupted, to the byte."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ SEED = 11
 
 
 def alone(bundle: Bundle, text: str, max_tokens: int, *, seed: int = SEED, temperature: float = 1.0) -> str:
-    """What a session that holds `text` goes on with."""
+    """The continuation of a session with the content `text`."""
     return generate_alone(bundle, text, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
@@ -60,7 +61,7 @@ def kept(**changes: Any) -> dict[str, Any]:
 
 
 async def some(stream: GenerationStream, count: int) -> list[int]:
-    """The first tokens of a stream, at least so many."""
+    """The first tokens of a stream, `count` or more."""
     tokens: list[int] = []
     async for chunk in stream:
         tokens += chunk.token_ids
@@ -70,12 +71,12 @@ async def some(stream: GenerationStream, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "lstm-int8"])
-async def test_calls_on_a_session_go_on_where_the_last_one_ended(bundles: Bundles, name: str, store: str) -> None:
+async def test_a_call_continues_where_the_last_one_finished(bundles: Bundles, name: str, store: str) -> None:
     async with serving(bundles[name], store=store, **kept()) as running:
         session = await running.client.create_session(PROMPT, seed=SEED)
         assert (session.position, session.model) == (len(PROMPT), name)
         text = PROMPT
-        # Nothing, one token, many; with and without something new to read; several snapshots.
+        # No token, one, many; with and without a prompt; several snapshots.
         for prompt, count in (("", 40), ("", 1), ("xyz", 100), ("q", 3), ("", 1), ("a long way " * 9, 60), ("", 30)):
             stream = running.client.generate(prompt, session=session.session_id, max_tokens=count)
             found = await stream.text()
@@ -89,7 +90,7 @@ async def test_calls_on_a_session_go_on_where_the_last_one_ended(bundles: Bundle
         assert content.session.position == len(text) == len(content.token_ids)
 
 
-async def test_a_session_may_begin_empty_and_calls_may_bring_their_own_seed(bundles: Bundles, store: str) -> None:
+async def test_a_session_can_start_empty_and_a_call_can_bring_its_own_seed(bundles: Bundles, store: str) -> None:
     async with serving(bundles["lstm"], store=store) as running:
         session = await running.client.create_session()
         assert session.position == 0
@@ -100,7 +101,7 @@ async def test_a_session_may_begin_empty_and_calls_may_bring_their_own_seed(bund
         assert await stream.text() == alone(bundles["lstm"], "ab", 20, seed=5, temperature=0.5)
 
 
-async def test_a_fork_continues_as_a_fresh_session_given_its_text(bundles: Bundles, store: str) -> None:
+async def test_a_fork_continues_like_a_new_session_with_its_text(bundles: Bundles, store: str) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, store=store, **kept()) as running:
         client = running.client
@@ -114,7 +115,7 @@ async def test_a_fork_continues_as_a_fresh_session_given_its_text(bundles: Bundl
             assert found == alone(bundle, held + "!"[:1], 30, seed=3)
         same = await client.fork_session(session.session_id)
         assert same.seed == SEED
-        # The parent knows nothing of it.
+        # The parent is unchanged.
         assert (await client.get_session(session.session_id)).position == len(text)
         assert await client.generate(session=same.session_id, max_tokens=9).text() == alone(bundle, text, 9)
         with pytest.raises(
@@ -126,7 +127,7 @@ async def test_a_fork_continues_as_a_fresh_session_given_its_text(bundles: Bundl
             await client.fork_session(session.session_id, new_session_id=same.session_id)
 
 
-async def test_rewinding_is_as_if_what_followed_had_never_been(bundles: Bundles, store: str) -> None:
+async def test_a_rewound_session_continues_as_if_nothing_had_followed(bundles: Bundles, store: str) -> None:
     bundle = bundles["gru"]
     async with serving(bundle, store=store, **kept()) as running:
         client = running.client
@@ -138,14 +139,14 @@ async def test_rewinding_is_as_if_what_followed_had_never_been(bundles: Bundles,
             found = await client.generate("z", session=session, max_tokens=5, request_id="again").text()
             assert found == alone(bundle, text[:position] + "z", 5)
             await client.rewind_session(session, position)
-        # The calls it had remembered have never been, either.
+        # The calls after that position are forgotten, too.
         text = text[:1] + await client.generate(session=session, max_tokens=30, request_id="first").text()
         assert text == text[:1] + alone(bundle, text[:1], 30)
         await client.rewind_session(session, 0)
         assert await client.generate("ab", session=session, max_tokens=7).text() == alone(bundle, "ab", 7)
 
 
-async def test_a_call_that_comes_again_is_not_run_again(bundles: Bundles, store: str) -> None:
+async def test_a_repeated_call_is_not_run_again(bundles: Bundles, store: str) -> None:
     async with serving(bundles["lstm"], store=store) as running:
         client = running.client
         session = (await client.create_session(PROMPT, seed=SEED)).session_id
@@ -171,7 +172,7 @@ async def test_a_call_that_comes_again_is_not_run_again(bundles: Bundles, store:
         assert conflict.value.reason == "POSITION_MISMATCH"
 
 
-async def test_a_broken_stream_goes_on_behind_what_was_received(bundles: Bundles, store: str) -> None:
+async def test_a_broken_stream_resumes_after_the_received_tokens(bundles: Bundles, store: str) -> None:
     bundle = bundles["lstm"]
     expected = alone(bundle, PROMPT + "x", 2000)
     async with serving(bundle, store=store, **kept()) as running:
@@ -193,19 +194,21 @@ async def test_a_broken_stream_goes_on_behind_what_was_received(bundles: Bundles
         assert (await client.get_session(session)).position == len(PROMPT) + 2001
 
 
-async def test_two_streams_of_one_call_get_the_same(bundles: Bundles, store: str) -> None:
+async def test_two_streams_of_one_call_receive_the_same(bundles: Bundles, store: str) -> None:
     expected = alone(bundles["lstm"], PROMPT, 3000)
     async with serving(bundles["lstm"], store=store) as running:
         session = (await running.client.create_session(PROMPT, seed=SEED)).session_id
         call: dict[str, Any] = {"session": session, "max_tokens": 3000, "request_id": "once", "interval": 0.0}
         first = running.client.generate(**call)
-        head = await some(first, 5)  # Its stream is broken off then,
+        head = await some(first, 5)  # Then its stream is cancelled.
         second, third = running.client.generate(**call), running.client.generate(**call, received_token_count=len(head))
         texts = await asyncio.gather(second.text(), third.text())
     assert texts == [expected, expected[len(head) :]]
 
 
-async def test_what_was_broken_off_can_be_gone_on_from_by_others_but_not_by_both(bundles: Bundles, store: str) -> None:
+async def test_an_interrupted_call_can_be_continued_until_another_call_advances_the_session(
+    bundles: Bundles, store: str
+) -> None:
     async with serving(bundles["lstm"], store=store) as running:
         client = running.client
         session = (await client.create_session(PROMPT, seed=SEED)).session_id
@@ -221,15 +224,17 @@ async def test_what_was_broken_off_can_be_gone_on_from_by_others_but_not_by_both
         assert caught.value.position == content.session.position + 21
 
 
-async def test_of_two_who_drive_a_session_one_wins_and_the_other_is_told(bundles: Bundles, store: str) -> None:
+async def test_of_two_concurrent_writers_one_wins_at_each_position_and_the_other_fails(
+    bundles: Bundles, store: str
+) -> None:
     bundle = bundles["gru"]
     async with serving(bundle, store=store) as running:
         session = (await running.client.create_session(PROMPT, seed=SEED)).session_id
         history: list[tuple[int, str, str]] = []
-        told = 0
+        refused = 0
 
         async def drive(client: Client, name: str) -> None:
-            nonlocal told
+            nonlocal refused
             position = len(PROMPT)
             for number in range(12):
                 stream = client.generate(name, session=session, position=position, max_tokens=1 + number)
@@ -239,22 +244,22 @@ async def test_of_two_who_drive_a_session_one_wins_and_the_other_is_told(bundles
                     history.append((position, name, text))
                     position = stream.session_position
                 except SessionConflictError as error:
-                    told += 1
+                    refused += 1
                     position = error.position
 
         async with Client(running.address) as other:
             await asyncio.gather(drive(running.client, "a"), drive(other, "b"))
         text = PROMPT
         for position, name, found in sorted(history):
-            assert position == len(text)  # One winner at each position, no gap, nothing twice.
+            assert position == len(text)  # One winner at each position, no gap, no repetition.
             assert found == alone(bundle, text + name, len(found))
             text += name + found
         assert (await running.client.session_tokens(session)).text == text
-        assert told
-        assert len(history) + told == 24
+        assert refused
+        assert len(history) + refused == 24
 
 
-async def test_while_a_call_runs_others_are_told_and_deleting_ends_it(bundles: Bundles, store: str) -> None:
+async def test_other_calls_fail_while_one_runs_and_deleting_ends_it(bundles: Bundles, store: str) -> None:
     async with serving(bundles["lstm"], store=store) as running:
         client = running.client
         session = (await client.create_session(PROMPT, seed=SEED)).session_id
@@ -267,7 +272,7 @@ async def test_while_a_call_runs_others_are_told_and_deleting_ends_it(bundles: B
         assert caught.value.reason == "SESSION_BUSY"
         with pytest.raises(SessionConflictError, match="a call is running on this session"):
             await client.rewind_session(session, 1)
-        fork = await client.fork_session(session)  # What is written can be copied at any time.
+        fork = await client.fork_session(session)  # A running session can be forked.
         assert fork.position > len(PROMPT)
         await client.delete_session(session)
         with pytest.raises(SessionNotFoundError, match="the session has been deleted during this call"):
@@ -278,7 +283,7 @@ async def test_while_a_call_runs_others_are_told_and_deleting_ends_it(bundles: B
         assert [found.session_id async for found in client.list_sessions()] == [fork.session_id]
 
 
-async def test_labels_of_a_session_are_those_of_its_whole_input(bundles: Bundles, store: str) -> None:
+async def test_labels_of_a_session_equal_those_of_its_complete_input(bundles: Bundles, store: str) -> None:
     text = "The quick brown fox. " * 9
     async with serving(bundles["tags"], bundles["classes"], store=store, **kept()) as running:
         client = running.client
@@ -296,7 +301,7 @@ async def test_labels_of_a_session_are_those_of_its_whole_input(bundles: Bundles
             assert part.labels == whole.labels
             with pytest.raises(SessionConflictError):
                 await client.classify("x", session=session, position=1)
-            # As a stream of pieces, from the middle of it.
+            # As a stream of pieces, starting in the middle.
             await client.rewind_session(session, 50)
             pieces = [text[50:51], "", text[51:100], text[100:]]
             results = [result async for result in client.stream_classify(pieces, session=session, position=50)]
@@ -308,7 +313,7 @@ async def test_labels_of_a_session_are_those_of_its_whole_input(bundles: Bundles
             assert caught.value.position == len(text)
 
 
-async def test_pieces_may_have_names(bundles: Bundles, store: str) -> None:
+async def test_pieces_of_a_stream_can_have_request_ids(bundles: Bundles, store: str) -> None:
     async with serving(bundles["tags"], store=store) as running:
         session = (await running.client.create_session()).session_id
         config = v1.StreamConfig(session=v1.SessionCall(session_id=session))
@@ -331,7 +336,7 @@ async def test_pieces_may_have_names(bundles: Bundles, store: str) -> None:
         assert steps == [step.name for step in whole.steps]
 
 
-async def test_an_exported_session_goes_on_elsewhere(bundles: Bundles, store: str) -> None:
+async def test_an_exported_session_continues_on_another_server(bundles: Bundles, store: str) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, store=store) as running:
         session = (await running.client.create_session(PROMPT, seed=SEED)).session_id
@@ -376,14 +381,14 @@ async def test_a_file_of_another_bundle_or_a_damaged_one_is_refused(bundles: Bun
 
 
 def _renamed(bundle: Bundle, name: str) -> Bundle:
-    """Another model under the same name: as after a new training."""
+    """Another model with the same name, as after a new training."""
     spec = v1.ModelSpec()
     spec.CopyFrom(bundle.spec)
     spec.name = name
     return replace(bundle, spec=spec)
 
 
-async def test_sessions_of_another_bundle_are_kept_but_not_continued(bundles: Bundles, tmp_path: Path) -> None:
+async def test_sessions_of_another_bundle_are_kept_and_not_continued(bundles: Bundles, tmp_path: Path) -> None:
     store = str(tmp_path / "sessions.db")
     async with serving(bundles["lstm"], store=store) as running:
         await running.client.create_session(PROMPT, session_id="old")
@@ -411,11 +416,11 @@ async def test_sessions_outlive_the_server(bundles: Bundles, tmp_path: Path) -> 
             found = await running.client.generate(**call).text()
             assert found == alone(bundle, text, 50)
             text += found
-        async with serving(bundle, store=store) as running:  # And what it has been told of them.
+        async with serving(bundle, store=store) as running:  # The finished calls are remembered, too.
             assert await running.client.generate(**call).text() == found
 
 
-async def test_sessions_leave_the_memory_and_come_back(bundles: Bundles, tmp_path: Path) -> None:
+async def test_sessions_are_dropped_from_memory_and_loaded_again(bundles: Bundles, tmp_path: Path) -> None:
     bundle, store = bundles["lstm"], str(tmp_path / "sessions.db")
     async with serving(bundle, store=store, **kept(memory_bytes=20_000)) as running:
         client = running.client
@@ -435,11 +440,11 @@ async def test_sessions_leave_the_memory_and_come_back(bundles: Bundles, tmp_pat
         assert cache._bytes == resident <= 20_000
 
 
-async def test_nobody_has_more_sessions_than_they_may_and_unused_ones_go(bundles: Bundles, store: str) -> None:
+async def test_a_caller_has_a_limited_number_of_sessions_and_unused_ones_expire(bundles: Bundles, store: str) -> None:
     async with serving(bundles["lstm"], store=store, **kept(sessions_per_caller=2, session_ttl=1.2)) as running:
         async with Client(running.address, caller="me") as me, Client(running.address, caller="you") as you:
             for client in (me, you):
-                # However many come at once.
+                # However many are created concurrently.
                 at_once = [client.create_session("a") for _ in range(5)]
                 made = await asyncio.gather(*at_once, return_exceptions=True)
                 assert sum(isinstance(found, OverloadedError) for found in made) == 3
@@ -454,8 +459,8 @@ async def test_nobody_has_more_sessions_than_they_may_and_unused_ones_go(bundles
                 await asyncio.sleep(0.1)
 
 
-async def test_a_thousand_children_cost_their_states(bundles: Bundles, store: str) -> None:
-    """Of a session of 2,000 tokens: nothing is computed for them, and each goes on as the whole text would."""
+async def test_a_thousand_forks_cost_only_their_states(bundles: Bundles, store: str) -> None:
+    """Forks of a session with 2,000 tokens: creating them runs no step, and each continues like the complete text."""
     bundle = bundles["gru"]
     async with serving(bundle, store=store, slots=32) as running:
         client = running.client
@@ -474,11 +479,11 @@ async def test_a_thousand_children_cost_their_states(bundles: Bundles, store: st
             *(client.generate(session=child.session_id, max_tokens=12).text() for child in chosen)
         )
         assert found == [alone(bundle, text, 12, seed=child.seed) for child in chosen]
-        assert sum(runs) < 12 * 12 * len(chosen)  # None of them has read the text again.
+        assert sum(runs) < 12 * 12 * len(chosen)  # No fork has read the text again.
 
 
 def _count_steps(running: Running) -> list[int]:
-    """From now on, how many steps every run takes, its rows together."""
+    """Record the number of steps of each run, added up over its rows."""
     (model,) = running.server.models
     engine: Any = model.scheduler._batch._engine
     counts: list[int] = []
@@ -492,7 +497,7 @@ def _count_steps(running: Running) -> list[int]:
     return counts
 
 
-async def test_what_the_store_cannot_take_is_told_to_nobody(bundles: Bundles, tmp_path: Path) -> None:
+async def test_tokens_that_the_store_does_not_have_are_not_delivered(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["lstm"]
     async with serving(bundle, store=str(tmp_path / "sessions.db"), **kept()) as running:
         client = running.client
@@ -507,7 +512,7 @@ async def test_what_the_store_cannot_take_is_told_to_nobody(bundles: Bundles, tm
         assert (error.reason, "there is no space left for sessions" in str(error)) == ("STORE_FULL", True)
         with pytest.raises(OverloadedError, match="no space left"):
             await client.create_session("x" * 5000)
-        # What was told is kept; and with space it goes on.
+        # The delivered tokens are stored, and the session continues when there is space.
         held = (await client.session_tokens("full")).text
         assert held == PROMPT + text
         sqlite._database.connection.execute("PRAGMA max_page_count = 100000")
@@ -525,7 +530,7 @@ async def _until_error(chunks: AsyncIterable[Chunk]) -> tuple[str, ElmanError | 
     return text, None
 
 
-async def test_draining_ends_a_stream_that_another_server_goes_on_with(bundles: Bundles, tmp_path: Path) -> None:
+async def test_a_stream_that_draining_ends_is_continued_by_another_server(bundles: Bundles, tmp_path: Path) -> None:
     bundle, store = bundles["lstm"], str(tmp_path / "sessions.db")
     call: dict[str, Any] = {"session": "story", "max_tokens": 20_000, "request_id": "long", "interval": 0.0}
     async with serving(bundle, store=store, drain_timeout=0.1) as running:
@@ -558,7 +563,7 @@ async def test_draining_ends_a_stream_that_another_server_goes_on_with(bundles: 
         ({"received_token_count": 3}, "received_token_count"),
     ],
 )
-async def test_every_complaint_names_the_field(bundles: Bundles, change: dict[str, Any], field: str) -> None:
+async def test_every_error_names_its_field(bundles: Bundles, change: dict[str, Any], field: str) -> None:
     async with serving(bundles["lstm"]) as running, grpc.aio.insecure_channel(running.address) as channel:
         await running.client.create_session("a", session_id="s")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -568,7 +573,7 @@ async def test_every_complaint_names_the_field(bundles: Bundles, change: dict[st
         assert (caught.value.details() or "").startswith(f"{field}: ")
 
 
-async def test_complaints_about_sessions_themselves(bundles: Bundles) -> None:
+async def test_errors_of_session_calls_have_their_reasons(bundles: Bundles) -> None:
     async with serving(bundles["lstm"], bundles["gru"]) as running:
         client = running.client
         with pytest.raises(InvalidRequestError, match="model: got none; 2 models of this server can keep"):
@@ -595,7 +600,7 @@ async def test_complaints_about_sessions_themselves(bundles: Bundles) -> None:
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
-async def test_a_redis_that_is_away_for_five_seconds_delays_and_does_no_more(bundles: Bundles, tmp_path: Path) -> None:
+async def test_a_redis_that_is_away_for_five_seconds_only_delays_calls(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["lstm"]
     with redis_running(tmp_path) as redis:
         async with serving(bundle, store=redis.url, **kept()) as running:
@@ -614,7 +619,7 @@ async def test_a_redis_that_is_away_for_five_seconds_delays_and_does_no_more(bun
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
-async def test_two_servers_hand_a_session_to_each_other(bundles: Bundles, tmp_path: Path) -> None:
+async def test_two_servers_take_turns_on_a_session(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["gru"]
     with redis_running(tmp_path) as redis:
         async with (
@@ -623,12 +628,12 @@ async def test_two_servers_hand_a_session_to_each_other(bundles: Bundles, tmp_pa
         ):
             session = (await one.client.create_session(PROMPT, seed=SEED)).session_id
             text = PROMPT
-            for number in range(12):  # Each goes on from what the other has done.
+            for number in range(12):  # Each continues after the last call on the other.
                 client = (one, other, other, one)[number % 4].client
                 found = await client.generate("y", session=session, max_tokens=10 + number).text()
                 assert found == alone(bundle, text + "y", 10 + number)
                 text += "y" + found
-            # A call on one is told of a call on the other, and waits for it.
+            # A call on one server waits for a call on the other.
             call: dict[str, Any] = {"session": session, "max_tokens": 3000, "request_id": "long", "interval": 0.0}
             stream = other.client.generate(**call)
             chunks = aiter(stream)
@@ -641,7 +646,7 @@ async def test_two_servers_hand_a_session_to_each_other(bundles: Bundles, tmp_pa
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
-async def test_a_new_session_under_an_old_id_is_not_taken_for_the_old_one(bundles: Bundles, tmp_path: Path) -> None:
+async def test_a_new_session_with_an_old_id_is_not_mistaken_for_the_old_one(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["gru"]
     with redis_running(tmp_path) as redis:
         async with serving(bundle, store=redis.url) as one, serving(bundle, store=redis.url) as other:
@@ -656,7 +661,7 @@ async def test_a_new_session_under_an_old_id_is_not_taken_for_the_old_one(bundle
 
 
 @pytest.mark.skipif(not redis_is_installed(), reason="redis-server is not installed")
-async def test_a_server_that_drains_hands_its_sessions_over(bundles: Bundles, tmp_path: Path) -> None:
+async def test_a_draining_server_hands_its_sessions_over(bundles: Bundles, tmp_path: Path) -> None:
     bundle = bundles["lstm"]
     with redis_running(tmp_path) as redis:
         async with (
@@ -668,9 +673,9 @@ async def test_a_server_that_drains_hands_its_sessions_over(bundles: Bundles, tm
             chunks = aiter(one.client.generate(**call))
             text = (await anext(chunks)).text
             broken = asyncio.create_task(_until_error(chunks))
-            begun = asyncio.get_running_loop().time()
-            await one.server.drain()  # It does not wait for the stream to end.
-            assert asyncio.get_running_loop().time() - begun < 15
+            started = asyncio.get_running_loop().time()
+            await one.server.drain()  # Draining does not wait for the end of the stream.
+            assert asyncio.get_running_loop().time() - started < 15
             more, error = await broken
             assert isinstance(error, UnavailableError)
             assert error.reason == "SERVER_DRAINING"

@@ -1,4 +1,4 @@
-"""Stores of sessions: what is kept comes back, and what is damaged never comes back as something else."""
+"""The SQLite store: what is stored is restored, and damaged content is never restored as something else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ from elman_server.sessions.snapshots import Snapshot, superseded_positions
 from elman_server.sessions.stores.sqlite import SqliteStore
 from elman_server.settings import Fsync
 from tests.support.amount import examples
-from tests.support.stored_sessions import STATE_BYTES, call_of, empty, is_earlier, long_session, same, tokens_of, told
+from tests.support.stored_sessions import (
+    STATE_BYTES,
+    apply_changes,
+    call_of,
+    empty,
+    is_earlier,
+    long_session,
+    same,
+    tokens_of,
+)
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "sessions" / "elman.db"
 
 
-def test_what_is_kept_comes_back_after_the_process(path: Path) -> None:
+def test_a_stored_session_survives_the_process(path: Path) -> None:
     store = SqliteStore(path)
     session = long_session(store)
     assert same(store.load("s"), session)
@@ -52,8 +61,8 @@ _POSITIONS = st.integers(0, 2500)
 
 @settings(max_examples=examples(10, everything=40))
 @given(st.lists(st.one_of(st.integers(1, 1500), _POSITIONS.map(lambda position: -position)), max_size=12))
-def test_any_history_comes_back(tmp_path_factory: pytest.TempPathFactory, history: list[int]) -> None:
-    """Positive: so many tokens more. Negative or 0: back to that position, if the session reaches so far."""
+def test_any_history_of_changes_is_restored(tmp_path_factory: pytest.TempPathFactory, history: list[int]) -> None:
+    """A positive number N of a history appends N tokens; any other rewinds to position -N, if there is one."""
     store = SqliteStore(tmp_path_factory.mktemp("store") / "elman.db", Fsync.NEVER)
     session = empty()
     store.apply([Create(session)])
@@ -63,7 +72,7 @@ def test_any_history_comes_back(tmp_path_factory: pytest.TempPathFactory, histor
             state = Snapshot(start + number - 1, bytes([index]) * STATE_BYTES)
             call = call_of(str(index % 3), start, number, 0, "read" if index % 2 else "")
             new = tokens_of(*range(index, index + number))
-            told(
+            apply_changes(
                 store,
                 session,
                 Advance(
@@ -71,12 +80,12 @@ def test_any_history_comes_back(tmp_path_factory: pytest.TempPathFactory, histor
                 ),
             )
         elif -number <= start:
-            told(store, session, Rewind("s", -number, max(-number - 1, 0)))
+            apply_changes(store, session, Rewind("s", -number, max(-number - 1, 0)))
     assert same(store.load("s"), session)
     store.close()
 
 
-def test_a_change_that_does_not_follow_is_refused_and_the_others_are_kept(path: Path) -> None:
+def test_a_change_from_another_position_is_refused_and_the_others_are_kept(path: Path) -> None:
     store = SqliteStore(path)
     one, other = empty("one"), empty("other")
     store.apply([Create(one), Create(other)])
@@ -89,7 +98,7 @@ def test_a_change_that_does_not_follow_is_refused_and_the_others_are_kept(path: 
     store.close()
 
 
-def test_listing_counting_and_expiring(path: Path) -> None:
+def test_sessions_are_listed_counted_and_found_expired(path: Path) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty(name, used=used, caller=name[0])) for name, used in (("b1", 5), ("a", 1), ("b2", 9))])
     assert [summary.session_id for summary in store.page("", 2)] == ["a", "b1"]
@@ -99,7 +108,7 @@ def test_listing_counting_and_expiring(path: Path) -> None:
     store.close()
 
 
-def test_a_second_server_cannot_open_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_server_cannot_open_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elman_server.sessions.stores.sqlite.database._BUSY_SECONDS", 0.1)
     store = SqliteStore(path)
     with pytest.raises(StoreOpenError, match="another server has it open"):
@@ -108,7 +117,7 @@ def test_a_second_server_cannot_open_it(path: Path, monkeypatch: pytest.MonkeyPa
     SqliteStore(path).close()
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+def test_the_error_says_why_a_store_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, but a text that somebody has written" * 100)
     with pytest.raises(
         StoreOpenError,
@@ -124,22 +133,22 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "later.db")
 
 
-def test_a_full_disk_is_named_and_harms_nothing(path: Path) -> None:
+def test_a_full_disk_is_reported_and_harms_nothing(path: Path) -> None:
     store = SqliteStore(path)
     session = empty()
     store.apply([Create(session)])
-    # What SQLite then reports is what it reports for a full disk.
+    # SQLite then reports the same error as for a full disk.
     store._database.connection.execute("PRAGMA max_page_count = 40")
 
     def fill() -> None:
         while True:
-            told(store, session, Advance("s", session.position, 3.0, tokens_of(*range(1000))))
+            apply_changes(store, session, Advance("s", session.position, 3.0, tokens_of(*range(1000))))
 
     with pytest.raises(StoreFullError, match=r"elman.db: there is no space left"):
         fill()
     assert same(store.load("s"), session)
     store._database.connection.execute("PRAGMA max_page_count = 4000")
-    told(store, session, Advance("s", session.position, 3.0, tokens_of(1)))
+    apply_changes(store, session, Advance("s", session.position, 3.0, tokens_of(1)))
     assert same(store.load("s"), session)
     store.close()
 
@@ -162,7 +171,7 @@ _DAMAGES: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("name", _DAMAGES)
-def test_damage_is_left_out_and_never_believed(path: Path, name: str) -> None:
+def test_damaged_rows_are_never_used(path: Path, name: str) -> None:
     store = SqliteStore(path)
     session = long_session(store)
     store.close()
@@ -175,26 +184,26 @@ def test_damage_is_left_out_and_never_believed(path: Path, name: str) -> None:
     assert found is not None
     assert not same(found, session)
     assert is_earlier(found, session)
-    # And it goes on from there, soundly.
-    told(store, found, Advance("s", found.position, 4.0, tokens_of(*range(2000))))
+    # The session continues from there, undamaged.
+    apply_changes(store, found, Advance("s", found.position, 4.0, tokens_of(*range(2000))))
     assert same(store.load("s"), found)
     store.close()
 
 
-def test_a_damaged_heading_is_named(path: Path) -> None:
+def test_a_damaged_session_row_is_reported(path: Path) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty()), Create(empty("sound"))])
     store._database.connection.execute("UPDATE sessions SET seed = 8 WHERE session_id = 's'")
     with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in .*elman.db is damaged"):
         store.load("s")
     assert same(store.load("sound"), empty("sound"))
-    store.apply([Delete("s")])  # So that its id can be had again.
+    store.apply([Delete("s")])  # Its id can be used again.
     assert store.load("s") is None
     store.close()
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_flipped_and_missing_bytes_of_the_file_are_named_or_left_out(path: Path, seed: int) -> None:
+def test_flipped_and_missing_bytes_of_the_file_are_reported_or_never_used(path: Path, seed: int) -> None:
     store = SqliteStore(path)
     session = long_session(store)
     store.close()
@@ -219,13 +228,13 @@ def test_flipped_and_missing_bytes_of_the_file_are_named_or_left_out(path: Path,
         store.close()
 
 
-def test_a_truncated_log_gives_back_what_was_committed_before(path: Path, tmp_path: Path) -> None:
-    """The write-ahead log is what a crash leaves behind."""
+def test_a_truncated_log_restores_what_was_committed_before(path: Path, tmp_path: Path) -> None:
+    """A crash leaves a write-ahead log of any length."""
     store = SqliteStore(path)
     session = empty()
     store.apply([Create(session)])
     for number in range(50):
-        told(store, session, Advance("s", session.position, 3.0, tokens_of(*range(number, number + 50))))
+        apply_changes(store, session, Advance("s", session.position, 3.0, tokens_of(*range(number, number + 50))))
     log = Path(f"{path}-wal").read_bytes()
     whole = path.read_bytes()
     positions = set()

@@ -1,4 +1,4 @@
-"""A real Redis: on loopback, on a free port, a process of our own that can be frozen, killed and started again."""
+"""A real Redis on a free port of loopback: a process that can be frozen, killed and restarted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _START_SECONDS = 10.0
 
 
 def redis_is_installed() -> bool:
-    """Whether there is a Redis or a Valkey."""
+    """Whether Redis or Valkey is installed."""
     return _PROGRAM is not None
 
 
@@ -46,7 +46,7 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Wait until it answers."""
         assert _PROGRAM is not None
         options = {
             "port": self.port,
@@ -71,13 +71,13 @@ class RedisServer:
         return False
 
     def ask(self, *command: Any) -> Any:
-        """What a command is answered, on a connection of its own."""
+        """Return the answer to a command that is sent on a new connection."""
         client: Any = Redis.from_url(self.url, socket_timeout=5.0, protocol=2)
         with contextlib.closing(client):
             return client.execute_command(*command)
 
     def freeze(self) -> None:
-        """It takes connections, but does not answer."""
+        """Accept connections, but do not answer."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -100,7 +100,7 @@ class RedisServer:
 
 @contextmanager
 def redis_running(folder: Path, *, append_only: bool = False) -> Iterator[RedisServer]:
-    """A redis-server that ends with the block."""
+    """A redis-server that runs for the duration of a block."""
     server = RedisServer(folder, append_only=append_only)
     try:
         server.start()

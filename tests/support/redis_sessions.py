@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from elman_server.errors import (
-    SessionError,
-)
+from elman_server.errors import SessionError
 from elman_server.sessions.changes import Advance, Create, Rewind
 from elman_server.sessions.session import Session
 from elman_server.sessions.stores.interface import Lease
@@ -20,7 +18,7 @@ def empty(session_id: str = "s", **changes: object) -> Session:
 
 
 def created(store: RedisStore, session_id: str = "s", **changes: object) -> Session:
-    """A new session that this store has a lease of."""
+    """A new session whose lease this store holds."""
     session = empty(session_id, **changes)
     assert store.apply([Create(session)]) == [None]
     return leased(store, session)
@@ -41,7 +39,7 @@ def leased(store: RedisStore, session: Session) -> Session:
 
 
 def stamped(session: Session, *changes: Advance | Rewind) -> list[Any]:
-    """Changes as the session's next ones."""
+    """Changes with the next versions and the fence of a session."""
     return [
         replace(change, version=session.version + number, fence=session.fence)
         for number, change in enumerate(changes, 1)

@@ -1,4 +1,4 @@
-"""Sessions as a store keeps them."""
+"""Sessions for the tests of stores."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def call_of(name: str, start: int, prompt: int, generated: int = 0, outcome: str
     return Call(name, b"f" * 16, start, prompt, generated, outcome, b"answer")
 
 
-def told(store: SqliteStore, session: Session, *changes: Change) -> None:
-    """Have both the store and the session go through changes."""
+def apply_changes(store: SqliteStore, session: Session, *changes: Change) -> None:
+    """Make changes in the store and to the session in memory."""
     assert store.apply(changes) == [None] * len(changes)
     for change in changes:
         assert isinstance(change, Advance | Rewind)
@@ -49,12 +49,12 @@ def long_session(store: SqliteStore, steps: int = 3000) -> Session:
         call = call_of(f"call {session.position}", session.position, 1, len(new) - 1, "max_tokens")
         state = Snapshot(session.position + len(new) - 1, stream.randbytes(STATE_BYTES))
         dropped = tuple(superseded_positions(session.snapshots, state))
-        told(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
+        apply_changes(store, session, Advance("s", session.position, 3.0, new, call, state, dropped))
     return session
 
 
 def is_earlier(found: Session, whole: Session) -> bool:
-    """Whether a session is a true, though perhaps earlier, form of another."""
+    """Whether a session is a correct, possibly earlier version of another."""
     states = {snapshot.position: snapshot for snapshot in whole.snapshots}
     return (
         found.tokens == whole.tokens[: found.position]
