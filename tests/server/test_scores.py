@@ -79,10 +79,10 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
     rows: list[int] = []
     run = OnnxEngine.run
 
-    def counted(self: OnnxEngine, partition: range, chunk: Chunk, **how: bool) -> Results:
-        if chunk.wanted.log_probabilities:
-            rows.append(partition.stop)  # Rows may be partitioned; the last partition has the last rows.
-        return run(self, partition, chunk, **how)
+    def counted(self: OnnxEngine, own_rows: range, chunk: Chunk, **options: Any) -> Results:
+        if chunk.selection.log_probabilities:
+            rows.append(own_rows.stop)  # Rows may be partitioned; the last partition has the last rows.
+        return run(self, own_rows, chunk, **options)
 
     monkeypatch.setattr(OnnxEngine, "run", counted)
     random = np.random.default_rng(7)
