@@ -376,7 +376,9 @@ def test_classify_keeps_the_order_of_many_lines(served: Served) -> None:
     assert [line.split("\t")[2] for line in result.stdout.splitlines()] == lines
 
 
-@pytest.mark.parametrize("task", ["classify", "tag"])
+@pytest.mark.parametrize(
+    "task", ["tag", pytest.param("classify", marks=pytest.mark.slow("trains, exports and serves a second model"))]
+)
 def test_training_on_a_labelled_file_needs_no_preset(task: str, tmp_path: Path) -> None:
     corpus = tmp_path / "own.tsv"
     corpus.write_text("abc\tfirst\n123\tsecond\n\n" * 200)

@@ -24,6 +24,7 @@ from elman_server.engine import OnnxEngine, Opener, ProviderChoice
 from elman_server.engine.constants import Constants
 from elman_server.engine.encoder import Encoder, _groups
 from elman_server.engine.memory import HostBuffer
+from tests.support.amount import examples
 from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, Translator, export_judge, export_translator
 from tests.support.serving import serving
 from tests.support.shared import SharedBundles
@@ -130,7 +131,10 @@ async def test_result_does_not_depend_on_concurrent_requests_bit_exactly(
     encoding: Mapping[str, Bundle], bundles: Mapping[str, Bundle], name: str
 ) -> None:
     random = np.random.default_rng(4)
-    words = ["".join(random.choice(list("abcdefgh xyz"), size=length)) for length in random.integers(1, LONGEST, 40)]
+    words = [
+        "".join(random.choice(list("abcdefgh xyz"), size=length))
+        for length in random.integers(1, LONGEST, examples(16, everything=40))
+    ]
     async with serving(encoding[name], encoding["judge"], bundles["lstm"], slots=16, **QUICK) as running:
         client = running.client
 

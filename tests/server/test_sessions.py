@@ -30,6 +30,7 @@ from elman import (
 )
 from elman_bundle import Bundle
 from elman_server.sessions.stores.sqlite import SqliteStore
+from tests.support.amount import examples
 from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.reference import generate_alone
 from tests.support.serving import Running, serving
@@ -38,6 +39,7 @@ Bundles = Mapping[str, Bundle]
 
 PROMPT = "once upon a time é語"
 SEED = 11
+LONG = examples(10_000, everything=30_000)  # tokens of a call that is still running when its server drains
 
 
 def alone(bundle: Bundle, text: str, max_tokens: int, *, seed: int = SEED, temperature: float = 1.0) -> str:
@@ -669,7 +671,7 @@ async def test_a_draining_server_hands_its_sessions_over(bundles: Bundles, tmp_p
             serving(bundle, store=redis.url) as other,
         ):
             session = (await one.client.create_session(PROMPT, seed=SEED)).session_id
-            call: dict[str, Any] = {"session": session, "max_tokens": 30_000, "request_id": "long", "interval": 0.0}
+            call: dict[str, Any] = {"session": session, "max_tokens": LONG, "request_id": "long", "interval": 0.0}
             chunks = aiter(one.client.generate(**call))
             text = (await anext(chunks)).text
             broken = asyncio.create_task(_until_error(chunks))
@@ -681,4 +683,4 @@ async def test_a_draining_server_hands_its_sessions_over(bundles: Bundles, tmp_p
             assert error.reason == "SERVER_DRAINING"
             text += more
             text += await other.client.generate(**call, received_token_count=len(text)).text()
-    assert text == alone(bundle, PROMPT, 30_000)
+    assert text == alone(bundle, PROMPT, LONG)

@@ -174,7 +174,9 @@ def test_padding_does_not_change_the_result(cell: str) -> None:
     assert torch.equal(model.last_logits(padded, lengths), short)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "bidirectional", [False, pytest.param(True, marks=pytest.mark.slow("trains a second classifier"))]
+)
 def test_sentiment_model_learns_resumes_and_is_tested(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
     chosen = config(treebank, polarity=True, phrases=True, bidirectional=bidirectional)
     result = train(chosen, tmp_path / "unbroken", console=QUIET)
@@ -190,6 +192,7 @@ def test_sentiment_model_learns_resumes_and_is_tested(treebank: Path, tmp_path: 
     assert isinstance(load_best(tmp_path / "broken"), BidirectionalClassifier) == bidirectional
 
 
+@pytest.mark.slow("reads a whole treebank")
 @pytest.mark.shared_data
 @pytest.mark.parametrize("preset", ["sentiment", "sentiment-bidirectional"])
 def test_presets_match_their_treebank(preset: str, tmp_path: Path) -> None:
@@ -212,7 +215,10 @@ def probabilities(run: Path, text: str) -> dict[str, float]:
     return dict(zip(load_labels(run) or (), actual.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "bidirectional",
+    [False, pytest.param(True, marks=pytest.mark.slow("trains and exports a second classifier"))],
+)
 async def test_served_probabilities_equal_those_of_torch(treebank: Path, tmp_path: Path, bidirectional: bool) -> None:
     run = tmp_path / "run"
     chosen = config(treebank, polarity=True, phrases=True, bidirectional=bidirectional, steps=10, lower_case=True)

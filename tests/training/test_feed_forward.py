@@ -176,6 +176,7 @@ def test_feed_forward_network_cannot_be_quantized(iris: Path, tmp_path: Path) ->
         export_run(tmp_path / "run", tmp_path / "bundle", name="flowers", quantize="int8")
 
 
+@pytest.mark.slow("trains a whole preset")
 def test_digits_preset_reaches_its_floor(tmp_path: Path) -> None:
     """Train the whole preset, which takes seconds."""
     table = read_table("digits")

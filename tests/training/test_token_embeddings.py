@@ -87,7 +87,7 @@ def test_small_tables_can_be_drawn(shape: tuple[int, int], tmp_path: Path) -> No
 
 def test_labels_do_not_overlap_and_stay_inside() -> None:
     figure, axes = pyplot.subplots()
-    points = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
+    points = np.random.default_rng(1).normal(size=(150, 2)).astype(np.float32)
     axes.scatter(points[:, 0], points[:, 1])
     _place_labels(axes, points, [_Label(f"word {index} $x$", "black", "normal") for index in range(150)])
     boxes = [label.get_window_extent() for label in axes.texts]

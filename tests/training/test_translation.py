@@ -427,7 +427,16 @@ def test_metrics_of_each_output_form() -> None:
     assert actual["test_bleu"] == pytest.approx(100 * math.exp(1 - 13 / 12) * math.prod(precisions) ** 0.25, rel=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"cell": "lstm"}, {"attention": False, "bidirectional": False, "layers": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cell": "lstm"},
+        pytest.param(
+            {"attention": False, "bidirectional": False, "layers": 2},
+            marks=pytest.mark.slow("trains and exports a second translator; the one with attention is in `make test`"),
+        ),
+    ],
+)
 async def test_exported_run_is_served_as_it_was_tested(
     reversals: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -456,6 +465,7 @@ async def test_exported_run_is_served_as_it_was_tested(
     ]
 
 
+@pytest.mark.slow("trains a translator until int8 changes few of its outputs")
 @pytest.mark.parametrize("attention", [True, False])
 async def test_int8_reports_its_loss_and_gives_nearly_the_same_output(
     reversals: Path, tmp_path: Path, attention: bool

@@ -339,6 +339,7 @@ def test_binary_accuracy_requires_graded_labels(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow("reads a whole treebank")
 @pytest.mark.shared_data
 @pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values["task"] == "tree"])
 def test_presets_match_their_treebank(preset: str, tmp_path: Path) -> None:

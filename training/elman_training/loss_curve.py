@@ -48,7 +48,7 @@ def draw_loss_curve(metrics: Path, picture: Path, unit: str) -> None:
     right.set_ylabel(f"bits per {unit}")
     axes.spines[["top"]].set_visible(False)
     if training or held_out:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
     figure.savefig(picture)
     pyplot.close(figure)
 
