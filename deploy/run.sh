@@ -29,27 +29,37 @@ serve() {
   kill -0 $server 2>/dev/null || exit 1  # Another server has the address, and answered.
 }
 
-make_bundle python
-second=bundles/python-tags
-if [ -f $second/manifest.json ]; then serve bundles/python $second; else serve bundles/python; fi
+generate() {
+  echo
+  echo '$ elman generate "def read(self, " --max-tokens 400 --temperature 0.75 --seed 1'
+  printf "def read(self, "
+  elman generate "def read(self, " --max-tokens 400 --temperature 0.75 --seed 1
+  echo
+}
 
-echo
-echo '$ elman generate "def read(self, " --max-tokens 400 --temperature 0.75 --seed 1'
-printf "def read(self, "
-elman generate "def read(self, " --max-tokens 400 --temperature 0.75 --seed 1
-echo
-echo
+classify() {
+  echo
+  echo '$ elman classify --follow < example.py        # streaming syntax highlighting'
+  printf 'def area(radius):\n    """Of a circle."""\n    return 3.14 * radius ** 2  # roughly\n' | elman classify --follow
+}
 
-if [ ! -f $second/manifest.json ]; then
-  echo "The server answers on 127.0.0.1:50051. Meanwhile a second model is trained; the server restarts to load it."
-  make_bundle python-tags
+# The model that is trained faster comes first.
+make_bundle python-tags
+if [ -f bundles/python/manifest.json ]; then
+  serve bundles/python bundles/python-tags
+  classify
+else
+  serve bundles/python-tags
+  classify
+  echo
+  echo "The server answers on 127.0.0.1:50051. Meanwhile a second model is trained, which writes Python; then the server"
+  echo "restarts to load it."
+  make_bundle python
   kill -TERM $server
   wait $server
-  serve bundles/python $second
-  echo
+  serve bundles/python bundles/python-tags
 fi
-echo '$ elman classify --follow < example.py        # streaming syntax highlighting'
-printf 'def area(radius):\n    """Of a circle."""\n    return 3.14 * radius ** 2  # roughly\n' | elman classify --follow
+generate
 echo
 echo "The server answers on 127.0.0.1:50051; in another terminal: . .venv/bin/activate && elman generate 'class '"
 echo "Ctrl-C stops it."
