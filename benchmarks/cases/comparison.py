@@ -157,14 +157,16 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
     rows: Rows = []
     for precision in options.precisions:
         measured: dict[tuple[str, str, str], list[float]] = {}
-        with contextlib.ExitStack() as stack:
-            benches = {}
-            for program in programs:
-                advance(f"{precision}: starting {program.name}")
-                server = stack.enter_context(run_server([model.bundle(precision)], slots=256, program=program))
-                benches[program.name] = Bench(model, server, precision, options.seconds)
-            occupation = Occupation([bench.server.pid for bench in benches.values()])
-            for repeat in range(options.repeats):
+        others = []
+        for repeat in range(options.repeats):
+            # Servers differ by the core that they start on, so every repeat starts them again.
+            with contextlib.ExitStack() as stack:
+                benches = {}
+                for program in programs:
+                    advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: starting {program.name}")
+                    server = stack.enter_context(run_server([model.bundle(precision)], slots=256, program=program))
+                    benches[program.name] = Bench(model, server, precision, options.seconds)
+                occupation = Occupation([bench.server.pid for bench in benches.values()])
                 for name in options.cases or CASES:
                     # Rotate the order so that each program goes first equally often.
                     order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
@@ -172,9 +174,10 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
                         advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: {name}, {program.name}")
                         for figure, value in CASES[name].measure(benches[program.name], repeat).items():
                             measured.setdefault((program.name, name, figure), []).append(value)
-            others = occupation.others_share()
+                others.append(occupation.others_share())
         rows += [
-            _row(precision, key, values, measured[programs[0].name, key[1], key[2]], options) | {"others_share": others}
+            _row(precision, key, values, measured[programs[0].name, key[1], key[2]], options)
+            | {"others_share": statistics.median(others)}
             for key, values in measured.items()
         ]
     about = describe()
@@ -183,7 +186,7 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
 
 def step_count(programs: Sequence[Program], options: ComparisonOptions) -> int:
     """Return how many times `compare` calls `advance`."""
-    return len(options.precisions) * len(programs) * (1 + options.repeats * len(options.cases or CASES))
+    return len(options.precisions) * len(programs) * options.repeats * (1 + len(options.cases or CASES))
 
 
 def _row(
