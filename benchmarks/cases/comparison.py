@@ -157,24 +157,10 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
     rows: Rows = []
     for precision in options.precisions:
         measured: dict[tuple[str, str, str], list[float]] = {}
-        others = []
-        for repeat in range(options.repeats):
-            # Servers differ by the core that they start on, so every repeat starts them again.
-            with contextlib.ExitStack() as stack:
-                benches = {}
-                for program in programs:
-                    advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: starting {program.name}")
-                    server = stack.enter_context(run_server([model.bundle(precision)], slots=256, program=program))
-                    benches[program.name] = Bench(model, server, precision, options.seconds)
-                occupation = Occupation([bench.server.pid for bench in benches.values()])
-                for name in options.cases or CASES:
-                    # Rotate the order so that each program goes first equally often.
-                    order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
-                    for program in order:
-                        advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: {name}, {program.name}")
-                        for figure, value in CASES[name].measure(benches[program.name], repeat).items():
-                            measured.setdefault((program.name, name, figure), []).append(value)
-                others.append(occupation.others_share())
+        others = [
+            _measure(programs, model, precision, options, repeat, advance, measured)
+            for repeat in range(options.repeats)
+        ]
         rows += [
             _row(precision, key, values, measured[programs[0].name, key[1], key[2]], options)
             | {"others_share": statistics.median(others)}
@@ -182,6 +168,40 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
         ]
     about = describe()
     return [row | about for row in rows]
+
+
+def _measure(
+    programs: Sequence[Program],
+    model: Model,
+    precision: str,
+    options: ComparisonOptions,
+    repeat: int,
+    advance: Callable[[str], None],
+    measured: dict[tuple[str, str, str], list[float]],
+) -> float:
+    """Add the figures of one repeat to `measured`.
+
+    Servers differ by the core that they start on, so every repeat starts them again.
+
+    Returns:
+        The share of the CPU that other processes took.
+    """
+    about = f"{precision}, repeat {repeat + 1} of {options.repeats}"
+    with contextlib.ExitStack() as stack:
+        benches = {}
+        for program in programs:
+            advance(f"{about}: starting {program.name}")
+            server = stack.enter_context(run_server([model.bundle(precision)], slots=256, program=program))
+            benches[program.name] = Bench(model, server, precision, options.seconds)
+        occupation = Occupation([bench.server.pid for bench in benches.values()])
+        # Rotate the order so that each program goes first equally often.
+        order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
+        for name in options.cases or CASES:
+            for program in order:
+                advance(f"{about}: {name}, {program.name}")
+                for figure, value in CASES[name].measure(benches[program.name], repeat).items():
+                    measured.setdefault((program.name, name, figure), []).append(value)
+        return occupation.others_share()
 
 
 def step_count(programs: Sequence[Program], options: ComparisonOptions) -> int:

@@ -67,7 +67,7 @@ REQUESTS = {
     "tokens": v1.GenerateRequest(tokens=v1.TokenSequence(ids=[1, 2, 3]), max_tokens=3),
     "sampled": v1.GenerateRequest(text=LONG, max_tokens=3, sampling=SAMPLED, interval=Duration(nanos=10**8)),
 }
-# Some options have files of their own: so many more.
+# The number of additional files that belong to an option.
 WITH_OPTIONS = {
     "samples": (v1.GenerateRequest(text=LONG, max_tokens=3, sampling=v1.SamplingDecoding(sample_count=2)), 1),
     "beam": (v1.GenerateRequest(text="ab", max_tokens=3, beam=v1.BeamDecoding(width=2)), 1),
