@@ -39,7 +39,7 @@ def _engine(**changes: Any) -> _Change:
 
 
 VARIANTS = {
-    "none": Variant("nothing", lambda policy: policy),
+    "none": Variant("nothing: differences by chance", lambda policy: policy),
     "chained": Variant("runs that follow one another within an iteration", _policy(prepared_steps_ratio=0.0)),
     "slack": Variant("inputs for more steps than expected", _policy(prepared_steps_ratio=1.0)),
     "overshoot": Variant("runs that slightly exceed the chunk", _policy(overshoot=1.0)),

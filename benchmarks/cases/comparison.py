@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class ComparisonOptions:
     precisions: Sequence[str] = PRECISIONS
     cases: Sequence[str] = ()
     repeats: int = 7
-    seconds: float = 2.0
+    seconds: float = 1.0
 
     @property
     def worth_keeping(self) -> bool:
@@ -55,10 +55,13 @@ class Case:
     Attributes:
         measure: takes a bench and the index of the repeat, returns figures by name.
         higher_is_better: whether a higher value is better, by figure.
+        turns: how often the programs take turns within one repeat, each for its part of the seconds. The machine gets
+            faster and slower within seconds, and turns that follow one another closely find it alike.
     """
 
     measure: Callable[[Bench, int], dict[str, float]]
     higher_is_better: dict[str, bool]
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ class Bench:
 
 
 CASES = {
-    "1 stream": Case(lambda bench, _: bench.streams(1), {"tokens_per_s": True}),
-    "16 streams": Case(lambda bench, _: bench.streams(16), {"tokens_per_s": True}),
-    "64 streams": Case(lambda bench, _: bench.streams(64), {"tokens_per_s": True}),
+    "1 stream": Case(lambda bench, _: bench.streams(1), {"tokens_per_s": True}, turns=4),
+    "16 streams": Case(lambda bench, _: bench.streams(16), {"tokens_per_s": True}, turns=4),
+    "64 streams": Case(lambda bench, _: bench.streams(64), {"tokens_per_s": True}, turns=4),
     "a new request among 63": Case(Bench.new_requests, {"ttft_p50_ms": False, "ttft_p99_ms": False}),
     "a long prompt among 63": Case(Bench.long_prompt, {"gap_p99_ms": False}),
     "an occasional client": Case(Bench.occasional, {"whole_p50_ms": False}),
@@ -197,10 +200,16 @@ def _measure(
         # Rotate the order so that each program goes first equally often.
         order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
         for name in options.cases or CASES:
-            for program in order:
-                advance(f"{about}: {name}, {program.name}")
-                for figure, value in CASES[name].measure(benches[program.name], repeat).items():
-                    measured.setdefault((program.name, name, figure), []).append(value)
+            case, found = CASES[name], dict[tuple[str, str, str], list[float]]()
+            for turn in range(case.turns):
+                for program in order[:: 1 if turn % 2 == 0 else -1]:
+                    if turn == 0:
+                        advance(f"{about}: {name}, {program.name}")
+                    bench = replace(benches[program.name], seconds=options.seconds / case.turns)
+                    for figure, value in case.measure(bench, repeat).items():
+                        found.setdefault((program.name, name, figure), []).append(value)
+            for key, values in found.items():
+                measured.setdefault(key, []).append(statistics.fmean(values))
         return occupation.others_share()
 
 

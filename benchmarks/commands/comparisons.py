@@ -26,7 +26,7 @@ from benchmarks.report.tables import merge, print_table, progress
 
 ComparisonCases = Annotated[list[str], typer.Option("--case", help="Case to measure; may be repeated.")]
 _COMPARISON, _COMPARISON_CASES = ComparisonOptions(), list(comparison.CASES)
-_VARIANTS = [name for name in VARIANTS if name != "none"]
+_VARIANTS = list(VARIANTS)
 
 
 def ablation(
@@ -39,7 +39,7 @@ def ablation(
     seconds: Seconds = _COMPARISON.seconds,
     output: Output = None,
 ) -> None:
-    """Compare the server with and without each heuristic, alternating."""
+    """Compare the server with and without each heuristic, alternating. The variant none shows how large chance is."""
     programs = [Program()]
     programs += [Program(name, "benchmarks.processes.ablation_server", (name,)) for name in dict.fromkeys(variant)]
     _compare(programs, precision, case, repeats, seconds, output, "ablation.json", "With one heuristic disabled")

@@ -31,7 +31,7 @@ def by_heuristic(rows: Rows) -> Rows:
     """One row for each heuristic; the cells are named after case and figure."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["program"] in VARIANTS and row["program"] != "none":
+        if row["program"] in VARIANTS:
             cells = found.setdefault(row["program"], {"heuristic": VARIANTS[row["program"]].heuristic})
             cells[_name(row["case"], row["figure"])] = f"{row['ratio']:.2f}"
     return list(found.values())
