@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Idle workers take tests from busy ones, mostly whole modules, whose fixtures are then made once.
-PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 BUF := npx --yes @bufbuild/buf@1.75.0
 MERMAID := docs/assets/mermaid.min.js
 

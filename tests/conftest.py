@@ -15,13 +15,16 @@ from elman_export import Labels, Token
 from elman_server.event_loop import ServerEventLoop
 from tests.support.amount import choose_amount
 from tests.support.bundles import CLASSES, make_small_network, write_characters, write_network
+from tests.support.quick_export import parse_translations_once
 from tests.support.shared import SharedBundles, shared_bundle
 from tests.support.trees import TreeLstm, write_trees
 
 # Small networks gain nothing from more threads, and workers that share the cores lose much by them: a thread of
 # torch's spins while it waits for one that has no core.
-os.environ["OMP_NUM_THREADS"] = "1"  # For processes that tests start.
 torch.set_num_threads(1)
+parse_translations_once()
+# For processes that tests start.
+os.environ |= {"OMP_NUM_THREADS": "1", "ELMAN_THREADS": "1"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_amount(everything=config.getoption("all"))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """More workers than cores: tests wait for processes, timers and disks."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + cores // 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -63,7 +63,7 @@ async def test_sessions_lose_nothing_when_another_server_takes_them_over(
 
 @pytest.mark.timeout(300)
 async def test_a_store_that_acknowledges_before_it_writes_is_found(bundles: Bundles, tmp_path: Path) -> None:
-    plan = Plan(bundles["lstm"].path, tmp_path, kills=2)
+    plan = Plan(bundles["lstm"].path, tmp_path, sessions=16, kills=2)
     outcome = await one_server(plan, quietly, "-m", "tests.support.broken_server")
     assert outcome.verdict.lost
     assert any(

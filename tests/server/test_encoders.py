@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from elman_server.engine.encoder import Encoder, _groups
 from elman_server.engine.memory import HostBuffer
 from tests.support.amount import examples
 from tests.support.encoder_models import LETTERS, LONGEST, SOUNDS, Judge, Translator, export_judge, export_translator
+from tests.support.reference import open_graph
 from tests.support.serving import serving
 from tests.support.shared import SharedBundles
 
@@ -80,9 +80,8 @@ def export_listener(folder: Path) -> None:
 
 def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], list[float]]:
     """Return the greedy tokens of a source and their log-probabilities from a plain onnxruntime loop."""
-    providers = ["CPUExecutionProvider"]
-    encoder = onnxruntime.InferenceSession(bundle.encoder_path, providers=providers)
-    step = onnxruntime.InferenceSession(bundle.graph_path, providers=providers)
+    encoder = open_graph(bundle.encoder_path)
+    step = open_graph(bundle.graph_path)
     names = [output.name for output in encoder.get_outputs()]
     kept = dict(
         zip(names, encoder.run(names, {"source": source[None], "lengths": np.array([len(source)])}), strict=True)

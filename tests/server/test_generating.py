@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import jsonschema
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -24,7 +23,7 @@ from elman_protos import v1
 from elman_server.decoding.constraints.sandbox import CompilationSandbox
 from elman_server.decoding.randomness import UniformStream
 from tests.support.bundles import CHARACTERS, byte_bundle
-from tests.support.reference import choose_token
+from tests.support.reference import choose_token, open_graph
 from tests.support.serving import serving
 
 Bundles = Mapping[str, Bundle]
@@ -36,7 +35,7 @@ class Plain:
     """A model step by step, onnxruntime alone."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+        self._session = open_graph(bundle.graph_path)
         self._states = bundle.spec.step.states
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from elman_export import Labels, Values, export_bundle
 from elman_export.contract import Tensors
 from elman_protos import v1
 from elman_training.cells.lstm import LSTM
+from tests.support.reference import open_graph
 from tests.support.serving import Running, serving
 from tests.support.shared import Maker, SharedBundles
 
@@ -82,7 +82,7 @@ def numeric() -> Mapping[str, Bundle]:
 
 def alone(bundle: Bundle, values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the probabilities of the labels after each step, computed by onnxruntime alone."""
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundle.graph_path)
     step = bundle.spec.step
     state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
     shown = []

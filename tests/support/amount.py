@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from hypothesis import HealthCheck, settings
 
+T = TypeVar("T")
 _EVERYTHING = "everything"
 # Tests share the cores with each other, so no example has a deadline.
 for _name in ("quick", _EVERYTHING):
@@ -15,11 +18,11 @@ def choose_amount(*, everything: bool) -> None:
     settings.load_profile(_EVERYTHING if everything else "quick")
 
 
-def examples(quick: int, *, everything: int) -> int:
-    """Return the number of examples of a property test.
+def examples(quick: T, *, everything: T) -> T:
+    """Return the number of examples of a property test, or the examples themselves.
 
     Args:
-        quick: the number with `pytest`.
-        everything: the number with `pytest --all`.
+        quick: those with `pytest`.
+        everything: those with `pytest --all`.
     """
     return everything if settings.get_current_profile_name() == _EVERYTHING else quick

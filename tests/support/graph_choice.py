@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from elman_server.decoding.in_graph import Filters, Nodes, add_checks, add_choice
+from tests.support.reference import open_graph
 
 
 @cache
@@ -40,7 +41,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
     ]
     graph = helper.make_graph(nodes.nodes, "choice", values, outputs, nodes.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return open_graph(model.SerializeToString())
 
 
 def choose(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from elman_bundle import Bundle
+from elman_bundle import Bundle, load_bundle
 from elman_server.decoding.randomness import UniformStream
+
+
+def open_graph(graph: Path | bytes) -> onnxruntime.InferenceSession:
+    """Return a session of a graph, from a file or serialized, that takes no second core from other tests."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def choose_token(
@@ -45,7 +54,7 @@ def read_alone(bundle: Bundle, ids: list[int]) -> tuple[dict[str, NDArray[Any]],
     Returns:
         The outputs by name and the states by input name, after every step, [steps, *shape].
     """
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundle.graph_path)
     step = bundle.spec.step
     outputs = [output.name for output in step.outputs]
     state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
@@ -72,22 +81,27 @@ def generate_alone(
     top_p: float = 1.0,
 ) -> str:
     """Return the continuation of `prompt` by `bundle`."""
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
-    step = bundle.spec.step
+    return _generate_alone(bundle.path, prompt, max_tokens, temperature, seed, top_k, top_p)
+
+
+@cache  # Tests of every store compare with the same texts, some of them long.
+def _generate_alone(
+    path: Path, prompt: str, max_tokens: int, temperature: float, seed: int, top_k: int | None, top_p: float
+) -> str:
+    bundle = load_bundle(path)
+    session = open_graph(bundle.graph_path)
     vocabulary = bundle.text_vocabulary("text")
-    state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in step.states}
-    names = ["logits", *[spec.output_name for spec in step.states]]
-    uniforms = UniformStream(seed)
+    state = {spec.input_name: np.zeros((1, *spec.shape), np.float32) for spec in bundle.spec.step.states}
+    names = ["logits", *[spec.output_name for spec in bundle.spec.step.states]]
     forced = vocabulary.encode(prompt).tolist()
+    uniforms = UniformStream(seed).take(len(forced), max_tokens)
     tokens: list[int] = []
-    position = 0
-    while len(tokens) < max_tokens:
+    for position in range(len(forced) + max_tokens - 1):
         token = forced[position] if position < len(forced) else tokens[-1]
         logits, *after = session.run(names, {"token": np.array([token]), **state})
         state = dict(zip(state, after, strict=True))
-        position += 1
-        if position >= len(forced):
+        if position >= len(forced) - 1:
             if vocabulary.unknown_id is not None:
                 logits[:, vocabulary.unknown_id] = -np.inf
-            tokens.append(choose_token(logits[0], temperature, uniforms.take(position, 1)[0], top_k, top_p))
+            tokens.append(choose_token(logits[0], temperature, uniforms[len(tokens)], top_k, top_p))
     return vocabulary.decoder().decode(tokens, final=True)

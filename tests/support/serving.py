@@ -20,8 +20,9 @@ from elman_server.scheduling import RowBatch, Scheduler
 from elman_server.settings import Settings
 from tests.support.fake_engine import SIZE, FakeEngine, fake_bundle
 
-# A run takes 1 or 4 steps. Loading longer graphs dominates the start of a server, and tests start hundreds.
-QUICK_START = EnginePolicy(step_counts=(1, 4))
+# A run takes 1 or 4 steps, and graphs are opened when they are first needed. Opening graphs dominates the start of a
+# server, and tests start hundreds.
+QUICK_START = EnginePolicy(step_counts=(1, 4), warm_up=False)
 
 
 @dataclass(frozen=True)

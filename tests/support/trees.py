@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -15,6 +14,7 @@ from elman_bundle import Bundle, SymbolVocabulary
 from elman_export import Labels, Token, Tree, export_bundle
 from elman_protos import v1
 from elman_training.trees.tree_network import TreeNetwork
+from tests.support.reference import open_graph
 
 SENTIMENTS = ("0", "1", "2", "3", "4")
 INNER = 1
@@ -79,11 +79,13 @@ def random_tree(seed: int, children: int, size: int) -> RandomTree:
     """
     random = np.random.default_rng(seed)
     below: list[list[int]] = [[]]
+    open_nodes = [0]
     while len(below) < size:
-        open_nodes = [node for node, own in enumerate(below) if not own or not children]
-        parent = int(random.choice(open_nodes))
+        place = int(random.integers(len(open_nodes)))
+        parent = open_nodes.pop(place) if children else open_nodes[place]
         for _ in range(children or int(random.integers(1, 4))):
             below[parent].append(len(below))
+            open_nodes.append(len(below))
             below.append([])
     places = random.permutation(len(below)).tolist()
     tokens = [INNER] * len(below)
@@ -97,7 +99,7 @@ def random_tree(seed: int, children: int, size: int) -> RandomTree:
 
 def graph_scores(bundle: Bundle, tree: RandomTree) -> NDArray[np.float32]:
     """Return onnxruntime's output at every node, run one at a time with one slot per child and at least one slot."""
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundle.graph_path)
     spec = bundle.spec.step
     scores: dict[int, NDArray[np.float32]] = {}
 

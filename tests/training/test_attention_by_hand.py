@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from torch import nn
 
 from tests.support.cells import gru_step, sigmoid, weights_of
 from tests.support.encoder_models import LETTERS, BothWays, Translator, translator_bundle
+from tests.support.reference import open_graph
 
 Array = NDArray[np.float64]
 
@@ -99,9 +99,8 @@ def test_torch_and_exported_graphs_match_the_paper() -> None:
             for row in range(3):
                 assert outputs["logits"][row].numpy() == pytest.approx(expected[row][step], abs=1e-4)
 
-    providers = ["CPUExecutionProvider"]
-    encoder = onnxruntime.InferenceSession(bundle.encoder_path, providers=providers)
-    graph = onnxruntime.InferenceSession(bundle.graph_path, providers=providers)
+    encoder = open_graph(bundle.encoder_path)
+    graph = open_graph(bundle.graph_path)
     names = [output.name for output in encoder.get_outputs()]
     result = encoder.run(names, {"source": padded, "lengths": lengths})
     kept: dict[str, Any] = dict(zip(names, result, strict=True))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elman_bundle import MANIFEST, Bundle, BundleError, SymbolVocabulary, load_bundle, write_tokens
 from elman_bundle.bundle_errors import EncodingError
@@ -25,7 +25,7 @@ from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
 from elman_server.loading import serve_bundle
 from elman_server.settings import Settings
-from tests.support.encoder_models import LETTERS, Translator, export_translator, judge_bundle, translator_bundle
+from tests.support.encoder_models import LETTERS, SOUNDS, export_translator, judge_bundle, translator_bundle
 from tests.support.manifests import change, reseal
 
 Change = Callable[[dict[str, Any]], Any]
@@ -171,36 +171,60 @@ def test_manifest_describes_the_encoder_outputs(translator: Bundle, tmp_path: Pa
     assert not judge.spec.step.states
 
 
-class AcrossRows(Translator):
+class Speller(nn.Module):
+    """The least that has the interface of a `Translator`, whose recurrences take torch many seconds to export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding, self.head = nn.Embedding(LETTERS.size, 48), nn.Linear(48, SOUNDS.size)
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {"hidden": torch.zeros(rows, 24)}
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        mask = (torch.arange(source.shape[1]) < lengths[:, None]).float()
+        memory = self.embedding(source) * mask[..., None]
+        return {"memory": memory, "keys": memory[..., :24], "mask": mask}, {"hidden": memory[:, 0, :24]}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        mask = constants["mask"]
+        scores = torch.tanh(constants["keys"] @ state["hidden"][..., None])[..., 0]
+        weights = (torch.exp(scores) * mask)[:, None]
+        context = (weights @ constants["memory"])[:, 0] / (weights @ mask[..., None])[:, 0]
+        return {"logits": self.head(context)}, {"hidden": torch.tanh(state["hidden"] + inputs["token"][:, None])}
+
+
+class AcrossRows(Speller):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         constants, states = super().encode(source, lengths)
         return {**constants, "memory": constants["memory"] + constants["memory"].mean()}, states
 
 
-class ReadsPadding(Translator):
+class ReadsPadding(Speller):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         constants, states = super().encode(source, lengths)
         return constants, {"hidden": states["hidden"] + source.shape[1]}
 
 
-class Unmasked(Translator):
+class Unmasked(Speller):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         constants, states = super().encode(source, lengths)
         return {**constants, "keys": constants["keys"] + 1}, states
 
 
-class AttendsToPadding(Translator):
+class AttendsToPadding(Speller):
     def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         return super().step(inputs, {**constants, "mask": torch.ones_like(constants["mask"])}, state)
 
 
-class Forgets(Translator):
+class Forgets(Speller):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         constants, states = super().encode(source, lengths)
         return {"memory": constants["memory"]}, states
 
 
-class Fails(Translator):
+class Fails(Speller):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
         raise ValueError("no way")
 
@@ -208,11 +232,8 @@ class Fails(Translator):
 @pytest.mark.parametrize(
     ("module", "error_message"),
     [
-        pytest.param(
-            AcrossRows,
-            "is not zero after the end of a source|differs by .* alone and in a batch",
-            marks=pytest.mark.slow("exports a translator, as ReadsPadding does, which fails the same check"),
-        ),
+        (Speller, None),
+        (AcrossRows, "is not zero after the end of a source|differs by .* alone and in a batch"),
         (ReadsPadding, "differs by .* alone and in a batch"),
         (Unmasked, "constant.keys: is not zero after the end of a source; encode"),
         (AttendsToPadding, "zeros after the end of a source change a result by"),
@@ -221,11 +242,12 @@ class Fails(Translator):
     ],
 )
 def test_encoder_that_breaks_the_contract_is_not_exported(
-    module: type[Translator], error_message: str, tmp_path: Path
+    module: type[Speller], error_message: str | None, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match=error_message):
+    allowed = nullcontext() if error_message is None else pytest.raises(ExportError, match=error_message)
+    with allowed:
         export_translator(module(), tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+    assert (tmp_path / "bundle").exists() == (error_message is None)
 
 
 def test_source_requires_an_encode_method(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -23,6 +22,7 @@ from elman_export.network_steps import NetworkStep
 from elman_export.step_export import write_step
 from elman_training.cells import CELLS
 from tests.support.bundles import CHARACTERS, make_network
+from tests.support.reference import open_graph
 
 LETTERS = CharacterVocabulary("abcd")
 
@@ -60,7 +60,7 @@ def write(module: nn.Module, folder: Path, **changes: Any) -> str:
 def test_torch_equals_onnxruntime_over_a_long_run(bundles: Any, cell: str, rows: int) -> None:
     module = NetworkStep(make_network(cell, CHARACTERS.size))
     module.eval()
-    session = onnxruntime.InferenceSession(bundles[cell].graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundles[cell].graph_path)
     random = np.random.default_rng(rows)
     state = {name: torch.from_numpy(random.normal(size=value.shape).astype(np.float32) * 0.5)
              for name, value in module.initial_state(rows).items()}  # fmt: skip
@@ -134,7 +134,7 @@ def test_custom_cell_is_exported(tmp_path: Path) -> None:
     assert states["state.level"].file == "initial_state.safetensors"
     start = load_file(tmp_path / "own" / "initial_state.safetensors")["state.level"]
     np.testing.assert_array_equal(start, module.start.detach().numpy())
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundle.graph_path)
     state = module.initial_state(1)
     fed = {"state.level": start[None], "state.count": np.ones((1, 1), np.float32)}
     for token in (0, 3, 2):
@@ -272,7 +272,7 @@ def test_frames_and_constants_are_exported(tmp_path: Path) -> None:
     images = random.normal(size=(3, 2)).astype(np.float32)
     frames = random.normal(size=(3, 3)).astype(np.float32)
     graph = load_bundle(tmp_path / "own").graph_path
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_graph(graph)
     hidden = np.zeros((3, 4), np.float32)
     result = session.run(["scores"], {"frame": frames, "constant.image": images, "state.hidden": hidden})[0]
     with torch.no_grad():

@@ -140,7 +140,9 @@ def last_holder_place(story: Story) -> str:
     return [place for statement in statements if statement.startswith(holder) and (place := place_of(statement))][-1]
 
 
-@pytest.mark.parametrize("facts", [1, 2, 3])
+@pytest.mark.parametrize(
+    "facts", [1, *(pytest.param(facts, marks=pytest.mark.slow("makes 10,000 longer stories")) for facts in (2, 3))]
+)
 def test_shortcuts_do_not_solve_the_stories(facts: int) -> None:
     """Compute the figures of the module's docstring."""
     stories = make_stories(10_000, 0, facts)

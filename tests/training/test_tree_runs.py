@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from elman_training.trees import tree_cell_class
 from elman_training.trees.tree_batches import EncodedTree, encode_tree, make_batch
 from elman_training.trees.tree_network import TreeNetwork
 from elman_training.trees.treebank import parse_tree
+from tests.support.reference import open_graph
 from tests.support.shared import made_once
 from tests.support.treebanks import CELLS, QUIET, config, negations, write_treebank
 
@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Path:
 
 def labelled(bundle: Bundle, tree: EncodedTree) -> np.ndarray:
     """Return the logits of every node, computed node by node; children precede their parents."""
-    session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
+    session = open_graph(bundle.graph_path)
     spec = bundle.spec.step
     shown: list[np.ndarray] = []
     states: dict[str, list[np.ndarray]] = {state.input_name: [] for state in spec.states}

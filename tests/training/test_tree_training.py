@@ -243,7 +243,10 @@ def lengthened(trees: Sequence[str]) -> list[str]:
     return [f"({grade} (1 not) ({2 - grade} (1 not) {tree}))" for grade, tree in zip(grades, trees, strict=True)]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell",
+    [CELLS[0], *(pytest.param(cell, marks=pytest.mark.slow("trains another tree network")) for cell in CELLS[1:])],
+)
 def test_negation_is_learned(treebank: str, tmp_path: Path, cell: str) -> None:
     test = lengthened(lengthened(negations(50, 3)))
     write_treebank(Path(treebank), negations(300, 1), lengthened(negations(60, 2)), test)

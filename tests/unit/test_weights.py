@@ -22,6 +22,7 @@ from elman_server.engine.providers import Opener, ProviderChoice
 from elman_server.engine.weights import Weights
 from tests.support.engines import make_engine, read, same
 from tests.support.graphs import make_products_graph
+from tests.support.reference import open_graph
 
 _FOLDERS = "elman-weights-*"
 _LIVING = """
@@ -65,7 +66,7 @@ def places(model: onnx.ModelProto) -> dict[str, list[int]]:
 def test_shared_weights_give_the_same_result_bit_exactly(packed: bool) -> None:
     """This includes weights that onnxruntime transforms when it loads the graph."""
     x = np.random.default_rng(1).standard_normal((5, 21), dtype=np.float32)
-    expected = onnxruntime.InferenceSession(make_products_graph().SerializeToString()).run(None, {"x": x})[0]
+    expected = open_graph(make_products_graph().SerializeToString()).run(None, {"x": x})[0]
     graph = make_products_graph()
     weights = Weights(Path("graph.onnx"), graph, make_products_graph() if packed else None)
     assert len(places(graph)["first"]) == (2 if packed else 1)

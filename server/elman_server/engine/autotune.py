@@ -55,21 +55,28 @@ class Autotuner:
         if engine.thread_count > 1:
             with _disturbance():
                 self._divide_rows()
-        step_seconds = {size: self.time(size, 1) for size in self._sizes}
-        self._warm_filters(1, self._sizes)
-        for selection in _LIKELY if engine.generates else ():
-            for size in self._sizes_by_partitions(self._sizes):
-                self.time(size, 1, selection=selection)
+        step_seconds = self._warm_up_single_steps() if self._policy.warm_up else {}
         for count in self._policy.step_counts[1:] if engine.spec.inputs else ():
             if count * seconds > self._run_seconds:
                 break
             engine.allow_steps(count)
             # Larger batches will not run as many steps in one run.
-            sizes = [size for size in self._sizes if count * step_seconds[size] < 2 * self._run_seconds]
-            for size in sizes:
-                self.time(size, count)
-            self._warm_filters(count, sizes)
+            self._warm_up(count, [size for size in step_seconds if count * step_seconds[size] < 2 * self._run_seconds])
             seconds = min(seconds, self._best_time(count) / count)
+
+    def _warm_up_single_steps(self) -> dict[int, float]:
+        """Returns the seconds of a step by batch size."""
+        step_seconds = {size: self.time(size, 1) for size in self._sizes}
+        self._warm_up_filters(1, self._sizes)
+        for selection in _LIKELY if self._engine.generates else ():
+            for size in self._sizes_by_partitions(self._sizes):
+                self.time(size, 1, selection=selection)
+        return step_seconds
+
+    def _warm_up(self, count: int, sizes: list[int]) -> None:
+        for size in sizes:
+            self.time(size, count)
+        self._warm_up_filters(count, sizes)
 
     def time(
         self,
@@ -118,7 +125,7 @@ class Autotuner:
     def _best_time(self, count: int) -> float:
         return min(self.time(1, count) for _ in range(self._policy.calibration_runs))
 
-    def _warm_filters(self, count: int, sizes: list[int]) -> None:
+    def _warm_up_filters(self, count: int, sizes: list[int]) -> None:
         """The same for rows with top-k, top-p or min-p: once for every way to divide rows."""
         if self._engine.generates and count <= self._policy.filtered_step_limit:
             for size in self._sizes_by_partitions(sizes):

@@ -19,6 +19,8 @@ class EnginePolicy:
         output_bytes_limit: how much memory the additional outputs of one such graph may take.
         filter_candidates: how many of the most probable tokens are looked at for top-p and min-p. They hold the mass of
             nearly every distribution; where they do not, the run is repeated with eight times as many.
+        warm_up: whether the graphs that requests are likely to need are opened at start-up, not by the first request
+            that needs them.
         calibration_runs: how often a run is timed at start-up where the minimum counts.
         partition_trials: how often the two ways to use the threads are timed, alternating.
         partition_trial_steps: the number of steps of such a run, as far as they fit into the time of one.
@@ -40,6 +42,7 @@ class EnginePolicy:
     output_step_counts: tuple[int, ...] = (1, 2, 4, 8)
     output_bytes_limit: int = 64 * 1024 * 1024
     filter_candidates: int = 128
+    warm_up: bool = True
     calibration_runs: int = 5
     partition_trials: int = 12
     partition_trial_steps: int = 8
