@@ -25,7 +25,8 @@ class Variant:
     change: _Change
 
     def apply(self) -> None:
-        """Make this process load models with the changed policy."""
+        """Make this process load models with the changed policy, and start with the same core as all variants."""
+        loading._FIRST_CORE = 0
         default = configuration.scheduling_policy
         setattr(loading, default.__name__, lambda settings: self.change(default(settings)))
 

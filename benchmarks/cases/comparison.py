@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases.measurement import Served, percentile_ms, serve, summarise
+from benchmarks.cases.measurement import percentile_ms, serve_in_turns, summarise
 from benchmarks.cases.model import PRECISIONS, Model, prepare_model
-from benchmarks.clients.arrivals import mixed_requests, poisson_requests
-from benchmarks.clients.streams import Request
+from benchmarks.clients.arrivals import MAX_TOKENS, poisson_requests
+from benchmarks.clients.streams import Request, Round
 from benchmarks.processes.machine import Occupation, describe
 from benchmarks.processes.server import Program, RunningServer, run_server
 from benchmarks.references.graphs import Sizes
@@ -35,12 +35,15 @@ class ComparisonOptions:
         cases: names of `CASES`.
         repeats: number of measurements of each server on each case.
         seconds: approximate duration of one measurement.
+        restart: whether the servers are started anew in every repeat: they differ by the core that they start on,
+            unless that is fixed.
     """
 
     precisions: Sequence[str] = PRECISIONS
     cases: Sequence[str] = ()
     repeats: int = 7
     seconds: float = 1.0
+    restart: bool = True
 
     @property
     def worth_keeping(self) -> bool:
@@ -48,95 +51,92 @@ class ComparisonOptions:
         return self.repeats >= ComparisonOptions.repeats and self.seconds >= ComparisonOptions.seconds
 
 
+Figures = dict[str, float]
+
+
 @dataclass(frozen=True)
 class Case:
     """A workload and the figures that are compared.
 
     Attributes:
-        measure: takes a bench and the index of the repeat, returns figures by name.
+        measure: takes a bench and the index of the repeat, returns the figures of each server by name.
         higher_is_better: whether a higher value is better, by figure.
-        turns: how often the programs take turns within one repeat, each for its part of the seconds. The machine gets
-            faster and slower within seconds, and turns that follow one another closely find it alike.
     """
 
-    measure: Callable[[Bench, int], dict[str, float]]
+    measure: Callable[[Bench, int], list[Figures]]
     higher_is_better: dict[str, bool]
-    turns: int = 1
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One running server."""
+    """The running servers."""
 
     model: Model
-    server: RunningServer
+    servers: Sequence[RunningServer]
     precision: str
     seconds: float
 
-    def serve(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> Served:
-        return summarise(self._rounds(requests, seconds, concurrency))
-
-    def _rounds(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> Any:
-        return serve(
-            self.server,
+    def _rounds(self, requests: list[Request], seconds: float = 0.0) -> list[list[Round]]:
+        return serve_in_turns(
+            self.servers,
             self.precision,
             requests,
             vocabulary=self.model.sizes.vocabulary,
             temperature=_TEMPERATURE,
             seconds=seconds,
             connections=1,
-            concurrency=concurrency,
         )
 
-    def streams(self, count: int) -> dict[str, float]:
+    def streams(self, count: int) -> list[Figures]:
         """Measure `count` streams that start together, in repeated rounds."""
-        served = self.serve([Request(_PROMPT_TOKENS, _MAX_TOKENS)] * count, self.seconds)
-        return {"tokens_per_s": served.tokens_per_second}
+        found = self._rounds([Request(_PROMPT_TOKENS, _MAX_TOKENS)] * count, self.seconds)
+        return [{"tokens_per_s": summarise(rounds).tokens_per_second} for rounds in found]
 
-    def new_requests(self, repeat: int) -> dict[str, float]:
+    def new_requests(self, repeat: int) -> list[Figures]:
         """Measure the time to first token of requests that arrive one by one while 63 streams run."""
         running = [Request(_PROMPT_TOKENS, _ENDLESS, background=True)] * (_CROWD - 1)
         generator = np.random.default_rng(repeat)
         times = 0.5 + np.cumsum(generator.uniform(0.25, 0.35, size=max(8, round(2 * self.seconds / 0.3))))
         arriving = [Request(_PROMPT_TOKENS, 8, at=float(time)) for time in times]
-        (served,) = self._rounds([*running, *arriving])
-        first = np.array([stream.times[0] - stream.started for stream in served.streams[len(running) :]])
-        return {"ttft_p50_ms": percentile_ms(first, 50), "ttft_p99_ms": percentile_ms(first, 99)}
+        found = []
+        for rounds in self._rounds([*running, *arriving]):
+            first = summarise(rounds, lambda index: index >= len(running)).first_tokens
+            found.append({"ttft_p50_ms": percentile_ms(first, 50), "ttft_p99_ms": percentile_ms(first, 99)})
+        return found
 
-    def long_prompt(self, repeat: int) -> dict[str, float]:
+    def long_prompt(self, repeat: int) -> list[Figures]:
         """Measure the gaps between messages of 63 streams while a long prompt is prefilled."""
-        others = [Request(_PROMPT_TOKENS, 1024)] * (_CROWD - 1)
-        requests = [*others, Request(16_384, 1, background=True)]
-        rounds = self._rounds(requests, self.seconds)
-        served = summarise(rounds, lambda index: index < len(others))
-        return {"gap_p99_ms": served.figures()["gap_p99_ms"]}
+        others = [Request(_PROMPT_TOKENS, 512)] * (_CROWD - 1)
+        found = self._rounds([*others, Request(16_384, 1, background=True)], self.seconds)
+        served = [summarise(rounds, lambda index: index < len(others)) for rounds in found]
+        return [{"gap_p99_ms": one.figures()["gap_p99_ms"]} for one in served]
 
-    def occasional(self, repeat: int) -> dict[str, float]:
+    def occasional(self, repeat: int) -> list[Figures]:
         """Measure short requests, each of which finds the server idle."""
         generator = np.random.default_rng(repeat)
         times = np.cumsum(generator.uniform(0.04, 0.08, size=max(10, round(self.seconds / 0.06))))
-        (served,) = self._rounds([Request(_PROMPT_TOKENS, 64, at=float(time)) for time in times])
-        whole = np.array([stream.times[-1] - stream.started for stream in served.streams])
-        return {"whole_p50_ms": percentile_ms(whole, 50)}
+        found = self._rounds([Request(_PROMPT_TOKENS, 64, at=float(time)) for time in times])
+        whole = [[stream.times[-1] - stream.started for one in rounds for stream in one.streams] for rounds in found]
+        return [{"whole_p50_ms": percentile_ms(np.array(seconds), 50)} for seconds in whole]
 
-    def random_arrivals(self, repeat: int) -> dict[str, float]:
-        """Measure random arrivals of requests of different lengths at the rate that the server sustains."""
-        (served,) = self._rounds(mixed_requests(2 * _CROWD, repeat), concurrency=_CROWD)
-        rate = _CROWD / max(stream.started for stream in served.streams)
-        requests = poisson_requests(rate, 1.5 * self.seconds, running=_CROWD, seed=repeat)
-        rounds = self._rounds(requests)
-        later = summarise(rounds, lambda index: index >= _CROWD)
-        figures = later.figures()
-        return {
-            "tokens_per_s": summarise(rounds).tokens_per_second,
-            "ttft_p50_ms": figures["ttft_p50_ms"],
-        }
+    def random_arrivals(self, repeat: int) -> list[Figures]:
+        """Measure random arrivals of requests of different lengths, at the rate that the first server sustains."""
+        first = replace(self, servers=self.servers[:1])
+        (steady,) = first.streams(_CROWD)
+        rate = steady["tokens_per_s"] / float(np.mean(MAX_TOKENS))
+        requests = poisson_requests(rate, 2 * self.seconds, running=_CROWD, seed=repeat)
+        found = self._rounds(requests)
+        first_tokens = [summarise(rounds, lambda index: index >= _CROWD).first_tokens for rounds in found]
+        return [
+            {"tokens_per_s": summarise(rounds).tokens_per_second, "ttft_p50_ms": percentile_ms(seconds, 50)}
+            for rounds, seconds in zip(found, first_tokens, strict=True)
+        ]
 
 
 CASES = {
-    "1 stream": Case(lambda bench, _: bench.streams(1), {"tokens_per_s": True}, turns=4),
-    "16 streams": Case(lambda bench, _: bench.streams(16), {"tokens_per_s": True}, turns=4),
-    "64 streams": Case(lambda bench, _: bench.streams(64), {"tokens_per_s": True}, turns=4),
+    "1 stream": Case(lambda bench, _: bench.streams(1), {"tokens_per_s": True}),
+    "16 streams": Case(lambda bench, _: bench.streams(16), {"tokens_per_s": True}),
+    "64 streams": Case(lambda bench, _: bench.streams(64), {"tokens_per_s": True}),
     "a new request among 63": Case(Bench.new_requests, {"ttft_p50_ms": False, "ttft_p99_ms": False}),
     "a long prompt among 63": Case(Bench.long_prompt, {"gap_p99_ms": False}),
     "an occasional client": Case(Bench.occasional, {"whole_p50_ms": False}),
@@ -161,8 +161,8 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
     for precision in options.precisions:
         measured: dict[tuple[str, str, str], list[float]] = {}
         others = [
-            _measure(programs, model, precision, options, repeat, advance, measured)
-            for repeat in range(options.repeats)
+            _measure(programs, model, precision, options, repeats, advance, measured)
+            for repeats in (_one_by_one(options.repeats) if options.restart else [range(options.repeats)])
         ]
         rows += [
             _row(precision, key, values, measured[programs[0].name, key[1], key[2]], options)
@@ -173,49 +173,49 @@ def compare(programs: Sequence[Program], options: ComparisonOptions, advance: Ca
     return [row | about for row in rows]
 
 
+def _one_by_one(count: int) -> list[range]:
+    return [range(index, index + 1) for index in range(count)]
+
+
 def _measure(
     programs: Sequence[Program],
     model: Model,
     precision: str,
     options: ComparisonOptions,
-    repeat: int,
+    repeats: range,
     advance: Callable[[str], None],
     measured: dict[tuple[str, str, str], list[float]],
 ) -> float:
-    """Add the figures of one repeat to `measured`.
-
-    Servers differ by the core that they start on, so every repeat starts them again.
+    """Start the servers, and add the figures of some repeats to `measured`.
 
     Returns:
         The share of the CPU that other processes took.
     """
-    about = f"{precision}, repeat {repeat + 1} of {options.repeats}"
     with contextlib.ExitStack() as stack:
-        benches = {}
+        servers: dict[str, RunningServer] = {}
         for program in programs:
-            advance(f"{about}: starting {program.name}")
-            server = stack.enter_context(run_server([model.bundle(precision)], slots=256, program=program))
-            benches[program.name] = Bench(model, server, precision, options.seconds)
-        occupation = Occupation([bench.server.pid for bench in benches.values()])
-        # Rotate the order so that each program goes first equally often.
-        order = [*programs[repeat % len(programs) :], *programs[: repeat % len(programs)]]
-        for name in options.cases or CASES:
-            case, found = CASES[name], dict[tuple[str, str, str], list[float]]()
-            for turn in range(case.turns):
-                for program in order[:: 1 if turn % 2 == 0 else -1]:
-                    if turn == 0:
-                        advance(f"{about}: {name}, {program.name}")
-                    bench = replace(benches[program.name], seconds=options.seconds / case.turns)
-                    for figure, value in case.measure(bench, repeat).items():
-                        found.setdefault((program.name, name, figure), []).append(value)
-            for key, values in found.items():
-                measured.setdefault(key, []).append(statistics.fmean(values))
+            advance(f"{precision}: starting {program.name}")
+            servers[program.name] = stack.enter_context(
+                run_server([model.bundle(precision)], slots=256, program=program)
+            )
+        occupation = Occupation([server.pid for server in servers.values()])
+        for repeat in repeats:
+            # Rotate the order so that each program goes first equally often.
+            first = repeat % len(programs)
+            order = [program.name for program in [*programs[first:], *programs[:first]]]
+            bench = Bench(model, [servers[name] for name in order], precision, options.seconds)
+            for case in options.cases or CASES:
+                advance(f"{precision}, repeat {repeat + 1} of {options.repeats}: {case}")
+                for name, figures in zip(order, CASES[case].measure(bench, repeat), strict=True):
+                    for figure, value in figures.items():
+                        measured.setdefault((name, case, figure), []).append(value)
         return occupation.others_share()
 
 
 def step_count(programs: Sequence[Program], options: ComparisonOptions) -> int:
     """Return how many times `compare` calls `advance`."""
-    return len(options.precisions) * len(programs) * options.repeats * (1 + len(options.cases or CASES))
+    starts = len(programs) * (options.repeats if options.restart else 1)
+    return len(options.precisions) * (starts + options.repeats * len(options.cases or CASES))
 
 
 def _row(

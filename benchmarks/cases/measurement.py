@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clients.streams import ClientOrder, Request, Round, Stream, measure_clients
+from benchmarks.clients.streams import ClientOrder, Request, Round, Stream, Target, measure_clients
 from benchmarks.processes.server import RunningServer
 
 Seconds = NDArray[np.float64]
@@ -70,14 +70,37 @@ def serve(
     concurrency: int = 0,
 ) -> list[Round]:
     """Send `requests` to a server in repeated rounds until `seconds` have passed; see ClientOrder."""
+    (rounds,) = serve_in_turns(
+        [server],
+        precision,
+        requests,
+        vocabulary=vocabulary,
+        temperature=temperature,
+        seconds=seconds,
+        connections=connections,
+        concurrency=concurrency,
+    )
+    return rounds
+
+
+def serve_in_turns(
+    servers: Sequence[RunningServer],
+    precision: str,
+    requests: Sequence[Request],
+    *,
+    vocabulary: int,
+    temperature: float,
+    seconds: float,
+    connections: int,
+    concurrency: int = 0,
+) -> list[list[Round]]:
+    """The same for several servers, which get the same rounds in turns; return those of each server."""
     # Later arrivals are excluded: all of them together might exceed what the server accepts.
     first = [request for request in requests if request.at == 0][: concurrency or None]
     warm_up = [Request(min(request.prompt_tokens, _WARM_UP_TOKENS), _WARM_UP_TOKENS) for request in first]
     return measure_clients(
         ClientOrder(
-            address=server.address,
-            server_pid=server.pid,
-            model=precision,
+            targets=[Target(server.address, server.pid, precision) for server in servers],
             vocabulary=vocabulary,
             temperature=temperature,
             seconds=seconds,

@@ -8,10 +8,11 @@ The work per message is kept small, because the clients share the cores with the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import grpc
@@ -39,25 +40,37 @@ class Request:
 
 
 @dataclass(frozen=True)
-class ClientOrder:
-    """The requests that the clients send.
+class Target:
+    """Where requests are sent.
 
     Attributes:
         address: the server's address.
         server_pid: the server's process id.
         model: the model's name.
-        vocabulary: size of the model's vocabulary.
+    """
+
+    address: str
+    server_pid: int
+    model: str
+
+
+@dataclass(frozen=True)
+class ClientOrder:
+    """The requests that the clients send.
+
+    Attributes:
+        targets: each gets the same rounds, one after the other, so that a machine that gets faster and slower within
+            seconds does so for all of them.
+        vocabulary: size of the models' vocabulary.
         temperature: sampling temperature.
-        seconds: rounds are repeated for at least this long; 0 for one round.
+        seconds: rounds are repeated for at least this long for each target; 0 for one round.
         warm_up: requests of a warm-up round; may be empty.
         requests: requests of a round.
         connections: number of connections that the streams share; at most one per stream.
         concurrency: maximum number of running streams; 0 for no limit.
     """
 
-    address: str
-    server_pid: int
-    model: str
+    targets: list[Target]
     vocabulary: int
     temperature: float
     seconds: float
@@ -97,50 +110,61 @@ class Round:
     client_cpu_seconds: float
 
 
-def measure_clients(order: ClientOrder) -> list[Round]:
-    """Run the clients in another process."""
+def measure_clients(order: ClientOrder) -> list[list[Round]]:
+    """Run the clients in another process; return the rounds of each target."""
     measured = measure("benchmarks.clients.streams", asdict(order))
     return [
-        Round(**{**payload, "streams": [Stream(**stream) for stream in payload["streams"]]})
-        for payload in measured["rounds"]
+        [Round(**{**payload, "streams": [Stream(**stream) for stream in payload["streams"]]}) for payload in rounds]
+        for rounds in measured["rounds"]
     ]
 
 
 def _measure(payload: Json) -> Json:
     requests = {name: [Request(**request) for request in payload[name]] for name in ("warm_up", "requests")}
-    return {"rounds": asyncio.run(_rounds(ClientOrder(**{**payload, **requests})))}
+    targets = [Target(**target) for target in payload["targets"]]
+    return {"rounds": asyncio.run(_rounds(ClientOrder(**{**payload, **requests, "targets": targets})))}
 
 
-async def _rounds(order: ClientOrder) -> list[Json]:
+async def _rounds(order: ClientOrder) -> list[list[Json]]:
+    async with contextlib.AsyncExitStack() as stack:
+        stubs = [[await stack.enter_async_context(_connected(target)) for _ in range(_connections(order))]
+                 for target in order.targets]  # fmt: skip
+        for target, own in zip(order.targets, stubs, strict=True):
+            await _round(order, target, own, order.warm_up, random.Random(0))
+        gc.disable()
+        rounds: list[list[Json]] = [[] for _ in order.targets]
+        started, number = time.perf_counter(), 0
+        while not number or time.perf_counter() - started < order.seconds * len(order.targets):
+            number += 1
+            for index in range(len(order.targets))[:: 1 if number % 2 else -1]:
+                generator = random.Random(number)  # Prompts are new in every round, and equal for all targets.
+                measured = await _round(order, order.targets[index], stubs[index], order.requests, generator)
+                rounds[index].append(asdict(measured))
+        return rounds
+
+
+def _connections(order: ClientOrder) -> int:
+    return min(order.connections, len(order.requests))
+
+
+@contextlib.asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[v1.InferenceServiceAsyncStub]:
     # Without a local pool, channels to the same address share one connection.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    channels = [
-        grpc.aio.insecure_channel(order.address, options=options)
-        for _ in range(min(order.connections, len(order.requests)))
-    ]
-    try:
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        stubs = [v1.InferenceServiceStub(channel) for channel in channels]
-        generator = random.Random(0)
-        await _round(order, stubs, order.warm_up, generator)
-        gc.disable()
-        rounds: list[Json] = []
-        started = time.perf_counter()
-        while not rounds or time.perf_counter() - started < order.seconds:
-            rounds.append(asdict(await _round(order, stubs, order.requests, generator)))
-        return rounds
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
+    async with grpc.aio.insecure_channel(target.address, options=options) as channel:
+        await channel.channel_ready()
+        yield v1.InferenceServiceStub(channel)
 
 
 async def _round(
     order: ClientOrder,
+    target: Target,
     stubs: Sequence[v1.InferenceServiceAsyncStub],
     requests: Sequence[Request],
     generator: random.Random,
 ) -> Round:
-    messages = [_message(order, request, generator) for request in requests]
-    server_before, client_before = cpu_seconds(order.server_pid), time.process_time()
+    messages = [_message(order, target, request, generator) for request in requests]
+    server_before, client_before = cpu_seconds(target.server_pid), time.process_time()
     slots = asyncio.Semaphore(order.concurrency or len(requests))
     round_start = time.perf_counter()
     tasks = [
@@ -149,7 +173,7 @@ async def _round(
     ]
     measured = [task for task, request in zip(tasks, requests, strict=True) if not request.background]
     await asyncio.gather(*measured)
-    server_after, client_after = cpu_seconds(order.server_pid), time.process_time()
+    server_after, client_after = cpu_seconds(target.server_pid), time.process_time()
     for task in tasks:
         task.cancel()
     return Round(await asyncio.gather(*tasks), server_after - server_before, client_after - client_before)
@@ -191,9 +215,9 @@ async def _generate(
     return stream
 
 
-def _message(order: ClientOrder, request: Request, generator: random.Random) -> v1.GenerateRequest:
+def _message(order: ClientOrder, target: Target, request: Request, generator: random.Random) -> v1.GenerateRequest:
     return v1.GenerateRequest(
-        model=order.model,
+        model=target.model,
         tokens=v1.TokenSequence(ids=generator.choices(range(order.vocabulary), k=request.prompt_tokens)),
         max_tokens=request.max_tokens,
         sampling=v1.SamplingDecoding(temperature=order.temperature),

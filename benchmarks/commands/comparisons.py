@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -13,7 +14,6 @@ from benchmarks.cases.comparison import ComparisonOptions
 from benchmarks.commands.common import (
     ALL_PRECISIONS,
     Output,
-    Precision,
     Precisions,
     Repeats,
     Seconds,
@@ -24,6 +24,7 @@ from benchmarks.processes.server import Program
 from benchmarks.report.columns import COMPARISON_COLUMNS, COMPARISON_LEGEND
 from benchmarks.report.tables import merge, print_table, progress
 
+Value = TypeVar("Value")
 ComparisonCases = Annotated[list[str], typer.Option("--case", help="Case to measure; may be repeated.")]
 _COMPARISON, _COMPARISON_CASES = ComparisonOptions(), list(comparison.CASES)
 _VARIANTS = list(VARIANTS)
@@ -40,9 +41,10 @@ def ablation(
     output: Output = None,
 ) -> None:
     """Compare the server with and without each heuristic, alternating. The variant none shows how large chance is."""
-    programs = [Program()]
-    programs += [Program(name, "benchmarks.processes.ablation_server", (name,)) for name in dict.fromkeys(variant)]
-    _compare(programs, precision, case, repeats, seconds, output, "ablation.json", "With one heuristic disabled")
+    names = {"elman": "none"} | {name: name for name in variant}
+    programs = [Program(name, "benchmarks.processes.ablation_server", (disabled,)) for name, disabled in names.items()]
+    options = ComparisonOptions(_once(precision), _once(case), repeats, seconds, restart=False)
+    _compare(programs, options, output, "ablation.json", "With one heuristic disabled")
 
 
 def compare(
@@ -56,20 +58,15 @@ def compare(
 ) -> None:
     """Compare this code with that of another checkout, alternating."""
     programs = [Program("before", module, checkout=against.resolve()), Program("now")]
-    _compare(programs, precision, case, repeats, seconds, output, "comparison.json", "Comparison of two checkouts")
+    options = ComparisonOptions(_once(precision), _once(case), repeats, seconds)
+    _compare(programs, options, output, "comparison.json", "Comparison of two checkouts")
 
 
-def _compare(
-    programs: list[Program],
-    precision: list[Precision],
-    case: list[str],
-    repeats: int,
-    seconds: float,
-    output: Path | None,
-    file: str,
-    title: str,
-) -> None:
-    options = ComparisonOptions(tuple(dict.fromkeys(precision)), tuple(dict.fromkeys(case)), repeats, seconds)
+def _once(values: Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _compare(programs: list[Program], options: ComparisonOptions, output: Path | None, file: str, title: str) -> None:
     with progress(comparison.step_count(programs, options)) as advance:
         rows = comparison.compare(programs, options, advance)
     folder = results_folder(output, options.worth_keeping)

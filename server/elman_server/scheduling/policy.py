@@ -19,7 +19,7 @@ class SchedulingPolicy:
             or three short ones.
         prepared_steps_ratio: for how many times the expected steps inputs are prepared, where one run may follow
             another without an iteration in between. A row partition that has a core for itself takes more than
-            expected.
+            expected. 0: no run follows another.
         flush_interval_seconds: how long the tokens of a stream are coalesced before they are emitted, the first one
             excepted. A message costs as much as the arithmetic of many tokens.
         messages_per_second: about how many messages all streams of a model are sent together. With more streams their

@@ -113,7 +113,8 @@ class Planner:
         until = next_due(table)
         if rows is not None:
             until = min(until, now + self._policy.prefill_interval_seconds)
-        seconds = self._policy.prepared_steps_ratio * (until - now)
+        ratio = self._policy.prepared_steps_ratio
+        seconds = ratio * (until - now) if ratio else 0.0  # `until` may be infinite.
         expected = count + costs.steps_within(len(table), seconds)
         total = max(count, min(expected, ahead.quiet + 1, ahead.useful, self._pending.room))
         return Schedule(self._inputs.chunk(total), count, ahead, available, until)
