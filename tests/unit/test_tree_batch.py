@@ -228,6 +228,25 @@ def test_failed_run_ends_only_the_tree_at_fault(scheduler: Scheduler, engine: Fa
     assert engine.kept_count == 0
 
 
+@pytest.mark.parametrize("missing", ["show", "finished", "depths"])
+def test_a_defect_ends_only_the_tree_that_meets_it(engine: FakeTreeEngine, missing: str) -> None:
+    scheduler = make_tree_scheduler(engine, 100, deliver_events)
+    others = [without_poison(seed, 0, 30) for seed in range(4)]
+    trees = [submitted(tree, every_node=True) for tree in others]
+    victim = submitted(without_poison(9, 0, 30), every_node=True)
+    setattr(victim, missing, None)
+    for tree in (*trees[:2], victim, *trees[2:]):
+        scheduler.submit(tree)
+    scheduler.start()
+    end = inbox(victim).events.get(timeout=10)
+    assert isinstance(end, Failed)
+    assert str(end.error) == "internal error"
+    assert [labels_received(tree) for tree in trees] == [labels_of(tree) for tree in others]
+    until_running(scheduler, 0)
+    assert engine.kept_count == 0
+    scheduler.stop()
+
+
 def test_aborted_tree_leaves_no_state(
     scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

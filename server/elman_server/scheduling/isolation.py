@@ -1,14 +1,19 @@
-"""One failure belongs to one sequence: what failed together is tried one by one."""
+"""One failure belongs to one sequence: what failed together is tried one by one, and a defect ends only the sequence
+that meets it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import structlog
+
 from elman_server.errors import EngineError
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
+
+_log = structlog.get_logger(__name__)
 
 
 def run_each(
@@ -31,3 +36,12 @@ def run_each(
         except EngineError as error:
             failures[part] = error
     return results, failures
+
+
+def log_defect(model: str) -> None:
+    """Log the exception that is being handled, which ends one sequence.
+
+    Args:
+        model: the model's name.
+    """
+    _log.exception("sequence failed", model=model)

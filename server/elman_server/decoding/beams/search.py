@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 from elman_server.decoding.beams.params import BeamParams, EarlyStopping, Hypothesis
 
 
+class ScoresError(ValueError):
+    """A score is neither finite nor -inf."""
+
+
 @dataclass(frozen=True)
 class Branches:
     """The live beams after a step, the best first; none if the search is done.
@@ -87,7 +91,8 @@ class BeamSearch:
                 follow.
 
         Raises:
-            ValueError: the search is done, or `scores` has another shape or holds NaN or +inf. The search is unchanged.
+            ValueError: the search is done, or `scores` has another shape. The search is unchanged.
+            ScoresError: `scores` holds NaN or +inf. The search is unchanged.
         """
         self._check(scores)
         width = self._params.width
@@ -202,7 +207,10 @@ def _best_tokens(row: NDArray[np.float32], count: int, beam: int) -> NDArray[np.
     first = max(0, len(row) - count)
     highest = np.partition(row, first)[first:]  # NaN sorts as the highest
     if not highest.max() < np.inf:
-        raise ValueError(f"scores: got NaN or +inf for beam {beam}; must be finite or -inf")
+        raise ScoresError(
+            f"scores: got NaN or +inf for beam {beam}; must be finite or -inf. Give smaller values of logit_bias, or a "
+            "repetition_penalty closer to 1"
+        )
     return np.flatnonzero((row >= highest[0]) & (row > -np.inf))
 
 

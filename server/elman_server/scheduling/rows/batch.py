@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Several
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from elman_server.engine import DEFAULT_OUTPUTS, Chunk, Engine, Results
 from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import RowStore, compact
 from elman_server.scheduling.costs import StepCosts
-from elman_server.scheduling.events import BeamsFinished, Event, Failed, Finished, FinishReason, Snapshot, Tokens
-from elman_server.scheduling.interface import MODEL_FAILED, Emission
+from elman_server.scheduling.events import (
+    BeamsFinished,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Snapshot,
+    TokenReport,
+    Tokens,
+)
+from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
+from elman_server.scheduling.isolation import log_defect
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.encoding import encode_sources
-from elman_server.scheduling.rows.endings import Ending, Endings
+from elman_server.scheduling.rows.endings import DEFECT, Ending, Endings
 from elman_server.scheduling.rows.execution import Execution, ModelOutput
 from elman_server.scheduling.rows.host_sampler import Choices, HostSampler, reports_of
 from elman_server.scheduling.rows.inputs import RowInputs
@@ -68,11 +80,11 @@ class RowBatch:
         self._table = table = RowTable(engine.capacity, vocabulary_size)
         self._pending = PendingTokens(table, engine.capacity)
         self._inputs = RowInputs(table, engine.capacity, input_name)
-        self._host = HostSampler(vocabulary_size, forbidden_token)
+        self._host = HostSampler(name, vocabulary_size, forbidden_token)
         self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, table, engine)
         self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
         self._endings = Endings(name, table)
-        self._beams = BeamRows(engine, table, self._inputs, self._host, forbidden_token)
+        self._beams = BeamRows(name, engine, table, self._inputs, self._host, forbidden_token)
         self._single_steps = 0  # how many are still to be run one by one, because a run of several failed
         self._executor = ThreadPoolExecutor(thread_name_prefix=f"partitions {name}")
 
@@ -96,12 +108,25 @@ class RowBatch:
                 sequence.is_finished = True
                 emissions.append((sequence.receiver, Failed(source.failure or MODEL_FAILED)))
                 continue
-            row = self._table.append(sequence)
+            try:
+                self._append(sequence)
+            except Exception:
+                log_defect(self._name)
+                emissions.append(_failed(sequence))
+        return emissions
+
+    def _append(self, sequence: Sequence) -> None:
+        """Give a sequence a row; if that fails, nothing has changed."""
+        row, encoded = len(self._table), sequence.source.encoded if sequence.source else None
+        try:
+            self._table.append(sequence)
             self._inputs.append(row, sequence)
             self._host.append(row, sequence)
             # Always written: the row still holds the state of its last sequence.
-            self._engine.insert(row, sequence.state, source.encoded if source else None)
-        return emissions
+            self._engine.insert(row, sequence.state, encoded)
+        except Exception:
+            compact(range(row, len(self._table)), len(self._table), self._stores)
+            raise
 
     def schedule(self, others_wait: bool) -> Schedule | Prefill:
         if self._single_steps:
@@ -138,7 +163,9 @@ class RowBatch:
         self._table.advance(output.counts, results.tokens)
         self._collect(progress, results, endings)
         emissions = self._due_events(progress, endings, self._policy.first_token_patience_seconds if interrupted else 0)
-        self._release({*endings, *self._beams.branch(branchings)}, aborted=aborted)
+        surplus, failed = self._beams.branch(branchings)
+        emissions += [_failed(beams) for beams in failed]
+        self._release({*endings, *surplus}, aborted=aborted)
         return emissions
 
     def _release(self, leaving: set[int], *, aborted: bool) -> None:
@@ -197,10 +224,29 @@ class RowBatch:
         counts = {row: one.report_count for row, one in generations.items() if one.report_count is not None}
         if counts:
             reporting = list(counts)
-            reports = reports_of(results.logits[reporting], tokens[reporting, -1], list(counts.values()))
+            reports = self._reports(results.logits[reporting], tokens[reporting, -1], list(counts.values()))
             for row, report in zip(reporting, reports, strict=True):
-                generations[row].reports.append(report)
+                if report is not None:
+                    generations[row].reports.append(report)
+                    continue
+                choices = choices or Choices(tokens[:, -1], {}, [], [])
+                choices.errors[row] = str(INTERNAL)
         return replace(results, tokens=tokens), choices
+
+    def _reports(
+        self, logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: list[int]
+    ) -> Several[TokenReport | None]:
+        """The log-probabilities of chosen tokens, [R]; None where a row has met a defect."""
+        try:
+            return reports_of(logits, tokens, counts)
+        except Exception:
+            reports: list[TokenReport | None] = [None] * len(counts)
+            for row, count in enumerate(counts):
+                try:
+                    (reports[row],) = reports_of(logits[row : row + 1], tokens[row : row + 1], [count])
+                except Exception:
+                    log_defect(self._name)
+            return reports
 
     def _replay(self, chunk: Chunk, output: ModelOutput, results: Results, endings: dict[int, Ending]) -> None:
         """Bring rows that finished before their last step, and whose state is kept, to where they finished."""
@@ -215,6 +261,9 @@ class RowBatch:
                 except EngineError as failure:
                     _log.error("replay failed", model=self._name, steps=ending.steps, error=str(failure))
                     endings[row] = Ending(ending.steps, ending.tokens, error=MODEL_FAILED)
+                except Exception:
+                    log_defect(self._name)
+                    endings[row] = DEFECT
 
     def _collect(self, progress: Progress, results: Results, endings: dict[int, Ending]) -> None:
         """Give generations their tokens and readings their outputs."""
@@ -227,7 +276,11 @@ class RowBatch:
             for row, sequence in enumerate(table.sequences):
                 steps = endings[row].steps if row in endings else int(progress.counts[row])
                 if isinstance(sequence, Reading) and steps:
-                    sequence.show(results, row, steps, self._label_output, last=row in endings)
+                    try:
+                        sequence.show(results, row, steps, self._label_output, last=row in endings)
+                    except Exception:
+                        log_defect(self._name)
+                        endings[row] = DEFECT
 
     def _due_events(self, progress: Progress, endings: dict[int, Ending], patience: float) -> list[Emission]:
         """The events of rows whose tokens have been due for `patience` seconds, whose snapshot is due, or that
@@ -244,14 +297,19 @@ class RowBatch:
             tokens = pending.take(row, now, interval)
             if sequence.aborted or sequence.is_finished:
                 continue
-            if tokens:
-                emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
-            if row in snapshots and row not in endings:
-                emissions.append((sequence.receiver, Snapshot(table.take_snapshot(row), self._engine.extract(row))))
-            if row in endings:
-                sequence.is_finished = True
-                event = self._last_event(row, sequence, endings[row], int(progress.position[row]))
-                emissions.append((sequence.receiver, event))
+            try:
+                if tokens:
+                    emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
+                if row in snapshots and row not in endings:
+                    emissions.append((sequence.receiver, Snapshot(table.take_snapshot(row), self._engine.extract(row))))
+                if row in endings:
+                    event = self._last_event(row, sequence, endings[row], int(progress.position[row]))
+                    sequence.is_finished = True
+                    emissions.append((sequence.receiver, event))
+            except Exception:
+                log_defect(self._name)
+                endings[row] = DEFECT
+                emissions.append(_failed(sequence))
         return emissions
 
     def _last_event(self, row: int, sequence: Sequence, ending: Ending, position: int) -> Event:
@@ -267,6 +325,12 @@ class RowBatch:
         assert ending.reason is not None
         steps = position + ending.steps - sequence.position
         return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.started_at)
+
+
+def _failed(sequence: Sequence) -> Emission:
+    """The end of a sequence that has met a defect."""
+    sequence.is_finished = True
+    return sequence.receiver, Failed(INTERNAL)
 
 
 def _tokens_event(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:

@@ -11,7 +11,8 @@ import structlog
 from elman_server.engine import Results
 from elman_server.errors import EngineError, ModelFailedError
 from elman_server.scheduling.events import FinishReason
-from elman_server.scheduling.interface import MODEL_FAILED
+from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED
+from elman_server.scheduling.isolation import log_defect
 from elman_server.scheduling.rows.host_sampler import Choices
 from elman_server.scheduling.rows.table import Progress, RowTable
 from elman_server.scheduling.sequence import Beams, Generation
@@ -44,6 +45,9 @@ class Ending:
         """The number of steps after which the state is kept. The last token is never read: a row that finishes for
         MAX_TOKENS has not got there, and a step whose choice is taken back has read the last token that is kept."""
         return self.steps - 1 if self.taken_back else self.steps
+
+
+DEFECT = Ending(0, 0, error=INTERNAL)
 
 
 class Endings:
@@ -80,7 +84,11 @@ class Endings:
         if choices is not None:
             _add_choices(choices, progress, endings)
         for row in np.flatnonzero(self._table.records["stops"]).tolist():
-            self._find_stop_sequence(row, progress, results, endings)
+            try:
+                self._find_stop_sequence(row, progress, results, endings)
+            except Exception:
+                log_defect(self._name)
+                endings[row] = DEFECT
         for row in np.flatnonzero(self._table.records["time_limit"] <= time.perf_counter()).tolist():
             ending = Ending(int(progress.counts[row]), int(progress.gained[row]), FinishReason.TIME_LIMIT)
             endings.setdefault(row, ending)

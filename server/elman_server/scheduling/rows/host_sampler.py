@@ -8,20 +8,25 @@ Axes: R of the rows, V tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from elman_server.decoding.constraints import Matcher, allowed_tokens
+from elman_server.decoding.host.choosing import Choices as Chosen
 from elman_server.decoding.host.choosing import choose_tokens, shape_scores
 from elman_server.decoding.host.drawing import most_probable
 from elman_server.decoding.host.shaped_rows import ShapedRows
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.scheduling.events import TokenReport
+from elman_server.scheduling.interface import INTERNAL
+from elman_server.scheduling.isolation import log_defect
 from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 _NOTHING = Shaping()
@@ -65,11 +70,13 @@ class HostSampler:
     """The rows that choose on the host, by their numbers in the batch; implements `RowStore`.
 
     Args:
+        name: the model's name, for the log.
         vocabulary_size: V.
         forbidden_token: a token that is never chosen.
     """
 
-    def __init__(self, vocabulary_size: int, forbidden_token: int | None) -> None:
+    def __init__(self, name: str, vocabulary_size: int, forbidden_token: int | None) -> None:
+        self._name = name
         self._vocabulary_size = vocabulary_size
         self._shaped = ShapedRows(vocabulary_size, forbidden_token)
         self._rows: list[int] = []  # of the batch, by their number in `_shaped`
@@ -77,6 +84,7 @@ class HostSampler:
         self._matchers: dict[int, Matcher] = {}  # by row of the batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._work: _Work | None = None
+        self._defective = WeakSet[Matcher]()
 
     def append(self, row: int, sequence: Sequence) -> None:
         """A sequence gets a row; harmless for one that does not choose here."""
@@ -148,7 +156,20 @@ class HostSampler:
         matchers = [matcher for row in rows if (matcher := self._matchers.get(row))]
         if matchers:
             allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
-            self._work = _Work(matchers, allowed, self._thread.submit(allowed_tokens, matchers, allowed))
+            self._work = _Work(matchers, allowed, self._thread.submit(self._find_allowed, matchers, allowed))
+
+    def _find_allowed(self, matchers: list[Matcher], allowed: NDArray[np.bool_]) -> None:
+        """What matchers allow, bool [N, V]: nothing where one meets a defect."""
+        try:
+            allowed_tokens(matchers, allowed)
+        except Exception:
+            for index, matcher in enumerate(matchers):
+                try:
+                    allowed_tokens([matcher], allowed[index : index + 1])
+                except Exception:
+                    log_defect(self._name)
+                    allowed[index] = False
+                    self._defective.add(matcher)
 
     def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
         """What the grammars of `rows` allow, [R, V]; None if none of them has one."""
@@ -174,20 +195,47 @@ class HostSampler:
             uniforms: float32 [R], the random number of each choice.
         """
         numbers = np.array([self._numbers[row] for row in rows])
-        found = choose_tokens(self._shaped, numbers, logits, uniforms, self._take_allowed(rows))
+        allowed = self._take_allowed(rows)
+
+        def choose_for(part: slice) -> Chosen:
+            own = None if allowed is None else allowed[part]
+            return choose_tokens(self._shaped, numbers[part], logits[part], uniforms[part], own)
+
+        try:
+            found, failed = choose_for(slice(None)), list[int]()
+        except Exception:  # Nothing has changed: the rows that meet the defect are found.
+            found, failed = self._choose_alone(len(rows), choose_for)
         self._shaped.note(numbers, found.tokens)
-        choices = Choices(found.tokens, {}, [], [])
+        choices = Choices(found.tokens, {rows[index]: str(INTERNAL) for index in failed}, [], [])
         impossible = {rows[index] for index in np.flatnonzero(found.impossible).tolist()}
         for row, token in zip(rows, found.tokens.tolist(), strict=True) if self._matchers else ():
             if row not in impossible and row in self._matchers:
                 self._accept(row, token, choices)
-        for row in impossible:
+        for row in impossible - choices.errors.keys():
             self._refuse(row, choices)
         return choices
 
+    def _choose_alone(self, count: int, choose_for: Callable[[slice], Chosen]) -> tuple[Chosen, list[int]]:
+        """The choices of each row alone, and the indices of the rows that fail."""
+        found, failed = Chosen(np.zeros(count, np.int64), np.ones(count, np.bool_)), []
+        for index in range(count):
+            try:
+                alone = choose_for(slice(index, index + 1))
+            except Exception:
+                log_defect(self._name)
+                failed.append(index)
+            else:
+                found.tokens[index], found.impossible[index] = alone.tokens[0], alone.impossible[0]
+        return found, failed
+
     def _accept(self, row: int, token: int, choices: Choices) -> None:
         matcher = self._matchers[row]
-        matcher.accept(token)
+        try:
+            matcher.accept(token)
+        except Exception:
+            log_defect(self._name)
+            choices.errors[row] = str(INTERNAL)
+            return
         if matcher.error is not None:
             choices.errors[row] = matcher.error
         elif matcher.is_exhausted:
@@ -197,6 +245,8 @@ class HostSampler:
         matcher = self._matchers.get(row)
         if matcher is None:
             choices.errors[row] = _NOTHING_LEFT
+        elif matcher in self._defective:
+            choices.errors[row] = str(INTERNAL)
         elif matcher.is_complete:
             choices.exhausted.append(row)
         else:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from elman_server.decoding.beams import ScoresError
 from elman_server.engine import Engine, Results
-from elman_server.scheduling.rows.endings import NOT_FINITE, Ending
+from elman_server.errors import ModelFailedError
+from elman_server.scheduling.isolation import log_defect
+from elman_server.scheduling.rows.endings import DEFECT, NOT_FINITE, Ending
 from elman_server.scheduling.rows.host_sampler import HostSampler, log_softmax
 from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.table import RowTable
@@ -34,6 +37,7 @@ class BeamRows:
     """Advances the beam searches among the rows.
 
     Args:
+        name: the model's name, for the log.
         engine: has the state of the rows.
         table: the rows.
         inputs: builds the inputs of runs.
@@ -42,8 +46,15 @@ class BeamRows:
     """
 
     def __init__(
-        self, engine: Engine, table: RowTable, inputs: RowInputs, host: HostSampler, forbidden_token: int | None
+        self,
+        name: str,
+        engine: Engine,
+        table: RowTable,
+        inputs: RowInputs,
+        host: HostSampler,
+        forbidden_token: int | None,
     ) -> None:
+        self._name = name
         self._engine = engine
         self._table = table
         self._inputs = inputs
@@ -70,32 +81,57 @@ class BeamRows:
             if ended is None and results.failed[beams.rows].any():
                 ended = Ending(1, 0, error=NOT_FINITE)
             if ended is None:
-                assert beams.search is not None
-                assert results.logits is not None
-                beams.step_count += len(beams.rows)
-                branches = beams.search.advance(self._scores(beams, results.logits))
-                if not beams.search.done:
-                    branchings.append(Branching(beams, branches.sources.tolist(), branches.tokens.tolist()))
-                    continue
+                try:
+                    branching = self._advance(beams, results)
+                except ScoresError as error:
+                    ended = Ending(1, 0, error=ModelFailedError(str(error)))
+                except Exception:
+                    log_defect(self._name)
+                    ended = DEFECT
+                else:
+                    if branching is not None:
+                        branchings.append(branching)
+                        continue
             for row in beams.rows:
                 endings[row] = ended or Ending(1, 0)
         return branchings
 
-    def branch(self, branchings: list[Branching]) -> list[int]:
-        """Turn rows into the continuations that searches chose; returns the rows that are not needed any more."""
+    def _advance(self, beams: Beams, results: Results) -> Branching | None:
+        """Take a step of a search; returns how it continues, None if it is done."""
+        assert beams.search is not None
+        assert results.logits is not None
+        beams.step_count += len(beams.rows)
+        branches = beams.search.advance(self._scores(beams, results.logits))
+        return None if beams.search.done else Branching(beams, branches.sources.tolist(), branches.tokens.tolist())
+
+    def branch(self, branchings: list[Branching]) -> tuple[list[int], list[Beams]]:
+        """Turn rows into the continuations that searches chose.
+
+        Returns:
+            The rows that are not needed any more, and the searches that failed, none of whose rows is.
+        """
         surplus: list[int] = []
+        failed: list[Beams] = []
         for branching in branchings:
-            beams = branching.beams
-            origins = [beams.rows[source] for source in branching.sources]
-            while len(beams.rows) < len(origins):
-                self._inputs.append(self._table.append_copy(beams), beams)
-            rows = beams.rows[: len(origins)]
-            self._table.records["last_token"][rows] = branching.tokens
-            if beams.shaping is not None:
-                self._host.branch(beams, rows, origins, branching.tokens)
-            self._engine.rearrange(rows, origins)
-            surplus += beams.rows[len(rows) :]
-        return surplus
+            try:
+                surplus += self._branch(branching)
+            except Exception:
+                log_defect(self._name)
+                surplus += branching.beams.rows
+                failed.append(branching.beams)
+        return surplus, failed
+
+    def _branch(self, branching: Branching) -> list[int]:
+        beams = branching.beams
+        origins = [beams.rows[source] for source in branching.sources]
+        while len(beams.rows) < len(origins):
+            self._inputs.append(self._table.append_copy(beams), beams)
+        rows = beams.rows[: len(origins)]
+        self._table.records["last_token"][rows] = branching.tokens
+        if beams.shaping is not None:
+            self._host.branch(beams, rows, origins, branching.tokens)
+        self._engine.rearrange(rows, origins)
+        return beams.rows[len(rows) :]
 
     def _scores(self, beams: Beams, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The log-probabilities of what may follow each beam, [beams, V]."""

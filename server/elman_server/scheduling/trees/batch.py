@@ -7,7 +7,7 @@ at most two levels are kept. Where more nodes are ready than fit into a run, eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,8 @@ from elman_server.engine import NO_CHILD, NodeResults, TreeEngine
 from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import holes
 from elman_server.scheduling.events import Event, Failed
-from elman_server.scheduling.interface import MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import run_each
+from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
+from elman_server.scheduling.isolation import log_defect, run_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Sequence
 from elman_server.scheduling.trees.flatten import NODE, flatten
@@ -109,6 +109,25 @@ class TreeBatch:
         assert len(trees) == len(sequences)
         if not trees:
             return []
+        try:
+            self._append(trees)
+        except Exception:  # Nothing has changed: the trees that meet the defect are found.
+            return self._append_each(trees)
+        return []
+
+    def _append_each(self, trees: list[Tree]) -> list[Emission]:
+        """The ends of the trees that fail."""
+        emissions: list[Emission] = []
+        for tree in trees:
+            try:
+                self._append([tree])
+            except Exception:
+                log_defect(self._name)
+                tree.is_finished = True
+                emissions.append((tree.receiver, Failed(INTERNAL)))
+        return emissions
+
+    def _append(self, trees: list[Tree]) -> None:
         count = sum(len(tree.forced) for tree in trees)
         if self._used + count > len(self._nodes):
             self._make_room(count)
@@ -118,7 +137,6 @@ class TreeBatch:
         places = slice(len(self._trees), len(self._trees) + len(trees))
         self._starts[places], self._stops[places], self._ends[places] = new.starts, new.stops, new.starts + new.counts
         self._trees += trees
-        return []
 
     def schedule(self, others_wait: bool) -> NodeSchedule:
         ends = self._ends[: len(self._trees)]
@@ -149,10 +167,11 @@ class TreeBatch:
         count = len(self._trees)
         self._ends[:count] -= schedule.counts
         ended = np.flatnonzero(self._ends[:count] == self._starts[:count]).tolist()
-        self._collect(schedule, output.results, ended)
-        self._finish({*ended, *output.failed}, output.failed)
+        failures = dict.fromkeys(self._collect(schedule, output.results, ended), INTERNAL)
+        failures |= dict.fromkeys(output.failed, MODEL_FAILED)
+        self._finish({*ended, *failures}, failures)
         dropped = [place for place, tree in enumerate(self._trees) if tree.aborted] if aborted else []
-        self._release({*ended, *output.failed, *dropped})
+        self._release({*ended, *failures, *dropped})
         enough = len(self._finished) >= self._policy.tree_flush_share * len(self._trees)
         return self._flush() if enough or time.perf_counter() >= self._flush_at else []
 
@@ -184,24 +203,38 @@ class TreeBatch:
                 outputs.setdefault(name, whole)[parts[tree]] = values
         return NodeOutput(NodeResults(places, outputs), list(failures))
 
-    def _collect(self, schedule: NodeSchedule, results: NodeResults, ended: list[int]) -> None:
-        """Give trees the outputs of their nodes, as far as they are part of the answer."""
+    def _collect(self, schedule: NodeSchedule, results: NodeResults, ended: list[int]) -> list[int]:
+        """Give trees the outputs of their nodes, as far as they are part of the answer; returns those that have met a
+        defect."""
         outputs = results.outputs.get(self._label_output)
         if outputs is None:
-            return  # All trees failed.
+            return []  # All trees failed.
+        defective = []
         labelled = [
             place for place, tree in enumerate(self._trees) if tree.order is not None and schedule.counts[place]
         ]
         for place in {*labelled, *ended}:
-            self._trees[place].show(outputs[schedule.part(place)], int(self._ends[place] - self._starts[place]))
+            try:
+                self._trees[place].show(outputs[schedule.part(place)], int(self._ends[place] - self._starts[place]))
+            except Exception:
+                log_defect(self._name)
+                defective.append(place)
+        return defective
 
-    def _finish(self, places: Collection[int], failed: Collection[int]) -> None:
+    def _finish(self, places: Collection[int], failures: Mapping[int, Exception]) -> None:
         if not self._finished:
             self._flush_at = time.perf_counter() + self._policy.tree_flush_seconds
         for place in places:
             tree = self._trees[place]
             tree.is_finished = True
-            self._finished.append((tree, Failed(MODEL_FAILED) if place in failed else tree.finished()))
+            self._finished.append((tree, Failed(failures[place]) if place in failures else self._last_event(tree)))
+
+    def _last_event(self, tree: Tree) -> Event:
+        try:
+            return tree.finished()
+        except Exception:
+            log_defect(self._name)
+            return Failed(INTERNAL)
 
     def _flush(self) -> list[Emission]:
         """The last events of finished trees. Emitting a few, and accepting a few in their place, takes about as long as
