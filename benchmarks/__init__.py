@@ -4,3 +4,5 @@ The main figures are ratios to onnxruntime measured within the same minute, beca
 machine varies over time. The benchmarks are not tests: no duration is asserted. They read resource usage from /proc and
 therefore require Linux.
 """
+
+import elman_bundle.telemetry  # noqa: F401

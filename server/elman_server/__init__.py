@@ -6,3 +6,5 @@
 
 `application` puts them together. No torch here, and no cell known by name: a model is what its manifest says.
 """
+
+import elman_bundle.telemetry  # noqa: F401
