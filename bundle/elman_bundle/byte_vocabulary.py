@@ -31,9 +31,15 @@ class ByteVocabulary:
         return bytes([token]).decode(errors="replace")
 
 
+def utf8_decoder() -> codecs.IncrementalDecoder:
+    """Return a decoder of bytes that come in pieces, with U+FFFD in place of what is not UTF-8."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
 class _ByteDecoder:
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = utf8_decoder()
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
-        return self._decoder.decode(bytes(ids), final)
+        # Not bytes(ids), which would read the memory of an array.
+        return self._decoder.decode(bytes(list(ids)), final)

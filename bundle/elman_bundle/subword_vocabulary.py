@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from elman_bundle.bundle_errors import BundleError, EncodingError
-from elman_bundle.byte_vocabulary import ByteVocabulary
+from elman_bundle.byte_vocabulary import utf8_decoder
 from elman_bundle.tokenizer_files import read_tokenizer, text_or_none, token_spellings, token_strings
 from elman_bundle.vocabulary import TextDecoder, TokenIds
 
@@ -137,7 +137,7 @@ class SubwordVocabulary:
 class _SubwordDecoder:
     def __init__(self, spelled: list[bytes | None]) -> None:
         self._spelled = spelled
-        self._decoder = ByteVocabulary().decoder()
+        self._decoder = utf8_decoder()
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
         return self._decoder.decode(b"".join([self._spelled[token] or b"" for token in ids]), final)
