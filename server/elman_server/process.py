@@ -9,7 +9,10 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 
 import structlog
 
@@ -25,6 +28,7 @@ _DUPLICATE_SECONDS = 1.0  # within which a second signal is the same request aga
 _SWITCH_SECONDS = 0.0001  # for which a thread may keep the interpreter when another waits for it
 _ALLOCATIONS = 20_000  # objects between two garbage collections
 _FORCED_EXIT = 130  # the exit status
+_FRAMES, _CAUSES = 12, 4  # of an exception that are logged
 
 _log = structlog.get_logger("elman")
 
@@ -82,10 +86,10 @@ async def _load(bundles: list[Bundle], settings: Settings, stopping: asyncio.Eve
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM or SIGINT sets. A later signal ends the process immediately."""
+    """Yield an event that SIGTERM, SIGINT or SIGHUP sets. A later signal ends the process immediately."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     first = 0.0
 
     def receive() -> None:
@@ -116,6 +120,27 @@ def tune_interpreter() -> None:
     gc.set_threshold(_ALLOCATIONS)
 
 
+def _format_exception(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Say which exception was raised where. Neither its message nor local variables: both may hold what users sent."""
+    found = event.pop("exc_info", None)
+    error = found if isinstance(found, BaseException) else sys.exc_info()[1] if found else None
+    if error is not None:
+        event["exception"] = " because of ".join(_described(one) for one in islice(_chain(error), _CAUSES))
+    return event
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _described(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
+    return f"{type(error).__name__} ({' > '.join(places)})"
+
+
 def configure_log(settings: Settings) -> None:
     """Send log events to standard error, in the format of the settings."""
     as_json = settings.log_format is LogFormat.JSON
@@ -126,7 +151,7 @@ def configure_log(settings: Settings) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S"),
-            *([structlog.processors.format_exc_info] if as_json else []),
+            _format_exception,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.verbose else logging.INFO),
