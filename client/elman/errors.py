@@ -25,6 +25,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from elman.proxies import proxy_variable
 from elman_protos import v1
 
 
@@ -97,6 +98,7 @@ class ServerError(ElmanError):
 
 # The status code alone does not say whether a retry can help.
 _CLASSES_BY_REASON: dict[str, type[ElmanError]] = {
+    "MALFORMED_MESSAGE": InvalidRequestError,
     "MESSAGE_TOO_LARGE": InvalidRequestError,
     "SESSION_NOT_FOUND": SessionNotFoundError,
     "SESSION_EXISTS": SessionExistsError,
@@ -125,7 +127,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
     message = error.details() or error.code().name
     found = _error(error.code(), message, _details(error))
     if not found.reason and error.code() is grpc.StatusCode.UNAVAILABLE:
-        message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
+        proxy = proxy_variable(address)
+        if proxy is None:
+            message = f"cannot reach {address}: is a server running there? `elman serve BUNDLE` starts one ({message})"
+        else:
+            message = (
+                f"cannot reach {address} through the proxy that the variable {proxy} names. If it is not to be used, "
+                f"list the host in no_proxy ({message})"
+            )
         return UnavailableError(message, code=error.code())
     if not found.reason and error.code() in _CONNECTION_LOST:
         return UnavailableError(f"the connection was lost: {message}", code=error.code())

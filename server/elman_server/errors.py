@@ -109,6 +109,21 @@ class MessageTooLargeError(DomainError):
         )
 
 
+class MalformedMessageError(DomainError):
+    """A request message is not what its protocol buffer says.
+
+    Args:
+        size: the number of its bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"message: got {size} bytes that cannot be parsed; must be a serialized message of the method's type, with "
+            "texts in UTF-8. Generate the client from the proto files of this server",
+            size=size,
+        )
+
+
 class QueueFullError(DomainError):
     """The server accepts no more work of this kind at the moment.
 

@@ -23,6 +23,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),  # Idle clients may ping, to notice that the server has gone.
     ("grpc.max_send_message_length", -1),
 )
 

@@ -1,12 +1,12 @@
-"""What surrounds every call: requests are checked for their size, errors become statuses, calls are counted, and a
-draining server accepts no new ones."""
+"""What surrounds every call: requests are checked for their size and parsed, errors become statuses, calls are counted,
+and a draining server accepts no new ones."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import structlog
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from elman_server.errors import DomainError, ServerDrainingError
 from elman_server.rpc.transport.callers import Context, caller, caller_of
-from elman_server.rpc.transport.sizes import check_size
+from elman_server.rpc.transport.sizes import Parse, parsed
 from elman_server.rpc.transport.statuses import grpc_status, row_of
 
 _log = structlog.get_logger(__name__)
@@ -22,7 +22,6 @@ _METHODS = "/elman."
 _ABORT_SECONDS = 2.0
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
-_Request = TypeVar("_Request", bound=Message)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -64,36 +63,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if details.method not in self._handlers:
             make, inner = _parts(handler)
             accepted = self._streamed if handler.request_streaming else self._single
+            # Messages arrive as bytes, so that their size is known before they are parsed, and what cannot be parsed
+            # is refused like any other mistake.
             self._handlers[details.method] = make(
-                self._guarded(accepted(inner), details.method.rpartition("/")[2]),
-                request_deserializer=handler.request_deserializer,
+                self._guarded(accepted(inner, handler.request_deserializer), details.method.rpartition("/")[2]),
                 response_serializer=handler.response_serializer,
             )
         return self._handlers[details.method]
 
-    def _single(self, inner: Handler) -> Handler:
+    def _single(self, inner: Handler, parse: Parse) -> Handler:
         """Wrap the handler of a call with one request message."""
 
-        async def call(request: Message, context: Context) -> Any:
-            check_size(request, self._message_bytes)
-            return await inner(request, context)
+        async def call(request: bytes, context: Context) -> Any:
+            return await inner(parsed(request, parse, self._message_bytes), context)
 
         return call
 
-    def _streamed(self, inner: Handler) -> Handler:
+    def _streamed(self, inner: Handler, parse: Parse) -> Handler:
         """Wrap the handler of a call with a stream of request messages."""
 
-        async def call(requests: AsyncIterator[Message], context: Context) -> Any:
-            async with contextlib.aclosing(self._messages(requests)) as messages:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> Any:
+            async with contextlib.aclosing(self._messages(requests, parse)) as messages:
                 return await inner(messages, context)
 
         return call
 
-    async def _messages(self, requests: AsyncIterator[_Request]) -> AsyncGenerator[_Request, None]:
-        """Yield the messages of a stream, each of a size that is allowed.
+    async def _messages(self, requests: AsyncIterator[bytes], parse: Parse) -> AsyncGenerator[Message, None]:
+        """Yield the messages of a stream.
 
         Raises:
-            MessageTooLargeError: one has more bytes.
+            MessageTooLargeError: one has more bytes than allowed.
+            MalformedMessageError: one cannot be parsed.
             ServerDrainingError: the server is draining.
         """
         draining = asyncio.ensure_future(self._draining.wait())
@@ -106,8 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 request = following.result()
                 if request is None:
                     return
-                check_size(request, self._message_bytes)
-                yield request
+                yield parsed(request, parse, self._message_bytes)
                 following = asyncio.ensure_future(_following(requests))
         finally:
             following.cancel()
@@ -150,7 +149,7 @@ async def _abort(context: Context, error: Exception) -> None:
             await context.abort_with_status(grpc_status(error))
 
 
-async def _following(requests: AsyncIterator[_Request]) -> _Request | None:
+async def _following(requests: AsyncIterator[bytes]) -> bytes | None:
     return await anext(aiter(requests), None)
 
 

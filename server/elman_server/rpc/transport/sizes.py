@@ -1,28 +1,40 @@
-"""The sizes of messages."""
+"""The sizes of messages: those that arrive are checked before they are parsed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
-from elman_server.errors import MessageTooLargeError
+from elman_server.errors import MalformedMessageError, MessageTooLargeError
 
 _FRAME_BYTES = 6  # overhead of a part in its message, at most
 
 _Part = TypeVar("_Part", bound=Message)
 
 
-def check_size(message: Message, limit: int) -> None:
-    """Refuse a message of more bytes than allowed.
+Parse = Callable[[bytes], Message]
+
+
+def parsed(message: bytes, parse: Parse, limit: int) -> Message:
+    """Parse a message that has arrived.
+
+    Args:
+        message: its bytes.
+        parse: parses them.
+        limit: how many bytes it may have.
 
     Raises:
         MessageTooLargeError: it has more.
+        MalformedMessageError: it cannot be parsed.
     """
-    size = message.ByteSize()
-    if size > limit:
-        raise MessageTooLargeError(size, limit)
+    if len(message) > limit:
+        raise MessageTooLargeError(len(message), limit)
+    try:
+        return parse(message)
+    except DecodeError:
+        raise MalformedMessageError(len(message)) from None
 
 
 def grouped(parts: Iterable[_Part], limit: int) -> Iterator[list[_Part]]:

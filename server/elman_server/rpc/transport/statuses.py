@@ -48,6 +48,7 @@ STATUSES: dict[type[errors.DomainError], Row] = {
     errors.ModelUnsuitableError: Row(code_pb2.INVALID_ARGUMENT, "MODEL_UNSUITABLE"),
     errors.InputTooLongError: Row(code_pb2.INVALID_ARGUMENT, "INPUT_TOO_LONG"),
     errors.ResponseTooLargeError: Row(code_pb2.INVALID_ARGUMENT, "ANSWER_TOO_LARGE"),
+    errors.MalformedMessageError: Row(code_pb2.INVALID_ARGUMENT, "MALFORMED_MESSAGE"),
     errors.MessageTooLargeError: Row(code_pb2.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     errors.QueueFullError: Row(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     errors.ClientTooSlowError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW"),
