@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from elman.errors import refused_arguments, rpc_errors
+from elman.proxies import is_loopback
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 Metadata = tuple[tuple[str, str], ...]
@@ -31,6 +33,17 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
+def open_channel(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """Open a channel, past any proxy if the address is of this machine.
+
+    Args:
+        address: host and port.
+        options: options of grpc.
+    """
+    past = (("grpc.enable_http_proxy", 0),) if is_loopback(address) else ()
+    return grpc.aio.insecure_channel(address, options=(*options, *past))
+
+
 class Connection:
     """A connection to one server.
 
@@ -49,7 +62,7 @@ class Connection:
         self.address = address
         self._timeout = None if timeout is None else _valid_timeout(timeout)
         self._caller = caller
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = open_channel(address, _CHANNEL_OPTIONS)
 
     async def __aenter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, st
 from elman.cli.options import Server
 from elman.cli.printing import print_table
 from elman.client import Client, Model
-from elman.connection import DEFAULT_ADDRESS
+from elman.connection import DEFAULT_ADDRESS, open_channel
 
 _MODELS_TIMEOUT, _HEALTH_TIMEOUT, _HEALTH_INTERVAL = 10, 3, 0.1  # seconds
 
@@ -69,7 +69,7 @@ async def _is_serving(server: str, wait: float) -> bool:
         server: host and port.
         wait: seconds; 0 asks once.
     """
-    async with grpc.aio.insecure_channel(server) as channel:
+    async with open_channel(server) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
 
         async def check() -> bool:
