@@ -17,7 +17,21 @@ from elman_server.decoding.constraints import Constraint, ConstraintKind, Gramma
 from elman_server.decoding.constraints.matching import Matcher
 from elman_server.decoding.host.shaped_rows import ShapedRows
 from elman_server.decoding.host.shaping import Shaping
-from elman_server.scheduling import Beams, Failed, Generation, Reading, SamplingParams, Sequence
+from elman_server.event_loop import ServerEventLoop
+from elman_server.inference.delivery import deliver_into
+from elman_server.scheduling import (
+    Beams,
+    Emission,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Reading,
+    SamplingParams,
+    Sequence,
+    Tokens,
+)
 from elman_server.scheduling.rows import batch, host_sampler
 from elman_server.scheduling.rows.host_sampler import HostSampler
 from tests.support.fake_engine import LETTERS, FakeEngine, continuation
@@ -141,3 +155,27 @@ async def test_scores_that_overflow_end_only_their_search(bundles: Mapping[str, 
             assert "repetition_penalty" in str(caught.value)
         texts = await asyncio.gather(*streams)
     assert texts == [generate_alone(bundles["lstm"], **request) for request in requests]
+
+
+class Refusing(Inbox):
+    def receive(self, event: Event) -> None:
+        if isinstance(event, Tokens):
+            raise DefectError
+        super().receive(event)
+
+
+class RefusingAll(Inbox):
+    receive = defect  # type: ignore[assignment]
+
+
+async def test_a_receiver_that_meets_a_defect_keeps_nothing_from_others() -> None:
+    deliver = deliver_into(ServerEventLoop.running())
+    before, after, refusing = Inbox(), Inbox(), Refusing()
+    finished = Finished(FinishReason.MAX_TOKENS, 1)
+    emissions: list[Emission] = [(before, Tokens((1,))), (refusing, Tokens((2,))), (RefusingAll(), finished)]
+    await asyncio.to_thread(deliver, [*emissions, (after, Tokens((3,))), (after, finished)])
+    assert before.events.get_nowait() == Tokens((1,))
+    assert after.tokens_and_end() == ([3], finished)
+    failed = refusing.events.get_nowait()
+    assert isinstance(failed, Failed)
+    assert str(failed.error) == "internal error"

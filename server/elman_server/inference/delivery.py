@@ -12,8 +12,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from elman_server.event_loop import ServerEventLoop
-from elman_server.scheduling import Deliver, Emission, Event, Snapshot
+from elman_server.scheduling import INTERNAL, Deliver, Emission, Event, Failed, Receiver, Snapshot
+
+_log = structlog.get_logger(__name__)
 
 _PATIENCE_SECONDS = 0.02  # Running the model while the event loop serializes responses slows both down.
 
@@ -32,13 +36,24 @@ def deliver_into(loop: ServerEventLoop) -> Deliver:
 
         def receive() -> None:
             for receiver, event in emissions:
-                receiver.receive(event)
+                _hand_over(receiver, event)
             loop.when_idle(idle.set)
 
         loop.call_soon_threadsafe(receive)
         idle.wait(_PATIENCE_SECONDS)
 
     return deliver
+
+
+def _hand_over(receiver: Receiver, event: Event) -> None:
+    """Give a receiver its event. One that meets a defect is told that its sequence has failed, and the events of others
+    are delivered."""
+    try:
+        receiver.receive(event)
+    except Exception:
+        _log.exception("event not received", kind=type(event).__name__)
+        if not isinstance(event, Failed):
+            _hand_over(receiver, Failed(INTERNAL))
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from elman_server.scheduling.events import (
     TokenReport,
     Tokens,
 )
-from elman_server.scheduling.interface import Deliver, Emission, RunningBatch
+from elman_server.scheduling.interface import INTERNAL, Deliver, Emission, RunningBatch
 from elman_server.scheduling.loop import Scheduler
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.batch import RowBatch
@@ -21,6 +21,7 @@ from elman_server.scheduling.trees.batch import TreeBatch
 from elman_server.scheduling.trees.tree import Tree
 
 __all__ = [
+    "INTERNAL",
     "Beams",
     "BeamsFinished",
     "Deliver",
