@@ -26,6 +26,7 @@ from elman_server.sessions.snapshots import Snapshot
 _FORMAT = "elman.session.v1"
 _STATE = "state."
 _TOKENS = "tokens"
+_LONGEST_NUMBER = 20  # characters of an integer of 64 bits
 _HEADER_BYTES = 8  # of a safetensors file: the length of the JSON that follows
 
 
@@ -120,10 +121,9 @@ def read_file(content: bytes) -> SessionFile:
         if metadata["format"] != _FORMAT:
             raise SessionFileError(f"the format {shortened(metadata['format'])!r}", f"this server reads {_FORMAT!r}")
         tokens = tensors[_TOKENS]
-        seed = int(metadata["seed"])
-        if not -(2**63) <= seed < 2**63 or not metadata["session_id"]:
-            rule = "a session has a session_id and a seed of 64 bits"
-            raise SessionFileError(f"seed {seed} and session_id {shortened(metadata['session_id'])!r}", rule)
+        seed, state_position = _number(metadata, "seed"), _number(metadata, "state_position")
+        if not metadata["session_id"]:
+            raise SessionFileError("no session_id", "a session has one")
         if checksum != _checksum(metadata, tensors) or tokens.dtype != np.int32 or tokens.ndim != 1:
             raise SessionFileError("a damaged file", "its checksum must match its content")
         state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name != _TOKENS}
@@ -133,12 +133,21 @@ def read_file(content: bytes) -> SessionFile:
             metadata["digest"],
             seed,
             tokens,
-            int(metadata["state_position"]),
+            state_position,
             state,
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         got = f"{len(content)} bytes that cannot be read ({shortened(repr(error))})"
         raise SessionFileError(got, "the content must be that of an exported session") from error
+
+
+def _number(metadata: dict[str, str], name: str) -> int:
+    """A number of the metadata, of 64 bits."""
+    written = metadata[name]
+    value = int(written) if len(written) <= _LONGEST_NUMBER else 2**63
+    if not -(2**63) <= value < 2**63:
+        raise SessionFileError(f"{name} {shortened(written)}", f"the {name} of a session is an integer of 64 bits")
+    return value
 
 
 def _checksum(metadata: dict[str, str], tensors: dict[str, NDArray[Any]]) -> str:

@@ -74,6 +74,8 @@ def _parsed(text: str) -> Any:
 
     try:
         schema = json.loads(text, parse_constant=refuse)
+        if _is_deeper(schema, _MAX_DEPTH):
+            raise ConstraintError("nested too deeply")
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
         raise ConstraintError(f"not JSON: {error.msg}", error.pos) from None
@@ -86,6 +88,15 @@ def _parsed(text: str) -> Any:
     except ValueError:
         raise ConstraintError("a number is out of range") from None
     return schema
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether arrays and objects are nested deeper than that, in which case no recursive function may see them."""
+    level = [value]
+    for _ in range(levels):
+        containers = [part for part in level if isinstance(part, dict | list)]
+        level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
+    return any(isinstance(part, dict | list) for part in level)
 
 
 def _subschemas(schema: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
