@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from elman_server.errors import StoreFullError, StoreOpenError, StoreUnavailableError
-from elman_server.sessions.stores.sqlite.schema import FORMAT, TABLES
+from elman_server.errors import StoreFullError, StoreOpenError, StoreUnavailableError, listed
+from elman_server.sessions.stores.sqlite.schema import FORMAT, TABLE_NAMES, TABLES
 from elman_server.settings import Fsync
 
 _BUSY_SECONDS = 5.0  # to wait for the lock of another server
+_MODE = 0o600  # of a new file
 _MAX_ROWS = 500  # per statement
 _CACHED_STATEMENTS = 64
 _SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
@@ -38,6 +40,7 @@ class Database:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, _MODE))  # sqlite3 would let all users read it.
             self.connection = sqlite3.connect(
                 path,
                 timeout=_BUSY_SECONDS,
@@ -45,7 +48,11 @@ class Database:
                 check_same_thread=False,
                 cached_statements=_CACHED_STATEMENTS,
             )
-            self._prepare(fsync)
+            try:
+                self._prepare(fsync)
+            except BaseException:
+                self.connection.close()
+                raise
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 rule, remedy = "another server has it open", "Stop that server, or choose another file"
@@ -60,12 +67,17 @@ class Database:
     def _prepare(self, fsync: Fsync) -> None:
         run = self.connection.execute
         run("PRAGMA locking_mode = EXCLUSIVE")
-        run("PRAGMA journal_mode = WAL")
-        run(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
+        # Before anything is changed: it may be another program's file.
         (version,) = run("PRAGMA user_version").fetchone()
         if version not in (0, FORMAT):
             rule = f"it has format {version}, and this server reads format {FORMAT}"
             raise StoreOpenError(f"store: got {self.path}; {rule}. Use the version of elman that wrote it")
+        found = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if found and not found.issuperset(TABLE_NAMES):
+            rule = f"it is the database of another program, with the tables {listed(sorted(found))}"
+            raise StoreOpenError(f"store: got {self.path}; {rule}. Choose another file")
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
         run("BEGIN IMMEDIATE")  # In exclusive mode, no other process can open the file after this.
         for statement in TABLES.split(";"):
             run(statement)
