@@ -11,7 +11,6 @@ async with Client() as client:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -99,9 +98,9 @@ class InspectionStream:
 class AnalysisCalls(Connection):
     """The calls of AnalysisService."""
 
-    @cached_property
+    @property
     def _analysis(self) -> v1.AnalysisServiceAsyncStub:
-        return v1.AnalysisServiceStub(self._channel)
+        return self._channel().analysis
 
     async def score(
         self,

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import grpc
@@ -76,9 +75,9 @@ class Client(SessionCalls, AnalysisCalls, UnaryCalls):
         ValueError: `caller` is not printable ASCII, or `timeout` is NaN.
     """
 
-    @cached_property
+    @property
     def _stub(self) -> v1.InferenceServiceAsyncStub:
-        return v1.InferenceServiceStub(self._channel)
+        return self._channel().inference
 
     async def list_models(self, *, timeout: float | None = None) -> list[Model]:
         """List the models of the server, by name.

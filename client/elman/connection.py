@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 
 from elman.errors import refused_arguments, rpc_errors
 from elman.proxies import is_loopback
+from elman_protos import v1
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 Metadata = tuple[tuple[str, str], ...]
@@ -44,8 +48,22 @@ def open_channel(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.
     return grpc.aio.insecure_channel(address, options=(*options, *past))
 
 
+class _Channel:
+    """A channel, and the stubs that use it.
+
+    Args:
+        channel: the channel.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.grpc = channel
+        self.inference: v1.InferenceServiceAsyncStub = v1.InferenceServiceStub(channel)
+        self.analysis: v1.AnalysisServiceAsyncStub = v1.AnalysisServiceStub(channel)
+        self.sessions: v1.SessionServiceAsyncStub = v1.SessionServiceStub(channel)
+
+
 class Connection:
-    """A connection to one server.
+    """A connection to one server. It may be made before there is an event loop, and be used on several.
 
     Args:
         address: host and port.
@@ -62,7 +80,8 @@ class Connection:
         self.address = address
         self._timeout = None if timeout is None else _valid_timeout(timeout)
         self._caller = caller
-        self._channel = open_channel(address, _CHANNEL_OPTIONS)
+        self._channels = WeakKeyDictionary[asyncio.AbstractEventLoop, _Channel]()
+        self._pid = 0  # of the process that has opened channels
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,7 +93,24 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection; calls in progress are cancelled."""
-        await self._channel.close()
+        await self._channel().grpc.close()
+
+    def _channel(self) -> _Channel:
+        """The channel of the running loop. It is opened when it is first needed, so that a client can be made anywhere.
+
+        Raises:
+            RuntimeError: no loop is running, or the client was used before this process was forked.
+        """
+        loop = asyncio.get_running_loop()
+        if self._pid not in (0, os.getpid()):
+            raise RuntimeError(
+                f"this client was used in process {self._pid}, from which this one was forked; grpc does not survive "
+                "that. Use it in one of them only, or start processes with the method spawn"
+            )
+        if loop not in self._channels:
+            self._pid = os.getpid()
+            self._channels[loop] = _Channel(open_channel(self.address, _CHANNEL_OPTIONS))
+        return self._channels[loop]
 
     def _seconds(self, timeout: float | None) -> float | None:
         """The time limit of a call, in seconds.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from functools import cached_property
 
 from elman.connection import Connection
 from elman.errors import refused_arguments
@@ -28,9 +27,9 @@ class SessionCalls(Connection):
     which must therefore be in the metadata of the call that creates the session.
     """
 
-    @cached_property
+    @property
     def _sessions(self) -> v1.SessionServiceAsyncStub:
-        return v1.SessionServiceStub(self._channel)
+        return self._channel().sessions
 
     async def create_session(
         self,
