@@ -5,4 +5,4 @@ machine varies over time. The benchmarks are not tests: no duration is asserted.
 therefore require Linux.
 """
 
-import elman_bundle.telemetry  # noqa: F401
+import elman_protos.telemetry  # noqa: F401

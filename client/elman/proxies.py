@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import ip_address
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 _VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # The first one that is set counts.
 
@@ -22,7 +22,7 @@ def is_loopback(address: str) -> bool:
 
 def proxy_variable(address: str) -> str | None:
     """Return the variable that names the proxy through which an address is reached; None if there is none."""
-    if is_loopback(address) or proxy_bypass_environment(_host(address)):
+    if is_loopback(address) or proxy_bypass(_host(address)):
         return None
     return next((name for name in _VARIABLES if os.environ.get(name)), None)
 

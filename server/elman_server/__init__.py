@@ -7,4 +7,4 @@
 `application` puts them together. No torch here, and no cell known by name: a model is what its manifest says.
 """
 
-import elman_bundle.telemetry  # noqa: F401
+import elman_protos.telemetry  # noqa: F401

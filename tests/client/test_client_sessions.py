@@ -494,10 +494,10 @@ async def test_timeout_covers_all_attempts(client: Client, servicer: ScriptedSer
         await client.generate(session="s", patience=60, timeout=0.5).text()
     with pytest.raises(DeadlineExceededError):
         await client.classify("a", session="s", patience=60, timeout=0.5)
-    async with Client("127.0.0.1:1", timeout=0.5) as nowhere:
+    async with Client("127.0.0.1:1", timeout=2.0) as nowhere:
         with pytest.raises(DeadlineExceededError, match="cannot reach"):
             await nowhere.classify("a", session="s", patience=60)
-    assert 1.4 < time.monotonic() - started < 5
+    assert 2.9 < time.monotonic() - started < 8
 
 
 async def test_error_details_that_do_not_match_the_status_are_ignored(client: Client, servicer: ScriptedServer) -> None:

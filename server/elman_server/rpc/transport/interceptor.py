@@ -62,6 +62,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if details.method not in self._handlers:
             make, inner = _parts(handler)
+            assert handler.request_deserializer is not None
             accepted = self._streamed if handler.request_streaming else self._single
             # Messages arrive as bytes, so that their size is known before they are parsed, and what cannot be parsed
             # is refused like any other mistake.
