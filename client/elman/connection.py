@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
-from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -38,14 +37,14 @@ _Response = TypeVar("_Response")
 
 
 def open_channel(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
-    """Open a channel, past any proxy if the address is of this machine.
+    """Open a channel. No proxy is used for an address of this machine.
 
     Args:
         address: host and port.
         options: options of grpc.
     """
-    past = (("grpc.enable_http_proxy", 0),) if is_loopback(address) else ()
-    return grpc.aio.insecure_channel(address, options=(*options, *past))
+    without_proxy = (("grpc.enable_http_proxy", 0),) if is_loopback(address) else ()
+    return grpc.aio.insecure_channel(address, options=(*options, *without_proxy))
 
 
 class _Channel:
@@ -80,7 +79,7 @@ class Connection:
         self.address = address
         self._timeout = None if timeout is None else _valid_timeout(timeout)
         self._caller = caller
-        self._channels = WeakKeyDictionary[asyncio.AbstractEventLoop, _Channel]()
+        self._channels: dict[asyncio.AbstractEventLoop, _Channel] = {}
         self._pid = 0  # of the process that has opened channels
 
     async def __aenter__(self) -> Self:
@@ -109,6 +108,9 @@ class Connection:
             )
         if loop not in self._channels:
             self._pid = os.getpid()
+            for other in list(self._channels):
+                if other.is_closed():
+                    self._channels.pop(other, None)
             self._channels[loop] = _Channel(open_channel(self.address, _CHANNEL_OPTIONS))
         return self._channels[loop]
 
