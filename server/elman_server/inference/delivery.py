@@ -46,8 +46,8 @@ def deliver_into(loop: ServerEventLoop) -> Deliver:
 
 
 def _hand_over(receiver: Receiver, event: Event) -> None:
-    """Give a receiver its event. One that meets a defect is told that its sequence has failed, and the events of others
-    are delivered."""
+    """Give a receiver its event. A receiver that raises gets `Failed` instead, and the events of others are
+    delivered."""
     try:
         receiver.receive(event)
     except Exception:

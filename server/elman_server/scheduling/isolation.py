@@ -38,6 +38,30 @@ def run_each(
     return results, failures
 
 
+def try_each(
+    model: str, parts: Iterable[_Part], run: Callable[[_Part], _Result]
+) -> tuple[dict[_Part, _Result], list[_Part]]:
+    """Do for each part what raised, or may raise, for one of them. A defect is logged.
+
+    Args:
+        model: the model's name, for the log.
+        parts: what to do it for.
+        run: does it for one part.
+
+    Returns:
+        The results by part, and the parts for which it raised.
+    """
+    results: dict[_Part, _Result] = {}
+    failed: list[_Part] = []
+    for part in parts:
+        try:
+            results[part] = run(part)
+        except Exception:
+            log_defect(model)
+            failed.append(part)
+    return results, failed
+
+
 def log_defect(model: str) -> None:
     """Log the exception that is being handled, which ends one sequence.
 

@@ -32,7 +32,7 @@ from elman_server.scheduling.events import (
     Tokens,
 )
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import log_defect
+from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.encoding import encode_sources
 from elman_server.scheduling.rows.endings import DEFECT, Ending, Endings
@@ -240,13 +240,12 @@ class RowBatch:
         try:
             return reports_of(logits, tokens, counts)
         except Exception:
-            reports: list[TokenReport | None] = [None] * len(counts)
-            for row, count in enumerate(counts):
-                try:
-                    (reports[row],) = reports_of(logits[row : row + 1], tokens[row : row + 1], [count])
-                except Exception:
-                    log_defect(self._name)
-            return reports
+            alone, _ = try_each(
+                self._name,
+                range(len(counts)),
+                lambda row: reports_of(logits[row : row + 1], tokens[row : row + 1], [counts[row]])[0],
+            )
+            return [alone.get(row) for row in range(len(counts))]
 
     def _replay(self, chunk: Chunk, output: ModelOutput, results: Results, endings: dict[int, Ending]) -> None:
         """Bring rows that finished before their last step, and whose state is kept, to where they finished."""

@@ -26,7 +26,7 @@ from elman_server.decoding.host.shaped_rows import ShapedRows
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.scheduling.events import TokenReport
 from elman_server.scheduling.interface import INTERNAL
-from elman_server.scheduling.isolation import log_defect
+from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 _NOTHING = Shaping()
@@ -163,13 +163,13 @@ class HostSampler:
         try:
             allowed_tokens(matchers, allowed)
         except Exception:
-            for index, matcher in enumerate(matchers):
-                try:
-                    allowed_tokens([matcher], allowed[index : index + 1])
-                except Exception:
-                    log_defect(self._name)
-                    allowed[index] = False
-                    self._defective.add(matcher)
+            _, failed = try_each(
+                self._name,
+                range(len(matchers)),
+                lambda index: allowed_tokens([matchers[index]], allowed[index : index + 1]),
+            )
+            allowed[failed] = False
+            self._defective.update(matchers[index] for index in failed)
 
     def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
         """What the grammars of `rows` allow, [R, V]; None if none of them has one."""
@@ -217,15 +217,10 @@ class HostSampler:
 
     def _choose_alone(self, count: int, choose_for: Callable[[slice], Chosen]) -> tuple[Chosen, list[int]]:
         """The choices of each row alone, and the indices of the rows that fail."""
-        found, failed = Chosen(np.zeros(count, np.int64), np.ones(count, np.bool_)), []
-        for index in range(count):
-            try:
-                alone = choose_for(slice(index, index + 1))
-            except Exception:
-                log_defect(self._name)
-                failed.append(index)
-            else:
-                found.tokens[index], found.impossible[index] = alone.tokens[0], alone.impossible[0]
+        alone, failed = try_each(self._name, range(count), lambda index: choose_for(slice(index, index + 1)))
+        found = Chosen(np.zeros(count, np.int64), np.ones(count, np.bool_))
+        for index, one in alone.items():
+            found.tokens[index], found.impossible[index] = one.tokens[0], one.impossible[0]
         return found, failed
 
     def _accept(self, row: int, token: int, choices: Choices) -> None:

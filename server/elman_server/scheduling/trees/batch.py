@@ -19,7 +19,7 @@ from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import holes
 from elman_server.scheduling.events import Event, Failed
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import log_defect, run_each
+from elman_server.scheduling.isolation import log_defect, run_each, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Sequence
 from elman_server.scheduling.trees.flatten import NODE, flatten
@@ -112,20 +112,11 @@ class TreeBatch:
         try:
             self._append(trees)
         except Exception:  # Nothing has changed: the trees that meet the defect are found.
-            return self._append_each(trees)
-        return []
-
-    def _append_each(self, trees: list[Tree]) -> list[Emission]:
-        """The ends of the trees that fail."""
-        emissions: list[Emission] = []
-        for tree in trees:
-            try:
-                self._append([tree])
-            except Exception:
-                log_defect(self._name)
+            _, failed = try_each(self._name, trees, lambda tree: self._append([tree]))
+            for tree in failed:
                 tree.is_finished = True
-                emissions.append((tree.receiver, Failed(INTERNAL)))
-        return emissions
+            return [(tree.receiver, Failed(INTERNAL)) for tree in failed]
+        return []
 
     def _append(self, trees: list[Tree]) -> None:
         count = sum(len(tree.forced) for tree in trees)
@@ -209,16 +200,14 @@ class TreeBatch:
         outputs = results.outputs.get(self._label_output)
         if outputs is None:
             return []  # All trees failed.
-        defective = []
         labelled = [
             place for place, tree in enumerate(self._trees) if tree.order is not None and schedule.counts[place]
         ]
-        for place in {*labelled, *ended}:
-            try:
-                self._trees[place].show(outputs[schedule.part(place)], int(self._ends[place] - self._starts[place]))
-            except Exception:
-                log_defect(self._name)
-                defective.append(place)
+
+        def show(place: int) -> None:
+            self._trees[place].show(outputs[schedule.part(place)], int(self._ends[place] - self._starts[place]))
+
+        _, defective = try_each(self._name, {*labelled, *ended}, show)
         return defective
 
     def _finish(self, places: Collection[int], failures: Mapping[int, Exception]) -> None:
