@@ -115,8 +115,8 @@ class _Bench:
     options: CaseOptions
 
     def serve(self, requests: list[Request], seconds: float = 0.0, concurrency: int = 0) -> list[Round]:
-        return serve(
-            self.server,
+        (rounds,) = serve(
+            [self.server],
             self.precision,
             requests,
             vocabulary=self.model.sizes.vocabulary,
@@ -125,6 +125,7 @@ class _Bench:
             connections=self.options.connections,
             concurrency=concurrency,
         )
+        return rounds
 
     def long_prompt(self, equal: Served) -> dict[str, float]:
         """Measure the gaps of 63 generating streams while another stream prefills a long prompt."""

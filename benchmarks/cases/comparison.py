@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases.measurement import percentile_ms, serve_in_turns, summarise
+from benchmarks.cases.measurement import percentile_ms, serve, summarise
 from benchmarks.cases.model import PRECISIONS, Model, prepare_model
 from benchmarks.clients.arrivals import MAX_TOKENS, poisson_requests
 from benchmarks.clients.streams import Request, Round
@@ -77,7 +77,7 @@ class Bench:
     seconds: float
 
     def _rounds(self, requests: list[Request], seconds: float = 0.0) -> list[list[Round]]:
-        return serve_in_turns(
+        return serve(
             self.servers,
             self.precision,
             requests,

@@ -138,8 +138,8 @@ def _measure(
         seconds=options.seconds,
         threads=core_count(),
     )
-    rounds = serve(
-        server,
+    (rounds,) = serve(
+        [server],
         precision,
         [Request(point.prompt_tokens, max_tokens)] * point.streams,
         vocabulary=point.sizes.vocabulary,

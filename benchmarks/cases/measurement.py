@@ -59,31 +59,6 @@ class Served:
 
 
 def serve(
-    server: RunningServer,
-    precision: str,
-    requests: Sequence[Request],
-    *,
-    vocabulary: int,
-    temperature: float,
-    seconds: float,
-    connections: int,
-    concurrency: int = 0,
-) -> list[Round]:
-    """Send `requests` to a server in repeated rounds until `seconds` have passed; see ClientOrder."""
-    (rounds,) = serve_in_turns(
-        [server],
-        precision,
-        requests,
-        vocabulary=vocabulary,
-        temperature=temperature,
-        seconds=seconds,
-        connections=connections,
-        concurrency=concurrency,
-    )
-    return rounds
-
-
-def serve_in_turns(
     servers: Sequence[RunningServer],
     precision: str,
     requests: Sequence[Request],
@@ -94,7 +69,8 @@ def serve_in_turns(
     connections: int,
     concurrency: int = 0,
 ) -> list[list[Round]]:
-    """The same for several servers, which get the same rounds in turns; return those of each server."""
+    """Send `requests` to each server in repeated rounds, in turns, until `seconds` have passed for each; see
+    ClientOrder. Returns the rounds of each server."""
     # Later arrivals are excluded: all of them together might exceed what the server accepts.
     first = [request for request in requests if request.at == 0][: concurrency or None]
     warm_up = [Request(min(request.prompt_tokens, _WARM_UP_TOKENS), _WARM_UP_TOKENS) for request in first]

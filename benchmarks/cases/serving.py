@@ -111,8 +111,8 @@ def _measure_case(
 
     server = servers[precision]
     server.reset_peak_memory()
-    rounds = serve(
-        server,
+    (rounds,) = serve(
+        [server],
         precision,
         [Request(options.prompt_tokens, options.max_tokens)] * streams,
         vocabulary=model.sizes.vocabulary,
