@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from loky import cpu_count
 
 from elman_bundle import Bundle, CharacterVocabulary
 from elman_export import Labels, Token
@@ -40,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """More workers than cores: tests wait for processes, timers and disks."""
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_count()
     return cores + cores // 2
 
 
