@@ -75,7 +75,8 @@ def write_bundle(folder: Path, spec: v1.ModelSpec) -> str:
 
     Args:
         folder: the folder with the graph and every vocabulary and initial state that `spec` names.
-        spec: the manifest; its `files` are replaced by the digests of the files.
+        spec: the manifest. The digests in its `files` are replaced; what they name beyond the files that the other
+            fields name belongs to the bundle, too, such as a file with the weights of a graph.
 
     Returns:
         The bundle's digest.
@@ -85,11 +86,12 @@ def write_bundle(folder: Path, spec: v1.ModelSpec) -> str:
     """
     sealed = v1.ModelSpec()
     sealed.CopyFrom(spec)
+    paths = referenced_files(sealed) | {file.path for file in spec.files}
     del sealed.files[:]
-    for path in sorted(referenced_files(sealed)):
+    for path in sorted(paths):
         if not (folder / path).is_file():
             raise BundleError(f"{folder}: the file {path} that the manifest names is missing")
-        sealed.files.add(path=path, sha256=_sha256((folder / path).read_bytes()))
+        sealed.files.add(path=path, sha256=_sha256(_read(folder, path)))
     validate_spec(sealed, folder / MANIFEST)
     text = json_format.MessageToJson(sealed, preserving_proto_field_name=True) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -104,7 +106,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     manifest = folder / MANIFEST
     try:
-        content = manifest.read_bytes()
+        content = _read(folder, MANIFEST)
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST}: {error.strerror}") from error
     spec = v1.ModelSpec()
@@ -134,10 +136,10 @@ def _check_files(folder: Path, spec: v1.ModelSpec) -> None:
         raise BundleError(f"{folder / MANIFEST}: files: {min(unlisted)} is used but not listed with its sha256")
     for path, expected in listed.items():
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts:
+        if pure.is_absolute() or ".." in pure.parts or not path.isprintable():
             raise BundleError(f"{folder / MANIFEST}: files: the path {path!r} leads out of the bundle")
         try:
-            found = _sha256((folder / path).read_bytes())
+            found = _sha256(_read(folder, path))
         except OSError as error:
             raise BundleError(
                 f"{folder / path}: cannot be read, but the manifest lists it: {error.strerror}"
@@ -146,6 +148,21 @@ def _check_files(folder: Path, spec: v1.ModelSpec) -> None:
             raise BundleError(
                 f"{folder / path}: wrong digest: the manifest says sha256 {expected}, the file has {found}"
             )
+
+
+def _read(folder: Path, path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        BundleError: it is no regular file of this folder: reading a device or a pipe might never end.
+        OSError: it cannot be read.
+    """
+    file = (folder / path).resolve(strict=True)
+    if not file.is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder / path}: leads to {file}, out of the bundle; copy the file into the folder")
+    if not file.is_file():
+        raise BundleError(f"{folder / path}: got something else than a file; a bundle consists of files")
+    return file.read_bytes()
 
 
 def _read_vocabularies(folder: Path, spec: v1.ModelSpec) -> dict[str, Vocabulary]:

@@ -13,9 +13,8 @@ from elman_bundle.vocabulary import (
     JoiningDecoder,
     TextDecoder,
     TokenIds,
-    check_distinct,
+    check_tokens,
     check_unknown_id,
-    utf8_or_none,
 )
 
 
@@ -35,7 +34,7 @@ class CharacterVocabulary:
         wrong = next((token for token in tokens if len(token) != 1), None)
         if wrong is not None:
             raise ValueError(f"got the token {wrong!r}; a token of a character vocabulary is one character")
-        check_distinct(tokens, "character")
+        check_tokens(tokens, "character")
         check_unknown_id(unknown_id, tokens)
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
@@ -71,7 +70,7 @@ class CharacterVocabulary:
         return JoiningDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else utf8_or_none(text) for token, text in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else text.encode() for token, text in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from elman_bundle.vocabulary import TextVocabulary, check_distinct
+from elman_bundle.vocabulary import TextVocabulary, check_tokens
 
 
 class LabelVocabulary:
@@ -19,7 +19,7 @@ class LabelVocabulary:
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.tokens = tuple(labels)
-        check_distinct(self.tokens, "label")
+        check_tokens(self.tokens, "label")
 
     @property
     def size(self) -> int:

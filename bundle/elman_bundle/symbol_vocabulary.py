@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from elman_bundle.bundle_errors import EncodingError
-from elman_bundle.vocabulary import UNKNOWN, TextDecoder, TokenIds, check_distinct, check_unknown_id, utf8_or_none
+from elman_bundle.vocabulary import UNKNOWN, TextDecoder, TokenIds, check_tokens, check_unknown_id
 
 
 class SymbolVocabulary:
@@ -29,7 +29,7 @@ class SymbolVocabulary:
 
     def __init__(self, tokens: Sequence[str], unknown_id: int | None = None, *, lower_case: bool = False) -> None:
         check_unknown_id(unknown_id, tokens)
-        check_distinct(tokens, "symbol")
+        check_tokens(tokens, "symbol")
         for token in tokens:
             if token.split() != [token]:
                 raise ValueError(f"got the token {token!r}; a token of a symbol vocabulary has no white space in it")
@@ -82,7 +82,7 @@ class SymbolVocabulary:
         return _SpacingDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else utf8_or_none(symbol) for token, symbol in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else symbol.encode() for token, symbol in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]

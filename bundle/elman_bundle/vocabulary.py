@@ -90,12 +90,15 @@ class JoiningDecoder:
         return "".join([self._tokens[token] for token in ids])
 
 
-def check_distinct(tokens: Sequence[str], kind: str) -> None:
-    """Check that no token is listed twice.
+def check_tokens(tokens: Sequence[str], kind: str) -> None:
+    """Check that no token is listed twice, and that each can be written.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is, or cannot.
     """
+    for token in tokens:
+        if not token.isascii() and any("\ud800" <= character <= "\udfff" for character in token):
+            raise ValueError(f"the {kind} {token!r} has half of a surrogate pair in it, which is no character")
     if len(set(tokens)) != len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise ValueError(f"the {kind} {twice!r} is listed twice")
@@ -109,11 +112,3 @@ def check_unknown_id(unknown_id: int | None, tokens: Sequence[str]) -> None:
     """
     if unknown_id is not None and not 0 <= unknown_id < len(tokens):
         raise ValueError(f"the unknown token's id {unknown_id} is outside 0 to {len(tokens) - 1}")
-
-
-def utf8_or_none(text: str) -> bytes | None:
-    """The UTF-8 of a text; None if it holds half of a surrogate pair, which UTF-8 cannot express."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return None

@@ -20,9 +20,8 @@ from elman_bundle.vocabulary import (
     JoiningDecoder,
     TextDecoder,
     TokenIds,
-    check_distinct,
+    check_tokens,
     check_unknown_id,
-    utf8_or_none,
 )
 
 _LONGEST = 32
@@ -48,7 +47,7 @@ class WordVocabulary:
 
     def __init__(self, tokens: Sequence[str], unknown_id: int | None = None, *, lower_case: bool = False) -> None:
         check_unknown_id(unknown_id, tokens)
-        check_distinct(tokens, "word")
+        check_tokens(tokens, "word")
         for token, piece in enumerate(tokens):
             if token != unknown_id and _PIECE.fullmatch(piece) is None:
                 raise ValueError(
@@ -97,7 +96,7 @@ class WordVocabulary:
         return JoiningDecoder(self.tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else utf8_or_none(piece) for token, piece in enumerate(self.tokens)]
+        return [None if token == self.unknown_id else piece.encode() for token, piece in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]

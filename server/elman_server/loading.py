@@ -13,6 +13,7 @@ from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
 from elman_server.engine import DEFAULT_OUTPUTS, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
+from elman_server.engine.weight_files import check_weight_files
 from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
 from elman_server.inference.delivery import deliver_into
@@ -64,6 +65,7 @@ def serve_bundle(
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
+    check_weight_files(bundle)
     policy, threads = policy or scheduling_policy(settings), thread_count(settings)
     pinned = Cores.all(threads, _FIRST_CORE + number) if policy.engine.pin_threads else Cores()
     opener = Opener(settings.provider, threads, pinned, policy.engine.spin_microseconds)

@@ -97,10 +97,6 @@ def test_lower_case_is_kept_on_disk(tmp_path: Path) -> None:
     assert again.encode("THE").tolist() == [1]
 
 
-def test_invalid_utf_8_is_never_text() -> None:
-    assert CharacterVocabulary(["a", "\ud800"]).token_bytes() == [b"a", None]
-
-
 @given(text)
 def test_characters_round_trip(written: str) -> None:
     vocabulary = CharacterVocabulary.from_text(written)

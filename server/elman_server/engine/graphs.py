@@ -25,7 +25,7 @@ from elman_server.engine.constants import Constants
 from elman_server.engine.interface import Arrays, OutputSelection
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
-from elman_server.engine.unrolling import FILTERS, StepGraph, unroll
+from elman_server.engine.unrolling import FILTERS, StepGraph, next_name, unroll
 from elman_server.engine.weights import Weights
 from elman_server.errors import EngineError, ModelLoadError
 
@@ -60,7 +60,7 @@ class Storage:
         for state in spec.step.states:
             shape, dtype = state.shape, element_type(state.data_type).dtype
             buffers = (self.allocate(shape, dtype), self.allocate(shape, dtype))
-            self.states.append(State(state.input_name, state.output_name, buffers))
+            self.states.append(State(state.input_name, next_name(state.input_name), buffers))
 
     def allocate(self, shape: Iterable[int], dtype: Any) -> Buffer:
         """A buffer of `capacity` rows of a shape."""

@@ -100,12 +100,22 @@ class RowStates:
         self._phases[rows.start : rows.stop] ^= 1
 
 
+def _fill(bundle: Bundle, name: str, fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        value = np.asarray(fill).astype(dtype)
+    exact = value == fill if np.issubdtype(dtype, np.integer) else np.isfinite(value) == np.isfinite(fill)
+    if not exact:
+        rule = f"{dtype} has no such value"
+        raise ModelLoadError(f"{bundle.path}: the state {name!r} begins with {fill:g}; {rule}")
+    return value
+
+
 def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
     values: dict[str, NDArray[Any]] = {}
     for state in bundle.spec.step.states:
         dtype, shape = element_type(state.data_type).dtype, tuple(state.shape)
         if not state.HasField("file"):
-            values[state.input_name] = np.full(shape, state.fill, dtype)
+            values[state.input_name] = np.full(shape, _fill(bundle, state.input_name, state.fill, dtype))
             continue
         path = bundle.path / state.file
         try:

@@ -99,6 +99,12 @@ def _load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def next_name(input_name: str) -> str:
+    """The name of an output with a state after the last step. The step's own name for it may be that of an input, or
+    be the next value of two states."""
+    return f"{PREFIX}next.{input_name}"
+
+
 def steps_name(output: str) -> str:
     """The name of an output with the values of the step's output `output` at every step."""
     return f"{PREFIX}steps.{output}"
@@ -118,9 +124,9 @@ def unroll(
     and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS if `filtered`; TARGETS if log-probabilities
     are selected.
 
-    Outputs: the states after the last step; each output with labels (each output, if outputs are selected) with the
-    step on axis 1, named by `steps_name`; TOKENS and CHECKS if the model generates, and LOGITS and LOG_PROBABILITIES if
-    they are selected; the states after every step if they are selected, named by `states_name`.
+    Outputs: the states after the last step, named by `next_name`; each output with labels (each output, if outputs are
+    selected) with the step on axis 1, named by `steps_name`; TOKENS and CHECKS if the model generates, and LOGITS and
+    LOG_PROBABILITIES if they are selected; the states after every step if they are selected, named by `states_name`.
 
     The row is axis 0 of all of them, whichever axis it is in the step.
 
@@ -142,6 +148,14 @@ class _Unrolled:
         self._logits_wanted = selection.logits and step.generates
         self._kept_states = step.spec.states if selection.states else []
         self._shown = [output for output in step.spec.outputs if selection.outputs or output.HasField("label_logits")]
+        computed = {name for node in step.model.graph.node for name in node.output}
+        # A state that is computed on other axes, that is an input, or that is the next value of two, becomes an output
+        # by a node of its own.
+        self._direct = {
+            kept.output_name: next_name(kept.input_name)
+            for kept in reversed(step.spec.states)
+            if not kept.row_axis and kept.output_name in computed
+        }
         self._nodes = Nodes()
 
     def model(self) -> onnx.ModelProto:
@@ -158,7 +172,7 @@ class _Unrolled:
         for index in range(self._count):
             wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
             if index == self._count - 1:  # The state after the last step is an output of the graph.
-                wires |= {kept.output_name: kept.output_name for kept in spec.states if not kept.row_axis}
+                wires |= self._direct
             self._copy(graph.node, wires, f"step{index}/")
             state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
             for output in self._shown:
@@ -174,8 +188,11 @@ class _Unrolled:
                 if self._logits_wanted and index == self._count - 1:
                     self._nodes.add("Identity", logits, output=LOGITS)
         for kept in spec.states:
+            value, name = state[kept.input_name], next_name(kept.input_name)
             if kept.row_axis:
-                self._nodes.add("Transpose", state[kept.input_name], output=kept.output_name, perm=_rows_first(kept))
+                self._nodes.add("Transpose", value, output=name, perm=_rows_first(kept))
+            elif value != name:
+                self._nodes.add("Identity", value, output=name)
         for name, steps in shown.items():
             self._nodes.add("Concat", *steps, output=name, axis=1)
         if self._step.generates:
@@ -271,7 +288,7 @@ class _Unrolled:
             shape: list[str | int] = ["positions", *kept.shape[1:]] if kept.variable_length else [*kept.shape]
             inputs.append(_value(kept.name, kept.data_type, ["rows", *shape]))
         inputs += [_value(state.input_name, state.data_type, ["rows", *state.shape]) for state in spec.states]
-        outputs = [_value(kept.output_name, kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
+        outputs = [_value(next_name(kept.input_name), kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
         outputs += [_value(steps_name(shown.name), shown.data_type, [*steps, *shown.shape]) for shown in self._shown]
         outputs += [
             _value(states_name(kept.input_name), kept.data_type, [*steps, *kept.shape]) for kept in self._kept_states
