@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from benchmarks.commands import comparisons, models, sessions, streams, tasks
+from benchmarks.commands import abuse, comparisons, models, sessions, streams, tasks
 from benchmarks.processes.worker import MeasurementError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for command in (
     comparisons.ablation,
     comparisons.compare,
     tasks.tasks,
+    abuse.abuse,
 ):
     app.command()(command)
 

@@ -46,10 +46,17 @@ class RunningServer:
 
     def peak_memory_mib(self) -> float:
         """Return the peak of resident memory since `reset_peak_memory`, in MiB."""
+        return self._memory_mib("VmHWM")
+
+    def memory_mib(self) -> float:
+        """Return the resident memory, in MiB."""
+        return self._memory_mib("VmRSS")
+
+    def _memory_mib(self, name: str) -> float:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 1024
-        raise MeasurementError("/proc/PID/status: VmHWM is missing; cannot measure the peak memory of a process")
+        raise MeasurementError(f"/proc/PID/status: {name} is missing; cannot measure the memory of a process")
 
 
 @dataclass(frozen=True)

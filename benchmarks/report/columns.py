@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.cases.decoding import HALF_CONSTRAINED
 from benchmarks.cases.measurement import CALLS
 from benchmarks.cases.session_prefixes import CACHE_MIB
@@ -321,3 +323,30 @@ COMPARISON_COLUMNS = [
 COMPARISON_LEGEND = """\
 Ratio: relative to the first server in the same repeat, median over the repeats; above 1 where the server of the row is
 better."""
+
+_PHASES = ("before", "during", "after")
+ABUSE_COLUMNS = [
+    Column("attack", lambda row: row["attack"]),
+    Column("health, longest [ms]", figures(",.0f", *(f"health_{when}_ms" for when in _PHASES))),
+    Column("32 tokens, p50 [ms]", figures(",.0f", *(f"polite_p50_{when}_ms" for when in _PHASES))),
+    Column("32 tokens, p99 [ms]", figures(",.0f", *(f"polite_p99_{when}_ms" for when in _PHASES))),
+    Column("failures", figures(".0f", *(f"failures_{when}" for when in _PHASES))),
+    Column("memory, peak [MiB]", figure("peak_mib")),
+    Column("kept [MiB]", figure("kept_mib")),
+]
+ABUSE_LEGEND = """\
+Before / during / after the attack. Memory: of the server, beyond that before the attack; kept: a while after it."""
+
+
+def abuse_targets(attacks: Sequence[str]) -> list[Target]:
+    """What the polite client may notice of each attack."""
+    return [
+        target
+        for name in attacks
+        for target in (
+            Target(f"{name}: health", {"attack": name}, "health_during_ms", 1000),
+            Target(f"{name}: 32 tokens, p99", {"attack": name}, "polite_p99_during_ms", 2000),
+            Target(f"{name}: failures", {"attack": name}, "failures_during", 0),
+            Target(f"{name}: memory kept", {"attack": name}, "kept_mib", 100),
+        )
+    ]
