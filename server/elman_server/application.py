@@ -48,7 +48,7 @@ class Server:
             GrammarCompiler(),
             request_limits(settings),
         )
-        self._grpc = GrpcServer(self._resources, settings.write_timeout)
+        self._grpc = GrpcServer(self._resources, settings.write_timeout, settings.idle_timeout)
 
     @property
     def models(self) -> ModelRegistry:
@@ -70,7 +70,7 @@ class Server:
         for model in self.models:
             model.scheduler.start()
         await self._grpc.start()
-        self._resources.sessions.start()
+        self._resources.sessions.start(self._grpc.set_sessions_serving)
         await self._grpc.set_serving()
 
     async def drain(self) -> None:

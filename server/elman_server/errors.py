@@ -109,6 +109,17 @@ class MessageTooLargeError(DomainError):
         )
 
 
+class TooManyFieldsError(DomainError):
+    """A request message has more fields than allowed, those of its parts included."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"message: got more than {limit} fields, those of its parts included; at most {limit} are allowed. "
+            "Split the request",
+            limit=limit,
+        )
+
+
 class MalformedMessageError(DomainError):
     """A request message is not what its protocol buffer says.
 
@@ -142,6 +153,17 @@ class ClientTooSlowError(DomainError):
     def __init__(self, seconds: float) -> None:
         super().__init__(
             f"response: got no read for {seconds:g} seconds; the call has been ended. Read faster", seconds=seconds
+        )
+
+
+class ClientIdleError(DomainError):
+    """Neither side of a stream of requests has sent anything for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"requests: got none for {seconds:g} seconds, in which nothing was answered either; the call has been "
+            "ended. Open a new one when there is something to send",
+            seconds=seconds,
         )
 
 
@@ -248,16 +270,11 @@ class BundleMismatchError(SessionError):
 
 
 class SessionDamagedError(SessionError):
-    """The record of a session in the store cannot be used.
+    """The record of a session in the store cannot be used."""
 
-    Args:
-        store: name of the store.
-        session_id: the session.
-    """
-
-    def __init__(self, store: str, session_id: str) -> None:
+    def __init__(self, session_id: str) -> None:
         super().__init__(
-            f"session_id: got {session_id!r}; its record in {store} is damaged. "
+            f"session_id: got {session_id!r}; its record in the store is damaged. "
             "Delete the session, or restore the store from a backup"
         )
 
@@ -284,23 +301,36 @@ class SessionElsewhereError(SessionError):
 
 
 class StoreError(SessionError):
-    """The store has failed: nothing of what was to be written has been written."""
+    """The store has failed: nothing of what was to be written has been written. Where it is, and in which words it
+    failed, is for the log only."""
 
 
 class StoreFullError(StoreError):
     """The store has no space left."""
 
+    def __init__(self, remedy: str) -> None:
+        super().__init__(f"store: there is no space left for sessions. {remedy}")
+
 
 class StoreUnavailableError(StoreError):
     """The store cannot be reached or does not answer."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"store: {problem}. Try again later")
 
 
 class StoreConflictError(StoreError):
     """The store holds another version of the session than the change starts from."""
 
+    def __init__(self, session_id: str, rule: str) -> None:
+        super().__init__(f"session_id: got {session_id!r}; {rule}. Try again")
+
 
 class SessionMovedError(StoreError):
     """Another server has taken the session over."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session_id: got {session_id!r}; another server has taken it over. Try again")
 
 
 # Starting

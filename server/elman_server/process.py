@@ -51,15 +51,21 @@ def run(settings: Settings) -> None:
 
 async def _serve(bundles: list[Bundle], settings: Settings) -> None:
     with stop_signal() as stopping:
-        models = await _load(bundles, settings, stopping)
-        if stopping.is_set():
-            return
+        loading = asyncio.create_task(_load(bundles, settings))
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait((loading, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            # Nothing has been served, and a model that is being loaded cannot be interrupted.
+            _log.info("stopped", while_loading=True)
+            os._exit(0)
+        stop.cancel()
+        models = loading.result()
         tune_interpreter()
         server = Server(settings, models)
         await server.start()
         _log.info(
             "listening",
-            address=f"{settings.host}:{server.port}",
+            address=settings.shown_address(server.port),
             slots=settings.slots,
             threads=thread_count(settings),
             messages_per_second=message_rate(settings),
@@ -71,12 +77,10 @@ async def _serve(bundles: list[Bundle], settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _load(bundles: list[Bundle], settings: Settings, stopping: asyncio.Event) -> list[ServedModel]:
-    """Load models one after the other, until all are loaded or the process is to stop."""
+async def _load(bundles: list[Bundle], settings: Settings) -> list[ServedModel]:
+    """Load models one after the other."""
     loop, models = ServerEventLoop.running(), []
     for number, bundle in enumerate(bundles):
-        if stopping.is_set():
-            break
         model = await asyncio.to_thread(serve_bundle, bundle, settings, loop, number)
         ability = "generates" if model.generates else "labels"
         _log.info("model ready", model=model.name, does=ability, provider=model.provider, digest=bundle.digest[:19])

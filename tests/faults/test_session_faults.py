@@ -41,10 +41,12 @@ from elman_server.errors import SessionDamagedError, StoreConflictError, StoreEr
 from elman_server.inference.prefix_cache import PrefixCache
 from elman_server.sessions.changes import Advance, Change, Create, Delete, Rewind
 from elman_server.sessions.file import _checksum
+from elman_server.sessions.health import StoreHealth
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.snapshots import Snapshot
 from elman_server.sessions.stores.redis import RedisStore
 from elman_server.sessions.stores.sqlite import SqliteStore
+from elman_server.sessions.token_log import TokenLog
 from tests.support.fake_engine import LABELS, MODULUS, FakeEngine, continuation
 from tests.support.redis_server import redis_is_installed, redis_running
 from tests.support.redis_sessions import created, stamped
@@ -299,7 +301,7 @@ async def test_changes_coalesced_after_a_failed_one_are_refused(path: Path, monk
         return apply(changes)
 
     monkeypatch.setattr(store, "apply", failing_once)
-    journal = Journal(store)
+    journal = Journal(store, StoreHealth(store))
     told_of: list[tuple[str, StoreError | None]] = []
 
     def write(name: str, change: Change) -> None:
@@ -816,7 +818,7 @@ def test_misplaced_rows_are_never_used(path: Path, name: str) -> None:
     other = replace(
         session,
         session_id="other",
-        tokens=session.tokens[::-1],
+        tokens=TokenLog(session.tokens[::-1]),
         snapshots=[replace(known, state=known.state[::-1]) for known in session.snapshots],
         calls={name: replace(call, answer=b"another") for name, call in session.calls.items()},
     )

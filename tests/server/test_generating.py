@@ -602,7 +602,7 @@ async def test_constraints_that_compile_for_long_keep_nobody_waiting_but_each_ot
         try:
             waiting = [asyncio.create_task(generated("ab" * number)) for number in range(1, 13)]
             async with asyncio.timeout(10):
-                while len(running.server._resources.grammars._waiting) < 12:  # noqa: ASYNC110
+                while running.server._resources.grammars.waiting_count < 12:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             with pytest.raises(
                 OverloadedError, match="queue: got one more constraint to compile; at most 12 are accepted"

@@ -185,8 +185,9 @@ def test_a_change_from_another_version_is_refused_and_the_others_are_kept(store:
     kept, *refused = store.apply([*good, *elsewhere, *too_late, *beyond, *lost, *again])
     assert kept is None
     assert [type(error) for error in refused] == [StoreConflictError] * 6
-    assert "session 'other' is at version 0 and position 0; the change starts from version 0 and position 5" in str(
-        refused[0]
+    assert (
+        "session_id: got 'other'; it is at version 0 and position 0; the change starts from version 0 and position 5"
+        in str(refused[0])
     )
     loaded = store.load("one"), store.load("other")
     assert [list(session.tokens) for session in loaded if session] == [[1, 2], []]
@@ -386,9 +387,7 @@ def test_a_damaged_header_is_reported(store: RedisStore, redis: RedisServer, fie
     created(store)
     sound = created(store, "sound")
     redis.ask("HSET", key("header"), field, "8?" if field in ("position", "version") else "8")
-    with pytest.raises(
-        SessionDamagedError, match=r"session_id: got 's'; its record in redis://127.0.0.1:\d+/0 is damaged"
-    ):
+    with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in the store is damaged"):
         store.load("s")
     redis.ask("HDEL", key("header"), field)
     with pytest.raises(SessionDamagedError):
@@ -736,9 +735,7 @@ def test_a_redis_that_is_away_for_too_long_is_reported(open_one: Callable[..., R
     redis.freeze()
     started = time.monotonic()
     try:
-        with pytest.raises(
-            StoreUnavailableError, match=r"redis://127.0.0.1:\d+/0: Redis has not answered for 1 seconds"
-        ):
+        with pytest.raises(StoreUnavailableError, match=r"store: Redis has not answered for 1 seconds"):
             store.apply(stamped(session, more(session, 1)))
     finally:
         redis.thaw()
@@ -765,7 +762,7 @@ def test_full_memory_is_reported_and_harms_nothing(store: RedisStore, redis: Red
             else:
                 following[0].apply(session)
         assert isinstance(errors[0], StoreFullError)
-        assert "there is no memory left for sessions. Raise maxmemory" in str(errors[0])
+        assert "there is no space left for sessions. Delete sessions, or raise maxmemory" in str(errors[0])
         redis.ask("CONFIG", "SET", "maxmemory", used // 2)  # Independent of the memory of the connections.
         refused = store.apply([Create(empty("new")), *stamped(session, more(session, 1), Advance("s", 0, 3.0))])
         assert [type(error) for error in refused[:2]] == [StoreFullError] * 2
@@ -794,7 +791,8 @@ def test_the_error_says_why_a_store_cannot_be_opened(
 ) -> None:
     started = time.monotonic()
     with pytest.raises(
-        StoreOpenError, match=r"redis://127.0.0.1:9/0: Redis has not answered.*Check that Redis is running there"
+        StoreOpenError,
+        match=r"127.0.0.1:9/0; it cannot be opened: .*refused. Check that Redis is running there",
     ):
         RedisStore("redis://127.0.0.1:9")
     assert time.monotonic() - started < 4.0
@@ -804,7 +802,7 @@ def test_the_error_says_why_a_store_cannot_be_opened(
         RedisStore(redis.url.replace("/0", "/99"))
     with pytest.raises(StoreOpenError, match="it cannot be opened"):
         RedisStore(f"unix://{tmp_path}/nobody")
-    with pytest.raises(StoreOpenError, match="unix:///nowhere: Redis has not answered"):
+    with pytest.raises(StoreOpenError, match=r"unix:///nowhere; it cannot be opened: .*No such file"):
         open_store(Settings(store=SecretStr("unix:///nowhere")))
     monkeypatch.setattr("elman_server.sessions.stores.redis.connection.MIN_VERSION", (99, 0))
     with pytest.raises(StoreOpenError, match=r"it is Redis \d.*, and sessions need 99.0 or later. Upgrade Redis"):

@@ -144,7 +144,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(path: Path) -> None:
         while True:
             apply_changes(store, session, Advance("s", session.position, 3.0, tokens_of(*range(1000))))
 
-    with pytest.raises(StoreFullError, match=r"elman.db: there is no space left"):
+    with pytest.raises(StoreFullError, match="store: there is no space left"):
         fill()
     assert same(store.load("s"), session)
     store._database.connection.execute("PRAGMA max_page_count = 4000")
@@ -194,7 +194,7 @@ def test_a_damaged_session_row_is_reported(path: Path) -> None:
     store = SqliteStore(path)
     store.apply([Create(empty()), Create(empty("sound"))])
     store._database.connection.execute("UPDATE sessions SET seed = 8 WHERE session_id = 's'")
-    with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in .*elman.db is damaged"):
+    with pytest.raises(SessionDamagedError, match=r"session_id: got 's'; its record in the store is damaged"):
         store.load("s")
     assert same(store.load("sound"), empty("sound"))
     store.apply([Delete("s")])  # Its id can be used again.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -81,28 +82,38 @@ def check_failure(result: subprocess.CompletedProcess[str], error_message: str) 
 
 
 class Served:
-    """`elman serve` as a separate process."""
+    """`elman serve` as a separate process. Its log goes to a file: a full pipe would stop it."""
 
     def __init__(self, *arguments: object) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 # closed by `end`
         self.process = subprocess.Popen(
             [*ELMAN, "serve", *map(str, arguments), "--listen", "127.0.0.1:0", "--log-format", "json"],
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
+            stderr=self._log,
         )
         self.log: list[str] = []
-        self.address = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if '"listening"' in line:
-                self.address = line.split('"address": "')[1].split('"')[0]
-                return
+        self.address = self._wait_until_listening()
+
+    def _wait_until_listening(self) -> str:
+        deadline = time.monotonic() + _TIMEOUT
+        while time.monotonic() < deadline:
+            has_ended = self.process.poll() is not None
+            for line in self._read():
+                if '"listening"' in line:
+                    return line.split('"address": "')[1].split('"')[0]
+            if has_ended:
+                break
+            time.sleep(0.02)
         raise AssertionError("".join(self.log))
+
+    def _read(self) -> list[str]:
+        self._log.seek(0)
+        self.log[:] = self._log
+        return self.log
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, read the rest of the log and return the exit status."""
         self.process.send_signal(number)
-        assert self.process.stderr is not None
-        self.log.extend(self.process.stderr)
-        self.process.stderr.close()
-        return self.process.wait(timeout=30)
+        status = self.process.wait(timeout=30)
+        self._read()
+        self._log.close()
+        return status

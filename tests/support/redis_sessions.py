@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
 from elman_server.errors import SessionError
 from elman_server.sessions.changes import Advance, Create, Rewind
-from elman_server.sessions.session import Session
+from elman_server.sessions.session import Session, TokenLog
 from elman_server.sessions.stores.interface import Lease
 from elman_server.sessions.stores.redis import RedisStore
 
 
 def empty(session_id: str = "s", **changes: object) -> Session:
     session = Session(session_id, "model", "sha256:0", 2**63 - 1, "me", 1.1, 2.2)
+    if isinstance(tokens := changes.get("tokens"), array):
+        changes["tokens"] = TokenLog(tokens)
     return replace(session, **changes)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from array import array
 from dataclasses import replace
 
 from elman_server.sessions.changes import Advance, Change, Create, Rewind
-from elman_server.sessions.session import TOKEN_TYPE, Call, Session
+from elman_server.sessions.session import TOKEN_TYPE, Call, Session, TokenLog
 from elman_server.sessions.snapshots import Snapshot, superseded_positions
 from elman_server.sessions.stores.sqlite import SqliteStore
 
@@ -20,6 +20,8 @@ def tokens_of(*ids: int) -> array[int]:
 
 def empty(session_id: str = "s", **changes: object) -> Session:
     session = Session(session_id, "model", "sha256:0", 7, "me", 1.0, 2.0)
+    if isinstance(tokens := changes.get("tokens"), array):
+        changes["tokens"] = TokenLog(tokens)
     return replace(session, **changes)  # type: ignore[arg-type]
 
 

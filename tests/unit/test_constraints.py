@@ -527,12 +527,12 @@ def test_other_threads_run_while_a_large_grammar_is_compiled(characters: Vocabul
 def test_a_killed_helper_is_replaced() -> None:
     own = Vocabulary([b"a"], None)
     own.start(REGEX, "a+")
-    helper = own.grammars._sandbox._helper
+    helper = own.grammars._sandboxes.queue[-1]._helper
     assert helper is not None
     helper.kill()
     helper.wait()
     assert own.texts(own.start(REGEX, "a*")) == {b"a"}
-    second = own.grammars._sandbox._helper
+    second = own.grammars._sandboxes.queue[-1]._helper
     assert second is not None
     del own
     assert second.wait(10) is not None
@@ -555,8 +555,8 @@ def test_the_grammars_used_last_are_cached() -> None:
 def test_the_refusals_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Grammars([b"a", b"b"], None)
     seen: list[str] = []
-    error_of = own._sandbox.error_of
-    monkeypatch.setattr(own._sandbox, "error_of", lambda grammar: seen.append(grammar) or error_of(grammar))
+    error_of = own._sandboxes.queue[-1].error_of
+    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", lambda grammar: seen.append(grammar) or error_of(grammar))
 
     def refused(text: str) -> int | None:
         with pytest.raises(ConstraintError, match="unclosed group") as caught:
@@ -568,10 +568,10 @@ def test_the_refusals_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> N
         refused("b" * number + "(")
     assert [len(own._refusals), refused("a("), len(seen)] == [grammars._CACHED, 1, grammars._CACHED + 2]
     # A killed process is no fault of the expression.
-    monkeypatch.setattr(own._sandbox, "error_of", lambda grammar: KILLED)
+    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", lambda grammar: KILLED)
     with pytest.raises(ConstraintError, match="was killed"):
         own.compile(Constraint(REGEX, "a"))
-    monkeypatch.setattr(own._sandbox, "error_of", error_of)
+    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", error_of)
     own.compile(Constraint(REGEX, "a"))
 
 

@@ -7,6 +7,7 @@ The engine chooses tokens where a graph would; everything else is the server's o
 from __future__ import annotations
 
 import queue
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ from tests.support.scheduling import make_policy
 MODULUS = 13
 UNKNOWN = 0
 CASES_AT_ONCE = 4
+PAUSE_SECONDS = 0.0005
 EXAMPLES = examples(250, everything=2500)  # of about CASES_AT_ONCE cases each
 VOCABULARY = CharacterVocabulary(LETTERS, unknown_id=UNKNOWN)
 
@@ -50,8 +52,8 @@ VOCABULARY = CharacterVocabulary(LETTERS, unknown_id=UNKNOWN)
 class TableEngine(FakeEngine):
     """An engine whose logits are the row of a table that the sum of all tokens so far selects."""
 
-    def __init__(self, table: NDArray[np.float32]) -> None:
-        super().__init__(capacity=12, step_counts=(1, 2, 4))
+    def __init__(self, table: NDArray[np.float32], capacity: int) -> None:
+        super().__init__(capacity, step_counts=(1, 2, 4))
         self._table = table
 
     def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
@@ -101,6 +103,8 @@ class Case:
     length_penalty: float
     early_stopping: EarlyStopping
     interval: float | None
+    caller: str
+    paused: bool
     events: queue.Queue[Event] = field(default_factory=queue.Queue)
 
     def receive(self, event: Event) -> None:
@@ -108,7 +112,8 @@ class Case:
 
     def sequence(self) -> Sequence:
         if self.width:
-            return Beams(np.array(self.prompt), self, params=self.beam_params, shaping=self.shaping)
+            prompt = np.array(self.prompt)
+            return Beams(prompt, self, params=self.beam_params, shaping=self.shaping, caller=self.caller)
         return Generation(
             np.array(self.prompt),
             self,
@@ -125,6 +130,7 @@ class Case:
             stop=StopCheck(self.stop, VOCABULARY.decoder()) if self.stop else None,
             report_count=self.report_count,
             interval=self.interval,
+            caller=self.caller,
         )
 
     @property
@@ -252,6 +258,8 @@ cases = st.builds(
     length_penalty=st.sampled_from([0.0, 1.0, -1.0]),
     early_stopping=st.sampled_from(list(EarlyStopping)),
     interval=st.sampled_from([None, 0.0, 0.5]),
+    caller=st.sampled_from("ab"),
+    paused=st.booleans(),
 )
 
 
@@ -259,13 +267,14 @@ cases = st.builds(
 # The limit is for all examples, on a busy machine; `outcome` has a limit for each event.
 @pytest.mark.timeout(900)
 @settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1))
-def test_a_request_in_a_batch_has_the_outcome_that_it_has_alone(requests: list[Case], seed: int) -> None:
+@given(st.lists(cases, min_size=1, max_size=2 * CASES_AT_ONCE), st.integers(0, 2**32 - 1), st.sampled_from([4, 6, 12]))
+def test_a_request_in_a_batch_has_the_outcome_that_it_has_alone(requests: list[Case], seed: int, capacity: int) -> None:
+    """Requests give slots to other callers and get them back, some are paused and resumed, some wait for a slot."""
     table = np.random.default_rng(seed).normal(scale=2.0, size=(MODULUS, SIZE)).astype(np.float32)
     policy = make_policy()
     rows = RowBatch(
         "table",
-        TableEngine(table),
+        TableEngine(table, capacity),
         policy,
         input_name="token",
         vocabulary_size=SIZE,
@@ -279,12 +288,18 @@ def test_a_request_in_a_batch_has_the_outcome_that_it_has_alone(requests: list[C
         waiting_limit=100,
         deliver=lambda emissions: [receiver.receive(event) for receiver, event in emissions] and None,
     )
-    for case in requests[: len(requests) // 2]:
-        scheduler.submit(case.sequence())
+    sequences = [case.sequence() for case in requests]
+    pausing = [sequence for case, sequence in zip(requests, sequences, strict=True) if case.paused]
+    for sequence in sequences[: len(requests) // 2]:
+        scheduler.submit(sequence)
     scheduler.start()
-    for case in requests[len(requests) // 2 :]:  # These arrive while the others run.
-        scheduler.submit(case.sequence())
+    for sequence in sequences[len(requests) // 2 :]:  # These arrive while the others run.
+        scheduler.submit(sequence)
     try:
+        for paused in (True, False, True, False):
+            for sequence in pausing:
+                scheduler.set_paused(sequence, paused)
+            time.sleep(PAUSE_SECONDS)
         outcomes = [case.outcome() for case in requests]
     finally:
         scheduler.stop()

@@ -14,7 +14,9 @@ from elman_server.engine.weights import Weights
 from elman_server.errors import ModelLoadError
 from elman_server.settings import ProviderChoice
 
-_WARNING, _FATAL = 2, 4
+_FATAL = 4
+# What goes wrong is raised, and logged by elman; onnxruntime would print it, in colours, once for every graph.
+onnxruntime.set_default_logger_severity(_FATAL)
 
 
 class Provider(StrEnum):
@@ -102,27 +104,23 @@ def _open_on_cuda(
     if _ONNXRUNTIME_NAMES[Provider.CUDA] not in onnxruntime.get_available_providers():
         return None, " (this onnxruntime is built without CUDA)"
     options = _options(1, weights)
-    options.log_severity_level = _FATAL  # That CUDA does not load is a result here, not an error.
-    onnxruntime.set_default_logger_severity(_FATAL)
     reason = ""
-    try:
-        # A graph with a node that runs on the host cannot be captured; it runs uncaptured.
-        for captured in (True, False) if captures else (False,):
-            try:
-                session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captured)
-            except ModelLoadError as error:
-                reason = f" ({error.__cause__})"
-                continue
-            # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
-            if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers():
-                return OpenedSession(session, Provider.CUDA, captured), ""
-    finally:
-        onnxruntime.set_default_logger_severity(_WARNING)
+    # A graph with a node that runs on the host cannot be captured; it runs uncaptured.
+    for captured in (True, False) if captures else (False,):
+        try:
+            session = _open(graph, path, [Provider.CUDA, Provider.CPU], options, captures=captured)
+        except ModelLoadError as error:
+            reason = f" ({error.__cause__})"
+            continue
+        # onnxruntime drops a provider whose libraries are missing, and goes on with the rest.
+        if _ONNXRUNTIME_NAMES[Provider.CUDA] in session.get_providers():
+            return OpenedSession(session, Provider.CUDA, captured), ""
     return None, reason
 
 
 def _options(threads: int, weights: Weights | None, opener: Opener | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
     if weights is not None:
         weights.give_to(options)
     options.intra_op_num_threads = threads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from elman_server.inference.readings import run_reading
 from elman_server.inference.resources import Resources
 from elman_server.inference.session_targets import check_request_id, check_target
 from elman_server.scheduling import Reading
+from elman_server.scheduling.callers import current_caller, has_room
 from elman_server.sessions import TOKEN_TYPE, Target
 
 
@@ -87,7 +88,7 @@ class StreamClassifier:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._open: Counter[str] = Counter()  # by model
+        self._open: dict[str, Counter[str]] = defaultdict(Counter)  # by model and caller
 
     async def answer(
         self, config: StreamConfig, pieces: AsyncIterator[Piece]
@@ -152,13 +153,16 @@ class StreamClassifier:
     def _counted(self, model: ServedModel) -> Iterator[None]:
         """Count a stream while it is open. Its pieces are always admitted, so the streams are limited instead."""
         limit = model.scheduler.slot_count + model.scheduler.waiting_limit
-        if self._open[model.name] >= limit:
+        caller, streams = current_caller.get(), self._open[model.name]
+        if not has_room(streams[caller], streams.total(), len(streams.keys() | {caller}), limit):
             raise QueueFullError(f"open stream of {model.name!r}", limit)
-        self._open[model.name] += 1
+        streams[caller] += 1
         try:
             yield
         finally:
-            self._open[model.name] -= 1
+            streams[caller] -= 1
+            if not streams[caller]:
+                del streams[caller]
 
 
 def _without_session(model: ServedModel, output: LabelOutput) -> _Reader:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import structlog
 
 from elman_server.event_loop import ServerEventLoop
-from elman_server.scheduling import INTERNAL, Deliver, Emission, Event, Failed, Receiver, Snapshot
+from elman_server.scheduling import INTERNAL, Deliver, Emission, Event, Failed, Receiver, Snapshot, Tokens
 
 _log = structlog.get_logger(__name__)
 
 _PATIENCE_SECONDS = 0.02  # Running the model while the event loop serializes responses slows both down.
+
+_MOST_UNREAD = 4096  # tokens of a mailbox: a client that is this far behind does not read
 
 KeepSnapshot = Callable[[Snapshot], None]
 
@@ -63,11 +65,16 @@ class Mailbox:
     Attributes:
         arrived: set when an event arrives; shared by mailboxes that one coroutine waits for.
         keep: takes the snapshots, which are then not events of the mailbox.
+        set_paused: pauses the sequence while too many tokens lie here, because its client does not read: others get
+            its slot meanwhile.
     """
 
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     keep: KeepSnapshot | None = None
+    set_paused: Callable[[bool], None] | None = None
     _events: list[Event] = field(default_factory=list, init=False)
+    _unread: int = field(default=0, init=False)  # tokens among the events
+    _is_paused: bool = field(default=False, init=False)
 
     def receive(self, event: Event) -> None:
         if self.keep is not None and isinstance(event, Snapshot):
@@ -75,6 +82,11 @@ class Mailbox:
             return
         self._events.append(event)
         self.arrived.set()
+        if isinstance(event, Tokens):
+            self._unread += len(event.ids)
+            if self._unread > _MOST_UNREAD and not self._is_paused and self.set_paused is not None:
+                self._is_paused = True
+                self.set_paused(True)
 
     @property
     def has_events(self) -> bool:
@@ -83,7 +95,10 @@ class Mailbox:
 
     def take(self) -> list[Event]:
         """Return the events since the last call, in order; may be empty."""
-        events, self._events = self._events, []
+        events, self._events, self._unread = self._events, [], 0
+        if self._is_paused and self.set_paused is not None:
+            self._is_paused = False
+            self.set_paused(False)
         return events
 
     async def next_events(self) -> list[Event]:

@@ -1,27 +1,37 @@
-"""Compiling the constraints of requests: off the event loop, on one thread, so that other calls do not wait."""
+"""Compiling the constraints of requests: off the event loop, and those of a caller one after the other, so that other
+callers do not wait."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 from elman_server.decoding.constraints import Constraint, Grammar, Grammars
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.errors import InvalidFieldError, QueueFullError
 from elman_server.inference.model import ServedModel
+from elman_server.scheduling.callers import current_caller, has_room
 
 _MAX_WAITING = 64  # different constraints; at two seconds each, the worst, for two minutes
+_MAX_RUNNING = 2  # that are compiled at the same time
 _CHECKED_TOKENS = 256  # forced tokens; a mistake further on is found when the generation comes to it
 
 
 class GrammarCompiler:
-    """Compiles constraints, for all models one after the other."""
+    """Compiles constraints, for all models."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="constraints")
-        self._grammars: dict[str, Grammars] = {}  # by the model's name; made on the thread
-        self._waiting: Counter[tuple[str, Constraint]] = Counter()
+        self._threads = ThreadPoolExecutor(_MAX_RUNNING, thread_name_prefix="constraints")
+        self._grammars: dict[str, Grammars] = {}  # by the model's name
+        self._waiting: dict[str, Counter[tuple[str, Constraint]]] = {}  # by the caller
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the caller
+
+    @property
+    def waiting_count(self) -> int:
+        """The number of different constraints of each caller that wait or are compiled, for all callers together."""
+        return sum(map(len, self._waiting.values()))
 
     async def compile(self, model: ServedModel, constraint: Constraint, shaping: Shaping | None) -> Grammar:
         """Return the grammar of a constraint, immediately if it is cached. A call that is cancelled gives up its place.
@@ -38,7 +48,7 @@ class GrammarCompiler:
         """
         grammars = self._grammars.get(model.name)
         kept = grammars.kept(constraint) if grammars else None
-        grammar = kept or await self._on_thread(model, constraint)
+        grammar = kept or await self._in_turn(model, constraint)
         if grammar.matches_empty_only:
             got = "an expression that matches the empty text only"
             raise InvalidFieldError("constraint", got, "it lets this model generate nothing")
@@ -47,24 +57,30 @@ class GrammarCompiler:
         return grammar
 
     def close(self) -> None:
-        """Accept no more constraints; waits for the one that is being compiled, some seconds at worst."""
-        self._thread.shutdown(cancel_futures=True)
+        """Accept no more constraints; waits for those that are being compiled, some seconds at worst."""
+        self._threads.shutdown(cancel_futures=True)
 
-    async def _on_thread(self, model: ServedModel, constraint: Constraint) -> Grammar:
-        key = (model.name, constraint)
-        if key not in self._waiting and len(self._waiting) >= _MAX_WAITING:
+    async def _in_turn(self, model: ServedModel, constraint: Constraint) -> Grammar:
+        key, caller = (model.name, constraint), current_caller.get()
+        own, callers = self._waiting.get(caller, Counter()), self._waiting.keys() | {caller}
+        if key not in own and not has_room(len(own), self.waiting_count, len(callers), _MAX_WAITING):
             raise QueueFullError("constraint to compile", _MAX_WAITING)
-        self._waiting[key] += 1
+        self._waiting[caller] = own
+        own[key] += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, model, constraint)
+            async with self._turns.setdefault(caller, asyncio.Lock()):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, self._compile, model, constraint)
         finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key]
+            own[key] -= 1
+            if not own[key]:
+                del own[key]
+            if not own:
+                del self._waiting[caller]
 
     def _compile(self, model: ServedModel, constraint: Constraint) -> Grammar:
         if model.name not in self._grammars:
-            self._grammars[model.name] = Grammars(model.vocabulary.token_bytes(), model.end_token)
+            grammars = Grammars(model.vocabulary.token_bytes(), model.end_token, _MAX_RUNNING)
+            self._grammars.setdefault(model.name, grammars)
         return self._grammars[model.name].compile(constraint)
 
 

@@ -40,7 +40,7 @@ class NumberInput:
     field: str
     name: str = ""
     data_type: str = ""
-    shape: tuple[int, ...] = ()
+    shape: Sequence[int] = ()
     content: bytes = b""
 
 

@@ -25,6 +25,7 @@ from elman_server.inference.offload import LONG
 
 _INPUTS_PER_TURN = 64  # encoded before the event loop serves other calls
 _TOKENS_PER_TURN = 20_000  # likewise
+_SHOWN_DIMENSIONS = 64  # of a tensor with the wrong ones; more than any model has
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +141,13 @@ def read_numbers(
     if not isinstance(given, NumberInput):
         got = "text" if isinstance(given, TextInput) else "tokens"
         raise InvalidFieldError(given.field, got, f"{reader} reads numbers", f"Give a tensor, {expected}")
-    field, shape = given.field, list(given.shape)
+    field = given.field
     if given.name not in ("", spec.name):
         raise InvalidFieldError(f"{field}.name", repr(shortened(given.name)), f"the input is named {spec.name!r}")
     if given.data_type != kind.name:
         raise InvalidFieldError(f"{field}.data_type", given.data_type, f"must be {expected}")
-    if len(shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
+    shape = list(given.shape[:_SHOWN_DIMENSIONS])
+    if len(given.shape) != 1 + len(spec.shape) or shape[1:] != list(spec.shape) or shape[0] < 0:
         raise InvalidFieldError(f"{field}.shape", shortened(shape), f"must be {expected}")
     if shape[0] > limits.input_tokens:
         raise _too_long(shape[0], field, limits.input_tokens)

@@ -45,9 +45,10 @@ def prediction_of(names: tuple[str, ...], logits: NDArray[Any], step_count: int,
         every_step: whether each step has a label of its own.
 
     Raises:
-        ModelFailedError: the logits are not finite.
+        ModelFailedError: a step has no logit that is finite, or one that is NaN or infinite. A logit of -inf, by which
+            models exclude a label, is a probability of 0.
     """
-    if not np.isfinite(logits).all():
+    if not (logits < np.inf).all() or not np.isfinite(logits).any(axis=-1).all():
         raise ModelFailedError("the model's output is not finite, so it has no label")
     if every_step:
         return Prediction([], _most_probable(names, logits.astype(np.float64)), step_count)

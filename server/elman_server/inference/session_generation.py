@@ -58,6 +58,7 @@ async def continue_session(
         ),
         begin_token=model.begin_token,
     )
+    mailbox.set_paused = subscription.set_paused
     started = GenerationStarted(
         model.name,
         model.bundle.digest,

@@ -10,11 +10,13 @@ from elman_server.errors import InvalidFieldError
 from elman_server.inference.input_forms import Input
 from elman_server.inference.inputs import read_tokens
 from elman_server.inference.model import ServedModel
+from elman_server.inference.offload import offload
 from elman_server.inference.resources import Resources
 from elman_server.inference.session_targets import check_session_id
 from elman_server.sessions import TOKEN_TYPE, Session, Summary, read_file
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
+_LONG_FILE = 2**16  # bytes: more take milliseconds, too long to block the event loop
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ async def get_session(resources: Resources, session_id: str) -> SessionView:
     return _view(resources, await resources.sessions.get(session_id))
 
 
-async def get_session_text(resources: Resources, session_id: str) -> tuple[SessionView, Session, str]:
+async def get_session_text(resources: Resources, session_id: str) -> tuple[SessionView, array[int], str]:
     """Return a session with its tokens and their text.
 
     Raises:
@@ -99,8 +101,9 @@ async def get_session_text(resources: Resources, session_id: str) -> tuple[Sessi
     """
     check_session_id(session_id, "session_id")
     session = await resources.sessions.get(session_id)
-    decoder = _model_of(resources, session).vocabulary.decoder()
-    return _view(resources, session), session, decoder.decode(session.tokens, final=True)
+    decoder, tokens = _model_of(resources, session).vocabulary.decoder(), session.tokens[:]
+    text = await offload(len(tokens), lambda: decoder.decode(tokens, final=True))
+    return _view(resources, session), tokens, text
 
 
 async def list_sessions(resources: Resources, page_size: int, page_token: str) -> SessionPage:
@@ -217,7 +220,7 @@ async def import_session(resources: Resources, content: bytes, session_id: str, 
     Raises:
         DomainError: why it cannot be created.
     """
-    file = read_file(content)
+    file = await offload(len(content), lambda: read_file(content), _LONG_FILE)
     model = resources.models.named(file.model, "content").for_sessions
     _check_new_id(session_id, "session_id")
     _check_new_id(file.session_id, "content")

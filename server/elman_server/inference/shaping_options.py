@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.errors import InvalidFieldError
@@ -53,7 +55,7 @@ def check_shaping(options: ShapingOptions, model: ServedModel, max_tokens: int) 
         repetition_penalty=repetition,
         frequency_penalty=options.frequency_penalty,
         presence_penalty=options.presence_penalty,
-        forbidden_tokens=tuple(options.forbidden_token_ids),
+        forbidden_tokens=tuple(sorted(set(options.forbidden_token_ids))),
         min_tokens=options.min_tokens,
         forced_tokens=tuple(options.forced_token_ids),
     )
@@ -66,6 +68,13 @@ def _check_bias(value: float, name: str) -> None:
 
 def _check_forced(options: ShapingOptions, model: ServedModel, max_tokens: int) -> None:
     forced, forbidden = options.forced_token_ids, options.forbidden_token_ids
+    # Before anything goes through them.
+    if len(forced) > max_tokens:
+        rule = f"at most max_tokens, {max_tokens}, are allowed"
+        raise InvalidFieldError("shaping.forced_token_ids", f"{len(forced)} tokens", rule)
+    if len(forbidden) > model.vocabulary_size:
+        rule = f"{model.name!r} has {model.vocabulary_size}"
+        raise InvalidFieldError("shaping.forbidden_token_ids", f"{len(forbidden)} tokens", rule, "Name each one once")
     _check_ids(forced, "shaping.forced_token_ids", model)
     _check_ids(forbidden, "shaping.forbidden_token_ids", model)
     excluded = {*forbidden, model.vocabulary.unknown_id}
@@ -75,14 +84,13 @@ def _check_forced(options: ShapingOptions, model: ServedModel, max_tokens: int) 
     if excluded.issuperset(range(model.vocabulary_size)):
         rule = "no token is left to choose, everything that could follow is forbidden"
         raise InvalidFieldError("shaping.forbidden_token_ids", "every token", rule)
-    if len(forced) > max_tokens:
-        rule = f"at most max_tokens, {max_tokens}, are allowed"
-        raise InvalidFieldError("shaping.forced_token_ids", f"{len(forced)} tokens", rule)
 
 
-def _check_ids(ids: Iterable[int], name: str, model: ServedModel) -> None:
+def _check_ids(ids: Collection[int], name: str, model: ServedModel) -> None:
     size = model.vocabulary_size
-    wrong = next((token for token in ids if not 0 <= token < size), None)
-    if wrong is not None:
+    given = np.fromiter(ids, np.int64, len(ids))
+    outside = np.flatnonzero((given < 0) | (given >= size))
+    if outside.size:
+        wrong = given[outside[0]]
         rule = f"the ids of {model.name!r} are 0 to {size - 1}"
         raise InvalidFieldError(name, f"token {wrong}", rule)

@@ -73,6 +73,8 @@ def submit(prepared: PreparedPrompt) -> GenerationRun:
     searches = settings.beams is not None
     sequences = _beams(prepared, mailboxes) if searches else _generations(prepared, mailboxes, seed)
     scheduler = model.scheduler
+    for mailbox, sequence in zip(mailboxes, sequences, strict=True):
+        mailbox.set_paused = partial(scheduler.set_paused, sequence)
     stop = partial(_abort, scheduler, sequences)
     try:
         for sequence in sequences:

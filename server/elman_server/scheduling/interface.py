@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Several
 from typing import Protocol, TypeVar
 
 from elman_server.errors import ModelFailedError
@@ -20,6 +21,23 @@ _Schedule = TypeVar("_Schedule")
 _Output = TypeVar("_Output")
 
 
+class Preemption(Protocol):
+    """Takes slots from running sequences, which continue later exactly where they were. Only the loop's thread uses
+    it; sequences get slots again by `RunningBatch.admit`."""
+
+    def preempt(self, sequences: Several[Sequence]) -> list[Emission]:
+        """Take the slots of running sequences; returns their coalesced tokens, and the ends of those that failed."""
+        ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a preempted sequence."""
+        ...
+
+    def expired(self, sequence: Sequence) -> Event:
+        """Drop a preempted sequence whose time limit has passed; returns its end."""
+        ...
+
+
 class RunningBatch(Protocol[_Schedule, _Output]):
     """The running sequences of one model. Only the loop's thread uses it; others may read its size.
 
@@ -33,6 +51,16 @@ class RunningBatch(Protocol[_Schedule, _Output]):
 
     def __len__(self) -> int:
         """The number of slots in use."""
+        ...
+
+    @property
+    def sequences(self) -> Several[Sequence]:
+        """The sequence of each slot in use."""
+        ...
+
+    @property
+    def preemption(self) -> Preemption | None:
+        """What takes slots from running sequences; None where they run to their end."""
         ...
 
     @property

@@ -6,6 +6,7 @@ step). A Reading has forced steps only; a Generation continues with free steps a
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from elman_server.decoding.constraints import Grammar
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.decoding.stopping import StopCheck
 from elman_server.engine import DEFAULT_OUTPUTS, Arrays, Encoded, OutputSelection, Results
+from elman_server.scheduling.callers import current_caller
 from elman_server.scheduling.events import ReadingFinished, Receiver, TokenReport
 
 
@@ -67,6 +69,21 @@ class Source:
     failure: Exception | None = field(default=None, init=False)
 
 
+@dataclass(frozen=True)
+class Preempted:
+    """What a sequence that has given up its rows needs to get rows again, for each of them.
+
+    Attributes:
+        keys: what the host sampler keeps it under.
+        records: its records, see `RowTable`.
+        states: its states, by state input name.
+    """
+
+    keys: Several[int]
+    records: Several[NDArray[Any]]
+    states: Several[Arrays]
+
+
 @dataclass(eq=False)
 class Sequence:
     """One caller's request.
@@ -82,9 +99,13 @@ class Sequence:
         selection: what it receives beyond tokens and labels. With logits it takes one step per run where it chooses.
         targets: where log-probabilities are selected, the token after each forced step that they are of, int64 [steps];
             None: the chosen token, as after free steps.
+        caller: who it runs for.
         aborted: set by `Scheduler.abort` at any time; the sequence is then dropped without a further event.
+        paused: set by `Scheduler.set_paused`; the sequence then has no slot.
         is_finished: set with its last event.
-        started_at: when it was admitted, by `time.perf_counter`.
+        started_at: when it was admitted for the first time, by `time.perf_counter`; 0 before.
+        admitted_at: when it was admitted for the last time.
+        preempted: what it needs to get slots again, where it has given them up.
     """
 
     forced: NDArray[Any]
@@ -96,9 +117,13 @@ class Sequence:
     snapshot_steps: int | None = field(default=None, kw_only=True)
     selection: OutputSelection = field(default=DEFAULT_OUTPUTS, kw_only=True)
     targets: NDArray[np.int64] | None = field(default=None, kw_only=True)
+    caller: str = field(default_factory=current_caller.get, kw_only=True)
     aborted: bool = field(default=False, init=False)
+    paused: bool = field(default=False, init=False)
     is_finished: bool = field(default=False, init=False)
     started_at: float = field(default=0.0, init=False)
+    admitted_at: float = field(default=0.0, init=False)
+    preempted: Preempted | None = field(default=None, init=False)
 
     @property
     def max_steps(self) -> int:

@@ -64,7 +64,9 @@ class ActiveGeneration:
         self._on_written = on_written
         self._on_finished = on_finished
         self._subscribers: list[Receiver] = []
+        self._behind: set[Receiver] = set()  # the subscribers that are far behind
         self._abort: Callable[[], None] = lambda: None
+        self._set_paused: Callable[[bool], None] = lambda paused: None
         self._prompt = array(TOKEN_TYPE)  # until it is written
         self._unwritten_count = 0
         self._last: Event | None = None  # the event that subscribers receive at the end
@@ -85,6 +87,7 @@ class ActiveGeneration:
         """
         scheduler.submit(generation)
         self._abort = partial(scheduler.abort, generation)
+        self._set_paused = partial(scheduler.set_paused, generation)
         self._prompt = prompt
 
     @property
@@ -95,6 +98,7 @@ class ActiveGeneration:
     def subscribe(self, subscriber: Receiver) -> None:
         """Deliver the tokens that are written, and all further events."""
         self._subscribers.append(subscriber)
+        self._pause_or_resume()
         generated = self.session.generated(self.call)
         if generated:
             subscriber.receive(Tokens(tuple(generated)))
@@ -103,8 +107,18 @@ class ActiveGeneration:
         """Deliver no more events. Has no effect after the end."""
         if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
+            self._behind.discard(subscriber)
+            self._pause_or_resume()
             if not self._subscribers and not self._is_ending:
                 self._interrupt()
+
+    def set_paused(self, subscriber: Receiver, paused: bool) -> None:
+        """A subscriber is far behind, or is not any more. While all of them are, the generation is paused."""
+        (self._behind.add if paused else self._behind.discard)(subscriber)
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        self._set_paused(bool(self._subscribers) and self._behind.issuperset(self._subscribers))
 
     def stop(self, error: Exception) -> None:
         """Interrupt the generation; subscribers receive the error."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from elman_server.sessions.session import REMEMBERED_CALLS, TOKEN_TYPE, Call, Session
+from elman_server.sessions.session import REMEMBERED_CALLS, TOKEN_BYTES, TOKEN_TYPE, Call, Session
 from elman_server.sessions.snapshots import Snapshot
 
 
@@ -57,6 +57,12 @@ class Advance:
         """The position of the session after the change."""
         return self.start + len(self.tokens)
 
+    @property
+    def size(self) -> int:
+        """Approximate bytes that it adds."""
+        answer = 0 if self.call is None else len(self.call.answer)
+        return TOKEN_BYTES * len(self.tokens) + (0 if self.snapshot is None else len(self.snapshot.state)) + answer
+
     def apply(self, session: Session) -> None:
         """Make the change to a session in memory."""
         session.version = self.version
@@ -94,7 +100,7 @@ class Rewind:
     def apply(self, session: Session) -> None:
         """Make the change to a session in memory."""
         session.version = self.version
-        del session.tokens[self.position :]
+        session.tokens.truncate(self.position)
         session.snapshots = [snapshot for snapshot in session.snapshots if snapshot.position <= self.state_position]
         session.calls = {
             name: call for name, call in session.calls.items() if call.end <= self.position and call.outcome

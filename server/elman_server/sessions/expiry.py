@@ -28,6 +28,7 @@ class SessionExpiry:
     def __init__(self, registry: SessionRegistry, time_to_live: float) -> None:
         self._registry = registry
         self._time_to_live = time_to_live
+        self._started = time.time() - time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -40,12 +41,17 @@ class SessionExpiry:
         if self._task is not None:
             self._task.cancel()
 
+    def _latest(self) -> float:
+        """The time until which a session must have been used last to be expired, seconds since 1970. The system's clock
+        may be set forward by years: what has really passed counts."""
+        return min(time.time(), self._started + time.monotonic()) - self._time_to_live
+
     async def _run(self) -> None:
         store = self._registry.store
         while True:
             await asyncio.sleep(min(max(self._time_to_live / 4, _MIN_INTERVAL), _MAX_INTERVAL))
             try:
-                expired = await ask(store, store.expired, time.time() - self._time_to_live)
+                expired = await ask(store, store.expired, self._latest())
             except SessionError as error:
                 _log.warning("search for expired sessions failed", error=str(error))
                 continue
@@ -55,7 +61,7 @@ class SessionExpiry:
     async def _delete(self, session_id: str) -> None:
         try:
             async with self._registry.claimed(session_id) as session:
-                if session.used < time.time() - self._time_to_live:  # Not used since the search.
+                if session.used < self._latest():  # Not used since the search.
                     await self._registry.write([Delete(session_id, session.fence)], session)
                     _log.info("session expired", session_id=session_id)
         except SessionError as error:  # Another server has deleted it, or a call continues it.

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from elman_server.errors import BundleMismatchError, SessionFileError, shortened
 from elman_server.sessions.model import ResumePoint, SessionModel
-from elman_server.sessions.session import TOKEN_TYPE, Session
+from elman_server.sessions.session import TOKEN_TYPE, Session, TokenLog
 from elman_server.sessions.snapshots import Snapshot
 
 _FORMAT = "elman.session.v1"
@@ -90,7 +90,7 @@ class SessionFile:
             token = self.tokens[wrong[0]]
             rule = f"the tokens of {model.name!r} are 0 to {model.vocabulary_size - 1}"
             raise SessionFileError(f"token {token} at position {wrong[0]}", rule)
-        tokens = array(TOKEN_TYPE, self.tokens.tobytes())
+        tokens = TokenLog(array(TOKEN_TYPE, self.tokens.tobytes()))
         if len(tokens) - self.state_position > longest + model.lag:
             behind = len(tokens) - self.state_position
             raise SessionFileError(f"a state that is {behind} tokens behind", f"at most {longest} are allowed")

@@ -15,6 +15,7 @@ import structlog
 
 from elman_server.errors import StoreError, StoreUnavailableError
 from elman_server.sessions.changes import Change
+from elman_server.sessions.health import StoreHealth
 from elman_server.sessions.stores.interface import Store
 
 _log = structlog.get_logger(__name__)
@@ -28,10 +29,12 @@ class Journal:
 
     Args:
         store: the store.
+        health: takes note of the outcomes.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, health: StoreHealth) -> None:
         self._store = store
+        self._health = health
         self._pending: list[tuple[Change, OnOutcome]] = []
         self._writer: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -107,6 +110,7 @@ class Journal:
         return [error for change in changes for error in self._apply([change])]
 
     def _report(self, batch: list[tuple[Change, OnOutcome]], errors: list[StoreError | None]) -> None:
+        self._health.note(errors)
         for (change, on_outcome), error in zip(batch, errors, strict=True):
             try:
                 on_outcome(error)

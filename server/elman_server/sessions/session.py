@@ -7,12 +7,13 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 
 from elman_server.sessions.snapshots import Snapshot
+from elman_server.sessions.token_log import TOKEN_BYTES, TOKEN_TYPE, TokenLog
 
-TOKEN_TYPE = "i"  # of arrays of tokens
-TOKEN_BYTES = array(TOKEN_TYPE).itemsize
+__all__ = ["OBJECT_BYTES", "REMEMBERED_CALLS", "TOKEN_BYTES", "TOKEN_TYPE", "Call", "Session", "TokenLog"]
+
 REMEMBERED_CALLS = 16
 
-_OBJECT_BYTES = 1000  # approximate size of a session without tokens and states
+OBJECT_BYTES = 1000  # approximate size of a session without tokens and states
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Session:
     caller: str
     created: float
     used: float
-    tokens: array[int] = field(default_factory=lambda: array(TOKEN_TYPE))
+    tokens: TokenLog = field(default_factory=TokenLog)
     snapshots: list[Snapshot] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
     version: int = 0
@@ -89,7 +90,7 @@ class Session:
         """Approximate bytes of memory that it takes."""
         answers = sum(len(call.answer) for call in self.calls.values())
         states = sum(len(snapshot.state) for snapshot in self.snapshots)
-        return _OBJECT_BYTES + TOKEN_BYTES * len(self.tokens) + states + answers
+        return OBJECT_BYTES + TOKEN_BYTES * len(self.tokens) + states + answers
 
     def snapshot_before(self, position: int) -> Snapshot | None:
         """Return the latest snapshot at or before a position."""
@@ -115,5 +116,5 @@ class Session:
         """
         snapshot = self.snapshot_before(state_position)
         snapshots = [] if snapshot is None else [snapshot]
-        tokens = self.tokens[:position]
+        tokens = self.tokens.fork(position)
         return Session(session_id, self.model, self.digest, seed, caller, now, now, tokens, snapshots)

@@ -67,8 +67,13 @@ class Sessions:
         self.generator = SessionGenerator(self._registry, options.snapshot_steps)
         self.reader = SessionReader(self._registry, options.snapshot_steps)
 
-    def start(self) -> None:
-        """Start to renew leases and to delete expired sessions."""
+    def start(self, on_health: Callable[[bool], None] = lambda healthy: None) -> None:
+        """Start to renew leases and to delete expired sessions.
+
+        Args:
+            on_health: called with whether the store takes changes, when that has changed.
+        """
+        self._registry.health.on_change = on_health
         self._registry.leases.start()
         self._expiry.start()
 

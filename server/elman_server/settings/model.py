@@ -75,8 +75,9 @@ class Settings(BaseSettings):
 
     listen: str = Field(
         default="127.0.0.1:50051",
-        description="Address to listen on; port 0 picks a free port.",
-        json_schema_extra=_in("Network", "HOST:PORT"),
+        description="Address to listen on: HOST:PORT, with IPv6 addresses in brackets, where port 0 picks a free port; "
+        "or unix:PATH.",
+        json_schema_extra=_in("Network", "ADDRESS"),
     )
     gather_ms: float = Field(
         default=40.0,
@@ -95,13 +96,21 @@ class Settings(BaseSettings):
     write_timeout: float = Field(
         default=60.0,
         ge=0.1,
-        description="End a stream whose client has left a message unread for this long.",
+        description="End a call whose client has left a message unread for this long.",
+        json_schema_extra=_in("Network", "SECONDS"),
+    )
+    idle_timeout: float = Field(
+        default=600.0,
+        ge=0.1,
+        description="End a stream of requests on which neither side has sent anything for this long, or nothing at all "
+        "within half a minute.",
         json_schema_extra=_in("Network", "SECONDS"),
     )
     drain_timeout: float = Field(
-        default=30.0,
+        default=8.0,
         ge=0,
-        description="Time that running calls have to finish after SIGTERM.",
+        description="Time that running calls have to finish after SIGTERM. The end of the server takes 1.5 s more at "
+        "most, and `docker stop` kills after 10.",
         json_schema_extra=_in("Network", "SECONDS"),
     )
 
@@ -164,6 +173,12 @@ class Settings(BaseSettings):
         description="Where sessions are kept: memory (they end with the server), a SQLite file, or the URL of a Redis "
         "or Valkey that several servers share (redis://HOST:PORT/DB, rediss:// for TLS, unix:// for a socket).",
         json_schema_extra=_in("Sessions", "memory|FILE|URL"),
+    )
+    store_limit: int = Field(
+        default=4096,
+        ge=1,
+        description="Space for all sessions together, in memory or in a SQLite file; a Redis has its own maxmemory.",
+        json_schema_extra=_in("Sessions", "MIB"),
     )
     fsync: Fsync = Field(
         default=Fsync.CHECKPOINT,
@@ -249,9 +264,16 @@ class Settings(BaseSettings):
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, value: str) -> str:
+        if value.startswith("unix:"):
+            if (value.strip("unix:/") and not value.startswith("unix://")) or value.startswith("unix:///"):
+                return value
+            raise ValueError("expected unix:PATH, such as unix:/run/elman.sock")
         host, _, port = value.rpartition(":")
-        if not (host and port.isdecimal() and int(port) <= _HIGHEST_PORT):
-            raise ValueError("expected HOST:PORT, such as 0.0.0.0:50051 or [::1]:50051")
+        bare = host.removeprefix("[").removesuffix("]")
+        if not (bare and port.isdecimal() and int(port) <= _HIGHEST_PORT):
+            raise ValueError("expected HOST:PORT, such as 0.0.0.0:50051 or [::1]:50051, or unix:PATH")
+        if (":" in bare) != (host == f"[{bare}]"):
+            raise ValueError("expected an IPv6 address in brackets, and no other one, such as [::1]:50051")
         return value
 
     @field_validator("store")
@@ -261,11 +283,14 @@ class Settings(BaseSettings):
         return value
 
     @property
-    def host(self) -> str:
-        """The host of the address to listen on."""
-        return self.listen.rpartition(":")[0]
+    def store_bytes(self) -> int:
+        """Bytes that all sessions together may take."""
+        return self.store_limit * 2**20
 
-    @property
-    def port(self) -> int:
-        """The port to listen on; 0 for any free one."""
-        return int(self.listen.rpartition(":")[2])
+    def shown_address(self, port: int) -> str:
+        """The address to connect to.
+
+        Args:
+            port: the port that it has turned out to be.
+        """
+        return self.listen if self.listen.startswith("unix:") else f"{self.listen.rpartition(':')[0]}:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from queue import LifoQueue
 from typing import TypeVar
 
 from elman_server.decoding.constraints.constraint import Constraint
@@ -24,11 +25,15 @@ class Grammars:
     Args:
         token_bytes: see `MatcherVocabulary`.
         end_token: see `MatcherVocabulary`.
+        concurrency: how many constraints may be compiled at the same time; further ones wait.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes | None], end_token: int | None) -> None:
+    def __init__(self, token_bytes: Sequence[bytes | None], end_token: int | None, concurrency: int = 1) -> None:
         self._vocabulary = MatcherVocabulary(token_bytes, end_token)
-        self._sandbox = CompilationSandbox()
+        # The one that was used last is used next, so that a second process starts only when it is needed.
+        self._sandboxes: LifoQueue[CompilationSandbox] = LifoQueue()
+        for _ in range(concurrency):
+            self._sandboxes.put(CompilationSandbox())
         self._lock = threading.Lock()
         # Least recently used first.
         self._grammars: OrderedDict[Constraint, Grammar] = OrderedDict()
@@ -45,7 +50,11 @@ class Grammars:
         if cached is not None:
             return cached
         text = constraint.grammar()
-        message = self._sandbox.error_of(text)
+        sandbox = self._sandboxes.get()
+        try:
+            message = sandbox.error_of(text)
+        finally:
+            self._sandboxes.put(sandbox)
         if message == KILLED:
             raise constraint.error(message)
         try:

@@ -10,7 +10,7 @@ from elman_bundle import EncodingError
 from elman_server.errors import InvalidFieldError, shortened
 from elman_server.inference.input_forms import NodeInput
 from elman_server.inference.model import ServedModel
-from elman_server.inference.trees.nodes import MAX_DEPTH, MAX_NODES, NO_WORD, Nodes, too_deep, too_many_nodes
+from elman_server.inference.trees.nodes import MAX_DEPTH, NO_WORD, Nodes, too_deep
 
 
 def read_node_list(nodes: Sequence[NodeInput], field: str, model: ServedModel) -> Nodes:
@@ -27,8 +27,6 @@ def read_node_list(nodes: Sequence[NodeInput], field: str, model: ServedModel) -
     count, path = len(nodes), f"{field}.nodes"
     if not count:
         raise InvalidFieldError(field, "no nodes", "a tree has one node or more")
-    if count > MAX_NODES:
-        raise too_many_nodes(field, count)
     children = [list(node.children) for node in nodes]
     by_depth, depths = _by_depth(children, _root(children, field, path), path)
     order = np.array(by_depth)

@@ -11,7 +11,7 @@ from elman_server.inference.input_forms import Input, NumberInput, TextInput, Tr
 from elman_server.inference.model import ServedModel
 from elman_server.inference.offload import LONG, offload
 from elman_server.inference.trees.node_lists import read_node_list
-from elman_server.inference.trees.nodes import NO_WORD, Nodes
+from elman_server.inference.trees.nodes import MAX_NODES, NO_WORD, Nodes, too_many_nodes
 from elman_server.inference.trees.s_expressions import EXAMPLE, parse_s_expressions
 from elman_server.scheduling import Receiver, Tree
 
@@ -60,6 +60,8 @@ def read_short_trees(
 
 def _read(given: TreeInput, model: ServedModel, receiver: Receiver, every_node: bool) -> Tree:
     if given.nodes is not None:
+        if given.node_count > MAX_NODES:
+            raise too_many_nodes(f"{given.field}.nodes", given.node_count)
         nodes = read_node_list(given.nodes(), f"{given.field}.nodes", model)
     elif given.s_expression is not None:
         nodes = parse_s_expressions([given.s_expression], f"{given.field}.s_expression", model.bracket)

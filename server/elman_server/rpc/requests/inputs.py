@@ -62,7 +62,7 @@ def parse_inputs(messages: Iterable[v1.AnalysisInput | v1.Choice], field: str) -
 def _parse_tensor(tensor: v1.Tensor, field: str) -> NumberInput:
     kind = BY_DATA_TYPE.get(tensor.data_type)
     data_type = kind.name if kind else f"type {tensor.data_type}"
-    return NumberInput(field, tensor.name, data_type, tuple(tensor.shape), tensor.content)
+    return NumberInput(field, tensor.name, data_type, tensor.shape, tensor.content)
 
 
 def _parse_tree(tree: v1.Tree, field: str) -> TreeInput:

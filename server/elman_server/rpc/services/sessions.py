@@ -29,8 +29,8 @@ class SessionServicer(v1.SessionServiceServicer):
         if not request.with_tokens:
             view = await management.get_session(self._resources, request.session_id)
             return v1.GetSessionResponse(session=session_message(view))
-        view, session, text = await management.get_session_text(self._resources, request.session_id)
-        tokens = v1.TokenSequence(ids=session.tokens)
+        view, ids, text = await management.get_session_text(self._resources, request.session_id)
+        tokens = v1.TokenSequence(ids=ids)
         return v1.GetSessionResponse(session=session_message(view), tokens=tokens, text=text)
 
     async def ListSessions(self, request: v1.ListSessionsRequest, context: Context) -> v1.ListSessionsResponse:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from elman_server.errors import InvalidFieldError
+from elman_server.scheduling.callers import current_caller
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -18,17 +19,24 @@ _CALLER = "elman-caller"
 _LONGEST = 256  # characters; the identity is kept with every session
 
 
-def caller_of(context: Context) -> str:
-    """Return the identity of the caller: the metadata `elman-caller`, which a proxy in front of the server may set,
-    else the address from which the call comes, without the port.
+def identify(context: Context) -> None:
+    """Set who calls, for the call that is being answered: the metadata `elman-caller`, which a proxy in front of the
+    server may set. Without it sessions belong to the address from which the call comes, without the port, and a
+    connection has its share of the slots.
 
     Raises:
-        InvalidFieldError: it is too long.
+        InvalidFieldError: the metadata is too long.
     """
+    named, peer = _named(context), context.peer()
+    caller.set(peer.rpartition(":")[0] if named is None else named)
+    current_caller.set(peer if named is None else named)
+
+
+def _named(context: Context) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == _CALLER:
             found = value if isinstance(value, str) else value.decode(errors="replace")
             if len(found) > _LONGEST:
                 raise InvalidFieldError(_CALLER, f"{len(found)} characters", f"at most {_LONGEST} are allowed")
             return found
-    return context.peer().rpartition(":")[0]
+    return None

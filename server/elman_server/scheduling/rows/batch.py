@@ -29,11 +29,11 @@ from elman_server.scheduling.events import (
     FinishReason,
     Snapshot,
     TokenReport,
-    Tokens,
 )
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.emissions import defect_end, new_tokens
 from elman_server.scheduling.rows.encoding import encode_sources
 from elman_server.scheduling.rows.endings import DEFECT, Ending, Endings
 from elman_server.scheduling.rows.execution import Execution, ModelOutput
@@ -41,6 +41,7 @@ from elman_server.scheduling.rows.host_sampler import Choices, HostSampler, repo
 from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.pending import PendingTokens
 from elman_server.scheduling.rows.planning import Planner, Prefill, Schedule
+from elman_server.scheduling.rows.preemption import RowPreemption
 from elman_server.scheduling.rows.search import BeamRows
 from elman_server.scheduling.rows.table import Progress, RowTable
 from elman_server.scheduling.sequence import Beams, Generation, Reading, Sequence
@@ -85,6 +86,7 @@ class RowBatch:
         self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
         self._endings = Endings(name, table)
         self._beams = BeamRows(name, engine, table, self._inputs, self._host, forbidden_token)
+        self._preemption = RowPreemption(name, engine, table, self._pending, self._inputs, self._host, self._stores)
         self._single_steps = 0  # how many are still to be run one by one, because a run of several failed
         self._executor = ThreadPoolExecutor(thread_name_prefix=f"partitions {name}")
 
@@ -94,6 +96,14 @@ class RowBatch:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def sequences(self) -> Several[Sequence]:
+        return self._table.sequences
+
+    @property
+    def preemption(self) -> RowPreemption:
+        return self._preemption
 
     @property
     def free(self) -> int:
@@ -109,10 +119,13 @@ class RowBatch:
                 emissions.append((sequence.receiver, Failed(source.failure or MODEL_FAILED)))
                 continue
             try:
-                self._append(sequence)
+                if sequence.preempted is None:
+                    self._append(sequence)
+                else:
+                    self._preemption.resume(sequence)
             except Exception:
                 log_defect(self._name)
-                emissions.append(_failed(sequence))
+                emissions.append(defect_end(sequence))
         return emissions
 
     def _append(self, sequence: Sequence) -> None:
@@ -164,7 +177,7 @@ class RowBatch:
         self._collect(progress, results, endings)
         emissions = self._due_events(progress, endings, self._policy.first_token_patience_seconds if interrupted else 0)
         surplus, failed = self._beams.branch(branchings)
-        emissions += [_failed(beams) for beams in failed]
+        emissions += [defect_end(beams) for beams in failed]
         self._release({*endings, *surplus}, aborted=aborted)
         return emissions
 
@@ -184,11 +197,11 @@ class RowBatch:
                 continue
             tokens = self._pending.take(row, 0.0, 0.0)
             if tokens:
-                emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
+                emissions.append(new_tokens(sequence, tokens))
             sequence.is_finished = True  # A search has several rows.
             emissions.append((sequence.receiver, Failed(error)))
+        self._host.clear(len(self._table))
         self._table.clear()
-        self._host.clear()
         return emissions
 
     def _prefill(self, prefill: Prefill) -> None:
@@ -298,7 +311,7 @@ class RowBatch:
                 continue
             try:
                 if tokens:
-                    emissions.append((sequence.receiver, _tokens_event(sequence, tokens)))
+                    emissions.append(new_tokens(sequence, tokens))
                 if row in snapshots and row not in endings:
                     emissions.append((sequence.receiver, Snapshot(table.take_snapshot(row), self._engine.extract(row))))
                 if row in endings:
@@ -308,7 +321,7 @@ class RowBatch:
             except Exception:
                 log_defect(self._name)
                 endings[row] = DEFECT
-                emissions.append(_failed(sequence))
+                emissions.append(defect_end(sequence))
         return emissions
 
     def _last_event(self, row: int, sequence: Sequence, ending: Ending, position: int) -> Event:
@@ -324,17 +337,3 @@ class RowBatch:
         assert ending.reason is not None
         steps = position + ending.steps - sequence.position
         return Finished(ending.reason, position + ending.kept_steps, state, steps, sequence.started_at)
-
-
-def _failed(sequence: Sequence) -> Emission:
-    """The end of a sequence that has met a defect."""
-    sequence.is_finished = True
-    return sequence.receiver, Failed(INTERNAL)
-
-
-def _tokens_event(sequence: Sequence, tokens: tuple[int, ...]) -> Tokens:
-    """New tokens of a generation, with what is reported of them; an end token has no report."""
-    assert isinstance(sequence, Generation)
-    reports = tuple(sequence.reports[: len(tokens)])
-    sequence.reports.clear()
-    return Tokens(tokens, reports)

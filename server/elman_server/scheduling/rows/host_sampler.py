@@ -67,7 +67,8 @@ class _Work:
 
 
 class HostSampler:
-    """The rows that choose on the host, by their numbers in the batch; implements `RowStore`.
+    """The rows that choose on the host, by their numbers in the batch; implements `RowStore`. A negative number stands
+    for a sequence that has no row at the moment.
 
     Args:
         name: the model's name, for the log.
@@ -143,10 +144,10 @@ class HostSampler:
         if matcher is not None:
             self._matchers[destination] = matcher
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def clear(self, count: int) -> None:
+        """Forget the first `count` rows."""
         self._work = None
-        for row in list(self._numbers):
+        for row in range(count):
             self.release(row)
 
     def prepare(self, rows: Several[int]) -> None:

@@ -133,14 +133,19 @@ class RowTable:
             record["top_k"] = self.vocabulary_size if params.top_k is None else params.top_k
             record["top_p"], record["min_p"] = params.top_p, params.min_p
 
+    def restore(self, sequence: Sequence, record: NDArray[Any]) -> int:
+        """Give the next row, and the record that it had, to a sequence that was preempted; returns the row."""
+        row = len(self.sequences)
+        self._records[row] = record
+        self.sequences.append(sequence)
+        self._count(sequence, 1)
+        if isinstance(sequence, Beams):
+            sequence.rows.append(row)
+        return row
+
     def append_copy(self, beams: Beams) -> int:
         """Give the next row to a beam search that has one already; returns the row."""
-        row = len(self.sequences)
-        self._records[row] = self._records[beams.rows[0]]
-        self.sequences.append(beams)
-        self._count(beams, 1)
-        beams.rows.append(row)
-        return row
+        return self.restore(beams, self._records[beams.rows[0]])
 
     def release(self, row: int) -> None:
         leaving = self.sequences[row]

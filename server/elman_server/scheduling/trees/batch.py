@@ -101,6 +101,14 @@ class TreeBatch:
         return len(self._trees)
 
     @property
+    def sequences(self) -> list[Tree]:
+        return self._trees
+
+    @property
+    def preemption(self) -> None:
+        """A tree has its slot for a few runs, so that none is taken."""
+
+    @property
     def free(self) -> int:
         return self.capacity - len(self._trees)
 

@@ -51,12 +51,14 @@ class Subscription:
         start: position of the session before the call.
         prompt_count: number of tokens that the call brought.
         cancel: ends the subscription.
+        set_paused: told whether the subscriber is far behind; the generation is paused while all of them are.
     """
 
     seed: int
     start: int
     prompt_count: int
     cancel: Callable[[], None]
+    set_paused: Callable[[bool], None] | None = None
 
 
 class SessionGenerator:
@@ -228,4 +230,10 @@ def _replay(session: Session, call: Call, subscriber: Receiver, seed: int) -> Su
 def _subscribe(generation: ActiveGeneration, subscriber: Receiver, seed: int) -> Subscription:
     generation.subscribe(subscriber)
     call = generation.call
-    return Subscription(seed, call.start, call.prompt_count, partial(generation.unsubscribe, subscriber))
+    return Subscription(
+        seed,
+        call.start,
+        call.prompt_count,
+        partial(generation.unsubscribe, subscriber),
+        partial(generation.set_paused, subscriber),
+    )

@@ -15,6 +15,7 @@ from elman_server.errors import (
 )
 from elman_server.sessions.active_generation import ActiveGeneration
 from elman_server.sessions.changes import Change, Create, Delete
+from elman_server.sessions.health import StoreHealth
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.model import SessionModel
 from elman_server.sessions.registry.cache import SessionCache
@@ -33,6 +34,7 @@ class SessionRegistry:
 
     Attributes:
         store: the store.
+        health: whether it takes changes.
         journal: writes changes into it.
         claims: the claims of calls on sessions.
         leases: the leases of this server.
@@ -41,7 +43,8 @@ class SessionRegistry:
 
     def __init__(self, store: Store, memory_bytes: int) -> None:
         self.store = store
-        self.journal = Journal(store)
+        self.health = StoreHealth(store)
+        self.journal = Journal(store, self.health)
         self.claims = Claims()
         self.leases = Leases(store, self._stop_moved)
         self.cache = SessionCache(store, self.claims, memory_bytes)
@@ -49,6 +52,7 @@ class SessionRegistry:
     async def close(self) -> None:
         """Return when everything is written and all leases are released. No call may be running."""
         await self.journal.close()
+        self.health.stop()
         await self.leases.close()
 
     async def get_for(self, model: SessionModel, session_id: str) -> Session:
@@ -170,4 +174,4 @@ class SessionRegistry:
     def _stop_moved(self, session_id: str) -> None:
         generation: ActiveGeneration | None = self.claims.generation_of(session_id)
         if generation is not None:
-            generation.stop(SessionMovedError(f"session {session_id!r} has been taken over by another server"))
+            generation.stop(SessionMovedError(session_id))

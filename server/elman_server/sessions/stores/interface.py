@@ -119,6 +119,14 @@ class Store(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Find out whether it takes changes.
+
+        Raises:
+            StoreError: it does not.
+        """
+        ...
+
     def close(self) -> None:
         """Close connections and files. Nothing is lost."""
         ...

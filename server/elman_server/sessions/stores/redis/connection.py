@@ -66,7 +66,8 @@ class Connection:
         except (ValueError, TypeError) as error:
             raise StoreOpenError(f"store: got {self.name}; redis-py refuses the URL: {error}") from error
         except (StoreError, RedisError) as error:
-            rule, remedy = f"it cannot be opened: {error}", "Check that Redis is running there"
+            rule = f"it cannot be opened: {str(error.__cause__ or error).removesuffix('.')}"
+            remedy = "Check that Redis is running there"
             raise StoreOpenError(f"store: got {self.name}; {rule}. {remedy}") from error
         self._check(info)
         self._patience = patience
@@ -100,16 +101,14 @@ class Connection:
             try:
                 return self._send(commands)
             except (AuthenticationError, AuthorizationError) as error:
-                raise StoreUnavailableError(
-                    f"{self.name}: Redis refuses the user name or the password of the URL: {error}"
-                ) from error
+                self._log_failure(error)
+                raise StoreUnavailableError("Redis refuses the user name or the password of its URL") from error
             except (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, NoScriptError) as error:
                 attempts += 1
                 pause = _BACKOFF.compute(attempts)
                 if time.monotonic() + pause >= deadline:
-                    raise StoreUnavailableError(
-                        f"{self.name}: Redis has not answered for {self._patience:g} seconds: {error}"
-                    ) from error
+                    self._log_failure(error)
+                    raise StoreUnavailableError(f"Redis has not answered for {self._patience:g} seconds") from error
                 time.sleep(pause)
             except RedisError as error:
                 raise self.translated(error) from error
@@ -133,11 +132,13 @@ class Connection:
 
     def translated(self, error: Exception) -> StoreError:
         """Return the domain error that an error of Redis means."""
+        self._log_failure(error)
         if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
-            return StoreFullError(
-                f"{self.name}: there is no memory left for sessions. Raise maxmemory, or delete sessions"
-            )
-        return StoreUnavailableError(f"{self.name}: the store of sessions has failed: {error}")
+            return StoreFullError("Delete sessions, or raise maxmemory of Redis")
+        return StoreUnavailableError("the store of sessions has failed")
+
+    def _log_failure(self, error: Exception) -> None:
+        _log.error("store failed", store=self.name, error=str(error))
 
     def close(self) -> None:
         self._client.close()

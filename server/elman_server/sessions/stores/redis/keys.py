@@ -11,14 +11,15 @@
     elman:ids          sorted set of all ids, each with score 0
     elman:used         sorted set of all ids by last use
     elman:caller:NAME  set of the ids of a caller's sessions
+    elman:check        string: written to find out whether Redis takes changes; expires
 
-All keys are on one Redis, with or without replicas: in a cluster the last three would be on other nodes than a session.
+All keys are on one Redis, with or without replicas: in a cluster the sets would be on other nodes than a session.
 """
 
 from __future__ import annotations
 
 PREFIX = "elman:"
-IDS, USED = f"{PREFIX}ids", f"{PREFIX}used"
+CHECK, IDS, USED = f"{PREFIX}check", f"{PREFIX}ids", f"{PREFIX}used"
 SESSION_KEYS = ("header", "log", "states", "calls", "order", "lease", "gone")
 
 

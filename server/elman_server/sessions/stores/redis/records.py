@@ -12,7 +12,7 @@ from zlib import crc32
 from redis.exceptions import ResponseError
 
 from elman_server.sessions.changes import Advance
-from elman_server.sessions.session import TOKEN_BYTES, TOKEN_TYPE, Call, Session
+from elman_server.sessions.session import TOKEN_BYTES, TOKEN_TYPE, Call, Session, TokenLog
 from elman_server.sessions.snapshots import Snapshot
 from elman_server.sessions.stores.interface import Summary
 from elman_server.sessions.stores.redis.connection import raise_first
@@ -52,9 +52,10 @@ class StoredSession:
             raise ValueError("the checksum of the header does not match")
         self.position = int(header[b"position"])
         session.version = int(header[b"version"])
-        session.tokens, self.piece_count = _undamaged_tokens(log)
+        tokens, self.piece_count = _undamaged_tokens(log)
+        session.tokens = TokenLog(tokens)
         self.is_complete = self.piece_count == len(log) and session.position == self.position
-        del session.tokens[self.position :]
+        session.tokens.truncate(self.position)
         snapshots = [_unpack_snapshot(*entry) for entry in states.items()]
         session.snapshots = sorted(
             (snapshot for snapshot in snapshots if snapshot is not None and snapshot.position <= session.position),
@@ -87,7 +88,7 @@ def create_arguments(session: Session) -> list[object]:
         *_counted(list(header.items())),
         *_counted([_pack_snapshot(snapshot) for snapshot in session.snapshots]),
         *_counted([_pack_call(call) for call in session.calls.values()]),
-        *_pack_tokens(0, session.tokens),
+        *_pack_tokens(0, session.tokens[:]),
     ]
 
 

@@ -23,7 +23,7 @@ from elman_server.sessions.session import Session
 from elman_server.sessions.stores.interface import Lease, Summary
 from elman_server.sessions.stores.redis import scripts
 from elman_server.sessions.stores.redis.connection import Connection, raise_first
-from elman_server.sessions.stores.redis.keys import IDS, USED, caller_key, key_of
+from elman_server.sessions.stores.redis.keys import CHECK, IDS, USED, caller_key, key_of
 from elman_server.sessions.stores.redis.records import (
     StoredSession,
     advance_arguments,
@@ -86,24 +86,22 @@ class RedisStore:
         if outcome == "kept":
             return None
         version, position = known
-        where = f"{self._redis.name}: session {change.session_id!r}"
+        name = change.session_id
         if outcome == "moved":
-            return SessionMovedError(f"{where} has been taken over by another server")
+            return SessionMovedError(name)
         if isinstance(change, Create):
-            return StoreConflictError(f"{where} exists already")
+            return StoreConflictError(name, "it exists already")
         assert not isinstance(change, Delete)  # It is refused only if the session has moved.
         if not version:
-            return StoreConflictError(f"{where} does not exist")
-        return StoreConflictError(f"{where} is at version {version} and position {position}; {_expectation(change)}")
+            return StoreConflictError(name, "it does not exist")
+        return StoreConflictError(name, f"it is at version {version} and position {position}; {_expectation(change)}")
 
     def load(self, session_id: str) -> Session | None:
         for _ in range(_REPAIR_ATTEMPTS):
             stored = self._read(session_id)
             if stored is None or stored.is_complete or self._repair(stored):
                 return None if stored is None else stored.session
-        raise StoreUnavailableError(
-            f"{self._redis.name}: session {session_id!r} is damaged, and advances while it is repaired. Try again"
-        )
+        raise StoreUnavailableError(f"session {session_id!r} is damaged, and advances while it is repaired")
 
     def _read(self, session_id: str) -> StoredSession | None:
         (answer,) = self._redis.ask([run_script(scripts.READ, session_id)])
@@ -116,7 +114,7 @@ class RedisStore:
         except (LookupError, ValueError, ResponseError) as error:
             if isinstance(error, ResponseError) and "WRONGTYPE" not in str(error):
                 raise self._redis.translated(error) from error
-            raise SessionDamagedError(self._redis.name, session_id) from error
+            raise SessionDamagedError(session_id) from error
 
     def _repair(self, stored: StoredSession) -> bool:
         """Cut off the damaged end of a session in the store, so that new tokens are appended to undamaged ones; changes
@@ -188,6 +186,11 @@ class RedisStore:
     def release(self, fences: Sequence[tuple[str, int]]) -> list[StoreError | None]:
         answers = self._redis.ask([run_script(scripts.RELEASE, name, self._owner, fence) for name, fence in fences])
         return [self._redis.translated(answer) if isinstance(answer, Exception) else None for answer in answers]
+
+    def check(self) -> None:
+        (answer,) = self._redis.ask([("SET", CHECK, "", "PX", 1)])
+        if isinstance(answer, Exception):
+            raise self._redis.translated(answer)
 
     def close(self) -> None:
         self._redis.close()

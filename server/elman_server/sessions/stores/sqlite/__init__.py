@@ -6,6 +6,7 @@
     records   values and checksums of rows
     schema    the tables and the statements
     database  the file
+    reserve   room on the disk for deleting
 
 Every row is under a checksum: tokens in segments of fixed length, states, calls, and the session itself. What is
 damaged is left out when a session is loaded: of the tokens everything from there on, of the states and calls each by
@@ -27,4 +28,4 @@ def open_store(settings: Settings) -> Store:
     Raises:
         StoreOpenError: it cannot be opened.
     """
-    return SqliteStore(Path(settings.store.get_secret_value()), settings.fsync)
+    return SqliteStore(Path(settings.store.get_secret_value()), settings.fsync, settings.store_bytes)

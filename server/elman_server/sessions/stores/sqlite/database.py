@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from elman_server.errors import StoreFullError, StoreOpenError, StoreUnavailableError, listed
 from elman_server.sessions.stores.sqlite.schema import FORMAT, TABLE_NAMES, TABLES
 from elman_server.settings import Fsync
@@ -20,6 +22,8 @@ _MAX_ROWS = 500  # per statement
 _CACHED_STATEMENTS = 64
 _SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
 
+_log = structlog.get_logger(__name__)
+
 
 class Database:
     """A connection to the file. Not thread-safe.
@@ -27,6 +31,7 @@ class Database:
     Args:
         path: the file; created if it does not exist.
         fsync: when commits are forced to the disk.
+        limit: bytes that it may have; None for no limit.
 
     Attributes:
         path: the file.
@@ -36,7 +41,7 @@ class Database:
         StoreOpenError: it cannot be created or read, is something else, or another server has it open.
     """
 
-    def __init__(self, path: Path, fsync: Fsync) -> None:
+    def __init__(self, path: Path, fsync: Fsync, limit: int | None = None) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,8 @@ class Database:
             )
             try:
                 self._prepare(fsync)
+                if limit is not None:
+                    self._limit(limit)
             except BaseException:
                 self.connection.close()
                 raise
@@ -83,6 +90,20 @@ class Database:
             run(statement)
         run(f"PRAGMA user_version = {FORMAT}")
         run("COMMIT")
+
+    def _limit(self, limit: int) -> None:
+        (page_bytes,) = self.connection.execute("PRAGMA page_size").fetchone()
+        # No fewer than the file has already.
+        self.connection.execute(f"PRAGMA max_page_count = {max(1, limit // page_bytes)}")
+
+    def shrink_log(self) -> None:
+        """Bring the content of the write-ahead log into the file, and the log to no length.
+
+        Raises:
+            StoreError: see `translated_errors`.
+        """
+        with self.translated_errors():
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
         """Run a statement."""
@@ -126,9 +147,10 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
+            _log.error("store failed", store=str(self.path), error=str(error))
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise StoreFullError(f"{self.path}: there is no space left for sessions") from error
-            raise StoreUnavailableError(f"{self.path}: the store of sessions has failed: {error}") from error
+                raise StoreFullError("Delete sessions, raise --store-limit, or make room on the disk") from error
+            raise StoreUnavailableError("the store of sessions has failed") from error
 
     def close(self) -> None:
         self.connection.close()

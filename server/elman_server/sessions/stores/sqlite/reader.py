@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from elman_server.sessions.session import TOKEN_BYTES, TOKEN_TYPE, Call, Session
+from elman_server.sessions.session import TOKEN_BYTES, TOKEN_TYPE, Call, Session, TokenLog
 from elman_server.sessions.snapshots import Snapshot
 from elman_server.sessions.stores.sqlite import schema
 from elman_server.sessions.stores.sqlite.database import Database
@@ -43,9 +43,9 @@ def read_session(database: Database, session_id: str) -> StoredSession | None:
     session = Session(*row[1:8])
     if values_checksum(*identity) != checksum or not isinstance(used, float) or not isinstance(position, int):
         raise ValueError("the checksum does not match")
-    session.tokens = _undamaged_tokens(session_id, database.execute(schema.SEGMENTS, key).fetchall())
+    session.tokens = TokenLog(_undamaged_tokens(session_id, database.execute(schema.SEGMENTS, key).fetchall()))
     is_complete = len(session.tokens) == position
-    del session.tokens[position:]
+    session.tokens.truncate(position)
     for at, state, checksum in database.execute(schema.SNAPSHOTS, key):
         # The checksum comes first: only if it matches, the position is certain to be a number.
         if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import structlog
 
-from elman_server.errors import SessionDamagedError, StoreError
-from elman_server.sessions.changes import Change, Rewind
+from elman_server.errors import SessionDamagedError, StoreError, StoreFullError
+from elman_server.sessions.changes import Change, Delete, Rewind
 from elman_server.sessions.session import Session
 from elman_server.sessions.stores.interface import SoleOwner, Summary
 from elman_server.sessions.stores.sqlite import schema
 from elman_server.sessions.stores.sqlite.database import Database
 from elman_server.sessions.stores.sqlite.reader import read_session
+from elman_server.sessions.stores.sqlite.reserve import Reserve
 from elman_server.sessions.stores.sqlite.writer import ChangeWriter
 from elman_server.settings import Fsync
 
@@ -28,6 +30,7 @@ class SqliteStore(SoleOwner):
     Args:
         path: the file; created if it does not exist.
         fsync: when commits are forced to the disk.
+        limit: bytes that the file may have; None for no limit.
 
     Raises:
         StoreOpenError: see `Database`.
@@ -35,26 +38,41 @@ class SqliteStore(SoleOwner):
 
     blocks = True
 
-    def __init__(self, path: Path, fsync: Fsync = Fsync.CHECKPOINT) -> None:
+    def __init__(self, path: Path, fsync: Fsync = Fsync.CHECKPOINT, limit: int | None = None) -> None:
         self._lock = threading.Lock()
-        self._database = Database(path, fsync)
+        self._database = Database(path, fsync, limit)
+        self._reserve = Reserve(path)
         self._writer = ChangeWriter(self._database)
 
     def apply(self, changes: Sequence[Change]) -> list[StoreError | None]:
         with self._lock:
             try:
-                with self._database.transaction():
-                    return self._writer.write(changes)
-            except BaseException:
-                self._writer.reset()
-                raise
+                return self._write(changes)
+            except StoreFullError as error:
+                deletions = [change for change in changes if isinstance(change, Delete)]
+                if not deletions:
+                    raise
+                # What makes room is done in the room that is kept for it.
+                with self._reserve.given_up():
+                    done = iter(self._write(deletions))
+                    with contextlib.suppress(StoreError):  # They are written.
+                        self._database.shrink_log()
+                return [next(done) if isinstance(change, Delete) else error for change in changes]
+
+    def _write(self, changes: Sequence[Change]) -> list[StoreError | None]:
+        try:
+            with self._database.transaction():
+                return self._writer.write(changes)
+        except BaseException:
+            self._writer.reset()
+            raise
 
     def load(self, session_id: str) -> Session | None:
         with self._lock, self._database.translated_errors():
             try:
                 stored = read_session(self._database, session_id)
             except (TypeError, ValueError, OverflowError) as error:
-                raise SessionDamagedError(str(self._database.path), session_id) from error
+                raise SessionDamagedError(session_id) from error
         if stored is None:
             return None
         session = stored.session
@@ -80,6 +98,11 @@ class SqliteStore(SoleOwner):
         with self._lock, self._database.translated_errors():
             return self._database.execute(statement, *parameters).fetchall()
 
+    def check(self) -> None:
+        with self._lock, self._database.transaction():
+            self._database.execute(f"PRAGMA user_version = {schema.FORMAT}")  # Writes a page, and changes nothing.
+
     def close(self) -> None:
         with self._lock:
             self._database.close()
+            self._reserve.close()

@@ -63,11 +63,11 @@ class ChangeWriter:
     def _create(self, session: Session) -> StoreError | None:
         inserted = self._database.execute(schema.ADD_SESSION, *session_row(session))
         if not inserted.rowcount:
-            return StoreConflictError(f"{self._database.path}: session {session.session_id!r} exists already")
+            return StoreConflictError(session.session_id, "it exists already")
         key, name = inserted.lastrowid, session.session_id
         assert key is not None
         run = self._database.execute_rows
-        run(schema.APPEND_TOKENS, self._segments.rows(name, key, 0, session.tokens))
+        run(schema.APPEND_TOKENS, self._segments.rows(name, key, 0, session.tokens[:]))
         run(schema.ADD_SNAPSHOTS, [snapshot_row(key, name, snapshot) for snapshot in session.snapshots])
         run(schema.ADD_CALLS, [call_row(key, name, call) for call in session.calls.values()])
         return None
@@ -114,9 +114,9 @@ class ChangeWriter:
         run(schema.ADD_CALLS, list(calls.values()))
         run(schema.DROP_OLD_CALLS, [(key,) for key in {key for key, _ in calls}])
 
-    def _conflict(self, change: Advance) -> StoreError:
-        where = f"{self._database.path}: session {change.session_id!r}"
-        return StoreConflictError(f"{where} is not at position {change.start}")
+    @staticmethod
+    def _conflict(change: Advance) -> StoreError:
+        return StoreConflictError(change.session_id, f"it is not at position {change.start}")
 
     def _rewind(self, change: Rewind) -> None:
         run, name = self._database.execute, change.session_id
