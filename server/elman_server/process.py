@@ -22,6 +22,7 @@ from elman_server.configuration import message_rate, thread_count
 from elman_server.event_loop import ServerEventLoop
 from elman_server.inference.model import ServedModel
 from elman_server.loading import find_bundles, serve_bundle
+from elman_server.returned_memory import return_memory
 from elman_server.settings import LogFormat, Settings, misspelled_variables, shown_value
 
 _DUPLICATE_SECONDS = 1.0  # within which a second signal is the same request again
@@ -72,7 +73,9 @@ async def _serve(bundles: list[Bundle], settings: Settings) -> None:
             sessions=shown_value(settings, "store"),
             waiting="spinning in a run, asleep between runs",
         )
+        returning = asyncio.create_task(return_memory())
         await stopping.wait()
+        returning.cancel()
         await server.drain()
     _log.info("stopped")
 
