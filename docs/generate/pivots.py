@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.cases.ablation_variants import VARIANTS
+from benchmarks.cases.ablation_variants import DELETED, VARIANTS
 from benchmarks.cases.comparison import CASES
 from benchmarks.report.tables import Column, Rows
 
@@ -28,13 +28,16 @@ def by_precision(rows: Rows) -> Rows:
 
 
 def by_heuristic(rows: Rows) -> Rows:
-    """One row for each heuristic; the cells are named after case and figure."""
+    """One row for each heuristic, the deleted ones last; the cells are named after case and figure."""
+    descriptions = {name: variant.heuristic for name, variant in VARIANTS.items()}
+    descriptions |= {name: f"{heuristic} (deleted)" for name, heuristic in DELETED.items()}
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["program"] in VARIANTS:
-            cells = found.setdefault(row["program"], {"heuristic": VARIANTS[row["program"]].heuristic})
+        name = row["program"]
+        if name in descriptions:
+            cells = found.setdefault(name, {"heuristic": descriptions[name]})
             cells[_name(row["case"], row["figure"])] = f"{row['ratio']:.2f}"
-    return list(found.values())
+    return [found[name] for name in descriptions if name in found]
 
 
 def before_and_now(rows: Rows) -> Rows:

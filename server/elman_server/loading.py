@@ -68,7 +68,7 @@ def serve_bundle(
     check_weight_files(bundle)
     policy, threads = policy or scheduling_policy(settings), thread_count(settings)
     pinned = Cores.all(threads, _FIRST_CORE + number) if policy.engine.pin_threads else Cores()
-    opener = Opener(settings.provider, threads, pinned, policy.engine.spin_microseconds)
+    opener = Opener(settings.provider, threads, pinned)
     load = _load_trees if bundle.spec.step.HasField("tree") else _load_rows
     try:
         batch, provider = load(bundle, settings.slots, policy, opener)

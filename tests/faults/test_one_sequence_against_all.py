@@ -34,6 +34,8 @@ from elman_server.scheduling import (
 )
 from elman_server.scheduling.rows import batch, host_sampler
 from elman_server.scheduling.rows.host_sampler import HostSampler
+from elman_server.scheduling.rows.inputs import RowInputs
+from elman_server.scheduling.rows.table import RowTable
 from tests.support.fake_engine import LETTERS, FakeEngine, continuation
 from tests.support.reference import generate_alone
 from tests.support.scheduling import Inbox, generation, inbox, make_scheduler, reading, until_running
@@ -138,6 +140,47 @@ def test_a_defect_ends_the_sequence_that_meets_it(name: str, monkeypatch: pytest
         assert inbox(victim).events.empty()
     finally:
         scheduler.stop()
+
+
+@pytest.mark.parametrize(
+    ("resumed", "owner", "name"),
+    [
+        (False, FakeEngine, "extract"),
+        (True, RowTable, "restore"),
+        (True, RowInputs, "append"),
+    ],
+)
+def test_a_defect_while_a_sequence_is_preempted_ends_that_one(
+    monkeypatch: pytest.MonkeyPatch, resumed: bool, owner: object, name: str
+) -> None:
+    scheduler = make_scheduler(FakeEngine(capacity=8))
+    prompts = [[number] for number in range(1, 5)]
+    others = [generation(prompt, 10**6) for prompt in prompts]
+    victim = generation([2, 2], 10**6)
+    for sequence in (*others[:2], victim, *others[2:]):
+        scheduler.submit(sequence)
+    scheduler.start()
+    try:
+        until_running(scheduler, 5)
+        if resumed:
+            scheduler.set_paused(victim, paused=True)
+            until_running(scheduler, 4)
+        monkeypatch.setattr(owner, name, defect)
+        scheduler.set_paused(victim, paused=not resumed)
+        tokens, end = inbox(victim).tokens_and_end()
+        assert isinstance(end, Failed)
+        assert str(end.error) == "internal error"
+        assert tokens == continuation([2, 2], len(tokens))
+        monkeypatch.undo()
+        until_running(scheduler, 4)
+        later = generation([3], 9)
+        scheduler.submit(later)
+        assert inbox(later).tokens_and_end()[0] == continuation([3], 9)
+    finally:
+        scheduler.stop()
+    for prompt, other in zip(prompts, others, strict=True):
+        tokens, _ = inbox(other).tokens_and_end()
+        assert tokens == continuation(prompt, len(tokens))
 
 
 EXTREME: dict[str, Any] = {"repetition_penalty": 1e-38, "logit_bias": {5: 1e4}}

@@ -64,7 +64,7 @@ def make_chunk(tokens: NDArray[Any], **changes: Any) -> Chunk:
 def run_partitioned(engine: OnnxEngine, chunk: Chunk) -> Results:
     """Run the first rows as an iteration does, in the engine's partitions."""
     rows = len(chunk.uniforms)
-    schedule = Schedule(chunk, len(chunk), Horizon(len(chunk), True, 0, None), (len(chunk),))
+    schedule = Schedule(chunk, len(chunk), Horizon(len(chunk), 0, None), (len(chunk),))
     execution = Execution(engine, StepCosts(make_policy()), schedule, lambda: False, np.full((rows, 1), FREE))
     with ThreadPoolExecutor() as executor:
         output = execution.run(executor)

@@ -44,7 +44,7 @@ def run_iteration(
     nothing = np.zeros(rows, np.float32)
     chunk = Chunk({"token": inputs}, np.zeros((rows, steps), np.float32), ones, np.full(rows, SIZE), ones, nothing)
     until = time.perf_counter() + seconds
-    schedule = Schedule(chunk, 1, Horizon(steps, True, steps - 1, None), (1,), until)
+    schedule = Schedule(chunk, 1, Horizon(steps, steps - 1, None), (1,), until)
     end_tokens = np.full((rows, 1), changes.get("end_token", -1))
     with ThreadPoolExecutor() as executor:
         return Execution(engine, StepCosts(POLICY), schedule, lambda: False, end_tokens).run(executor)

@@ -211,76 +211,6 @@ def test_chunk_ends_with_the_first_sequence_while_requests_wait_for_a_row() -> N
     assert engine.runs[:5] == [(2, 1), (2, 4), (2, 2), (2, 1), (2, 4)]
 
 
-def test_calls_that_arrive_during_admission_start_in_the_same_iteration(engine: FakeEngine) -> None:
-    sequences = [generation([index + 1], 5) for index in range(3)]
-    upcoming = list(sequences)
-
-    def deliver(emissions: list[Emission]) -> None:
-        """Deliver emissions and submit the next call, as the event loop does."""
-        deliver_events(emissions)
-        if upcoming:
-            scheduler.submit(upcoming.pop(0))
-
-    scheduler = make_scheduler(engine, deliver=deliver)
-    deliver([])
-    scheduler.start()
-    for sequence in sequences:
-        assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 5)
-    scheduler.stop()
-    assert engine.runs[0][0] == 3
-
-
-@pytest.mark.parametrize("running", [0, 12])
-def test_running_requests_wait_for_a_burst_of_arrivals_but_not_for_a_few(running: int) -> None:
-    """Ten calls arrive 4 ms apart, while no requests or more than ten requests are running."""
-    engine = FakeEngine(capacity=30)
-    crowd = [generation([1], 3) for _ in range(10)]
-    upcoming = list[Generation]()
-
-    def deliver(emissions: list[Emission]) -> None:
-        deliver_events(emissions)
-        if upcoming:
-            time.sleep(0.004)
-            scheduler.submit(upcoming.pop(0))
-
-    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
-    before = [generation([2], 10**6) for _ in range(running)]
-    for sequence in before:
-        scheduler.submit(sequence)
-    scheduler.start()
-    until_running(scheduler, running)
-    upcoming += crowd[1:]
-    scheduler.submit(crowd[0])
-    for sequence in crowd:
-        inbox(sequence).tokens_and_end()
-    scheduler.stop()
-    sizes = [rows for rows, _ in engine.runs if rows > running]
-    assert (sizes[0] == 10) == (running == 0)
-
-
-def test_request_that_waits_for_rows_does_not_delay_iterations() -> None:
-    """While a search of 3 waits with 2 free rows, no iteration waits for further arrivals."""
-    engine, idle = FakeEngine(capacity=4), 0
-
-    def deliver(emissions: list[Emission]) -> None:
-        nonlocal idle
-        idle += not emissions
-        deliver_events(emissions)
-
-    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
-    streams = [generation([index], 40) for index in range(2)]
-    search = Beams(np.array([1]), Inbox(), params=BeamParams(3, 3, 5, None))
-    for sequence in (*streams, search):
-        scheduler.submit(sequence)
-    scheduler.start()
-    for sequence in streams:
-        inbox(sequence).tokens_and_end()
-    assert isinstance(inbox(search).events.get(timeout=10), BeamsFinished)
-    scheduler.stop()
-    assert len(engine.runs) > 40
-    assert idle <= 2
-
-
 def test_streams_are_flushed_at_coinciding_times() -> None:
     table = RowTable(3, SIZE)
     pending = PendingTokens(table, 3)
@@ -419,32 +349,6 @@ def test_request_that_arrives_during_a_prefill_joins_it(engine: FakeEngine, monk
     assert engine.ahead[:2] == [(1, 1), (2, 1)]
 
 
-@pytest.mark.parametrize("patience", [0.0, 10.0])
-def test_new_requests_are_admitted_before_coalesced_tokens_are_emitted(engine: FakeEngine, patience: float) -> None:
-    """Emission is delayed only within the patience."""
-    delivered: list[list[Emission]] = []
-
-    def deliver(emissions: list[Emission]) -> None:
-        if emissions:
-            delivered.append(emissions)
-        deliver_events(emissions)
-
-    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(first_token_patience_seconds=patience))
-    scheduler.start()
-    other, new_request = generation([2], 400), generation([5], 2)
-    engine.seconds = {1: 0.001, 2: 0.001}
-    scheduler.submit(other)
-    inbox(other).events.get(timeout=10)
-    engine.gate.clear()
-    time.sleep(0.1)  # the next run has started
-    before = len(delivered)
-    scheduler.submit(new_request)
-    engine.gate.set()
-    inbox(new_request).tokens_and_end()
-    scheduler.stop()
-    assert (new_request.receiver in [receiver for receiver, _ in delivered[before]]) == (patience > 0)
-
-
 def test_first_tokens_are_emitted_first(engine: FakeEngine) -> None:
     delivered: list[list[Emission]] = []
 
@@ -482,13 +386,6 @@ def test_failed_prefill_does_not_affect_others(engine: FakeEngine, scheduler: Sc
     assert list(first.ids) + inbox(other).tokens_and_end()[0] == continuation([2], 300)
 
 
-def test_slow_outlier_hardly_changes_the_estimate() -> None:
-    costs = StepCosts(make_policy(0.005, 0.0, 1.0))
-    for seconds in (0.001, 0.001, 0.1, 0.001):
-        costs.record_run(5, 1, seconds)
-    assert costs.run_length(5, 100, (1, 2, 4, 8)) == 4
-
-
 def test_chunk_length_respects_the_time_limit() -> None:
     costs = StepCosts(make_policy(0.005, 0.0, 1.0))
     available = (1, 2, 4, 8)
@@ -496,8 +393,7 @@ def test_chunk_length_respects_the_time_limit() -> None:
     costs.record_run(5, 1, 0.001)
     assert costs.run_length(5, 100, available) == 4
     assert costs.run_length(7, 100, available) == 4
-    assert costs.run_length(7, 3, available) == 4  # four steps, of which one is unused, are faster than 2 and 1
-    assert costs.run_length(7, 3, available, exact=True) == 2
+    assert costs.run_length(7, 3, available) == 2
     assert costs.run_length(7, 2, available) == 2
     assert costs.run_length(8, 100, available) == 1
     for _ in range(30):
@@ -516,8 +412,8 @@ def test_first_token_is_emitted_immediately_and_the_others_are_coalesced(engine:
     rest, _ = inbox(coalesced).tokens_and_end()
     assert list(first.ids) + rest == continuation([1], 1000)
     scheduler.submit(prompt)
-    events = [inbox(prompt).events.get(timeout=10) for _ in range(3)]
-    assert [len(event.ids) for event in events if isinstance(event, Tokens)] == [1, 8, 3]
+    events = [inbox(prompt).events.get(timeout=10) for _ in range(4)]
+    assert [len(event.ids) for event in events if isinstance(event, Tokens)] == [1, 8, 2, 1]
     scheduler.stop()
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from elman_server.decoding.beams import BeamParams
 from elman_server.errors import QueueFullError
-from elman_server.scheduling import Beams, Finished, FinishReason, Generation, Scheduler, Sequence
+from elman_server.scheduling import Beams, Finished, FinishReason, Generation, Scheduler, Sequence, Tokens
 from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_callers
 from tests.support.fake_engine import FakeEngine, continuation
-from tests.support.scheduling import Inbox, generation, inbox, make_scheduler, reading, until_running
+from tests.support.scheduling import Inbox, generation, inbox, make_policy, make_scheduler, reading, until_running
 
 ENDLESS = 10**6
 
@@ -90,19 +90,45 @@ def test_who_has_more_than_an_even_share_gives_slots_to_who_has_less(
 ) -> None:
     slots = [sequence for caller in running for sequence in of(caller, 1)]
     queue = [sequence for caller in waiting for sequence in of(caller, 1)]
-    assert callers_of(over_share(slots, queue, 8, free)) == expected
+    assert callers_of(over_share(slots, queue, 8, free, -1)) == expected
 
 
 def test_the_sequence_that_ran_longest_leaves_first() -> None:
     running = of("a", 4)
-    assert over_share(running, of("b", 1), 4, 0) == running[:1]
+    assert over_share(running, of("b", 1), 4, 0, -1) == running[:1]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "ran_before", "expected"),
+    [("d", 0.5, "a"), ("de", 1.5, "ab"), ("d", 0, ""), ("ab", 9, ""), ("adb", 9, "a")],
+)
+def test_where_callers_are_more_than_slots_they_take_turns(waiting: str, ran_before: float, expected: str) -> None:
+    running = [sequence for caller in "abc" for sequence in of(caller, 1)]
+    for number, sequence in enumerate(running):
+        sequence.admitted_at = number
+    queue = [sequence for caller in waiting for sequence in of(caller, 1)]
+    assert callers_of(over_share(running, queue, 3, 0, ran_before)) == expected
+
+
+def test_more_callers_than_slots_all_get_on() -> None:
+    scheduler = make_scheduler(FakeEngine(capacity=2), policy=make_policy(time_slice_seconds=0.01))
+    scheduler.start()
+    streams = [generation([1, number], ENDLESS, caller=str(number)) for number in range(7)]
+    for stream in streams:
+        scheduler.submit(stream)
+    firsts = [inbox(stream).events.get(timeout=10) for stream in streams]
+    scheduler.stop()
+    for number, (first, stream) in enumerate(zip(firsts, streams, strict=True)):
+        assert isinstance(first, Tokens)
+        tokens = [*first.ids, *inbox(stream).tokens_and_end()[0]]
+        assert tokens == continuation([1, number], len(tokens))
 
 
 def test_a_beam_search_gives_and_gets_all_its_slots() -> None:
     search, others = of("a", 1, width=4), of("a", 4)
-    assert over_share([*search * 2, *others], of("b", 1), 8, 0) == search
+    assert over_share([*search * 2, *others], of("b", 1), 8, 0, -1) == search
     running = of("a", 8)
-    assert over_share(running, of("b", 1, width=4), 8, 0) == running[:4]
+    assert over_share(running, of("b", 1, width=4), 8, 0, -1) == running[:4]
 
 
 def test_a_caller_that_has_filled_the_queue_keeps_nobody_out() -> None:

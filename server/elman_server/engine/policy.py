@@ -30,8 +30,6 @@ class EnginePolicy:
         partition_least_run_seconds: shorter runs are not divided among threads: the interpreter, which runs one thread
             at a time, dominates them.
         pin_threads: whether the threads of a run stay on cores of their own while it lasts.
-        spin_microseconds: how long a thread of a run spins while it waits for another one. Waking a thread is expensive
-            on a virtual machine; a spinning one takes a core from whatever the others wait for.
         leaf_state_bytes: how much memory the states of tree nodes without children may take. They depend on the token
             alone and are computed once.
         gathered_children_limit: how many children's states are gathered for one run over tree nodes, padding included.
@@ -50,7 +48,6 @@ class EnginePolicy:
     partition_speedup: float = 1.07
     partition_least_run_seconds: float = 0.001
     pin_threads: bool = True
-    spin_microseconds: int = 300
     leaf_state_bytes: int = 64 * 1024 * 1024
     gathered_children_limit: int = 16_384
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnxruntime
 
-from elman_server.engine.policy import EnginePolicy
 from elman_server.engine.threads import Cores
 from elman_server.engine.weights import Weights
 from elman_server.errors import ModelLoadError
@@ -54,13 +53,11 @@ class Opener:
         choice: where graphs run; AUTO is CUDA if it loads, else the CPU.
         threads: the largest number of threads of a run on the CPU.
         cores: the cores that these stay on.
-        spin_microseconds: how long a thread of a run spins while it waits for another one.
     """
 
     choice: ProviderChoice
     threads: int
     cores: Cores = field(default_factory=Cores)
-    spin_microseconds: int = EnginePolicy.spin_microseconds
 
     def open(
         self,
@@ -127,10 +124,8 @@ def _options(threads: int, weights: Weights | None, opener: Opener | None = None
     options.inter_op_num_threads = 1
     # Between runs threads sleep: a spinning thread would take a core from the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if opener is not None:
-        if threads > 1 and opener.cores.thread_affinities:
-            options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.thread_affinities)
-        options.add_session_config_entry("session.intra_op.spin_duration_us", str(opener.spin_microseconds))
+    if opener is not None and threads > 1 and opener.cores.thread_affinities:
+        options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.thread_affinities)
     return options
 
 

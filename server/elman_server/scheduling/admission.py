@@ -162,7 +162,8 @@ class Admission:
         leaving = [sequence for sequence in dict.fromkeys(batch.sequences) if sequence.paused] if some_paused else []
         emissions = preemption.preempt(leaving)
         if waiting:
-            sharing = over_share(batch.sequences, waiting, batch.capacity, batch.free)
+            ran_before = time.perf_counter() - self._policy.time_slice_seconds
+            sharing = over_share(batch.sequences, waiting, batch.capacity, batch.free, ran_before)
             emissions += preemption.preempt(sharing)
             leaving += sharing
         with self._changed:
@@ -179,12 +180,6 @@ class Admission:
             self._paused[sequence] = None
         else:
             self._waiting.append(sequence, first=True)
-
-    def may_arrive(self, seen: int) -> bool:
-        """Returns whether more requests arrived since `seen` were waiting, and there are slots for more."""
-        with self._changed:
-            free, following = self._batch.free, self._waiting.next(Counter())
-            return seen < len(self._waiting) < free and following is not None and following.row_count <= free
 
     def take_waiting(self) -> list[Sequence]:
         """Take out of the queue the sequences that get a slot now."""

@@ -48,18 +48,16 @@ class StepCosts:
         self._learn(self._prefill_seconds, (rows.bit_length(), steps), seconds)
         self._budget_seconds -= seconds
 
-    def run_length(self, rows: int, useful: int, available: Sequence[int], *, exact: bool = False) -> int:
+    def run_length(self, rows: int, useful: int, available: Sequence[int]) -> int:
         """Returns how many steps one run takes: as many as fit into its time and are of use.
 
         Args:
             rows: the number of rows.
             useful: the number of steps that are of use.
             available: the numbers of steps to choose from, ascending; the first where the cost is unknown.
-            exact: whether more steps than `useful` do harm.
         """
         seconds = self.step_seconds(rows)
-        most = useful if exact else useful * self._policy.overshoot
-        fitting = [count for count in available if count <= most and count * seconds <= self._policy.run_seconds]
+        fitting = [count for count in available if count <= useful and count * seconds <= self._policy.run_seconds]
         return fitting[-1] if fitting else available[0]
 
     def steps_within(self, rows: int, seconds: float) -> int:
@@ -121,9 +119,6 @@ class StepCosts:
         return math.inf
 
     def _learn(self, known: dict[_Key, float], key: _Key, measured: float) -> None:
-        """Move an estimate towards a measurement. A slow one says little: something else may have had the core, and
-        runs would become short for no reason."""
-        policy = self._policy
+        """Move an estimate towards a measurement."""
         before = known.get(key, measured)
-        weight = policy.faster_weight if measured < before else policy.slower_weight
-        known[key] = before + weight * (min(measured, policy.outlier_ratio * before) - before)
+        known[key] = before + self._policy.measurement_weight * (measured - before)

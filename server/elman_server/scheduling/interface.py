@@ -89,14 +89,13 @@ class RunningBatch(Protocol[_Schedule, _Output]):
         """
         ...
 
-    def update(self, schedule: _Schedule, output: _Output, *, aborted: bool, interrupted: bool) -> list[Emission]:
+    def update(self, schedule: _Schedule, output: _Output, *, aborted: bool) -> list[Emission]:
         """Account for a run and free the slots of sequences that finished or were aborted.
 
         Args:
             schedule: what was run.
             output: the output of that run.
             aborted: whether sequences were aborted since the last call.
-            interrupted: whether the loop has something to do, so that what is not urgent may wait.
 
         Returns:
             The events that are due, in order; none for aborted sequences.

@@ -15,8 +15,6 @@ class SchedulingPolicy:
     Attributes:
         run_seconds: how long one run of the model may take, as far as a single step does not take longer. A new request
             waits for one run at most.
-        overshoot: how many times the useful steps a run may take. One run that is a little too long is faster than two
-            or three short ones.
         prepared_steps_ratio: for how many times the expected steps inputs are prepared, where one run may follow
             another without an iteration in between. A row partition that has a core for itself takes more than
             expected. 0: no run follows another.
@@ -34,12 +32,9 @@ class SchedulingPolicy:
         prefill_speedup: how much faster prefilling alone has to be than sharing the steps of all rows.
         first_token_cut: whether a run ends where a row has its first token, at the expense of that share.
         estimate_decay: the factor by which a rejected estimate of a prefill run shrinks, so that it is tried again.
-        faster_weight: the weight of a measurement that is faster than the estimate.
-        slower_weight: the weight of one that is slower.
-        outlier_ratio: a measurement counts as at most this many times the estimate.
-        arrival_patience_seconds: how long the running requests wait while new ones keep arriving.
-        crowd_patience_seconds: the same where more requests wait than run.
-        first_token_patience_seconds: how long coalesced tokens wait while a new request is to be admitted first.
+        measurement_weight: the weight of a measurement against the estimate before it.
+        time_slice_seconds: how long a sequence keeps its slot while callers without one wait, where there are more
+            callers than slots.
         encoded_positions: about how many positions of sources are encoded between two runs.
         tree_flush_seconds: how long finished trees are coalesced.
         tree_flush_share: they are emitted earlier when they are this share of the running trees.
@@ -47,7 +42,6 @@ class SchedulingPolicy:
     """
 
     run_seconds: float = 0.005
-    overshoot: float = 4 / 3
     prepared_steps_ratio: float = 2.0
     flush_interval_seconds: float = 0.04
     messages_per_second: float = 1000.0
@@ -59,12 +53,8 @@ class SchedulingPolicy:
     prefill_speedup: float = 2.0
     first_token_cut: bool = True
     estimate_decay: float = 0.98
-    faster_weight: float = 0.5
-    slower_weight: float = 0.1
-    outlier_ratio: float = 1.5
-    arrival_patience_seconds: float = 0.01
-    crowd_patience_seconds: float = 0.08
-    first_token_patience_seconds: float = 0.02
+    measurement_weight: float = 0.3
+    time_slice_seconds: float = 0.5
     encoded_positions: int = 512
     tree_flush_seconds: float = 0.005
     tree_flush_share: float = 0.25

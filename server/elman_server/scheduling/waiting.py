@@ -125,16 +125,20 @@ def slots_of_callers(running: Several[Sequence]) -> Counter[str]:
     return held
 
 
-def over_share(running: Several[Sequence], waiting: Collection[Sequence], capacity: int, free: int) -> list[Sequence]:
+def over_share(
+    running: Several[Sequence], waiting: Collection[Sequence], capacity: int, free: int, ran_before: float
+) -> list[Sequence]:
     """The sequences that are to give their slots to callers who have less than their share, while their own has more.
 
-    An even share is what every caller can have at the same time; who is alone may have all.
+    An even share is what every caller can have at the same time; who is alone may have all. Where there are more
+    callers than slots, those without any take turns with those whose sequences have run for a while.
 
     Args:
         running: the sequence of each slot in use.
         waiting: the first waiting sequence of each caller, in turn.
         capacity: the number of slots.
         free: the number of slots that can be given away.
+        ran_before: a sequence that was admitted before this time, by `time.perf_counter`, has run for a while.
     """
     held = slots_of_callers(running)
     callers = held.keys() | {sequence.caller for sequence in waiting}
@@ -145,13 +149,14 @@ def over_share(running: Several[Sequence], waiting: Collection[Sequence], capaci
             continue
         while free < sequence.row_count:
             richest = max(held, key=held.__getitem__, default="")
-            own = [one for one in running if one.caller == richest and one not in leaving]
-            if held[richest] <= share or not own:
+            rich = held[richest] > share
+            own = [one for one in running if (one.caller == richest or not rich) and one not in leaving]
+            longest = min(own, key=lambda one: one.admitted_at, default=None)
+            if longest is None or not (rich or (longest.admitted_at < ran_before and not held[sequence.caller])):
                 return list(leaving)
-            longest = min(own, key=lambda one: one.admitted_at)
             leaving[longest] = None
             free += longest.row_count
-            held[richest] -= longest.row_count
+            held[longest.caller] -= longest.row_count
         free -= sequence.row_count
         held[sequence.caller] += sequence.row_count
     return list(leaving)

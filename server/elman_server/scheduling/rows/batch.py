@@ -158,9 +158,7 @@ class RowBatch:
             self._single_steps = schedule.count
         return output
 
-    def update(
-        self, schedule: Schedule | Prefill, output: ModelOutput | None, *, aborted: bool, interrupted: bool
-    ) -> list[Emission]:
+    def update(self, schedule: Schedule | Prefill, output: ModelOutput | None, *, aborted: bool) -> list[Emission]:
         if output is None or isinstance(schedule, Prefill):
             self._release(set(), aborted=aborted)
             return []
@@ -175,7 +173,7 @@ class RowBatch:
             self._engine.commit(committed)
         self._table.advance(output.counts, results.tokens)
         self._collect(progress, results, endings)
-        emissions = self._due_events(progress, endings, self._policy.first_token_patience_seconds if interrupted else 0)
+        emissions = self._due_events(progress, endings)
         surplus, failed = self._beams.branch(branchings)
         emissions += [defect_end(beams) for beams in failed]
         self._release({*endings, *surplus}, aborted=aborted)
@@ -294,14 +292,13 @@ class RowBatch:
                         log_defect(self._name)
                         endings[row] = DEFECT
 
-    def _due_events(self, progress: Progress, endings: dict[int, Ending], patience: float) -> list[Emission]:
-        """The events of rows whose tokens have been due for `patience` seconds, whose snapshot is due, or that
-        finish."""
+    def _due_events(self, progress: Progress, endings: dict[int, Ending]) -> list[Emission]:
+        """The events of rows whose tokens or whose snapshot are due, or that finish."""
         table, pending, now = self._table, self._pending, time.perf_counter()
         interval = self._policy.flush_interval(len(table), self._costs.emission_seconds(len(table)))
         snapshots = set(np.flatnonzero(table.records["position"] >= table.records["snapshot_at"]).tolist())
         longest_run = self._engine.step_counts_for(False, DEFAULT_OUTPUTS)[-1]
-        due = {*pending.due_rows(now - patience, longest_run), *snapshots, *endings}
+        due = {*pending.due_rows(now, longest_run), *snapshots, *endings}
         emissions: list[Emission] = []
         # Writing to all takes a while, and a row that waits for its first token has been due for the longest.
         for row in sorted(due, key=table.records["due"].__getitem__):

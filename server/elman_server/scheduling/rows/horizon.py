@@ -18,14 +18,12 @@ class Horizon:
 
     Attributes:
         useful: how many steps are of use.
-        exact: whether more steps than these do harm.
         quiet: after this many steps, and not before, a row may need attention, unless one chooses its end token. 0: a
             row needs attention after every run.
         first_token: after how many steps a row that reads its prompt generates its first token; None: none reads one.
     """
 
     useful: int
-    exact: bool
     quiet: int
     first_token: int | None
 
@@ -39,31 +37,27 @@ def horizon(table: RowTable, others_wait: bool) -> Horizon:
     """
     records = table.records
     prompt_left = np.maximum(records["forced_end"] - records["position"], 0)
-    useful, exact = _useful_steps(table, prompt_left, others_wait)
     reading = prompt_left[records["generates"] & (prompt_left > 0)]
     first_token = int(reading.min()) if reading.size else None
-    return Horizon(useful, exact, _quiet_steps(table), first_token)
+    return Horizon(_useful_steps(table, prompt_left, others_wait), _quiet_steps(table), first_token)
 
 
-def _useful_steps(table: RowTable, prompt_left: NDArray[np.int64], others_wait: bool) -> tuple[int, bool]:
-    """How many steps are of use before another sequence is to run, and whether more do harm."""
+def _useful_steps(table: RowTable, prompt_left: NDArray[np.int64], others_wait: bool) -> int:
+    """How many steps are of use before another sequence is to run, or a state, an output or a token is needed."""
     records = table.records
     left = records["end"] - records["position"]
-    useful, exact = int(left.max()), False
-    if others_wait:  # The first slot that becomes free is given to one of them.
-        useful, exact = int(left.min()), True
+    # The first slot that becomes free is given to one of those that wait.
+    useful = [int(left.min() if others_wait else left.max())]
     if prompt_left.all():  # No row generates yet: the first token is emitted as early as possible.
-        useful, exact = min(useful, int(prompt_left.min())), True
+        useful.append(int(prompt_left.min()))
     keeps = records["keeps_state"]
     if keeps.any():  # A row whose end is known in advance need not be replayed.
-        useful, exact = min(useful, int(left[keeps].min())), True
+        useful.append(int(left[keeps].min()))
     needs_logits = records["needs_logits"]
     if needs_logits.any():  # The logits are those of a run's last step.
-        useful, exact = min(useful, max(int(prompt_left[needs_logits].min()), 1)), True
-    halt = int((records["halt_at"] - records["position"]).min())
-    if halt <= 2 * useful:  # The state at that very position is needed.
-        useful, exact = min(useful, halt), True
-    return useful, exact
+        useful.append(max(int(prompt_left[needs_logits].min()), 1))
+    useful.append(int((records["halt_at"] - records["position"]).min()))  # The state at that very position is needed.
+    return min(useful)
 
 
 def _quiet_steps(table: RowTable) -> int:

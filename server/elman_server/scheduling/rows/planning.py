@@ -56,7 +56,7 @@ class Schedule:
         if taken >= len(self.chunk) or now >= self.until:
             return 0
         useful = self.horizon.useful - taken
-        count = costs.run_length(self.row_count, useful, self.available, exact=self.horizon.exact)
+        count = costs.run_length(self.row_count, useful, self.available)
         return count if taken + count <= len(self.chunk) else 0
 
 
@@ -106,7 +106,7 @@ class Planner:
                 return Prefill(rows, count)
         ahead = horizon(table, others_wait)
         available = self._engine.step_counts_for(self._inputs.filtered, table.selection)
-        count = costs.run_length(len(table), ahead.useful, available, exact=ahead.exact)
+        count = costs.run_length(len(table), ahead.useful, available)
         if count > ahead.quiet:
             count = self._cut_for_first_token(count, ahead, available, now)
             return Schedule(self._inputs.chunk(count), count, ahead, available)

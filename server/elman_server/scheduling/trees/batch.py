@@ -159,7 +159,7 @@ class TreeBatch:
             _log.error("step failed", model=self._name, nodes=len(schedule.nodes), error=str(error))
             return self._run_trees_alone(schedule)
 
-    def update(self, schedule: NodeSchedule, output: NodeOutput, *, aborted: bool, interrupted: bool) -> list[Emission]:
+    def update(self, schedule: NodeSchedule, output: NodeOutput, *, aborted: bool) -> list[Emission]:
         self._nodes["place"][schedule.nodes] = output.results.places
         self._nodes["place"][schedule.done] = NO_CHILD
         self._engine.release(schedule.freed)
