@@ -13,7 +13,7 @@ from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
 from elman_server.engine import DEFAULT_OUTPUTS, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
-from elman_server.engine.weight_files import check_weight_files
+from elman_server.engine.foreign_graphs import check_graphs
 from elman_server.errors import EngineError, ModelLoadError
 from elman_server.event_loop import ServerEventLoop
 from elman_server.inference.delivery import deliver_into
@@ -65,7 +65,7 @@ def serve_bundle(
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
-    check_weight_files(bundle)
+    check_graphs(bundle)
     policy, threads = policy or scheduling_policy(settings), thread_count(settings)
     pinned = Cores.all(threads, _FIRST_CORE + number) if policy.engine.pin_threads else Cores()
     opener = Opener(settings.provider, threads, pinned)
@@ -134,6 +134,11 @@ def _check_servable(bundle: Bundle) -> None:
     if not reads_tokens and (generates or not labels):
         what = "numbers" if step.inputs else "nothing"
         raise ModelLoadError(f"{manifest}: a step that reads {what} is served if it has labels and generates nothing")
+    for vocabulary in bundle.spec.vocabularies:
+        if vocabulary.kind == v1.VOCABULARY_KIND_LABELS and vocabulary.size == 1:
+            rule = "its probability would always be 1"
+            remedy = "Export two labels with a logit each, such as 0 and the logit that there is"
+            raise ModelLoadError(f"{manifest}: vocabularies[{vocabulary.name}]: got one label; {rule}. {remedy}")
     scopes = {output.label_logits.scope for output in step.outputs if output.HasField("label_logits")}
     if not step.inputs and scopes != {v1.LABEL_SCOPE_SEQUENCE}:
         raise ModelLoadError(f"{manifest}: a step that reads nothing has labels for the whole sequence only")

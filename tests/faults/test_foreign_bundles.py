@@ -130,6 +130,40 @@ async def test_weights_in_a_file_of_their_own_are_part_of_the_bundle(tmp_path: P
         load_bundle(folder)
 
 
+@pytest.mark.parametrize(("kind", "axis"), [("Softmax", {"axis": 1}), ("Sigmoid", {})])
+@pytest.mark.parametrize("passing", [[], ["Identity"], ["Identity", "Neg", "Neg"]])
+async def test_scores_are_logits(tmp_path: Path, kind: str, axis: dict[str, int], passing: list[str]) -> None:
+    path = tmp_path / "delay" / "step.onnx"
+    spec = write_delay_line(path.parent)
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    last.output[0] = "logits"
+    model.graph.node.append(helper.make_node(kind, ["logits"], ["scores" if not passing else "after0"], **axis))
+    for number, name in enumerate(passing, 1):
+        after = "scores" if number == len(passing) else f"after{number}"
+        model.graph.node.append(helper.make_node(name, [f"after{number - 1}"], [after]))
+    onnx.save(model, path)
+    write_bundle(path.parent, spec)
+    if "Neg" in passing:  # Something is computed of the probabilities: the model may mean that.
+        async with serving(load_bundle(path.parent)) as running:
+            assert len((await running.client.classify("dcba")).steps) == 4
+        return
+    with pytest.raises(ModelLoadError, match=rf"'scores' comes from {kind}; .* input of that node, 'logits'"):
+        async with serving(load_bundle(path.parent)):
+            pass
+
+
+async def test_a_single_label_is_refused(tmp_path: Path) -> None:
+    spec = write_delay_line(tmp_path / "delay")
+    write_tokens(tmp_path / "delay" / "labels.json", ["only"])
+    spec.vocabularies[1].size = 1
+    spec.step.outputs[0].shape[:] = [1]
+    write_bundle(tmp_path / "delay", spec)
+    with pytest.raises(ModelLoadError, match=r"vocabularies\[labels\]: got one label; its probability"):
+        async with serving(load_bundle(tmp_path / "delay")):
+            pass
+
+
 @pytest.mark.parametrize(
     ("data_type", "fill", "problem"),
     [

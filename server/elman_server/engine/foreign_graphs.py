@@ -1,0 +1,88 @@
+"""What is looked for in the graphs of bundles that others made, before they are opened.
+
+Weights in files beside a graph belong to the bundle, or nobody would notice if they changed. Outputs that score tokens
+or labels are logits: of probabilities, elman would make probabilities once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from elman_bundle import MANIFEST, Bundle
+from elman_server.errors import ModelLoadError
+
+_PASSING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"}
+_PROBABILITIES = {"Softmax", "Sigmoid"}
+
+
+def check_graphs(bundle: Bundle) -> None:
+    """Refuse a bundle with weights in files that its manifest does not list with their digests, or whose scores are
+    probabilities.
+
+    Raises:
+        ModelLoadError: says which file or which output, or that a graph is none.
+    """
+    listed = {(bundle.path / file.path).resolve() for file in bundle.spec.files}
+    for path in filter(None, (bundle.graph_path, bundle.encoder_path)):
+        model = _read(path)
+        for location in sorted(_locations(model)):
+            if (path.parent / location).resolve() not in listed:
+                raise ModelLoadError(
+                    f"{path}: has weights in the file {location!r}, which {MANIFEST} does not list; they would not be "
+                    "part of the digest of the bundle. Store them in the graph, or list the file when you write the "
+                    "manifest"
+                )
+        if path == bundle.graph_path:
+            _check_scores(bundle, model)
+
+
+def _check_scores(bundle: Bundle, model: onnx.ModelProto) -> None:
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for output in bundle.spec.step.outputs:
+        node = makers.get(output.name)
+        while node is not None and node.op_type in _PASSING:
+            node = makers.get(node.input[0])
+        if node is not None and node.op_type in _PROBABILITIES and output.WhichOneof("meaning"):
+            raise ModelLoadError(
+                f"{bundle.graph_path}: the output {output.name!r} comes from {node.op_type}; a score is a logit, of "
+                f"which this server computes probabilities itself. Name the input of that node, {node.input[0]!r}, as "
+                "the output, or export the module without its last layer"
+            )
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's exceptions share no base class with onnx's.
+        raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
+
+
+def _locations(model: onnx.ModelProto) -> set[str]:
+    """The files, relative to that of the graph, in which it has weights."""
+    nodes = [node for function in model.functions for node in function.node]
+    return {
+        entry.value
+        for tensor in (*_tensors(model.graph), *_tensors_of(nodes))
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of(list(graph.node))
+
+
+def _tensors_of(nodes: list[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _tensors(graph)
