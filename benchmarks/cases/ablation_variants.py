@@ -46,6 +46,12 @@ VARIANTS = {
     "prefill": Variant("runs that only prefill", _policy(prefill_share=0.0)),
     "first-token-cut": Variant("runs that end at a first token", _policy(first_token_cut=False)),
     "estimate-decay": Variant("trying rejected prefill runs again", _policy(estimate_decay=1.0)),
+    "arrivals": Variant(
+        "waiting for requests that keep arriving", _policy(arrival_patience_seconds=0.0, crowd_patience_seconds=0.0)
+    ),
+    "crowd": Variant(
+        "waiting longer for a crowd", _policy(crowd_patience_seconds=SchedulingPolicy.arrival_patience_seconds)
+    ),
     "emission-share": Variant("coalescing by the cost of emitting", _policy(emission_share=0.0)),
     "partitions": Variant("row partitions", _engine(partition_speedup=1e9)),
     "pinned-threads": Variant("threads pinned to cores", _engine(pin_threads=False)),
@@ -54,8 +60,6 @@ VARIANTS = {
 DELETED = {
     "overshoot": "runs that slightly exceed the useful steps",
     "first-token-patience": "delaying tokens for a new request",
-    "arrivals": "waiting for requests that keep arriving",
-    "crowd": "waiting longer for a crowd",
     "asymmetric-estimates": "estimates that trust fast runs more",
     "spinning": "short spinning within a run",
 }

@@ -211,6 +211,76 @@ def test_chunk_ends_with_the_first_sequence_while_requests_wait_for_a_row() -> N
     assert engine.runs[:5] == [(2, 1), (2, 4), (2, 2), (2, 1), (2, 4)]
 
 
+def test_calls_that_arrive_during_admission_start_in_the_same_iteration(engine: FakeEngine) -> None:
+    sequences = [generation([index + 1], 5) for index in range(3)]
+    upcoming = list(sequences)
+
+    def deliver(emissions: list[Emission]) -> None:
+        """Deliver emissions and submit the next call, as the event loop does."""
+        deliver_events(emissions)
+        if upcoming:
+            scheduler.submit(upcoming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=deliver)
+    deliver([])
+    scheduler.start()
+    for sequence in sequences:
+        assert inbox(sequence).tokens_and_end()[0] == continuation(sequence.forced.tolist(), 5)
+    scheduler.stop()
+    assert engine.runs[0][0] == 3
+
+
+@pytest.mark.parametrize("running", [0, 12])
+def test_running_requests_wait_for_a_burst_of_arrivals_but_not_for_a_few(running: int) -> None:
+    """Ten calls arrive 4 ms apart, while no requests or more than ten requests are running."""
+    engine = FakeEngine(capacity=30)
+    crowd = [generation([1], 3) for _ in range(10)]
+    upcoming = list[Generation]()
+
+    def deliver(emissions: list[Emission]) -> None:
+        deliver_events(emissions)
+        if upcoming:
+            time.sleep(0.004)
+            scheduler.submit(upcoming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
+    before = [generation([2], 10**6) for _ in range(running)]
+    for sequence in before:
+        scheduler.submit(sequence)
+    scheduler.start()
+    until_running(scheduler, running)
+    upcoming += crowd[1:]
+    scheduler.submit(crowd[0])
+    for sequence in crowd:
+        inbox(sequence).tokens_and_end()
+    scheduler.stop()
+    sizes = [rows for rows, _ in engine.runs if rows > running]
+    assert (sizes[0] == 10) == (running == 0)
+
+
+def test_request_that_waits_for_rows_does_not_delay_iterations() -> None:
+    """While a search of 3 waits with 2 free rows, no iteration waits for further arrivals."""
+    engine, idle = FakeEngine(capacity=4), 0
+
+    def deliver(emissions: list[Emission]) -> None:
+        nonlocal idle
+        idle += not emissions
+        deliver_events(emissions)
+
+    scheduler = make_scheduler(engine, deliver=deliver, policy=make_policy(1e-9))  # one step per run
+    streams = [generation([index], 40) for index in range(2)]
+    search = Beams(np.array([1]), Inbox(), params=BeamParams(3, 3, 5, None))
+    for sequence in (*streams, search):
+        scheduler.submit(sequence)
+    scheduler.start()
+    for sequence in streams:
+        inbox(sequence).tokens_and_end()
+    assert isinstance(inbox(search).events.get(timeout=10), BeamsFinished)
+    scheduler.stop()
+    assert len(engine.runs) > 40
+    assert idle <= 2
+
+
 def test_streams_are_flushed_at_coinciding_times() -> None:
     table = RowTable(3, SIZE)
     pending = PendingTokens(table, 3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from elman_server.errors import ModelFailedError
-from elman_server.scheduling import Failed, Finished, Generation, Source
+from elman_server.scheduling import Emission, Failed, Finished, Generation, Source
 from tests.support.fake_engine import POISON, FakeEngine, continuation
-from tests.support.scheduling import generation, inbox, make_scheduler, until_running
+from tests.support.scheduling import deliver_events, generation, inbox, make_scheduler, until_running
 
 PROMPT = [1]
 
@@ -38,21 +38,24 @@ def test_sources_are_encoded_in_a_batch_and_start_their_own_sequences() -> None:
     assert engine.encoded == [4]
 
 
-def test_sources_of_calls_that_arrive_during_a_run_are_encoded_in_a_batch() -> None:
+def test_sources_of_concurrent_calls_are_encoded_in_a_batch() -> None:
     engine = FakeEngine(capacity=4)
-    first, *others = [from_source(Source(np.array([index]))) for index in range(4)]
-    scheduler = make_scheduler(engine)
-    engine.gate.clear()
-    scheduler.submit(first)
+    sequences = [from_source(Source(np.array([index]))) for index in range(3)]
+    coming = list(sequences)
+
+    def deliver_and_submit(emissions: list[Emission]) -> None:
+        """Deliver emissions and submit the next call, as the event loop does."""
+        deliver_events(emissions)
+        if coming:
+            scheduler.submit(coming.pop(0))
+
+    scheduler = make_scheduler(engine, deliver=deliver_and_submit)
+    deliver_and_submit([])
     scheduler.start()
-    until_running(scheduler, 1)
-    for sequence in others:
-        scheduler.submit(sequence)
-    engine.gate.set()
-    for index, sequence in enumerate((first, *others)):
+    for index, sequence in enumerate(sequences):
         assert inbox(sequence).tokens_and_end()[0] == expected([index])
     scheduler.stop()
-    assert engine.encoded == [1, 3]
+    assert engine.encoded == [3]
 
 
 def test_shared_source_is_encoded_once() -> None:

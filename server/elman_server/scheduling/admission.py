@@ -181,6 +181,12 @@ class Admission:
         else:
             self._waiting.append(sequence, first=True)
 
+    def may_arrive(self, seen: int) -> bool:
+        """Returns whether more requests arrived since `seen` were waiting, and there are slots for more."""
+        with self._changed:
+            free, following = self._batch.free, self._waiting.next(Counter())
+            return seen < len(self._waiting) < free and following is not None and following.row_count <= free
+
     def take_waiting(self) -> list[Sequence]:
         """Take out of the queue the sequences that get a slot now."""
         admitted: list[Sequence] = []

@@ -46,6 +46,7 @@ class Scheduler:
     ) -> None:
         self._name = name
         self._batch = batch
+        self._policy = policy
         self._deliver = deliver
         self._admission = Admission(name, batch, policy, waiting_limit=waiting_limit)
         self._thread = threading.Thread(target=self._loop, name=f"scheduler {name}", daemon=True)
@@ -114,12 +115,25 @@ class Scheduler:
         admission, batch = self._admission, self._batch
         self._emit(admission.expire())
         self._emit(admission.preempt())
+        self._coalesce_arrivals()
         self._emit(batch.admit(admission.take_waiting()))
         if not len(batch):
             return
         schedule = batch.schedule(others_wait=admission.waiting_count > 0)
         output = batch.run(schedule, admission.is_interrupted)
         self._emit(batch.update(schedule, output, aborted=admission.take_aborted()))
+
+    def _coalesce_arrivals(self) -> None:
+        """Wait while requests keep arriving: accepting a call needs the cores, too, and sequences that start together
+        share the encoder's run and every run of their prompts."""
+        began, seen = time.perf_counter(), 0
+        while self._admission.may_arrive(seen):
+            seen = self._admission.waiting_count
+            crowd = seen > len(self._batch)
+            patience = self._policy.crowd_patience_seconds if crowd else self._policy.arrival_patience_seconds
+            if time.perf_counter() >= began + patience:
+                break
+            self._deliver([])  # Lets the event loop accept calls.
 
     def _emit(self, emissions: list[Emission]) -> None:
         if emissions:

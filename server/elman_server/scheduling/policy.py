@@ -33,6 +33,8 @@ class SchedulingPolicy:
         first_token_cut: whether a run ends where a row has its first token, at the expense of that share.
         estimate_decay: the factor by which a rejected estimate of a prefill run shrinks, so that it is tried again.
         measurement_weight: the weight of a measurement against the estimate before it.
+        arrival_patience_seconds: how long the running requests wait while new ones keep arriving.
+        crowd_patience_seconds: the same where more requests wait than run.
         time_slice_seconds: how long a sequence keeps its slot while callers without one wait, where there are more
             callers than slots.
         encoded_positions: about how many positions of sources are encoded between two runs.
@@ -54,6 +56,8 @@ class SchedulingPolicy:
     first_token_cut: bool = True
     estimate_decay: float = 0.98
     measurement_weight: float = 0.3
+    arrival_patience_seconds: float = 0.01
+    crowd_patience_seconds: float = 0.08
     time_slice_seconds: float = 0.5
     encoded_positions: int = 512
     tree_flush_seconds: float = 0.005
