@@ -434,7 +434,7 @@ def test_interrupted_training_exits_with_an_error_status(tmp_path: Path) -> None
 
 
 def test_sigterm_lets_running_streams_finish(bundles: Mapping[str, Bundle]) -> None:
-    server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1")
+    server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1", "--drain-timeout", "60")
     generating = subprocess.Popen(
         [*ELMAN, "generate", "abc", "--max-tokens", "6000", "--seed", "1", "--server", server.address],
         stdout=subprocess.PIPE,

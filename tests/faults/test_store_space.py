@@ -138,11 +138,14 @@ async def test_forks_of_a_long_session_take_the_memory_of_one(bundles: Mapping[s
 
 
 async def test_a_server_refuses_sessions_beyond_its_limit(bundles: Mapping[str, Bundle]) -> None:
-    async with serving(bundles["tags"], store_limit=1, input_limit=10**6) as running:
-        client = running.client
+    async with serving(bundles["tags"], store_limit=1) as running:
+        client, store = running.client, running.server._resources.sessions._store
+        assert isinstance(store, MemoryStore)
+        assert store._limit == MEBIBYTE
+        store._limit = 60_000
         for number in range(4):
-            await client.create_session("hello " * 10_000, session_id=f"{number}")
+            await client.create_session("hello " * 450, session_id=f"{number}")
         with pytest.raises(OverloadedError, match=r"there is no space left for sessions\. Delete sessions, or raise"):
-            await client.create_session("hello " * 10_000)
+            await client.create_session("hello " * 450)
         await client.delete_session("0")
-        await client.create_session("hello " * 10_000, session_id="another")
+        await client.create_session("hello " * 450, session_id="another")

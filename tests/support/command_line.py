@@ -113,7 +113,7 @@ class Served:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, read the rest of the log and return the exit status."""
         self.process.send_signal(number)
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=100)
         self._read()
         self._log.close()
         return status
