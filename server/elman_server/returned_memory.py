@@ -8,21 +8,27 @@ import ctypes
 import os
 from pathlib import Path
 
-_INTERVAL = 10.0  # seconds
+_INTERVAL, _LONGEST_INTERVAL = 5.0, 40.0  # seconds
 _GROWTH_BYTES = 2**25  # below which nothing is done
+_RETURNED_BYTES = 2**20
 _RESIDENT = 1  # the field of statm
 
 
 async def return_memory() -> None:
-    """Give free memory back whenever the process has grown, until cancelled. Only glibc keeps so much that it helps."""
+    """Give free memory back while the process is larger than it was, until cancelled; less often where that does not
+    help. Only glibc keeps so much that it does."""
     with contextlib.suppress(OSError, AttributeError):
         trim = ctypes.CDLL(None).malloc_trim
-        before = _resident_bytes()
+        least = _resident_bytes()
+        interval = _INTERVAL
         while True:
-            await asyncio.sleep(_INTERVAL)
-            if _resident_bytes() > before + _GROWTH_BYTES:
+            await asyncio.sleep(interval)
+            before = _resident_bytes()
+            if before > least + _GROWTH_BYTES:
                 await asyncio.to_thread(trim, 0)
-                before = _resident_bytes()
+            after = _resident_bytes()
+            least = min(least, after)
+            interval = _INTERVAL if before - after > _RETURNED_BYTES else min(2 * interval, _LONGEST_INTERVAL)
 
 
 def _resident_bytes() -> int:

@@ -156,7 +156,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await inner(request, context)
             except DomainError as error:
                 _log.info("call refused", call=name, reason=row_of(error).reason, error=str(error))
-                return error
+                return error.with_traceback(None)  # Its frames hold the message.
             except asyncio.CancelledError:
                 _log.debug("call cancelled", call=name)
                 raise
@@ -164,7 +164,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 _log.debug("client gone", call=name)
             except Exception as error:
                 _log.exception("call failed", call=name)
-                return error
+                return error.with_traceback(None)
             return None
 
         async def call(request: Any, context: Context) -> None:
