@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError, Message
 from elman_server.errors import MalformedMessageError, MessageTooLargeError, TooManyFieldsError
 
 _FRAME_BYTES = 6  # overhead of a part in its message, at most
-_MAX_FIELDS = 2**18  # of a message; parsing as many takes 40 ms and 50 MB
-_SMALL_BYTES = 2**15  # a message of which nobody counts the fields
+_MAX_FIELDS = 2**18  # of a message, those of its parts included
+_FIELD_BYTES = 2  # of a field, at least: its tag, and its value or length
 
 _Part = TypeVar("_Part", bound=Message)
 
@@ -31,13 +31,12 @@ async def parsed(message: bytes, parse: Parse, limit: int) -> Message:
 
     Raises:
         MessageTooLargeError: it has more.
-        TooManyFieldsError: it has so many fields that parsing would take too long: an empty part takes two bytes here
-            and a hundred when it is parsed.
+        TooManyFieldsError: it has too many fields: an empty part takes two bytes here and a hundred when it is parsed.
         MalformedMessageError: it cannot be parsed.
     """
     if len(message) > limit:
         raise MessageTooLargeError(len(message), limit)
-    if len(message) > _SMALL_BYTES:
+    if len(message) > _MAX_FIELDS * _FIELD_BYTES:
         kind: Any = getattr(parse, "__self__")  # noqa: B009
         if await asyncio.to_thread(has_more_fields, message, kind.DESCRIPTOR, _MAX_FIELDS):
             raise TooManyFieldsError(_MAX_FIELDS)
