@@ -84,22 +84,23 @@ def check_failure(result: subprocess.CompletedProcess[str], error_message: str) 
 class Served:
     """`elman serve` as a separate process. Its log goes to a file: a full pipe would stop it."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, until: str = "listening") -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 # closed by `end`
         self.process = subprocess.Popen(
             [*ELMAN, "serve", *map(str, arguments), "--listen", "127.0.0.1:0", "--log-format", "json"],
             stderr=self._log,
         )
         self.log: list[str] = []
-        self.address = self._wait_until_listening()
+        line = self._wait_for(f'"event": "{until}"')
+        self.address = line.split('"address": "')[1].split('"')[0] if until == "listening" else ""
 
-    def _wait_until_listening(self) -> str:
+    def _wait_for(self, event: str) -> str:
         deadline = time.monotonic() + _TIMEOUT
         while time.monotonic() < deadline:
             has_ended = self.process.poll() is not None
             for line in self._read():
-                if '"listening"' in line:
-                    return line.split('"address": "')[1].split('"')[0]
+                if event in line:
+                    return line
             if has_ended:
                 break
             time.sleep(0.02)

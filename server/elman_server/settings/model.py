@@ -265,9 +265,10 @@ class Settings(BaseSettings):
     @classmethod
     def _check_listen(cls, value: str) -> str:
         if value.startswith("unix:"):
-            if (value.strip("unix:/") and not value.startswith("unix://")) or value.startswith("unix:///"):
-                return value
-            raise ValueError("expected unix:PATH, such as unix:/run/elman.sock")
+            path = value.removeprefix("unix:")
+            if not path or (path.startswith("//") and not path.startswith("///")):
+                raise ValueError("expected unix:PATH, such as unix:/run/elman.sock")
+            return value
         host, _, port = value.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not (bare and port.isdecimal() and int(port) <= _HIGHEST_PORT):
