@@ -27,6 +27,7 @@ from elman_bundle import (
 )
 from elman_protos import v1
 from elman_protos.element_types import element_type
+from elman_server.engine.foreign_graphs import check_graphs
 from elman_server.engine.rows import _fill
 from elman_server.errors import ModelLoadError
 from tests.support.manifests import change
@@ -151,6 +152,24 @@ async def test_scores_are_logits(tmp_path: Path, kind: str, axis: dict[str, int]
     with pytest.raises(ModelLoadError, match=rf"'scores' comes from {kind}; .* input of that node, 'logits'"):
         async with serving(load_bundle(path.parent)):
             pass
+
+
+def test_a_graph_with_a_cycle_is_refused_by_onnxruntime_not_waited_for(delay_line: Bundle) -> None:
+    model = onnx.load(delay_line.graph_path)
+    model.graph.node[-1].output[0] = "unused"
+    model.graph.node.append(helper.make_node("Identity", ["scores"], ["scores"]))
+    onnx.save(model, delay_line.graph_path)
+    check_graphs(delay_line)
+
+
+async def test_onnxruntime_prints_nothing(delay_line: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(delay_line.graph_path)
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "nobody_uses_this"))  # It warns of that.
+    onnx.save(model, delay_line.graph_path)
+    write_bundle(delay_line.path, delay_line.spec)
+    async with serving(load_bundle(delay_line.path)) as running:
+        assert (await running.client.classify("dcba")).steps
+    assert "onnxruntime" not in capfd.readouterr().err
 
 
 async def test_a_single_label_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def check_graphs(bundle: Bundle) -> None:
     """
     listed = {(bundle.path / file.path).resolve() for file in bundle.spec.files}
     for path in filter(None, (bundle.graph_path, bundle.encoder_path)):
-        model = _read(path)
+        model = read_graph(path, weight_files=False)
         for location in sorted(_locations(model)):
             if (path.parent / location).resolve() not in listed:
                 raise ModelLoadError(
@@ -44,7 +44,9 @@ def _check_scores(bundle: Bundle, model: onnx.ModelProto) -> None:
     makers = {name: node for node in model.graph.node for name in node.output}
     for output in bundle.spec.step.outputs:
         node = makers.get(output.name)
-        while node is not None and node.op_type in _PASSING:
+        for _ in model.graph.node:  # Not longer: a damaged graph may have a cycle.
+            if node is None or node.op_type not in _PASSING:
+                break
             node = makers.get(node.input[0])
         if node is not None and node.op_type in _PROBABILITIES and output.WhichOneof("meaning"):
             raise ModelLoadError(
@@ -54,9 +56,18 @@ def _check_scores(bundle: Bundle, model: onnx.ModelProto) -> None:
             )
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_graph(path: Path, *, weight_files: bool = True) -> onnx.ModelProto:
+    """Read a graph.
+
+    Args:
+        path: its file.
+        weight_files: whether the weights in other files are read, too.
+
+    Raises:
+        ModelLoadError: the file is no ONNX graph.
+    """
     try:
-        return onnx.load(path, load_external_data=False)
+        return onnx.load(path, load_external_data=weight_files)
     except Exception as error:  # protobuf's exceptions share no base class with onnx's.
         raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
 

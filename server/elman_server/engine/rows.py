@@ -101,6 +101,7 @@ class RowStates:
 
 
 def _fill(bundle: Bundle, name: str, fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The initial value of a state, a scalar; refused where its type has no such value."""
     with np.errstate(all="ignore"):
         value = np.asarray(fill).astype(dtype)
     exact = value == fill if np.issubdtype(dtype, np.integer) else np.isfinite(value) == np.isfinite(fill)

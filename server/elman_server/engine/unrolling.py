@@ -33,6 +33,7 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
+from elman_server.engine.foreign_graphs import read_graph
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.errors import ModelLoadError
 
@@ -87,10 +88,7 @@ def read_step_graph(bundle: Bundle) -> StepGraph:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's exceptions share no base class with onnx's.
-        raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
+    model = read_graph(path)
     opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST_OPSET:
         with contextlib.suppress(Exception):  # The error below covers what cannot be converted.
