@@ -92,6 +92,8 @@ def test_sessions_can_be_deleted_on_a_full_disk(small_disk: Path, fsync: Fsync) 
     held = fill(store)
     with (small_disk / "rest").open("wb", 0) as rest, pytest.raises(OSError, match="No space"):
         rest.writelines(bytes(1024) for _ in range(10_000))
+    with pytest.raises(StoreFullError):
+        store.check()
     kept, *others = held
     advance = Advance(kept, len(LONG), 3.0, tokens_of(*range(9000)))
     refused, *deleted = store.apply([advance, *(Delete(name) for name in others)])
@@ -99,7 +101,8 @@ def test_sessions_can_be_deleted_on_a_full_disk(small_disk: Path, fsync: Fsync) 
     assert deleted == [None] * len(others)
     assert same(store.load(kept), empty(kept, tokens=LONG[:]))
     assert [store.load(name) for name in others] == [None] * len(others)
-    (small_disk / "rest").unlink()
+    for name in ("rest", "other"):
+        (small_disk / name).unlink()
     store.check()
     session = empty(kept, tokens=LONG[:])
     apply_changes(store, session, advance)

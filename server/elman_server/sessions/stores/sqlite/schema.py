@@ -64,6 +64,10 @@ DROP_CALLS_AFTER = (
 SET_POSITION = "UPDATE sessions SET position = ? WHERE session_id = ?"
 DELETE_FROM = f"DELETE FROM {{table}} WHERE key = {KEY}"
 
+# To find out whether there is space: a row of no session.
+TAKE_SPACE = "INSERT OR REPLACE INTO segments VALUES (-1, 0, zeroblob(262144), 0)"
+RETURN_SPACE = "DELETE FROM segments WHERE key = -1"
+
 # Queries.
 
 SESSION = "SELECT * FROM sessions WHERE session_id = ?"

@@ -99,8 +99,10 @@ class SqliteStore(SoleOwner):
             return self._database.execute(statement, *parameters).fetchall()
 
     def check(self) -> None:
-        with self._lock, self._database.transaction():
-            self._database.execute(f"PRAGMA user_version = {schema.FORMAT}")  # Writes a page, and changes nothing.
+        with self._lock:
+            for statement in (schema.TAKE_SPACE, schema.RETURN_SPACE):
+                with self._database.transaction():
+                    self._database.execute(statement)
 
     def close(self) -> None:
         with self._lock:
