@@ -14,7 +14,7 @@ from elman_protos import v1
 from elman_server.rpc.transport import interceptor
 from tests.support.fake_engine import FakeEngine, continuation
 from tests.support.rpc import check_error
-from tests.support.serving import Running, serving, serving_fake
+from tests.support.serving import serving, serving_fake
 
 Bundles = Mapping[str, Bundle]
 CONFIG = v1.StreamClassifyRequest(config=v1.StreamConfig())
@@ -135,13 +135,11 @@ async def test_a_connection_has_a_limited_number_of_calls(bundles: Bundles) -> N
 
 async def test_waiting_requests_of_one_caller_do_not_fill_the_queue_for_others() -> None:
     engine = FakeEngine(capacity=2)
-    async with serving_fake(engine, waiting_limit=2) as running:
-        await _check_queue(running, engine)
-
-
-async def _check_queue(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
-    async with grpc.aio.insecure_channel(running.address) as channel:
+    async with (
+        serving_fake(engine, waiting_limit=2) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
+    ):
         stub: Any = v1.InferenceServiceStub(channel)
         request = v1.GenerateRequest(text="a", max_tokens=3)
         loud = [stub.Generate(request) for _ in range(4)]

@@ -65,8 +65,7 @@ class Mailbox:
     Attributes:
         arrived: set when an event arrives; shared by mailboxes that one coroutine waits for.
         keep: takes the snapshots, which are then not events of the mailbox.
-        set_paused: pauses the sequence while too many tokens lie here, because its client does not read: others get
-            its slot meanwhile.
+        set_paused: pauses the sequence while too many tokens are unread, so that others get its slot.
     """
 
     arrived: asyncio.Event = field(default_factory=asyncio.Event)

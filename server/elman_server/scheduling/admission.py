@@ -1,4 +1,4 @@
-"""Admission: which sequences have slots, which wait for one, and who gives a slot to whom.
+"""Admission: which sequences have slots, which wait for one, and which are preempted.
 
     submit -> waiting -> running -> finished
                  ^          |

@@ -79,8 +79,8 @@ class Scheduler:
         self._admission.abort(sequence)
 
     def set_paused(self, sequence: Sequence, paused: bool) -> None:
-        """Take a running sequence's slot for as long as nobody takes its events, or let it continue where it was.
-        Harmless after its end, and for trees, which keep their slots."""
+        """Preempt a running sequence while its client does not read its events, or let it continue where it was. Has no
+        effect after its end, and on trees, which keep their slots."""
         self._admission.set_paused(sequence, paused)
 
     @property

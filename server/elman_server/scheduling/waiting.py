@@ -1,4 +1,4 @@
-"""The sequences that wait for slots: callers take turns, so that nobody waits for all that another has asked for."""
+"""The sequences that wait for slots. Callers take turns, so that no caller waits for all requests of another one."""
 
 from __future__ import annotations
 
@@ -128,24 +128,23 @@ def slots_of_callers(running: Several[Sequence]) -> Counter[str]:
 def over_share(
     running: Several[Sequence], waiting: Collection[Sequence], capacity: int, free: int, ran_before: float
 ) -> list[Sequence]:
-    """The sequences that are to give their slots to callers who have less than their share, while their own has more.
-
-    An even share is what every caller can have at the same time; who is alone may have all. Where there are more
-    callers than slots, those without any take turns with those whose sequences have run for a while.
+    """The running sequences to preempt: those of callers with more than an even share of the slots, while a caller with
+    less waits. A single caller may have all slots. Where there are more callers than slots, those without any take
+    turns with those whose sequences have run for a while.
 
     Args:
         running: the sequence of each slot in use.
-        waiting: the first waiting sequence of each caller, in turn.
+        waiting: the first waiting sequence of each caller, in turn; one at least.
         capacity: the number of slots.
         free: the number of slots that can be given away.
         ran_before: a sequence that was admitted before this time, by `time.perf_counter`, has run for a while.
     """
     held = slots_of_callers(running)
     callers = held.keys() | {sequence.caller for sequence in waiting}
-    share = max(1, capacity // max(1, len(callers)))
+    share = max(1, capacity // len(callers))
     leaving: dict[Sequence, None] = {}
     for sequence in waiting:
-        if held[sequence.caller] + sequence.row_count > max(share, sequence.row_count):
+        if held[sequence.caller] and held[sequence.caller] + sequence.row_count > share:
             continue
         while free < sequence.row_count:
             richest = max(held, key=held.__getitem__, default="")

@@ -98,7 +98,8 @@ class ActiveGeneration:
     def subscribe(self, subscriber: Receiver) -> None:
         """Deliver the tokens that are written, and all further events."""
         self._subscribers.append(subscriber)
-        self._pause_or_resume()
+        if self._behind:
+            self._pause_or_resume()
         generated = self.session.generated(self.call)
         if generated:
             subscriber.receive(Tokens(tuple(generated)))
@@ -108,7 +109,8 @@ class ActiveGeneration:
         if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
             self._behind.discard(subscriber)
-            self._pause_or_resume()
+            if self._behind:
+                self._pause_or_resume()
             if not self._subscribers and not self._is_ending:
                 self._interrupt()
 

@@ -14,8 +14,8 @@ TOKEN_BYTES = array(TOKEN_TYPE).itemsize
 
 
 class TokenLog:
-    """The first tokens of an array that several logs may share. Whoever comes first to the end of the array appends to
-    it; a log that ends elsewhere appends to a copy of its own.
+    """The first tokens of an array that several logs may share. A log that ends where the array ends appends to the
+    array; any other log first copies its part.
 
     Args:
         tokens: the array; it must not be changed any more.

@@ -19,13 +19,13 @@ _CHECKS_PER_TIMEOUT = 8
 _SMALL_BYTES = 2**16  # of a message that is not counted: about as much as a client takes without reading
 _MAX_UNREAD = 2**28  # bytes of other messages
 
-# Of the call that is being answered: what gRPC has not done with, so that it takes nothing else for the call.
+# The write of the call being answered that was cut off. Until it ends, gRPC accepts no further operation of the call.
 unfinished_write: ContextVar[asyncio.Future[None] | None] = ContextVar("unfinished_write", default=None)
 
 
 class UnreadBytes:
-    """Counts the bytes of messages that have not been read. They lie in gRPC's memory until their client reads them or
-    goes: that the call has ended makes no difference."""
+    """Counts the bytes of messages that have not been read. They stay in gRPC's memory until the client reads them or
+    disconnects, also after the end of the call."""
 
     def __init__(self) -> None:
         self._bytes: Counter[str] = Counter()  # by caller

@@ -51,7 +51,7 @@ class Subscription:
         start: position of the session before the call.
         prompt_count: number of tokens that the call brought.
         cancel: ends the subscription.
-        set_paused: told whether the subscriber is far behind; the generation is paused while all of them are.
+        set_paused: called with whether the subscriber is far behind; the generation is paused while all of them are.
     """
 
     seed: int
