@@ -56,7 +56,7 @@ VARIANTS = {
     "partitions": Variant("row partitions", _engine(partition_speedup=1e9)),
     "pinned-threads": Variant("threads pinned to cores", _engine(pin_threads=False)),
 }
-# Heuristics that were worth less than 3 % in every case, and were deleted; their last figures are in the results.
+# Heuristics that made no difference beyond chance and were deleted; their last figures are in the results.
 DELETED = {
     "overshoot": "runs that slightly exceed the useful steps",
     "first-token-patience": "delaying tokens for a new request",
