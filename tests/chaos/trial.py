@@ -32,6 +32,7 @@ class Plan:
         seed: of the moments, of who is killed, of what is asked for.
         options: for `elman serve`, beside the store's.
         drains: whether every other kill is a polite one: SIGTERM, so that the server drains.
+        rest: seconds that a session pauses after each call, so that a short trial leaves the cores to other tests.
     """
 
     bundle: Path
@@ -41,6 +42,7 @@ class Plan:
     seed: int = 0
     options: Sequence[str] = ()
     drains: bool = False
+    rest: float = 0.0
 
 
 @dataclass
@@ -106,7 +108,7 @@ async def _attempt(plan: Plan, servers: Sequence[Server], address: str, advance:
     sent = _Watch()
     async with _clients(address) as clients:
         writing = [
-            asyncio.create_task(write(clients[number % _CONNECTIONS], history, plan.seed, stop, sent))
+            asyncio.create_task(write(clients[number % _CONNECTIONS], history, plan.seed, plan.rest, stop, sent))
             for number, history in enumerate(histories)
         ]
         killing = asyncio.create_task(_kill(plan, servers, sent, advance))

@@ -7,6 +7,7 @@ written down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ def new_history(number: int, seed: int) -> SessionHistory:
 
 
 async def write(
-    client: Client, history: SessionHistory, seed: int, stop: asyncio.Event, sent: Callable[[int], None]
+    client: Client, history: SessionHistory, seed: int, rest: float, stop: asyncio.Event, sent: Callable[[int], None]
 ) -> None:
     """Make a session and calls on it until told to stop, and let the last call come to its end.
 
@@ -34,6 +35,7 @@ async def write(
         client: where to.
         history: what is seen is written down here.
         seed: of what is asked for.
+        rest: seconds to pause after each call.
         stop: no new call is made when this is set.
         sent: called for every message, with the number of its tokens.
     """
@@ -65,6 +67,9 @@ async def write(
         call.generated, call.end = stream.generated_token_count, stream.session_position
         assert call.end is not None
         position = call.end
+        if rest:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), rest)
 
 
 async def repeat(client: Client, history: SessionHistory) -> list[list[int]]:
