@@ -436,7 +436,7 @@ def test_interrupted_training_exits_with_an_error_status(tmp_path: Path) -> None
 def test_sigterm_lets_running_streams_finish(bundles: Mapping[str, Bundle]) -> None:
     server = Served(bundles["gru"].path, "--provider", "cpu", "--threads", "1", "--drain-timeout", "60")
     generating = subprocess.Popen(
-        [*ELMAN, "generate", "abc", "--max-tokens", "6000", "--seed", "1", "--server", server.address],
+        [*ELMAN, "generate", "abc", "--max-tokens", "2000", "--seed", "1", "--server", server.address],
         stdout=subprocess.PIPE,
         encoding="utf-8",
     )
@@ -446,7 +446,7 @@ def test_sigterm_lets_running_streams_finish(bundles: Mapping[str, Bundle]) -> N
     # Not communicate(), which reads past what read(1) has buffered.
     rest = generating.stdout.read()
     generating.stdout.close()
-    assert len(started + rest) == 6000
+    assert len(started + rest) == 2000
     assert generating.wait(timeout=10) == 0
 
 

@@ -95,7 +95,7 @@ def random_scores(random: np.random.Generator, rows: int, width: int = WIDTH) ->
 
 # Each processor equals that of transformers, to the bit.
 
-ROWS, PROMPT, GENERATED = 2000, 7, 5
+ROWS, PROMPT, GENERATED = examples(500, everything=2000), 7, 5
 
 
 def processed(
@@ -258,7 +258,7 @@ def random_shaping(random: np.random.Generator) -> Shaping:
 def test_the_order_equals_that_of_transformers(generated_count: int) -> None:
     random = np.random.default_rng(8)
     seen_forced = seen_impossible = 0
-    for _ in range(1500):
+    for _ in range(examples(500, everything=1500)):
         scores = random_scores(random, 1)
         shaping = random_shaping(random)
         # In transformers one token can be forced, and only after a prompt of one.
@@ -281,8 +281,8 @@ def test_the_order_equals_that_of_transformers(generated_count: int) -> None:
         assert np.array_equal(shape([row], scores, allowed), expected)
         seen_forced += (np.isfinite(expected).sum() == 1) & (expected.max() == 0)
         seen_impossible += expected.max() == -np.inf
-    assert seen_impossible > 10
-    assert (seen_forced > 100) == (generated_count == 0)
+    assert seen_impossible > 3
+    assert (seen_forced > 30) == (generated_count == 0)
 
 
 def test_frequency_and_presence_penalties_follow_the_repetition_penalty() -> None:
