@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from elman_bundle import MANIFEST, write_bundle
+from elman_bundle import MANIFEST, BundleError, write_bundle
 from elman_export.contract import (
     EncoderModule,
     Input,
@@ -27,15 +27,16 @@ from elman_export.encoder_export import check_encoder, write_encoder
 from elman_export.examples import make_example, make_sources, run_encoder, run_step
 from elman_export.export_error import ExportError
 from elman_export.graph_names import constant_name
-from elman_export.graph_runtime import open_session
+from elman_export.graph_runtime import GraphError, open_session
 from elman_export.int8_export import Evaluate, precision_of, quantize_graph
+from elman_export.interface_checks import check_descriptions, check_interface, check_state_names
 from elman_export.manifest import ENCODER_FILE, STEP_FILE, describe_module
+from elman_export.module_checks import TRACED_ROWS, check_calls, check_module, graph_remedy
+from elman_export.module_snapshot import left_as_found
 from elman_export.parity import check_independence, check_padding, check_parity
 from elman_export.step_export import write_step
 from elman_export.tree_parity import check_tree, check_tree_independence, check_tree_parity
 from elman_protos import v1
-
-_TRACED_ROWS = 3
 
 
 def export_bundle(
@@ -89,9 +90,11 @@ def export_bundle(
     """
     folder, interface = Path(folder), StepInterface(inputs, outputs, constants or {}, source, tree)
     _check_arguments(folder, overwrite, quantize, calibration, evaluate)
+    check_descriptions(name, description, metrics or {}, provenance or {})
     checked = _checked_module(module, interface, quantize, calibration)
-    with _replacing(folder) as draft:
-        spec = _write_graphs(module, checked, interface, draft)
+    with left_as_found(module), _replacing(folder) as draft:
+        check_calls(checked, interface)
+        spec = _write_graphs(checked, interface, draft)
         if quantize is not None:
             spec.metrics.update(quantize_graph(checked, interface, draft / STEP_FILE, calibration, evaluate))
         spec.name, spec.description = name, description
@@ -102,15 +105,28 @@ def export_bundle(
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A draft of a folder, which replaces the folder at the end unless an exception was raised."""
+    """A draft of a folder, which replaces the folder at the end unless an exception was raised.
+
+    Raises:
+        ExportError: the draft is no bundle. No error names the draft, which does not exist any more when it is read.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        draft = Path(temporary) / "bundle"
-        draft.mkdir()
-        yield draft
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+    hidden = f".{folder.name}-"
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=hidden) as temporary:
+            draft = Path(temporary) / "bundle"
+            draft.mkdir()
+            try:
+                yield draft
+            except BundleError as error:
+                raise ExportError(str(error).replace(str(draft), str(folder))) from error
+            if folder.exists():
+                shutil.rmtree(folder)
+            draft.rename(folder)
+    except OSError as error:
+        if error.filename is not None and hidden in str(error.filename):
+            error.filename = str(folder)
+        raise
 
 
 def _check_arguments(
@@ -128,41 +144,36 @@ def _check_arguments(
 def _checked_module(
     module: nn.Module, interface: StepInterface, quantize: str | None, calibration: Tensors | None
 ) -> StepModule:
-    if not isinstance(module, StepModule):
-        raise ExportError(
-            f"{type(module).__name__} needs the methods initial_state(rows) and step(inputs, constants, state)"
-        )
+    checked = check_module(module)
+    check_interface(interface)
     if interface.tree is not None:
-        check_tree(module, interface, quantize)
+        check_tree(checked, interface, quantize)
     if interface.source is not None and not isinstance(module, EncoderModule):
         raise ExportError(
             f"{type(module).__name__} needs the method encode(source, lengths), because there is a source"
         )
     if interface.source is not None and calibration is not None:
         raise ExportError("calibration is for steps without an encoder; with an encoder, random sources are read")
-    return module
+    return checked
 
 
-def _write_graphs(module: nn.Module, step_module: StepModule, interface: StepInterface, folder: Path) -> v1.ModelSpec:
+def _write_graphs(module: StepModule, interface: StepInterface, folder: Path) -> v1.ModelSpec:
     """Write and check the graphs; return the manifest."""
-    was_training = module.training
-    module.eval()
+    assert isinstance(module, nn.Module)
+    example = make_example(module, interface, TRACED_ROWS, seed=0)
+    check_state_names(interface, example.state)
+    outputs, _ = run_step(module, example, interface.outputs)
+    variable = frozenset(constant_name(name) for name, kind in interface.constants.items() if kind.variable_length)
+    write_step(module, example, tuple(interface.outputs), folder / STEP_FILE, variable)
     try:
-        example = make_example(step_module, interface, _TRACED_ROWS, seed=0)
-        outputs, _ = run_step(step_module, example)
-        missing = interface.outputs.keys() - outputs.keys()
-        if missing:
-            raise ExportError(f"step() returns the outputs {sorted(outputs)}; {min(missing)!r} is not among them")
-        variable = frozenset(constant_name(name) for name, kind in interface.constants.items() if kind.variable_length)
-        write_step(module, example, tuple(interface.outputs), folder / STEP_FILE, variable)
-        measured = _check_graphs(step_module, interface, folder)
-        encoded: set[str] = set()
-        if interface.source is not None:
-            assert isinstance(step_module, EncoderModule)
-            encoded = set(run_encoder(step_module, make_sources(interface.source, rows=1, seed=0)))
-        spec = describe_module(step_module, interface, example, outputs, encoded, folder)
-    finally:
-        module.train(was_training)
+        measured = _check_graphs(module, interface, folder)
+    except GraphError as error:
+        raise ExportError(f"{error}{graph_remedy(module)}") from error
+    encoded: set[str] = set()
+    if interface.source is not None:
+        assert isinstance(module, EncoderModule)
+        encoded = set(run_encoder(module, make_sources(interface.source, rows=1, seed=0)))
+    spec = describe_module(module, interface, example, outputs, encoded, folder)
     spec.metrics.update(measured)
     return spec
 

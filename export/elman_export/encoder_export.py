@@ -35,7 +35,8 @@ class _FlatEncoder(nn.Module):
         self.module = module
         self.names = names
 
-    def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        source, lengths = tensors
         constants, states = self.module.encode(source, lengths)
         found = {constant_name(name): value for name, value in constants.items()}
         found |= {state_input_name(name): value for name, value in states.items()}
@@ -62,7 +63,7 @@ def write_encoder(module: EncoderModule, source: Source, path: Path) -> None:
         _FlatEncoder(module, names).eval(),
         {SOURCE: sources.values, LENGTHS: sources.lengths},
         list(names),
-        ({0: rows, **positions}, {0: rows}),
+        {SOURCE: {0: rows, **positions}, LENGTHS: {0: rows}},
         path,
         what="encode()",
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from elman_export.contract import EncoderModule, Input, Source, StepInterface, StepModule, Tensors, Token, Tree
+from elman_export.contract import EncoderModule, Input, Source, StepInterface, StepModule, Token, Tree
 from elman_export.export_error import ExportError
 from elman_export.graph_names import constant_name, state_input_name
+from elman_export.module_calls import call_encode, call_initial_state, call_step
 
 _TRACED_CHILDREN = 4  # not 1, which torch takes as a fixed size, and not the number of rows
 _RANDOM_SOURCE_LENGTH = 12  # positions, at most
@@ -24,12 +25,14 @@ class Example:
         inputs: by name, [B, *shape].
         constants: by name, [B, *shape].
         state: by name, [B, *shape]; in a tree those of the children, [B, C, *shape].
+        rows: B.
         tree: the declaration of trees, if rows are nodes.
     """
 
     inputs: dict[str, Tensor]
     constants: dict[str, Tensor]
     state: dict[str, Tensor]
+    rows: int
     tree: Tree | None = None
 
     def graph_inputs(self) -> dict[str, Tensor]:
@@ -80,19 +83,9 @@ def run_encoder(module: EncoderModule, sources: Sources) -> dict[str, Tensor]:
     Raises:
         ExportError: `encode` fails or does not return one row for each source.
     """
-    try:
-        with torch.no_grad():
-            constants, states = module.encode(sources.values, sources.lengths)
-    except Exception as error:
-        raise ExportError(
-            f"encode() failed on source {sources.values.dtype} {tuple(sources.values.shape)}: {error}"
-        ) from error
+    constants, states = call_encode(module, sources.values, sources.lengths)
     found = {constant_name(name): value for name, value in constants.items()}
-    found |= {state_input_name(name): value for name, value in states.items()}
-    for name, value in found.items():
-        if value.shape[:1] != sources.lengths.shape:
-            raise ExportError(f"encode(): {name} has shape {tuple(value.shape)}; axis 0 must be the row")
-    return found
+    return found | {state_input_name(name): value for name, value in states.items()}
 
 
 def make_example(
@@ -119,10 +112,8 @@ def make_example(
 
     encoded = _encoded(module, interface, rows, seed)
     state = {}
-    for name, initial in module.initial_state(rows).items():
+    for name, initial in call_initial_state(module, rows).items():
         value = initial if encoded is None else encoded.get(state_input_name(name), initial)
-        if value.shape[:1] != (rows,):
-            raise ExportError(f"initial_state({rows}): {name} has shape {tuple(value.shape)}; axis 0 must be the row")
         if interface.tree is not None:
             value = torch.stack([value] * (interface.tree.children or children), dim=1)
         noise = torch.rand(value.shape, generator=generator) - 0.5
@@ -134,6 +125,7 @@ def make_example(
             for name, kind in interface.constants.items()
         },
         state,
+        rows,
         interface.tree,
     )
 
@@ -143,27 +135,45 @@ def _encoded(module: StepModule, interface: StepInterface, rows: int, seed: int)
     if interface.source is None:
         return None
     assert isinstance(module, EncoderModule)
-    encoded = run_encoder(module, make_sources(interface.source, rows, seed))
-    states = {state_input_name(name) for name in module.initial_state(1)}
-    if encoded.keys() - states != set(map(constant_name, interface.constants)):
+    sources = make_sources(interface.source, rows, seed)
+    encoded = run_encoder(module, sources)
+    states = {state_input_name(name): value for name, value in call_initial_state(module, rows).items()}
+    if encoded.keys() - states.keys() != set(map(constant_name, interface.constants)):
         raise ExportError(f"encode() returns {sorted(encoded)}, but the constants are {sorted(interface.constants)}")
+    expected = {name: (value.dtype, tuple(value.shape)) for name, value in states.items()}
+    for name, kind in interface.constants.items():
+        value = encoded[constant_name(name)]
+        positions = (sources.values.shape[1],) if kind.variable_length else ()
+        expected[constant_name(name)] = value.dtype, (rows, *positions, *kind.shape)
+    for name, value in encoded.items():
+        if (value.dtype, tuple(value.shape)) != expected[name]:
+            dtype, shape = expected[name]
+            raise ExportError(
+                f"encode(): {name} is {value.dtype} {tuple(value.shape)} for a source of shape "
+                f"{tuple(sources.values.shape)}; it must be {dtype} {shape}, as initial_state() and the constants say"
+            )
     return encoded
 
 
-def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
+def run_step(
+    module: StepModule, example: Example, outputs: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run one step in torch and check its results against the contract.
 
+    Args:
+        module: the module.
+        example: the arguments.
+        outputs: the names of the outputs that are needed.
+
     Returns:
-        The outputs and the next state, as `step` does.
+        These outputs and the next state, by name.
 
     Raises:
-        ExportError: the module fails, or the next state has other names or shapes than the state.
+        ExportError: the module fails, an output is missing, or the next state has other names or shapes than the state.
     """
-    try:
-        with torch.no_grad():
-            outputs, after = module.step(example.inputs, example.constants, example.state)
-    except Exception as error:
-        raise ExportError(f"step() failed on {_shapes(example.graph_inputs())}: {error}") from error
+    found, after = call_step(
+        module, example.inputs, example.constants, example.state, rows=example.rows, outputs=outputs
+    )
     if set(after) != set(example.state):
         raise ExportError(f"step() returns the states {sorted(after)}, but initial_state() has {sorted(example.state)}")
     for name, before in example.state.items():
@@ -174,8 +184,4 @@ def run_step(module: StepModule, example: Example) -> tuple[Tensors, Tensors]:
                 f"step() returns the state {name} as {after[name].dtype} {tuple(after[name].shape)}, "
                 f"but {expected} {own.dtype} {tuple(own.shape)}"
             )
-    return outputs, after
-
-
-def _shapes(tensors: Tensors) -> str:
-    return ", ".join(f"{name} {value.dtype} {tuple(value.shape)}" for name, value in tensors.items())
+    return found, after

@@ -10,8 +10,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from onnxscript import optimizer
@@ -22,6 +22,7 @@ from elman_export.child_sums import order_sums
 from elman_export.examples import Example
 from elman_export.export_error import ExportError
 from elman_export.graph_names import CHILDREN, state_input_name, state_output_name
+from elman_export.trace_failures import Sizes, check_sizes, explain, fixed_sizes
 
 OPSET = 20
 _FOLDED_BYTES = 2**28
@@ -62,8 +63,8 @@ def write_step(
     Raises:
         ExportError: torch cannot express the step in ONNX.
     """
-    named = example.graph_inputs()
     rows, positions = torch.export.Dim("rows"), torch.export.Dim("positions")
+    named = example.graph_inputs()
     sizes = {name: {0: rows, 1: positions} if name in variable else {0: rows} for name in named}
     if example.tree is not None and not example.tree.children:
         children = torch.export.Dim(CHILDREN)
@@ -72,9 +73,9 @@ def write_step(
         _FlatStep(module, example, outputs).eval(),
         named,
         [*outputs, *map(state_output_name, example.state)],
-        (tuple(sizes.values()),),
+        sizes,
         path,
-        what="the step",
+        what="step()",
     )
 
 
@@ -82,7 +83,7 @@ def save_graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
     outputs: list[str],
-    dynamic_shapes: tuple[Any, ...],
+    sizes: Sizes,
     path: Path,
     *,
     what: str,
@@ -90,25 +91,25 @@ def save_graph(
     """Export a module.
 
     Args:
-        module: the module to trace.
+        module: the module to trace, whose `forward` takes all inputs one after the other.
         inputs: its arguments, by their names in the graph.
         outputs: the names of its results in the graph.
-        dynamic_shapes: the sizes that are not fixed, in the form of `torch.onnx.export`.
+        sizes: the sizes that are not fixed, by the names of the inputs and the axes.
         path: the file to write.
         what: what the module is, for error messages.
 
     Raises:
-        ExportError: torch cannot express the module in ONNX.
+        ExportError: torch cannot express the module in ONNX, or not with any sizes.
     """
-    try:
-        # Without the cache of fake tensors an export takes a third less time: it pays where operators repeat.
-        with _quiet(), dynamo_config.patch(fake_tensor_cache_enabled=False):
+    # Without the cache of fake tensors an export takes a third less time: it pays where operators repeat.
+    with _quiet(), fixed_sizes() as fixed, dynamo_config.patch(fake_tensor_cache_enabled=False):
+        try:
             program = torch.onnx.export(
                 module,
                 tuple(inputs.values()),
                 input_names=list(inputs),
                 output_names=outputs,
-                dynamic_shapes=dynamic_shapes,
+                dynamic_shapes=(tuple(sizes[name] for name in inputs),),
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,
@@ -119,19 +120,22 @@ def save_graph(
             # here and not at every run.
             optimizer.optimize(program.model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES)
             order_sums(program.model)
+            check_sizes(program.model, sizes, fixed, what)
             program.save(path, external_data=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"torch cannot export {what} to ONNX: {reason}") from error
+        except (ExportError, OSError):
+            raise
+        except Exception as error:
+            raise explain(error, fixed, what, partial(module, *inputs.values())) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's progress and deprecation notes; errors are still raised."""
+    """Hide the exporter's progress, deprecation notes and dumps of graphs; errors are still raised."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        nothing = io.StringIO()
+        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -93,6 +93,30 @@ class Judge(nn.Module):
         return {"logits": self.head(constants["features"])}, {}
 
 
+class Speller(nn.Module):
+    """The least that has the interface of a `Translator`, whose recurrences take torch many seconds to export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding, self.head = nn.Embedding(LETTERS.size, 48), nn.Linear(48, SOUNDS.size)
+
+    def initial_state(self, rows: int) -> Tensors:
+        return {"hidden": torch.zeros(rows, 24)}
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensors, Tensors]:
+        mask = (torch.arange(source.shape[1]) < lengths[:, None]).float()
+        memory = self.embedding(source) * mask[..., None]
+        return {"memory": memory, "keys": memory[..., :24], "mask": mask}, {"hidden": memory[:, 0, :24]}
+
+    def step(self, inputs: Tensors, constants: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        mask = constants["mask"]
+        scores = torch.tanh(constants["keys"] @ state["hidden"][..., None])[..., 0]
+        weights = (torch.exp(scores) * mask)[:, None]
+        context = (weights @ constants["memory"])[:, 0] / (weights @ mask[..., None])[:, 0]
+        return {"logits": self.head(context)}, {"hidden": torch.tanh(state["hidden"] + inputs["token"][:, None])}
+
+
 def translator_bundle() -> Bundle:
     """Return a bundle of `Translator`, which maps letters to sounds."""
     return shared_bundle("translator", lambda folder: export_translator(Translator(), folder))

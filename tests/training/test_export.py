@@ -208,10 +208,10 @@ class ColumnFirst(LeakyUnit):
             GrowingState(),
             r"returns the state count as torch.float32 \(3, 2\), but its input has torch.float32 \(3, 1\)",
         ),
-        (FixedRows(), "fails with 1 rows: is the number of rows fixed somewhere"),
-        (Forgetful(), "differ by"),
+        (FixedRows(), "the number of rows is fixed to 3 at .*torch.zeros"),
+        (Forgetful(), "is not repeatable"),
         (UnequalStart(), "the rows of level differ"),
-        (ColumnFirst(), r"level has shape \(6, 3\); axis 0 must be the row"),
+        (ColumnFirst(), r"level: got shape \(6, 1\) for 1 row; axis 0 must be the row"),
         (nn.Linear(2, 2), r"Linear needs the methods initial_state\(rows\) and step"),
     ],
 )
