@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from elman.analysis_calls import InspectionStream, ScoreStream
     from elman.analysis_results import Embedding, InspectedStep, Score, Tensor, TokenScore, Unit
     from elman.client import Client, Model
-    from elman.decoding import EarlyStopping
+    from elman.decoding import Decoding, EarlyStopping
     from elman.errors import (
         DeadlineExceededError,
         ElmanError,
@@ -28,17 +28,37 @@ if TYPE_CHECKING:
     from elman.generation_results import Choice, ChoiceScore, Chunk, Continuation, FinishReason, TokenReport, Usage
     from elman.generation_stream import GenerationStream
     from elman.label_results import Label, Prediction
+    from elman.multiplexing import MultiplexedCalls
     from elman.session_results import Session, SessionContent
     from elman.tree_input import TreeNode
-    from elman_bundle import ByteVocabulary, CharacterVocabulary, SubwordVocabulary, WordVocabulary
-    from elman_export import ExportError, Labels, NextToken, StepModule, Token, Tree, Values, export_bundle
+    from elman_bundle import (
+        BundleError,
+        ByteVocabulary,
+        CharacterVocabulary,
+        EncodingError,
+        SubwordVocabulary,
+        SymbolVocabulary,
+        WordVocabulary,
+    )
+    from elman_export import (
+        EncoderModule,
+        ExportError,
+        Labels,
+        NextToken,
+        Source,
+        StepModule,
+        Token,
+        Tree,
+        Values,
+        export_bundle,
+    )
 
 # Loaded when first used: a client needs no torch, and the bundle needs no client.
 _MODULES = {
     "elman.analysis_calls": ("InspectionStream", "ScoreStream"),
     "elman.analysis_results": ("Embedding", "InspectedStep", "Score", "Tensor", "TokenScore", "Unit"),
     "elman.client": ("Client", "Model"),
-    "elman.decoding": ("EarlyStopping",),
+    "elman.decoding": ("Decoding", "EarlyStopping"),
     "elman.errors": (
         "DeadlineExceededError",
         "ElmanError",
@@ -62,14 +82,35 @@ _MODULES = {
     ),
     "elman.generation_stream": ("GenerationStream",),
     "elman.label_results": ("Label", "Prediction"),
+    "elman.multiplexing": ("MultiplexedCalls",),
     "elman.session_results": ("Session", "SessionContent"),
     "elman.tree_input": ("TreeNode",),
-    "elman_bundle": ("ByteVocabulary", "CharacterVocabulary", "SubwordVocabulary", "WordVocabulary"),
-    "elman_export": ("ExportError", "Labels", "NextToken", "StepModule", "Token", "Tree", "Values", "export_bundle"),
+    "elman_bundle": (
+        "BundleError",
+        "ByteVocabulary",
+        "CharacterVocabulary",
+        "EncodingError",
+        "SubwordVocabulary",
+        "SymbolVocabulary",
+        "WordVocabulary",
+    ),
+    "elman_export": (
+        "EncoderModule",
+        "ExportError",
+        "Labels",
+        "NextToken",
+        "Source",
+        "StepModule",
+        "Token",
+        "Tree",
+        "Values",
+        "export_bundle",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "BundleError",
     "ByteVocabulary",
     "CharacterVocabulary",
     "Choice",
@@ -78,9 +119,12 @@ __all__ = [
     "Client",
     "Continuation",
     "DeadlineExceededError",
+    "Decoding",
     "EarlyStopping",
     "ElmanError",
     "Embedding",
+    "EncoderModule",
+    "EncodingError",
     "ExportError",
     "FinishReason",
     "GenerationStream",
@@ -91,6 +135,7 @@ __all__ = [
     "Labels",
     "Model",
     "ModelNotFoundError",
+    "MultiplexedCalls",
     "NextToken",
     "OverloadedError",
     "Prediction",
@@ -102,8 +147,10 @@ __all__ = [
     "SessionContent",
     "SessionExistsError",
     "SessionNotFoundError",
+    "Source",
     "StepModule",
     "SubwordVocabulary",
+    "SymbolVocabulary",
     "Tensor",
     "Token",
     "TokenReport",

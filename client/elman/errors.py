@@ -183,6 +183,6 @@ def refused_arguments() -> Iterator[None]:
     """Raise arguments that the protocol cannot express as InvalidRequestError, like those that the server refuses."""
     try:
         yield
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, AttributeError, LookupError, RecursionError) as error:
         message = f"the request cannot be expressed: {error}"
         raise InvalidRequestError(message, code=grpc.StatusCode.INVALID_ARGUMENT) from error

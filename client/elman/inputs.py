@@ -56,6 +56,10 @@ def set_steps(message: v1.ClassifyRequest | v1.Piece | v1.Source, given: Input |
         ValueError, TypeError: the input has another type, or rows of different lengths.
     """
     values: Any = given
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"got a {type(values).__name__}; an input is text, token ids, an array or a list of numbers")
+    if hasattr(values, "dtype") and not hasattr(values.dtype, "kind"):
+        raise TypeError(f"got a {type(values).__name__} of {values.dtype}; convert it to a numpy array")
     if hasattr(values, "dtype") and (values.dtype.kind == "f" or values.ndim != 1):
         _set_array(message.tensor, values)
     elif not isinstance(values, str) and len(values) and isinstance(values[0], float | Sequence):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,15 @@ from elman_export.contract import Labels, NextToken, Output
 from elman_export.export_error import ExportError
 from elman_export.network_steps import NetworkStep, step_of_network
 from elman_export.quantization_loss import HeldOutPart
-from elman_training.checkpoint import BEST, RESULT, load_best, load_config, load_labels, load_tensors, load_vocabularies
+from elman_training.checkpoint import (
+    BEST,
+    load_best,
+    load_config,
+    load_labels,
+    load_result,
+    load_tensors,
+    load_vocabularies,
+)
 from elman_training.config import TrainingConfig
 from elman_training.encoder_decoder.network import EncoderDecoder
 from elman_training.training_error import TrainingError
@@ -59,7 +66,7 @@ def export_run(
         The digest of the bundle.
 
     Raises:
-        TrainingError: the folder holds no run, or one that has kept no weights yet.
+        TrainingError: the folder holds no run, one that has kept no weights yet, or a damaged one.
         ExportError: the graph does not compute what torch does, or the network cannot be quantized.
     """
     config = load_config(run)
@@ -108,12 +115,10 @@ def _provenance(config: TrainingConfig) -> dict[str, str]:
 
 def _metrics(run: Path) -> dict[str, float]:
     """The measurements of the kept weights; empty if the run was killed before it wrote them."""
-    if not (run / RESULT).exists():
+    result = load_result(run)
+    if result is None or result.get("kept_step") != load_tensors(run / BEST)[1]["step"]:
         return {}
-    result = json.loads((run / RESULT).read_text())
-    if result["kept_step"] != load_tensors(run / BEST)[1]["step"]:
-        return {}
-    return {key: float(value) for key, value in result.items() if not isinstance(value, bool)}
+    return {key: value for key, value in result.items() if not isinstance(value, bool)}
 
 
 def _meaning(run: Path, config: TrainingConfig) -> Output:

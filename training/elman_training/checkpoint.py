@@ -25,7 +25,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from elman_bundle import InputVocabulary, LabelVocabulary, read_tokens, read_vocabulary, write_tokens, write_vocabulary
+from elman_bundle import (
+    BundleError,
+    InputVocabulary,
+    LabelVocabulary,
+    read_tokens,
+    read_vocabulary,
+    write_tokens,
+    write_vocabulary,
+)
 from elman_training.atomic_files import replace_file
 from elman_training.config import TrainingConfig, parse_config
 from elman_training.families import make_network
@@ -40,6 +48,7 @@ BEST = "best.safetensors"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 CURVE = "loss.png"
+_LONGEST_REASON = 300  # characters
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -101,13 +110,14 @@ def load_vocabularies(run: Path, config: TrainingConfig) -> dict[str, InputVocab
     """The vocabularies of a run, by the prefix of their files' names.
 
     Raises:
-        BundleError: a file cannot be read.
-        TrainingError: a file holds no vocabulary of its kind.
+        TrainingError: a file cannot be read, or holds no vocabulary of its kind.
     """
     found: dict[str, InputVocabulary] = {}
     for name, spec in config.vocabularies().items():
         try:
             vocabulary = read_vocabulary(run, spec)
+        except BundleError as error:
+            raise TrainingError(str(error)) from error
         except ValueError as error:
             raise TrainingError(f"{run / spec.file}: {error}") from error
         assert not isinstance(vocabulary, LabelVocabulary)
@@ -126,22 +136,52 @@ def load_features(run: Path) -> tuple[str, ...] | None:
 
 
 def _read_list(path: Path) -> tuple[str, ...] | None:
-    return tuple(read_tokens(path)) if path.exists() else None
+    """The entries of a list; None if there is no such file.
+
+    Raises:
+        TrainingError: it holds no list.
+    """
+    try:
+        return tuple(read_tokens(path)) if path.exists() else None
+    except BundleError as error:
+        raise TrainingError(str(error)) from error
+
+
+def load_result(run: Path) -> dict[str, Any] | None:
+    """The final measurements of a run; None if it was killed before it wrote them.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    path = run / RESULT
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value if isinstance(value, bool) else float(value) for key, value in result.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{path}: expected a JSON object with the measurements of a run: {error}") from error
 
 
 def load_best(run: Path) -> nn.Module:
     """The network with the best weights, in evaluation mode.
 
     Raises:
-        TrainingError: the run has kept no weights yet.
+        TrainingError: the run has kept no weights yet, or a file is missing, damaged or not of the same run.
     """
     config = load_config(run)
     sizes = {name: vocabulary.size for name, vocabulary in load_vocabularies(run, config).items()}
     listed = {"labels": load_labels(run), "features": load_features(run)}
     sizes |= {name: len(entries) for name, entries in listed.items() if entries is not None}
-    network = make_network(config, sizes)
     if not (run / BEST).exists():
         raise TrainingError(f"{run}: has kept no weights yet; train it first")
     tensors, _ = load_tensors(run / BEST)
-    network.load_state_dict(tensors)
+    try:
+        network = make_network(config, sizes)
+        network.load_state_dict(tensors)
+    except KeyError as error:
+        raise TrainingError(f"{run / error.args[0]}.json: is missing; the task {config.task} needs it") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise TrainingError(f"{run / BEST}: does not fit the other files of the run: {reason}") from error
     return network.eval()
