@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from elman_training.class_labels import check_labels
 from elman_training.config import FeaturesConfig, TrainingConfig, TranslationConfig, TreeConfig
+from elman_training.corpus_files import Note, no_note
 from elman_training.encoder_decoder.network import EncoderDecoder
 from elman_training.encoder_decoder.pair_corpus import read_pairs
 from elman_training.encoder_decoder.translation_task import TranslationTask
@@ -28,23 +30,34 @@ from elman_training.trees.tree_task import TreeTask
 from elman_training.trees.treebank import read_treebank
 
 
-def make_task(config: TrainingConfig) -> Task:
+def make_task(config: TrainingConfig, note: Note = no_note) -> Task:
     """Make the task of a configuration and read its corpus.
 
+    Args:
+        config: the configuration.
+        note: called with what was left out of the corpus, and with its classes.
+
     Raises:
-        TrainingError: the corpus cannot be read or is too small.
+        TrainingError: the corpus cannot be read or is too small, or two of its labels are most probably one.
     """
+    task = _read_task(config, note)
+    if task.label_counts:
+        check_labels(config.corpus, task.label_counts, note)
+    return task
+
+
+def _read_task(config: TrainingConfig, note: Note) -> Task:
     if isinstance(config, TranslationConfig):
-        return TranslationTask(config, read_pairs(config.corpus, config.held_out, config.seed))
+        return TranslationTask(config, read_pairs(config.corpus, config.held_out, config.seed, note), note)
     if isinstance(config, FeaturesConfig):
-        return FeaturesTask(config, read_table(config.corpus))
+        return FeaturesTask(config, read_table(config.corpus, note))
     if isinstance(config, TreeConfig):
-        return TreeTask(config, read_treebank(config.corpus))
+        return TreeTask(config, read_treebank(config.corpus, note))
     if config.task == "classify":
-        return ClassificationTask(config, read_example_parts(config))
+        return ClassificationTask(config, read_example_parts(config, note))
     if config.task == "tag":
-        return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit))
-    return LanguageTask(config, read_text(config.corpus)[: config.corpus_limit])
+        return TaggingTask(config, read_labelled_text(config.corpus, config.corpus_limit, note))
+    return LanguageTask(config, read_text(config.corpus, note)[: config.corpus_limit])
 
 
 def make_network(config: TrainingConfig, sizes: Mapping[str, int]) -> nn.Module:

@@ -66,12 +66,14 @@ class Task(ABC):
         vocabularies: the vocabularies that are read and written, by the prefix of their files' names in the run's
             folder. `vocabularies` of the configuration says how to read them again.
         labels: the classes; None if there are none.
+        label_counts: how often each class occurs in the corpus; empty if there are none.
         features: the names of the numeric inputs; None if there are none.
         unit: what `nats` is counted per, for people.
     """
 
     vocabularies: Mapping[str, InputVocabulary]
     labels: tuple[str, ...] | None
+    label_counts: Mapping[str, int] = {}
     features: tuple[str, ...] | None = None
     unit: str
 
@@ -168,3 +170,9 @@ def pad(sequences: Sequence[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
     for row, sequence in enumerate(sequences):
         padded[row, : len(sequence)] = torch.from_numpy(sequence)
     return padded, lengths
+
+
+def count_labels(labels: Iterable[str], occurrences: Iterable[str]) -> dict[str, int]:
+    """How often each label occurs, in the order of the labels."""
+    counts = Counter(occurrences)
+    return {label: counts[label] for label in labels}

@@ -13,6 +13,7 @@ from typing import TextIO
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import nn
 
 from elman_training.atomic_files import replace_file
@@ -28,6 +29,7 @@ from elman_training.checkpoint import (
     start_folder,
 )
 from elman_training.config import TrainingConfig
+from elman_training.corpus_files import Note
 from elman_training.families import make_task
 from elman_training.interruption import Interruption, interruptible
 from elman_training.loss_curve import draw_loss_curve
@@ -73,7 +75,7 @@ def train(
     Raises:
         TrainingError: the corpus cannot be used, or the folder holds a run already.
     """
-    task = make_task(config)
+    task = make_task(config, _printing(console))
     start_folder(run, config, task)
     return _Trainer(config, task, run, console).run(stop_after, minutes)
 
@@ -91,7 +93,7 @@ def resume(run: Path, *, console: Console, stop_after: int | None = None, minute
         TrainingError: the folder holds no run that can be resumed, or its corpus has changed.
     """
     config = load_config(run)
-    trainer = _Trainer(config, make_task(config), run, console)
+    trainer = _Trainer(config, make_task(config, _printing(console)), run, console)
     if (run / LAST).exists():
         trainer.state.load(run)
     drop_records_after(run / METRICS, trainer.state.step)
@@ -218,6 +220,11 @@ class _Trainer:
             TimeRemainingColumn(),
             console=self._console,
         )
+
+
+def _printing(console: Console) -> Note:
+    """Print notes about a corpus. They hold names of files and labels, which are not interpreted as markup."""
+    return lambda note: console.print(Text(note), soft_wrap=True)
 
 
 def _parameter_count(network: nn.Module) -> int:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from elman_training.config import STORIES
-from elman_training.corpus_files import existing, read_utf8
+from elman_training.corpus_files import Note, existing, no_note, read_utf8
 from elman_training.encoder_decoder.stories import make_stories
+from elman_training.headings import names_source_and_target
 from elman_training.training_error import TrainingError
 
 TEST_SHARE = 0.1  # of a corpus without a test part
@@ -58,15 +59,16 @@ class PairCorpus:
     test: list[Pair]
 
 
-def read_pairs(corpus: str, held_out: float, seed: int = 0) -> PairCorpus:
+def read_pairs(corpus: str, held_out: float, seed: int = 0, note: Note = no_note) -> PairCorpus:
     """Read or generate a corpus.
 
     Args:
         corpus: "stories"; a folder that holds cmudict.dict, or such a file; a folder that holds train, val and
-            test_2016_flickr, each as .de.gz and .en.gz; or a TSV file of source TAB target, where a source may have
-            several lines, each with a correct target.
+            test_2016_flickr, each as .de.gz and .en.gz; or a TSV file of source TAB target, with or without a line of
+            headings, where a source may have several lines, each with a correct target.
         held_out: the share kept for validation if the corpus has no validation part.
         seed: of a generated corpus.
+        note: called with what was left out.
 
     Raises:
         TrainingError: the corpus has none of these forms.
@@ -78,13 +80,13 @@ def read_pairs(corpus: str, held_out: float, seed: int = 0) -> PairCorpus:
         if (path / "cmudict.dict").exists():
             return _by_hash("pronunciations", _pronunciations(path / "cmudict.dict"), held_out)
         if (path / "train.de.gz").exists():
-            return _sentences(path)
+            return _sentences(path, note)
         raise TrainingError(
             f"{path}: holds neither cmudict.dict nor train.de.gz; give a folder that does, or a TSV file of source "
             "TAB target"
         )
     if "\t" in read_utf8(path).partition("\n")[0]:
-        return _by_hash("pairs", _rows(path), held_out)
+        return _by_hash("pairs", _rows(path, note), held_out)
     return _by_hash("pronunciations", _pronunciations(path), held_out)
 
 
@@ -126,25 +128,26 @@ def _pronunciations(path: Path) -> Iterator[tuple[str, str]]:
             yield entry["word"], re.sub(r"\d", "", entry["phones"])
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
+def _rows(path: Path, note: Note) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if line.strip():
             columns = [column.strip() for column in line.split("\t")]
             if len(columns) != 2 or not all(columns):
                 raise TrainingError(f"{path}:{number}: expected source TAB target, found {line[:60]!r}")
+            if number == 1 and names_source_and_target(*columns):
+                note(f"{path}:1: read as headings: {line[:60]!r}")
+                continue
             yield columns[0], columns[1]
 
 
-def _sentences(folder: Path) -> PairCorpus:
+def _sentences(folder: Path, note: Note) -> PairCorpus:
     """The parts of multi30k."""
-    parts = [
-        [
-            Pair(source, (target,))
-            for source, target in zip(*_both_languages(folder, part), strict=True)
-            if source.strip() and target.strip()
-        ]
-        for part in ("train", "val", "test_2016_flickr")
-    ]
+    parts = []
+    for name in ("train", "val", "test_2016_flickr"):
+        lines = list(zip(*_both_languages(folder, name), strict=True))
+        parts.append([Pair(source, (target,)) for source, target in lines if source.strip() and target.strip()])
+        if len(parts[-1]) < len(lines):
+            note(f"{folder}: left out: {len(lines) - len(parts[-1])} lines of {name} that are empty in one language")
     return PairCorpus("sentences", *parts)
 
 

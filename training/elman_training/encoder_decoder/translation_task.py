@@ -16,6 +16,7 @@ from torch.nn import functional
 from elman_bundle import BEGIN, END, ByteVocabulary, InputVocabulary, SubwordVocabulary
 from elman_training.cells.cell import State
 from elman_training.config import TranslationConfig
+from elman_training.corpus_files import Note, no_note
 from elman_training.corpus_vocabularies import make_vocabulary
 from elman_training.encoder_decoder.beam_search import beam_search
 from elman_training.encoder_decoder.network import EncoderDecoder
@@ -44,12 +45,13 @@ class TranslationTask(Task):
     Args:
         config: the configuration.
         corpus: the pairs.
+        note: called with what was left out.
     """
 
     labels = None
     unit = "token"
 
-    def __init__(self, config: TranslationConfig, corpus: PairCorpus) -> None:
+    def __init__(self, config: TranslationConfig, corpus: PairCorpus, note: Note = no_note) -> None:
         self._config = config
         self._corpus = corpus
         self._make_vocabularies()
@@ -63,6 +65,12 @@ class TranslationTask(Task):
             raise TrainingError(
                 f"{config.corpus}: no pair is as short as --longest-source {config.longest_source} and "
                 f"--longest-target {config.longest_target} ask for"
+            )
+        if len(self._training) < len(encoded):
+            note(
+                f"{config.corpus}: left out: {len(encoded) - len(self._training)} of {len(encoded)} pairs to learn "
+                f"from, longer than --longest-source {config.longest_source} or --longest-target "
+                f"{config.longest_target}"
             )
         if config.curriculum:
             self._training.sort(key=_lengths)

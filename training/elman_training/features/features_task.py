@@ -16,7 +16,7 @@ from elman_training.config import FeaturesConfig
 from elman_training.features.feed_forward_network import FeedForwardNetwork
 from elman_training.features.table_corpus import Table
 from elman_training.splits import split_by_class
-from elman_training.task import Progress, Tally, Task, Validation
+from elman_training.task import Progress, Tally, Task, Validation, count_labels
 
 
 class FeaturesTask(Task):
@@ -33,6 +33,7 @@ class FeaturesTask(Task):
         self.vocabularies = {}
         self.features = table.features
         self.labels = tuple(sorted(set(table.labels)))
+        self.label_counts = count_labels(self.labels, table.labels)
         ids = {name: index for index, name in enumerate(self.labels)}
         labels = np.array([ids[label] for label in table.labels], dtype=np.int64)
         rest, test = split_by_class(range(len(labels)), table.labels.__getitem__, config.test_share, config.seed)

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elman_training.class_labels import clean_label
 from elman_training.config import DIGITS
+from elman_training.corpus_files import Note, no_note
+from elman_training.headings import names_numbers_and_label
 from elman_training.training_error import TrainingError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -33,13 +36,14 @@ class Table:
     features: tuple[str, ...]
 
 
-def read_table(corpus: str) -> Table:
+def read_table(corpus: str, note: Note = no_note) -> Table:
     """Read a table.
 
     Args:
         corpus: "digits", 1,797 images of handwritten digits, 8 by 8 numbers from 0 to 16 (Alpaydin and Kaynak 1998),
             which come with scikit-learn; a .csv or .tsv file of numbers with the label in the last column, with or
             without a line of headings; or a .npz file with the arrays "values" [N, ...] and "labels" [N].
+        note: called with what was left out.
 
     Raises:
         TrainingError: the corpus cannot be read, a value is not finite, or there are fewer than two classes.
@@ -54,43 +58,51 @@ def read_table(corpus: str) -> Table:
         )
     else:
         path = Path(corpus)
-        if path.suffix not in (".npz", *_SEPARATORS):
+        kind = path.suffix.lower()
+        if kind not in (".npz", *_SEPARATORS):
             raise TrainingError(f"{corpus}: is no .csv, .tsv or .npz file (the embedded corpus is called {DIGITS!r})")
         if not path.is_file():
             raise TrainingError(f"{corpus}: there is no such file (the embedded corpus is called {DIGITS!r})")
-        table = _read_npz(path) if path.suffix == ".npz" else _read_lines(path, _SEPARATORS[path.suffix])
+        table = _read_npz(path) if kind == ".npz" else _read_lines(path, _SEPARATORS[kind], note)
     if len(set(table.labels)) < 2:
         raise TrainingError(f"{corpus}: classification needs examples of at least two classes")
     return table
 
 
-def _read_lines(path: Path, separator: str) -> Table:
-    names: tuple[str, ...] = ()
-    rows: list[list[float]] = []
-    labels: list[str] = []
+def _read_lines(path: Path, separator: str, note: Note) -> Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, cells in enumerate(csv.reader(file, delimiter=separator, strict=True), start=1):
-                if not cells:
-                    continue
-                if not names and not _is_row(cells):
-                    names = tuple(cells[:-1])
-                    continue
-                names = names or tuple(f"column {place}" for place in range(1, len(cells)))
-                rows.append(_numbers(cells, names, f"{path}:{number}"))
-                labels.append(cells[-1])
+            reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
+            lines = [(number, [*cells[:-1], clean_label(cells[-1])]) for number, cells in enumerate(reader, 1) if cells]
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: byte {error.start} is not UTF-8; convert the file") from error
     except csv.Error as error:
         raise TrainingError(f"{path}: cannot be read as a table: {error}") from error
-    if not rows:
+    names: tuple[str, ...] = ()
+    if lines and names_numbers_and_label(lines[0][1], [cells[-1] for _, cells in lines[1:]]):
+        number, headings = lines.pop(0)
+        note(f"{path}:{number}: read as headings: {', '.join(headings)}")
+        names = tuple(name.strip() or f"column {place}" for place, name in enumerate(headings[:-1], start=1))
+        _check_index(path, headings[0], [cells[0] for _, cells in lines])
+    if not lines:
         raise TrainingError(f"{path}: holds no rows of numbers and a label")
-    return Table(np.array(rows, dtype=np.float32), labels, names)
+    names = names or tuple(f"column {place}" for place in range(1, len(lines[0][1])))
+    rows = [_numbers(cells, names, f"{path}:{number}") for number, cells in lines]
+    return Table(np.array(rows, dtype=np.float32), [cells[-1] for _, cells in lines], names)
 
 
-def _is_row(cells: Sequence[str]) -> bool:
-    """Whether the first line is a row of numbers and not the headings."""
-    return any(_number(cell) is not None for cell in cells[:-1])
+def _check_index(path: Path, heading: str, column: Sequence[str]) -> None:
+    """Check that the first column is not the number of the row, which says nothing about it.
+
+    Raises:
+        TrainingError: it is.
+    """
+    unnamed = not heading.strip() or heading.startswith("Unnamed:")
+    if unnamed and [cell.strip() for cell in column] == [str(row) for row in range(len(column))]:
+        raise TrainingError(
+            f"{path}:1: column 1 has no heading and counts the rows, as the index that pandas writes; it says nothing "
+            "about a row. Write the table with index=False"
+        )
 
 
 def _number(cell: str) -> float | None:
@@ -136,4 +148,14 @@ def _read_npz(path: Path) -> Table:
         raise TrainingError(f'{path}: row {row} of "values" is not finite')
     values = values.astype(np.float32)
     names = tuple(f"column {place}" for place in range(1, values.shape[1] + 1))
-    return Table(values, [str(label) for label in labels], names)
+    return Table(values, [_label(label, path, row) for row, label in enumerate(labels.tolist())], names)
+
+
+def _label(label: object, path: Path, row: int) -> str:
+    """An entry of "labels" as a text."""
+    if isinstance(label, bytes):
+        label = label.decode(errors="replace")
+    text = "" if label != label or label is None else clean_label(str(label))  # Only NaN differs from itself.
+    if not text:
+        raise TrainingError(f'{path}: row {row} of "labels" has no label: got {label!r}')
+    return text

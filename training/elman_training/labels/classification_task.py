@@ -18,7 +18,7 @@ from elman_training.labels.example_corpus import LabelledExample
 from elman_training.labels.example_parts import ExampleParts
 from elman_training.length_buckets import make_buckets
 from elman_training.splits import shuffled
-from elman_training.task import Ids, Progress, Tally, Task, Validation, pad
+from elman_training.task import Ids, Progress, Tally, Task, Validation, count_labels, pad
 
 _EVALUATION_ROWS = 256
 
@@ -45,6 +45,8 @@ class ClassificationTask(Task):
         self.vocabulary = text_vocabulary(config, [example.text for example in parts.training])
         self.vocabularies = {"": self.vocabulary}
         self.labels = tuple(sorted({example.label for example in parts.training + parts.held_out}))
+        everything = (*parts.training, *parts.held_out, *parts.test)
+        self.label_counts = count_labels(self.labels, (example.label for example in everything))
         self._training = self._encode(parts.training)
         held_out = shuffled(parts.held_out, config.seed, "held out")[: config.validation_limit]
         self._held_out = sorted(self._encode(held_out), key=lambda example: len(example[0]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elman_training.config import TextConfig
+from elman_training.corpus_files import Note, no_note
 from elman_training.labels.example_corpus import LabelledExample, read_labelled_examples
 from elman_training.splits import split_by_class
 from elman_training.training_error import TrainingError
@@ -33,10 +34,14 @@ class ExampleParts:
     test: list[LabelledExample]
 
 
-def read_example_parts(config: TextConfig) -> ExampleParts:
+def read_example_parts(config: TextConfig, note: Note = no_note) -> ExampleParts:
     """The examples of a configuration's corpus.
 
     A treebank has its own parts; of any other corpus, a share of each class is held out.
+
+    Args:
+        config: the configuration.
+        note: called with what was left out.
 
     Raises:
         TrainingError: the corpus cannot be used.
@@ -48,9 +53,9 @@ def read_example_parts(config: TextConfig) -> ExampleParts:
                     f"{config.corpus}: {name} needs a treebank: a folder with {', '.join(_PARTS)}; "
                     "--task classify without a preset takes other examples"
                 )
-        examples = read_labelled_examples(config.corpus)
+        examples = read_labelled_examples(config.corpus, note)
         return ExampleParts(*split_by_class(examples, _label_of, config.held_out, config.seed), [])
-    treebank = read_treebank(config.corpus)
+    treebank = read_treebank(config.corpus, note)
     parts = ExampleParts(
         _distinct(_examples(treebank.training, config, phrases=config.phrases)),
         list(_examples(treebank.validation, config)),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
 
-from elman_training.corpus_files import STDLIB, existing, read_utf8
+from elman_training.class_labels import clean_label
+from elman_training.corpus_files import STDLIB, Note, existing, is_hidden, no_note, note_left_out, read_utf8
+from elman_training.headings import names_text_and_label
 from elman_training.labels.python_tokens import token_classes
 from elman_training.language.text_corpus import stdlib_sources
 from elman_training.training_error import TrainingError
@@ -31,39 +33,50 @@ class LabelledText:
     starts: list[int]
 
 
-def read_labelled_text(corpus: str, limit: int | None = None) -> LabelledText:
+def read_labelled_text(corpus: str, limit: int | None = None, note: Note = no_note) -> LabelledText:
     """The text of a corpus for tagging.
 
     Args:
         corpus: "stdlib" or a folder: Python source, each character labelled with the class that `tokenize` gives it,
             cut into documents at top-level statements. A file: lines of piece TAB label, where \\n, \\r, \\t and \\\\
             in a piece stand for newline, carriage return, tab and backslash; the pieces are joined, and an empty line
-            starts a new document.
+            starts a new document. The first line may be headings.
         limit: stop after about this number of characters, at the end of a document or source.
+        note: called with what was left out.
 
     Raises:
         TrainingError: the corpus cannot be read or has too little in it.
     """
     if corpus == STDLIB:
-        return _tag_sources((source for _, source in stdlib_sources()), limit)
+        # Some of its modules are not of this interpreter's grammar, for tests of what others do.
+        return _tag_sources(stdlib_sources(), limit, [])
     path = existing(corpus)
     if path.is_file():
-        return _labelled_text_of_tsv(path, limit)
-    tagged = _tag_sources((read_utf8(file) for file in sorted(path.rglob("*.py"))), limit)
+        return _labelled_text_of_tsv(path, limit, note)
+    left_out = [str(file.relative_to(path)) for file in sorted(path.rglob("*.py")) if is_hidden(file, path)]
+    files = [file for file in sorted(path.rglob("*.py")) if not is_hidden(file, path)]
+    tagged = _tag_sources(((file.relative_to(path), read_utf8(file)) for file in files), limit, left_out)
+    note_left_out(path, left_out, note)
     if not tagged.text:
         raise TrainingError(f"{path}: holds no Python files to label; give a TSV file of piece TAB label instead")
     return tagged
 
 
-def _labelled_text_of_tsv(path: Path, limit: int | None) -> LabelledText:
+def _labelled_text_of_tsv(path: Path, limit: int | None, note: Note) -> LabelledText:
     documents = _Documents()
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    lines = read_utf8(path).split("\n")
+    headings = _headings(lines)
+    if headings is not None:
+        note(f"{path}:{headings + 1}: read as headings: {lines[headings][:60]!r}")
+        lines[headings] = ""
+    for number, line in enumerate(lines, start=1):
         if not line:
             if limit is not None and len(documents.labels) >= limit:
                 break
             documents.start()
             continue
         piece, tab, label = line.rpartition("\t")
+        label = clean_label(label)
         if not (tab and piece and label):
             raise TrainingError(f"{path}:{number}: expected piece TAB label, found {line[:60]!r}")
         parts = piece.split("\\\\")
@@ -73,6 +86,16 @@ def _labelled_text_of_tsv(path: Path, limit: int | None) -> LabelledText:
     if len(set(labelled.labels)) < 2:
         raise TrainingError(f"{path}: tagging needs at least two labels")
     return labelled
+
+
+def _headings(lines: Sequence[str]) -> int | None:
+    """The index of the line with the headings; None if there is none."""
+    first = next((index for index, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        return None
+    others = {clean_label(line.rpartition("\t")[2]) for line in lines[first + 1 :]}
+    piece, _, label = lines[first].rpartition("\t")
+    return first if names_text_and_label(piece, clean_label(label), others) else None
 
 
 class _Documents:
@@ -97,14 +120,15 @@ class _Documents:
         return LabelledText("".join(self._texts), self.labels, starts)
 
 
-def _tag_sources(sources: Iterator[str], limit: int | None) -> LabelledText:
+def _tag_sources(sources: Iterable[tuple[Path, str]], limit: int | None, left_out: list[str]) -> LabelledText:
     documents = _Documents()
-    for source in sources:
+    for path, source in sources:
         if limit is not None and len(documents.labels) >= limit:
             break
         try:
             labels = token_classes(source)
-        except (TokenError, SyntaxError):  # Not of this interpreter's grammar.
+        except (TokenError, SyntaxError):
+            left_out.append(f"{path} (not of this interpreter's grammar)")
             continue
         cuts = _statement_starts(source, labels)
         for start, end in pairwise([0, *cuts, len(source)]):

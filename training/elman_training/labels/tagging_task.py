@@ -11,7 +11,7 @@ from elman_training.corpus_vocabularies import text_vocabulary
 from elman_training.labels.tagged_text import LabelledText
 from elman_training.language.contiguous_batches import align_documents
 from elman_training.language.language_task import SequenceModel, TokenTask
-from elman_training.task import IGNORED, Ids, Tally, Validation, pad
+from elman_training.task import IGNORED, Ids, Tally, Validation, count_labels, pad
 from elman_training.training_error import TrainingError
 
 _VALIDATION_ROWS = 32
@@ -33,6 +33,7 @@ class TaggingTask(TokenTask):
         cut = starts[first_held_out]
         super().__init__(config, text_vocabulary(config, [labelled.text[:cut]]))
         self.labels = tuple(sorted(set(labelled.labels)))
+        self.label_counts = count_labels(self.labels, labelled.labels)
         inputs, targets = self._encode(labelled.text[:cut], labelled.labels[:cut])
         document_starts = _token_starts(config, labelled.text[:cut])[starts[:first_held_out]].tolist()
         inputs, targets, aligned = align_documents(inputs, targets, document_starts, config.window)

@@ -6,7 +6,7 @@ import hashlib
 import sysconfig
 from pathlib import Path
 
-from elman_training.corpus_files import STDLIB, existing, read_utf8
+from elman_training.corpus_files import STDLIB, Note, existing, is_hidden, no_note, note_left_out, read_utf8
 from elman_training.training_error import TrainingError
 
 _SKIPPED_FOLDERS = {
@@ -21,11 +21,12 @@ _SKIPPED_FOLDERS = {
 }
 
 
-def read_text(corpus: str) -> str:
+def read_text(corpus: str, note: Note = no_note) -> str:
     """The text of a language model's corpus.
 
     Args:
-        corpus: "stdlib", a UTF-8 file, or a folder, all of whose files are read.
+        corpus: "stdlib", a UTF-8 file, or a folder, all of whose files are read but the hidden ones.
+        note: called with what was left out.
 
     Raises:
         TrainingError: there is no text, or a file is not UTF-8.
@@ -34,6 +35,9 @@ def read_text(corpus: str) -> str:
         return "\n".join(source for _, source in stdlib_sources())
     path = existing(corpus)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    hidden = [str(file.relative_to(path)) for file in files if path.is_dir() and is_hidden(file, path)]
+    note_left_out(path, hidden, note)
+    files = [file for file in files if not (path.is_dir() and is_hidden(file, path))]
     text = "\n".join(read_utf8(file) for file in files)
     if not text:
         raise TrainingError(f"{path}: holds no text")

@@ -14,7 +14,7 @@ from torch.nn import functional
 from elman_bundle import INNER, SymbolVocabulary
 from elman_training.cells.cell import State
 from elman_training.config import TreeConfig
-from elman_training.task import Progress, Tally, Task, Validation
+from elman_training.task import Progress, Tally, Task, Validation, count_labels
 from elman_training.training_error import TrainingError
 from elman_training.trees import tree_cell_class
 from elman_training.trees.tree_batches import EncodedTree, TreeBatch, encode_tree, make_batch
@@ -59,6 +59,9 @@ class TreeTask(Task):
             raise TrainingError(
                 f"{config.corpus}: its labels are {', '.join(self._symbols)}, but label_names has {len(self.labels)}"
             )
+        trees = (*treebank.training, *treebank.validation, *treebank.test)
+        counts = count_labels(self._symbols, (label for tree in trees for label in tree.labels))
+        self.label_counts = dict(zip(self.labels, counts.values(), strict=True))
         self._training = self._encode(treebank.training, "train.txt")
         self._validation = self._encode(treebank.validation, "dev.txt")[: config.validation_limit]
         self._test = self._encode(treebank.test, "test.txt")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elman_training.corpus_files import read_utf8
+from elman_training.corpus_files import Note, no_note, read_utf8
 from elman_training.training_error import TrainingError
 
 # Spaces and tabs separate pieces; a no-break space may be part of a word.
@@ -129,11 +129,15 @@ def parse_tree(text: str) -> LabelledTree:
     return parser.tree()
 
 
-def read_treebank(corpus: str) -> Treebank:
+def read_treebank(corpus: str, note: Note = no_note) -> Treebank:
     """Read the files train.txt, dev.txt and test.txt of a folder.
 
     Trees of train.txt that are also in dev.txt or test.txt are left out of training: the Stanford Sentiment Treebank is
     distributed with all of dev.txt in train.txt.
+
+    Args:
+        corpus: the folder.
+        note: called with what was left out.
 
     Raises:
         TrainingError: a file is missing or holds no trees.
@@ -141,9 +145,12 @@ def read_treebank(corpus: str) -> Treebank:
     folder = Path(corpus)
     training, validation, test = (list(_read_trees(folder / f"{part}.txt")) for part in ("train", "dev", "test"))
     held_out = {*validation, *test}
+    read = len(training)
     training = [tree for tree in training if tree not in held_out]
     if not training:
         raise TrainingError(f"{folder / 'train.txt'}: holds no tree that is not in dev.txt or test.txt, too")
+    if len(training) < read:
+        note(f"{folder / 'train.txt'}: left out: {read - len(training)} trees that are in dev.txt or test.txt, too")
     return Treebank(training, validation, test)
 
 
