@@ -136,7 +136,7 @@ def _check_meanings(interface: StepInterface) -> None:
 
 
 def _check_labels(field: str, labels: Labels) -> None:
-    if isinstance(labels.names, str) or not all(isinstance(label, str) for label in labels.names):
+    if not all(isinstance(label, str) for label in labels.names):
         raise ExportError(f"{field}: names: got {labels.names!r}; they must be a list of texts, one for each label")
     if len(labels.names) < 2:
         raise ExportError(

@@ -17,7 +17,9 @@ from elman_export.source_lines import SourceLine, current_line, line_of_error, l
 # torch names no line for a size that became a fixed number, but this logger tells of it while the line runs.
 _SIZES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 _NEW_SIZE = re.compile(r"create_symbol (?P<size>s\d+) = \d+ for .*\.size\(\)\[(?P<axis>\d+)\]")
-_FIXED_SIZE = re.compile(r"(eval Eq\(|set_replacement )(?P<size>s\d+)(, \d+\) \[guard added\]| = \d+ )")
+_FIXED_SIZE = re.compile(
+    r"((eval|runtime_assert) Eq\(|set_replacement )(?P<size>s\d+)(, \d+\) \[guard added\]| = \d+ )"
+)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _LONGEST_REASON = 300  # characters

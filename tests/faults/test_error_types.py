@@ -92,7 +92,7 @@ def labels(*names: Any, **options: Any) -> dict[str, Labels]:
         ({"outputs": {}}, "outputs: got none; a step has at least one output"),
         ({"outputs": {"logits": NextToken}}, r"outputs\['logits'\]: got the class NextToken; it must be NextToken or"),
         ({"outputs": {"logits": NextToken(), "more": NextToken()}}, "outputs: got logits, more as NextToken; only one"),
-        ({"outputs": {"logits": NextToken(), "next.hidden": Labels("abcd")}}, r"outputs\['next\.hidden'\]: names: got"),
+        ({"outputs": {"logits": Labels("abcd"), "more": Labels("abcd")}}, "outputs: got logits, more as Labels; only"),
         ({"outputs": {"next.hidden": NextToken()}}, "got the name 'next.hidden' twice"),
         ({"outputs": {HALF: NextToken()}}, rf"outputs: the name: got {NO_CHARACTER}"),
         ({"outputs": labels("a", "b", "c", "a")}, r"outputs\['logits'\]: names: the label 'a' is listed twice"),
