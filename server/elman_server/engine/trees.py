@@ -92,7 +92,7 @@ class OnnxTreeEngine:
             width = int(counts[nodes].max())
             try:
                 found = self._run(tokens[nodes], children[nodes, :width])
-            except EngineError:
+            except Exception:
                 self.release(places[places != NO_CHILD])
                 raise
             places[nodes] = found.places

@@ -13,14 +13,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from elman_server.errors import QueueFullError, ServerDrainingError
-from elman_server.scheduling.events import BeamsFinished, Event, Failed, Finished, FinishReason
+from elman_server.scheduling.events import BeamsFinished, Event, Failed, Finished, FinishReason, Receiver
 from elman_server.scheduling.interface import INTERNAL, Emission, RunningBatch
-from elman_server.scheduling.isolation import try_each
+from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Beams, Sequence
 from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_callers
@@ -34,6 +36,10 @@ class Admission:
         batch: holds the running sequences.
         policy: the thresholds.
         waiting_limit: the largest number of sequences that wait for a slot; see `WaitingQueue.may_add`.
+
+    Attributes:
+        waiting_limit: as given.
+        is_closed: whether no more sequences are accepted.
     """
 
     def __init__(
@@ -42,7 +48,8 @@ class Admission:
         self._name = name
         self._batch = batch
         self._policy = policy
-        self._waiting_limit = waiting_limit
+        self.waiting_limit = waiting_limit
+        self.is_closed = False
         # Under the lock.
         self._changed = threading.Condition()
         self._waiting = WaitingQueue()
@@ -51,19 +58,21 @@ class Admission:
         self._some_aborted = False
         self._some_paused = False  # running ones
         self._some_may_share = False  # a caller may wait for the slot of another
-        self._closed = False
+        self._some_lost = False  # by a defect, see `lose`
+        self._submitted = WeakSet[Sequence]()
 
     def submit(self, sequence: Sequence, *, always: bool) -> None:
         """Queue a sequence; see `Scheduler.submit`."""
         with self._changed:
-            if self._closed:
+            if self.is_closed:
                 raise ServerDrainingError
             # A sequence that gets a slot in the next iteration does not count as waiting.
             free = self._batch.capacity - len(self._batch)
-            if not always and not self._waiting.may_add(sequence.caller, self._waiting_limit + free):
-                raise QueueFullError(f"waiting request for {self._name!r}", self._waiting_limit)
+            if not always and not self._waiting.may_add(sequence.caller, self.waiting_limit + free):
+                raise QueueFullError(f"waiting request for {self._name!r}", self.waiting_limit)
             self._some_may_share = self._some_may_share or sequence.caller not in self._waiting.callers
             self._waiting.append(sequence)
+            self._submitted.add(sequence)
             self._changed.notify()
 
     def abort(self, sequence: Sequence) -> None:
@@ -92,13 +101,8 @@ class Admission:
     def close(self) -> None:
         """Accept no more sequences."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify()
-
-    @property
-    def waiting_limit(self) -> int:
-        """See above."""
-        return self._waiting_limit
 
     @property
     def waiting_count(self) -> int:
@@ -108,8 +112,10 @@ class Admission:
     def wait_for_work(self) -> bool:
         """Wait until there is something to run or to forget. Returns whether it is still open."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._dropped or len(self._batch))
-            return not self._closed
+            self._changed.wait_for(
+                lambda: self.is_closed or self._waiting or self._dropped or self._some_lost or len(self._batch)
+            )
+            return not self.is_closed
 
     def take_aborted(self) -> bool:
         """Returns whether a sequence was aborted since the last call."""
@@ -120,7 +126,7 @@ class Admission:
     def is_interrupted(self) -> bool:
         """Returns whether something is to be done before the model runs again: a sequence was aborted or paused, a
         waiting one can be admitted or has exceeded its time limit, or the loop is to end."""
-        if self._some_aborted or self._some_paused or self._closed:
+        if self._some_aborted or self._some_paused or self.is_closed:
             return True
         if not self._waiting:
             return False
@@ -129,6 +135,7 @@ class Admission:
 
     def expire(self) -> list[Emission]:
         """Finish waiting sequences whose time limit has passed, and forget those that were aborted."""
+        emissions = self.lose() if self._some_lost else []
         now = time.perf_counter()
         with self._changed:
             dropped, self._dropped = self._dropped, []
@@ -139,7 +146,7 @@ class Admission:
         ends, _ = try_each(self._name, expired, lambda sequence: self._end_of_expired(sequence, now))
         for sequence in expired:
             sequence.is_finished = True
-        return [(sequence.receiver, ends.get(sequence, Failed(INTERNAL))) for sequence in expired]
+        return emissions + [(sequence.receiver, ends.get(sequence, Failed(INTERNAL))) for sequence in expired]
 
     def _end_of_expired(self, sequence: Sequence, now: float) -> Event:
         if sequence.preempted is not None and self._batch.preemption is not None:
@@ -161,20 +168,28 @@ class Admission:
             return []
         leaving = [sequence for sequence in dict.fromkeys(batch.sequences) if sequence.paused] if some_paused else []
         emissions = preemption.preempt(leaving)
-        if waiting:
-            ran_before = time.perf_counter() - self._policy.time_slice_seconds
-            sharing = over_share(batch.sequences, waiting, batch.capacity, batch.free, ran_before)
-            emissions += preemption.preempt(sharing)
-            leaving += sharing
+        sharing = self._over_share(waiting)
+        emissions += preemption.preempt(sharing)
+        leaving += sharing
         with self._changed:
-            for sequence in leaving:
-                self._queue_again(sequence)
+            _, failed = try_each(self._name, leaving, self._queue_again)
+        self._some_lost = self._some_lost or bool(failed)
         return emissions
+
+    def _over_share(self, waiting: list[Sequence]) -> list[Sequence]:
+        """The running sequences that give their slots to waiting ones."""
+        batch = self._batch
+        ran_before = time.perf_counter() - self._policy.time_slice_seconds
+        try:
+            return over_share(batch.sequences, waiting, batch.capacity, batch.free, ran_before) if waiting else []
+        except Exception:  # All keep their slots.
+            log_defect(self._name)
+            return []
 
     def _queue_again(self, sequence: Sequence) -> None:
         if sequence.preempted is None:
             return  # It has failed.
-        if sequence.aborted:
+        if sequence.aborted or sequence.is_finished:
             self._dropped.append(sequence)
         elif sequence.paused:
             self._paused[sequence] = None
@@ -190,6 +205,14 @@ class Admission:
     def take_waiting(self) -> list[Sequence]:
         """Take out of the queue the sequences that get a slot now."""
         admitted: list[Sequence] = []
+        try:
+            self._take_waiting(admitted)
+        except Exception:  # The others get theirs.
+            log_defect(self._name)
+            self._some_lost = True
+        return admitted
+
+    def _take_waiting(self, admitted: list[Sequence]) -> None:
         free = self._batch.free
         # The running sequences wait while sources are encoded.
         positions = self._policy.encoded_positions if len(self._batch) else np.inf
@@ -204,10 +227,29 @@ class Admission:
             held[sequence.caller] += sequence.row_count
             sequence.admitted_at = time.perf_counter()
             sequence.started_at = sequence.started_at or sequence.admitted_at
+            admitted.append(sequence)
             if sequence.source is not None and sequence.source.encoded is None:
                 positions -= len(sequence.source.values)
-            admitted.append(sequence)
-        return admitted
+
+    def lose(self) -> list[Emission]:
+        """End the sequences that a defect has left in neither the queue nor the batch."""
+        with self._changed:
+            self._some_lost = False
+            kept = {*self._waiting, *self._paused, *self._batch.sequences}
+            lost = [one for one in self._submitted if not (one in kept or one.aborted or one.is_finished)]
+        if self._batch.preemption is not None:
+            preempted = [sequence for sequence in lost if sequence.preempted is not None]
+            try_each(self._name, preempted, self._batch.preemption.forget)
+        for sequence in lost:
+            sequence.is_finished = True
+        return [(sequence.receiver, Failed(INTERNAL)) for sequence in lost]
+
+    def abort_all_of(self, receivers: Collection[Receiver]) -> None:
+        """Cancel the sequences of receivers."""
+        with self._changed:
+            theirs = [one for one in self._submitted if one.receiver in receivers]
+        for sequence in theirs:
+            self.abort(sequence)
 
     def take_all(self) -> list[Sequence]:
         """Take out all sequences that have no slot."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Protocol
+
+import structlog
+
+_log = structlog.get_logger(__name__)
 
 
 class RowStore(Protocol):
@@ -34,10 +38,38 @@ def holes(leaving: Collection[int], count: int) -> Iterator[tuple[int, int]]:
         yield row, count
 
 
-def compact(leaving: Collection[int], count: int, stores: Iterable[RowStore]) -> None:
-    """Release rows in every store, so that the rest are `range(count - len(leaving))` again."""
+def compact(leaving: Collection[int], count: int, table: RowStore, stores: Iterable[RowStore]) -> set[int]:
+    """Release rows in every store, so that the rest are `range(count - len(leaving))` again.
+
+    Args:
+        leaving: the rows.
+        count: the number of rows in use.
+        table: the store that says which row is whose. Where it fails, nothing is known of any row.
+        stores: the others.
+
+    Returns:
+        The rows in use whose content a store could not move.
+    """
+    damaged: set[int] = set()
     for row, last in holes(leaving, count):
-        for store in stores:
-            store.release(row)
-            if last != row:
-                store.move(last, row)
+        moved = last != row
+        if last in damaged:
+            damaged.remove(last)
+            damaged.add(row)
+        for store in stores:  # Each of them, also after a failure: all agree on which row is which.
+            released = _succeeds(store.release, row)
+            if moved and not (_succeeds(store.move, last, row) and released):
+                damaged.add(row)
+        table.release(row)
+        if moved:
+            table.move(last, row)
+    return damaged
+
+
+def _succeeds(change: Callable[..., None], *rows: int) -> bool:
+    try:
+        change(*rows)
+    except Exception:
+        _log.exception("row not moved", rows=rows)
+        return False
+    return True

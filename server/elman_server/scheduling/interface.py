@@ -12,6 +12,7 @@ from elman_server.scheduling.sequence import Sequence
 
 Emission = tuple[Receiver, Event]
 # Delivers events, in order, which may be none; returns when the event loop has dealt with them, or after a while.
+# Where it raises, it has delivered none of them.
 Deliver = Callable[[list[Emission]], None]
 
 MODEL_FAILED = ModelFailedError("the model failed on this input")

@@ -9,6 +9,8 @@ from typing import TypeVar
 import structlog
 
 from elman_server.errors import EngineError
+from elman_server.scheduling.events import Failed, Receiver
+from elman_server.scheduling.interface import INTERNAL, Deliver, Emission
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
@@ -33,9 +35,17 @@ def run_each(
     for part in parts:
         try:
             results[part] = run(part)
-        except EngineError as error:
-            failures[part] = error
+        except Exception as error:
+            failures[part] = engine_error(error)
     return results, failures
+
+
+def engine_error(error: Exception) -> EngineError:
+    """What an engine has raised, as the failure of a step. Anything but an EngineError is a defect, which is logged."""
+    if isinstance(error, EngineError):
+        return error
+    _log.error("engine failed", exc_info=error)
+    return EngineError(type(error).__name__)
 
 
 def try_each(
@@ -60,6 +70,29 @@ def try_each(
             log_defect(model)
             failed.append(part)
     return results, failed
+
+
+def deliver_each(model: str, deliver: Deliver, emissions: Iterable[Emission]) -> list[Receiver]:
+    """Deliver one by one what could not be delivered together.
+
+    Args:
+        model: the model's name, for the log.
+        deliver: delivers events.
+        emissions: the events, none of which has been delivered.
+
+    Returns:
+        The receivers that have lost an event. They get a failure in its place, and none of the events after it.
+    """
+    lost: dict[Receiver, None] = {}
+    for receiver, event in emissions:
+        if receiver not in lost:
+            try:
+                deliver([(receiver, event)])
+            except Exception:
+                log_defect(model)
+                lost[receiver] = None
+    try_each(model, lost, lambda receiver: deliver([(receiver, Failed(INTERNAL))]))
+    return list(lost)
 
 
 def log_defect(model: str) -> None:

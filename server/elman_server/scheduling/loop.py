@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,6 +20,7 @@ from elman_server.errors import ServerDrainingError
 from elman_server.scheduling.admission import Admission
 from elman_server.scheduling.events import Failed
 from elman_server.scheduling.interface import INTERNAL, Deliver, Emission, RunningBatch
+from elman_server.scheduling.isolation import deliver_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Sequence
 
@@ -100,30 +103,44 @@ class Scheduler:
         return self._admission.waiting_count
 
     def _loop(self) -> None:
-        while self._admission.wait_for_work():
+        while not self._admission.is_closed:
             try:
-                self._iterate()
-            except Exception:
-                # A defect: the running sequences fail, and the server goes on.
-                _log.exception("scheduling failed", model=self._name, running=len(self._batch))
-                self._emit(self._batch.fail(INTERNAL))
-        self._emit(self._batch.fail(ServerDrainingError()))
-        self._emit([(sequence.receiver, Failed(ServerDrainingError())) for sequence in self._admission.take_all()])
+                self._do(self._iterate)
+            except Exception:  # Whatever happens, the thread goes on.
+                _log.exception("scheduling failed", model=self._name)
+        self._do(partial(self._batch.fail, ServerDrainingError()))
+        self._do(lambda: [(one.receiver, Failed(ServerDrainingError())) for one in self._admission.take_all()])
 
-    def _iterate(self) -> None:
-        """One iteration. Nothing else calls the engine."""
+    def _iterate(self) -> list[Emission]:
+        """One iteration; returns the events of its run. Nothing else calls the engine."""
         admission, batch = self._admission, self._batch
-        self._emit(admission.expire())
-        self._emit(admission.preempt())
-        self._coalesce_arrivals()
-        self._emit(batch.admit(admission.take_waiting()))
+        if not admission.wait_for_work():
+            return []
+        self._do(admission.expire)
+        self._do(admission.preempt)
+        self._do(self._coalesce_arrivals)
+        self._do(lambda: batch.admit(admission.take_waiting()))
         if not len(batch):
-            return
-        schedule = batch.schedule(others_wait=admission.waiting_count > 0)
-        output = batch.run(schedule, admission.is_interrupted)
-        self._emit(batch.update(schedule, output, aborted=admission.take_aborted()))
+            return []
+        try:
+            schedule = batch.schedule(others_wait=admission.waiting_count > 0)
+            output = batch.run(schedule, admission.is_interrupted)
+            return batch.update(schedule, output, aborted=admission.take_aborted())
+        except Exception:
+            # A defect: the running sequences fail, and the server goes on.
+            _log.exception("scheduling failed", model=self._name, running=len(batch))
+            return batch.fail(INTERNAL)
 
-    def _coalesce_arrivals(self) -> None:
+    def _do(self, step: Callable[[], list[Emission]]) -> None:
+        """Emit what a step returns that runs nothing. A defect ends the sequences that it has lost, and no other."""
+        try:
+            emissions = step()
+        except Exception:
+            _log.exception("scheduling failed", model=self._name)
+            emissions = self._admission.lose()
+        self._emit(emissions)
+
+    def _coalesce_arrivals(self) -> list[Emission]:
         """Wait while requests keep arriving: accepting a call needs the cores, too, and sequences that start together
         share the encoder's run and every run of their prompts."""
         began, seen = time.perf_counter(), 0
@@ -134,9 +151,16 @@ class Scheduler:
             if time.perf_counter() >= began + patience:
                 break
             self._deliver([])  # Lets the event loop accept calls.
+        return []
 
     def _emit(self, emissions: list[Emission]) -> None:
-        if emissions:
-            started = time.perf_counter()
+        if not emissions:
+            return
+        started = time.perf_counter()
+        try:
             self._deliver(emissions)
-            self._batch.record_emission(len(emissions), time.perf_counter() - started)
+        except Exception:
+            _log.exception("events not delivered", model=self._name, events=len(emissions))
+            self._admission.abort_all_of(deliver_each(self._name, self._deliver, emissions))
+            return
+        self._batch.record_emission(len(emissions), time.perf_counter() - started)

@@ -113,8 +113,8 @@ class ShapedRows:
         record["counts"] = shaping.frequency_penalty != 0 or shaping.presence_penalty != 0
         record["forbidden"] = bool(shaping.forbidden_tokens)
         self.records[row] = record
-        self._forced.append(shaping.forced_tokens)
         self._fill(row, shaping, prompt, generated)
+        self._forced.append(shaping.forced_tokens)  # The row is there from now on.
         return row
 
     def _grow(self) -> None:

@@ -31,7 +31,7 @@ from elman_server.scheduling.events import (
     TokenReport,
 )
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import log_defect, try_each
+from elman_server.scheduling.isolation import engine_error, log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.rows.emissions import defect_end, new_tokens
 from elman_server.scheduling.rows.encoding import encode_sources
@@ -42,6 +42,7 @@ from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.pending import PendingTokens
 from elman_server.scheduling.rows.planning import Planner, Prefill, Schedule
 from elman_server.scheduling.rows.preemption import RowPreemption
+from elman_server.scheduling.rows.release import release
 from elman_server.scheduling.rows.search import BeamRows
 from elman_server.scheduling.rows.table import Progress, RowTable
 from elman_server.scheduling.sequence import Beams, Generation, Reading, Sequence
@@ -82,11 +83,13 @@ class RowBatch:
         self._pending = PendingTokens(table, engine.capacity)
         self._inputs = RowInputs(table, engine.capacity, input_name)
         self._host = HostSampler(name, vocabulary_size, forbidden_token)
-        self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, table, engine)
+        self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, engine)
         self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
         self._endings = Endings(name, table)
         self._beams = BeamRows(name, engine, table, self._inputs, self._host, forbidden_token)
-        self._preemption = RowPreemption(name, engine, table, self._pending, self._inputs, self._host, self._stores)
+        self._preemption = RowPreemption(
+            name, engine, table, self._pending, self._inputs, self._host, self._stores, self.fail
+        )
         self._single_steps = 0  # how many are still to be run one by one, because a run of several failed
         self._executor = ThreadPoolExecutor(thread_name_prefix=f"partitions {name}")
 
@@ -138,14 +141,18 @@ class RowBatch:
             # Always written: the row still holds the state of its last sequence.
             self._engine.insert(row, sequence.state, encoded)
         except Exception:
-            compact(range(row, len(self._table)), len(self._table), self._stores)
+            compact(range(row, len(self._table)), len(self._table), self._table, self._stores)
             raise
 
     def schedule(self, others_wait: bool) -> Schedule | Prefill:
         if self._single_steps:
             self._single_steps -= 1
             return self._planner.single_step(others_wait)
-        return self._planner.plan(others_wait)
+        try:
+            return self._planner.plan(others_wait)
+        except Exception:  # Planning changes nothing.
+            log_defect(self._name)
+            return self._planner.single_step(others_wait)
 
     def run(self, schedule: Schedule | Prefill, interrupted: Callable[[], bool]) -> ModelOutput | None:
         if isinstance(schedule, Prefill):
@@ -160,13 +167,13 @@ class RowBatch:
 
     def update(self, schedule: Schedule | Prefill, output: ModelOutput | None, *, aborted: bool) -> list[Emission]:
         if output is None or isinstance(schedule, Prefill):
-            self._release(set(), aborted=aborted)
-            return []
+            return self._release(set(), aborted=aborted)
         self._single_steps = max(self._single_steps, output.failed_count)
         progress = self._table.progress(output.counts)
         rows = self._table.rows_needing_logits(schedule.count)
         results, choices = self._sample(rows, schedule.chunk, output)
         endings = self._endings.find(progress, results, output.failures, choices)
+        endings |= dict.fromkeys(self._inputs.defective, DEFECT)
         branchings = self._beams.advance(rows, results, endings)
         self._replay(schedule.chunk, output, results, endings)
         for committed in output.uncommitted:
@@ -174,16 +181,19 @@ class RowBatch:
         self._table.advance(output.counts, results.tokens)
         self._collect(progress, results, endings)
         emissions = self._due_events(progress, endings)
-        surplus, failed = self._beams.branch(branchings)
-        emissions += [defect_end(beams) for beams in failed]
-        self._release({*endings, *surplus}, aborted=aborted)
-        return emissions
+        try:
+            surplus, failed = self._beams.branch(branchings)
+            emissions += [defect_end(beams) for beams in failed]
+            return emissions + self._release({*endings, *surplus}, aborted=aborted)
+        except Exception:  # What is due is emitted nevertheless.
+            log_defect(self._name)
+            return emissions + self.fail(INTERNAL)
 
-    def _release(self, leaving: set[int], *, aborted: bool) -> None:
-        """Free rows, and those of aborted sequences."""
+    def _release(self, leaving: set[int], *, aborted: bool) -> list[Emission]:
+        """Free rows, and those of aborted sequences; returns the ends of those that fail by it."""
         if aborted:
             leaving |= {row for row, sequence in enumerate(self._table.sequences) if sequence.aborted}
-        compact(leaving, len(self._table), self._stores)
+        return release(leaving, self._table, self._stores)
 
     def record_emission(self, count: int, seconds: float) -> None:
         self._costs.record_emission(count, seconds)
@@ -193,20 +203,25 @@ class RowBatch:
         for row, sequence in enumerate(self._table.sequences):
             if sequence.aborted or sequence.is_finished:
                 continue
-            tokens = self._pending.take(row, 0.0, 0.0)
-            if tokens:
-                emissions.append(new_tokens(sequence, tokens))
+            try:
+                tokens = self._pending.take(row, 0.0, 0.0)
+                if tokens:
+                    emissions.append(new_tokens(sequence, tokens))
+            except Exception:
+                log_defect(self._name)
             sequence.is_finished = True  # A search has several rows.
             emissions.append((sequence.receiver, Failed(error)))
-        self._host.clear(len(self._table))
         self._table.clear()
+        self._host.abandon_work()
+        try_each(self._name, range(self.capacity), self._host.release)
         return emissions
 
     def _prefill(self, prefill: Prefill) -> None:
         started = time.perf_counter()
         try:
             self._engine.prefill(prefill.rows, self._inputs.prefill(prefill.rows, prefill.count))
-        except EngineError:
+        except Exception as error:
+            engine_error(error)
             self._single_steps = 1  # The row that fails is found when it runs with the others.
             return
         self._costs.record_prefill(len(prefill.rows), prefill.count, time.perf_counter() - started)
@@ -230,7 +245,7 @@ class RowBatch:
         tokens, choices = results.tokens.copy(), None
         choosing = [row for row, generation in generations.items() if generation.params.needs_logits]
         if choosing:
-            choices = self._host.choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
+            choices = self._choose(choosing, results.logits[choosing], chunk.uniforms[choosing, -1])
             tokens[choosing, -1] = choices.tokens
         counts = {row: one.report_count for row, one in generations.items() if one.report_count is not None}
         if counts:
@@ -243,6 +258,13 @@ class RowBatch:
                 choices = choices or Choices(tokens[:, -1], {}, [], [])
                 choices.errors[row] = str(INTERNAL)
         return replace(results, tokens=tokens), choices
+
+    def _choose(self, rows: list[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
+        try:
+            return self._host.choose(rows, logits, uniforms)
+        except Exception:
+            log_defect(self._name)
+            return Choices(np.zeros(len(rows), np.int64), dict.fromkeys(rows, str(INTERNAL)), [], [])
 
     def _reports(
         self, logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: list[int]
@@ -303,10 +325,10 @@ class RowBatch:
         # Writing to all takes a while, and a row that waits for its first token has been due for the longest.
         for row in sorted(due, key=table.records["due"].__getitem__):
             sequence = table.sequences[row]
-            tokens = pending.take(row, now, interval)
-            if sequence.aborted or sequence.is_finished:
-                continue
             try:
+                tokens = pending.take(row, now, interval)
+                if sequence.aborted or sequence.is_finished:
+                    continue
                 if tokens:
                     emissions.append(new_tokens(sequence, tokens))
                 if row in snapshots and row not in endings:

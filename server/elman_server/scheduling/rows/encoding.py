@@ -7,7 +7,7 @@ import structlog
 from elman_server.engine import Encoded, Engine
 from elman_server.errors import EngineError
 from elman_server.scheduling.interface import INTERNAL
-from elman_server.scheduling.isolation import run_each
+from elman_server.scheduling.isolation import run_each, try_each
 from elman_server.scheduling.sequence import Sequence, Source
 
 _log = structlog.get_logger(__name__)
@@ -29,9 +29,10 @@ def encode_sources(model: str, engine: Engine, sequences: list[Sequence]) -> Non
         encoded = _encode(model, engine, sources)
     except Exception:  # A defect: these sequences have no row yet, where `RowBatch.fail` would find them.
         _log.exception("encoding failed", model=model, sources=len(sources))
+        alone = sources if len(sources) > 1 else []
+        encoded, _ = try_each(model, alone, lambda source: engine.encode([source.values])[0])
         for source in sources:
-            source.failure = INTERNAL
-        return
+            source.failure = INTERNAL  # Where there is no result, this is why.
     for source in sources:
         source.encoded = encoded.get(source)
 

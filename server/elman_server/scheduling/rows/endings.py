@@ -105,7 +105,11 @@ class Endings:
             first, gained = int(progress.first[row]), int(progress.gained[row])
             steps = np.flatnonzero(stopping[row, first : first + gained])
             if steps.size:
-                endings[row] = self._ending_at(row, int(steps[0]), progress, results)
+                try:
+                    endings[row] = self._ending_at(row, int(steps[0]), progress, results)
+                except Exception:
+                    log_defect(self._name)
+                    endings[row] = DEFECT
 
     def _ending_at(self, row: int, tokens: int, progress: Progress, results: Results) -> Ending:
         """A row keeps `tokens` of the run's tokens; the next one is its end token, or none at all."""

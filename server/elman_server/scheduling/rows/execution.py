@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from elman_server.engine import Arrays, Chunk, Engine, Results, run_concurrently
 from elman_server.errors import EngineError
 from elman_server.scheduling.costs import StepCosts
-from elman_server.scheduling.isolation import run_each
+from elman_server.scheduling.isolation import engine_error, run_each
 from elman_server.scheduling.rows.planning import Schedule
 
 
@@ -147,7 +147,8 @@ class Execution:
         chunk, started = partition.chunk.steps(partition.taken, partition.taken + count), time.perf_counter()
         try:
             partition.last = self._engine.run(partition.rows, chunk, partition=partition.number)
-        except EngineError:
+        except Exception as error:
+            engine_error(error)
             partition.last, partition.failed_count = None, count
             return 0
         now = time.perf_counter()

@@ -144,11 +144,9 @@ class HostSampler:
         if matcher is not None:
             self._matchers[destination] = matcher
 
-    def clear(self, count: int) -> None:
-        """Forget the first `count` rows."""
+    def abandon_work(self) -> None:
+        """Forget what `prepare` has started."""
         self._work = None
-        for row in range(count):
-            self.release(row)
 
     def prepare(self, rows: Several[int]) -> None:
         """Start to compute what the grammars of `rows`, which choose next, allow. Work that was started before and not

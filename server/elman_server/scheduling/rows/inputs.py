@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from elman_server.decoding.in_graph import LEAST_UNIFORM
@@ -14,6 +15,8 @@ from elman_server.scheduling.sequence import Generation, Sequence
 _DRAWN = 1024  # random numbers at a time: starting to draw costs as much as drawing thousands
 _NOTHING_DRAWN = -_DRAWN
 
+_log = structlog.get_logger(__name__)
+
 
 class RowInputs:
     """Builds the inputs of runs; implements `RowStore`.
@@ -22,6 +25,9 @@ class RowInputs:
         table: the rows.
         capacity: the number of rows.
         input_name: the step's input; None if it has none.
+
+    Attributes:
+        defective: the rows of the last chunk whose inputs are not their own, because of a defect.
     """
 
     def __init__(self, table: RowTable, capacity: int, input_name: str | None) -> None:
@@ -30,6 +36,7 @@ class RowInputs:
         self._uniforms = np.zeros((capacity, _DRAWN), np.float32)
         self._starts = np.full(capacity, _NOTHING_DRAWN)  # the position of the first number that is kept of each row
         self._streams: list[UniformStream | None] = [None] * capacity
+        self.defective: list[int] = []
 
     def append(self, row: int, sequence: Sequence) -> None:
         """A sequence gets a row."""
@@ -54,13 +61,17 @@ class RowInputs:
             inputs[:, 0] = records["last_token"]
         selection = table.selection
         targets = np.full((len(records), count), FREE) if selection.log_probabilities else None
+        self.defective = []
         for row in np.flatnonzero(records["position"] < records["forced_end"]).tolist():
             sequence = table.sequences[row]
             start = int(records["position"][row]) - sequence.position
-            part = sequence.forced[start : start + count]
-            inputs[row, : len(part)] = part
-            if targets is not None and sequence.targets is not None:
-                targets[row, : len(part)] = sequence.targets[start : start + count]
+            try:
+                part = sequence.forced[start : start + count]
+                inputs[row, : len(part)] = part
+                if targets is not None and sequence.targets is not None:
+                    targets[row, : len(part)] = sequence.targets[start : start + count]
+            except Exception:
+                self._give_up(row)
         return Chunk(
             {} if self._input_name is None else {self._input_name: inputs},
             self._draw(count),
@@ -105,6 +116,11 @@ class RowInputs:
             inputs[free] = tokens[row, start + free - 1]
         return {self._input_name: inputs}
 
+    def _give_up(self, row: int) -> None:
+        """A row that has met a defect runs with inputs that do no harm."""
+        _log.exception("inputs of a row not built", row=row)
+        self.defective.append(row)
+
     def _draw(self, count: int) -> NDArray[np.float32]:
         """The random numbers for the choices after the next `count` steps, [rows, count]. The number for a choice
         depends on the seed and on the number of steps taken by then."""
@@ -115,8 +131,12 @@ class RowInputs:
         for row in np.flatnonzero(missing).tolist():
             stream = self._streams[row]
             if stream is not None:
+                try:
+                    drawn = np.maximum(stream.take(int(first[row]), _DRAWN), LEAST_UNIFORM)
+                except Exception:
+                    self._give_up(row)
+                    continue
                 self._starts[row], offsets[row] = first[row], 0
-                drawn = np.maximum(stream.take(int(first[row]), _DRAWN), LEAST_UNIFORM)
                 self._uniforms[row] = LEAST_UNIFORM if records["greedy"][row] else drawn
         # A row that chooses nothing in this chunk gets whatever is there.
         taken: NDArray[np.float32] = self._uniforms[

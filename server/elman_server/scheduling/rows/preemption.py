@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 
 from elman_server.engine import Engine
 from elman_server.scheduling.compaction import RowStore, compact
 from elman_server.scheduling.events import BeamsFinished, Event, Finished, FinishReason
-from elman_server.scheduling.interface import Emission
+from elman_server.scheduling.interface import INTERNAL, Emission
 from elman_server.scheduling.isolation import log_defect
 from elman_server.scheduling.rows.emissions import defect_end, new_tokens
 from elman_server.scheduling.rows.host_sampler import HostSampler
 from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.pending import PendingTokens
+from elman_server.scheduling.rows.release import release, rows_of
 from elman_server.scheduling.rows.table import RowTable
 from elman_server.scheduling.sequence import Beams, Preempted, Sequence
 
@@ -31,7 +33,8 @@ class RowPreemption:
         pending: their coalesced tokens.
         inputs: builds the inputs of runs.
         host: samples for some of the rows.
-        stores: everything that keeps something for each row.
+        stores: what else keeps something for each row.
+        fail: fails all sequences that have rows.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class RowPreemption:
         inputs: RowInputs,
         host: HostSampler,
         stores: Several[RowStore],
+        fail: Callable[[Exception], list[Emission]],
     ) -> None:
         self._name = name
         self._engine = engine
@@ -51,27 +55,27 @@ class RowPreemption:
         self._inputs = inputs
         self._host = host
         self._stores = stores
+        self._fail = fail
         self._keys = itertools.count(-1, -1)
 
     def preempt(self, sequences: Several[Sequence]) -> list[Emission]:
         emissions: list[Emission] = []
         for sequence in sequences:
-            rows = self._rows_of(sequence)
-            tokens = self._pending.take(rows[0], 0.0, 0.0)
+            rows = rows_of([sequence], self._table)
             try:
+                tokens = self._pending.take(rows[0], 0.0, 0.0)
                 if tokens and not sequence.aborted:
                     emissions.append(new_tokens(sequence, tokens))
-                self._save(sequence, rows)
+                self._save(sequence, list(sequence.rows) if isinstance(sequence, Beams) else rows)
             except Exception:
                 log_defect(self._name)
                 emissions.append(defect_end(sequence))
-            compact(rows, len(self._table), self._stores)
+            try:
+                emissions += release(rows, self._table, self._stores)
+            except Exception:  # Nothing is known of any row.
+                log_defect(self._name)
+                return emissions + self._fail(INTERNAL)
         return emissions
-
-    def _rows_of(self, sequence: Sequence) -> list[int]:
-        if isinstance(sequence, Beams):
-            return list(sequence.rows)
-        return [self._table.sequences.index(sequence)]
 
     def _save(self, sequence: Sequence, rows: list[int]) -> None:
         keys = [next(self._keys) for _ in rows]
@@ -93,7 +97,7 @@ class RowPreemption:
                 self._host.move(key, row)
                 self._engine.insert(row, state, encoded)
         except Exception:
-            compact(range(first, len(self._table)), len(self._table), self._stores)
+            compact(range(first, len(self._table)), len(self._table), self._table, self._stores)
             raise
         finally:
             self.forget(sequence)

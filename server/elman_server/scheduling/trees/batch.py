@@ -15,11 +15,10 @@ import structlog
 from numpy.typing import NDArray
 
 from elman_server.engine import NO_CHILD, NodeResults, TreeEngine
-from elman_server.errors import EngineError
 from elman_server.scheduling.compaction import holes
 from elman_server.scheduling.events import Event, Failed
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
-from elman_server.scheduling.isolation import log_defect, run_each, try_each
+from elman_server.scheduling.isolation import engine_error, log_defect, run_each, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Sequence
 from elman_server.scheduling.trees.flatten import NODE, flatten
@@ -155,7 +154,8 @@ class TreeBatch:
     def run(self, schedule: NodeSchedule, interrupted: Callable[[], bool]) -> NodeOutput:
         try:
             return NodeOutput(self._engine.run(schedule.tokens, schedule.children), [])
-        except EngineError as error:
+        except Exception as failure:
+            error = engine_error(failure)
             _log.error("step failed", model=self._name, nodes=len(schedule.nodes), error=str(error))
             return self._run_trees_alone(schedule)
 
@@ -184,8 +184,12 @@ class TreeBatch:
                 self._finished.append((tree, Failed(error)))
         self._trees.clear()
         self._used = 0
-        self._engine.release_all()
-        return self._flush()
+        emissions = self._flush()
+        try:
+            self._engine.release_all()
+        except Exception:  # It is called again whenever no tree is left.
+            log_defect(self._name)
+        return emissions
 
     def _run_trees_alone(self, schedule: NodeSchedule) -> NodeOutput:
         """Nodes of several trees failed: run those of each tree, so that only the trees that fail alone do."""
