@@ -119,6 +119,8 @@ _CLASSES: dict[grpc.StatusCode, type[ElmanError]] = {
 # own, so without a reason they come from the transport.
 _CONNECTION_LOST = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
+_LARGER = "message larger than max"  # in the words of grpc, which refuses very large ones before the server sees them
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -136,6 +138,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> ElmanError:
                 f"list the host in no_proxy ({message})"
             )
         return UnavailableError(message, code=error.code())
+    if not found.reason and _LARGER in message:
+        rule = "the server reads no messages of this size. Split the request, or raise --message-limit of the server"
+        return InvalidRequestError(f"message: {rule} ({message})", code=error.code(), reason="MESSAGE_TOO_LARGE")
     if not found.reason and error.code() in _CONNECTION_LOST:
         return UnavailableError(f"the connection was lost: {message}", code=error.code())
     return found

@@ -105,7 +105,9 @@ class MessageTooLargeError(DomainError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"message: got {size} bytes; at most {limit} are allowed. Split the request", size=size, limit=limit
+            f"message: got {size} bytes; at most {limit} are allowed. Split the request, or raise --message-limit",
+            size=size,
+            limit=limit,
         )
 
 

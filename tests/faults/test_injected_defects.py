@@ -5,7 +5,7 @@ is served."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,16 @@ from elman_server.decoding.host.shaped_rows import ShapedRows
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.scheduling import (
     Beams,
-    BeamsFinished,
     Emission,
     Event,
     Failed,
-    Finished,
     Generation,
     Reading,
-    ReadingFinished,
     Receiver,
     SamplingParams,
     Scheduler,
     Sequence,
     Source,
-    Tokens,
 )
 from elman_server.scheduling.admission import Admission
 from elman_server.scheduling.costs import StepCosts
@@ -48,6 +44,7 @@ from elman_server.scheduling.rows.search import BeamRows
 from elman_server.scheduling.rows.table import RowTable
 from elman_server.scheduling.waiting import WaitingQueue
 from tests.support.amount import examples
+from tests.support.events import content, received
 from tests.support.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.support.injection import DefectError, nth, points_of, raising
 from tests.support.scheduling import (
@@ -102,34 +99,6 @@ KINDS: dict[str, Callable[[], Sequence]] = {
     "not a number": lambda: generation([1, NAN], 5),
     "too late": lambda: generation([1], 9, time_limit=0.0),
 }
-
-
-def content(event: Event) -> object:
-    """The content of an event, to be compared."""
-    if isinstance(event, Finished):
-        return event.reason, event.position, shown(event.state)
-    if isinstance(event, ReadingFinished):
-        return event.outputs.tobytes(), event.log_probabilities.tobytes(), shown(event.state), shown(event.states)
-    if isinstance(event, Failed):
-        return str(event.error)
-    if isinstance(event, BeamsFinished):
-        return event.hypotheses, event.cut_short
-    return event
-
-
-def shown(arrays: Mapping[str, Any] | None) -> object:
-    return None if arrays is None else {name: np.asarray(values).tobytes() for name, values in arrays.items()}
-
-
-def received(sequence: Sequence) -> tuple[list[int], Event]:
-    """All tokens of a sequence, and its end."""
-    tokens: list[int] = []
-    while True:
-        event = inbox(sequence).events.get(timeout=10)
-        if isinstance(event, Tokens):
-            tokens.extend(event.ids)
-        elif isinstance(event, Finished | ReadingFinished | BeamsFinished | Failed):
-            return tokens, event
 
 
 def make_small_scheduler() -> Scheduler:

@@ -6,17 +6,19 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elman_server.errors import InvalidFieldError
+from elman_server.errors import InvalidFieldError, ResponseTooLargeError
 from elman_server.inference.input_forms import Input
 from elman_server.inference.inputs import read_tokens
+from elman_server.inference.limits import Limits
 from elman_server.inference.model import ServedModel
 from elman_server.inference.offload import offload
 from elman_server.inference.resources import Resources
 from elman_server.inference.session_targets import check_session_id
-from elman_server.sessions import TOKEN_TYPE, Session, Summary, read_file
+from elman_server.sessions import TOKEN_BYTES, TOKEN_TYPE, Session, SessionModel, Summary, read_file, write_file
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
 _LONG_FILE = 2**16  # bytes: more take milliseconds, too long to block the event loop
+_IMPORT_BYTES = 128  # of a request to import, beside the file: at most an id and some tags
 
 
 @dataclass(frozen=True)
@@ -198,14 +200,45 @@ async def rewind_session(resources: Resources, session_id: str, position: int | 
 
 
 async def export_session(resources: Resources, session_id: str) -> bytes:
-    """Return a session as a file.
+    """Return a session as a file, which a server with the same bundle and settings imports.
 
     Raises:
-        DomainError: there is none, or the server does not hold its model.
+        DomainError: there is none, the server does not hold its model, or the file could not be imported.
     """
     check_session_id(session_id, "session_id")
     session = await resources.sessions.get(session_id)
-    return await resources.sessions.export(session.session_id, _model_of(resources, session).for_sessions)
+    model = _model_of(resources, session).for_sessions
+    frozen = await resources.sessions.frozen(session.session_id, model)
+    _check_importable(frozen, model, resources.limits)
+    content = await offload(frozen.size, lambda: write_file(frozen, model.resume_point(frozen)), _LONG_FILE)
+    _check_file_size(session_id, len(content), resources.limits)
+    return content
+
+
+def _check_importable(session: Session, model: SessionModel, limits: Limits) -> None:
+    """Refuse what `import_session` would refuse.
+
+    Raises:
+        InvalidFieldError: the state is too far behind.
+        ResponseTooLargeError: the file would be too large.
+    """
+    usable = [snapshot.position for snapshot in session.snapshots if len(snapshot.state) == model.layout.size]
+    behind = session.position - model.lag - max(usable, default=0)
+    if behind > limits.input_tokens:
+        got = f"{session.session_id!r}, whose state is {behind} tokens behind"
+        rule = f"in a file it may be {limits.input_tokens} tokens behind, which the next call has to read again"
+        remedy = "Generate a token on the session, or on a fork of it, and export that"
+        raise InvalidFieldError("session_id", got, rule, remedy)
+    _check_file_size(session.session_id, TOKEN_BYTES * session.position, limits)
+
+
+def _check_file_size(session_id: str, size: int, limits: Limits) -> None:
+    limit = limits.message_bytes - _IMPORT_BYTES
+    if size > limit:
+        got = f"{session_id!r}, whose file has {size} bytes or more"
+        rule = f"a server with the same --message-limit imports files of {limit} bytes at most"
+        remedy = "Raise --message-limit of both servers"
+        raise ResponseTooLargeError("session_id", got, rule, remedy, size=size, limit=limit)
 
 
 async def import_session(resources: Resources, content: bytes, session_id: str, caller: str) -> SessionView:

@@ -13,15 +13,16 @@ file               an exported session
 """
 
 from elman_server.sessions.calls import SessionGeneration, SessionReading, Subscription, Target
-from elman_server.sessions.file import SessionFile, read_file
+from elman_server.sessions.file import SessionFile, read_file, write_file
 from elman_server.sessions.model import SessionModel
-from elman_server.sessions.session import TOKEN_TYPE, Session
+from elman_server.sessions.session import TOKEN_BYTES, TOKEN_TYPE, Session
 from elman_server.sessions.sessions import SessionOptions, Sessions
 from elman_server.sessions.state_layout import StateLayout
 from elman_server.sessions.stores import open_store
 from elman_server.sessions.stores.interface import Store, Summary
 
 __all__ = [
+    "TOKEN_BYTES",
     "TOKEN_TYPE",
     "Session",
     "SessionFile",
@@ -37,4 +38,5 @@ __all__ = [
     "Target",
     "open_store",
     "read_file",
+    "write_file",
 ]

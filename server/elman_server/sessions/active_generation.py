@@ -10,20 +10,26 @@ interrupted where it is; it can be continued from there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from array import array
 from collections.abc import Callable
 from functools import partial
 
+import structlog
+
 from elman_server.engine import Arrays
-from elman_server.errors import StoreError
-from elman_server.scheduling import Event, Failed, Finished, Generation, Receiver, Scheduler, Snapshot, Tokens
+from elman_server.errors import StoreError, StoreUnavailableError
+from elman_server.scheduling import INTERNAL, Event, Failed, Finished, Generation, Receiver, Scheduler, Snapshot, Tokens
 from elman_server.sessions.changes import Advance
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.session import TOKEN_TYPE, Call, Session
 from elman_server.sessions.snapshots import Snapshot as PackedSnapshot
 from elman_server.sessions.snapshots import superseded_positions
 from elman_server.sessions.state_layout import StateLayout
+from elman_server.sessions.stores.interface import STORE_FAILED
+
+_log = structlog.get_logger(__name__)
 
 
 class ActiveGeneration:
@@ -136,6 +142,14 @@ class ActiveGeneration:
     def receive(self, event: Event) -> None:
         if self._is_ending:
             return
+        try:
+            self._take(event)
+        except Exception:
+            _log.exception("session not advanced", session_id=self.session.session_id)
+            self._last = Failed(INTERNAL)
+            self._interrupt()
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Tokens):
             self._submitted_call = self._submitted_call.advanced(len(event.ids))
             self._write(array(TOKEN_TYPE, event.ids), None, event)
@@ -181,30 +195,52 @@ class ActiveGeneration:
         )
         self._position += len(tokens)
         self._unwritten_count += 1
-        self._journal.write(change, partial(self._take_outcome, change, call, event))
+        try:
+            self._journal.write(change, partial(self._take_outcome, change, call, event))
+        except BaseException:
+            self._unwritten_count -= 1
+            raise
 
     def _take_outcome(self, change: Advance, call: Call, event: Event | None, error: StoreError | None) -> None:
         self._unwritten_count -= 1
-        if error is not None and not self._write_failed:
-            self._write_failed = self._is_ending = True
-            self._last = Failed(error)
-            self._abort()
         if not self._write_failed:
-            self._on_written(self.session, change)
-            self.call = call
-            if event is not None:
-                self._deliver(event)
+            error = error or self._advance(change)
+            if error is not None:
+                self._write_failed = self._is_ending = True
+                self._last = Failed(error)
+                self._abort()
+            else:
+                self.call = call
+                if event is not None:
+                    self._deliver(event)
         self._finish_if_written()
+
+    def _advance(self, change: Advance) -> StoreError | None:
+        """Advance the session in memory after the store; returns why that failed."""
+        try:
+            self._on_written(self.session, change)
+        except Exception:  # What the store has is loaded again.
+            _log.exception("session in memory not advanced", session_id=change.session_id)
+            return StoreUnavailableError(STORE_FAILED)
+        return None
 
     def _finish_if_written(self) -> None:
         """Deliver the last event when the generation is ending and every change is written."""
         if not self._is_ending or self._unwritten_count or self.finished.is_set():
             return
         self.finished.set()
-        self._on_finished(self._write_failed)
-        if self._last is not None:
-            self._deliver(self._last)
+        try:
+            self._on_finished(self._write_failed)
+        finally:
+            if self._last is not None:
+                self._deliver(self._last)
 
     def _deliver(self, event: Event) -> None:
-        for subscriber in self._subscribers:
-            subscriber.receive(event)
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber.receive(event)
+            except Exception:  # The others receive it nevertheless.
+                _log.exception("event not received", kind=type(event).__name__)
+                with contextlib.suppress(Exception):
+                    subscriber.receive(Failed(INTERNAL))
+                self.unsubscribe(subscriber)

@@ -6,8 +6,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+import structlog
+
+from elman_server.errors import SessionError, StoreUnavailableError
+from elman_server.sessions.stores.interface import STORE_FAILED
+
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+_log = structlog.get_logger(__name__)
 
 
 class Coalescer(Generic[Q, A]):
@@ -27,7 +34,7 @@ class Coalescer(Generic[Q, A]):
         """Send a request; return its answer.
 
         Raises:
-            Exception: the error that `send` raises, or returns for this request.
+            SessionError: the error that `send` raises, or returns for this request; StoreUnavailableError for a defect.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[A] = loop.create_future()
@@ -36,15 +43,23 @@ class Coalescer(Generic[Q, A]):
             self._sender = loop.create_task(self._send_pending())
         return await future
 
+    def _answers(self, requests: Sequence[Q]) -> Sequence[A | Exception]:
+        try:
+            return self._send(requests)
+        except SessionError as error:
+            return [error] * len(requests)
+        except Exception:
+            _log.exception("store failed", request_count=len(requests))
+            if len(requests) == 1:
+                return [StoreUnavailableError(STORE_FAILED)]
+        # A defect that one of the requests has triggered must not affect the others: each is sent by itself.
+        return [answer for request in requests for answer in self._answers([request])]
+
     async def _send_pending(self) -> None:
         try:
             while self._pending:
                 batch, self._pending = self._pending, []
-                answers: Sequence[A | Exception]
-                try:
-                    answers = await asyncio.to_thread(self._send, [request for request, _ in batch])
-                except Exception as error:
-                    answers = [error] * len(batch)
+                answers = await asyncio.to_thread(self._answers, [request for request, _ in batch])
                 for (_, future), answer in zip(batch, answers, strict=True):
                     if future.cancelled():
                         continue

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-import structlog
-
 from elman_server.errors import SessionError, StoreFullError, StoreUnavailableError
 from elman_server.sessions.stores.interface import Store, ask
 
 _INTERVAL = 2.0  # seconds between two questions
-
-_log = structlog.get_logger(__name__)
 
 
 class StoreHealth:
@@ -38,19 +34,18 @@ class StoreHealth:
 
     async def _watch(self) -> None:
         """Until the store takes changes again."""
-        self.on_change(False)
-        while not await self._takes_changes():  # noqa: ASYNC110 # Nothing tells when a disk has room again.
-            await asyncio.sleep(_INTERVAL)
-        self._watching = None
+        try:
+            self.on_change(False)
+            while not await self._takes_changes():  # noqa: ASYNC110 # Nothing tells when a disk has room again.
+                await asyncio.sleep(_INTERVAL)
+        finally:
+            self._watching = None
         self.on_change(True)
 
     async def _takes_changes(self) -> bool:
         try:
             await ask(self._store, self._store.check)
         except SessionError:
-            return False
-        except Exception:
-            _log.exception("store not checked")
             return False
         return True
 

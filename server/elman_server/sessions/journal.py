@@ -16,7 +16,7 @@ import structlog
 from elman_server.errors import StoreError, StoreUnavailableError
 from elman_server.sessions.changes import Change
 from elman_server.sessions.health import StoreHealth
-from elman_server.sessions.stores.interface import Store
+from elman_server.sessions.stores.interface import STORE_FAILED, Store
 
 _log = structlog.get_logger(__name__)
 
@@ -68,8 +68,12 @@ class Journal:
         outcomes = [loop.create_future() for _ in changes]
 
         def report(change: Change, outcome: asyncio.Future[StoreError | None], error: StoreError | None) -> None:
-            if error is None:
-                on_written(change)
+            try:
+                if error is None:
+                    on_written(change)
+            except Exception:  # The store has it, and nothing is known of what is in memory.
+                _log.exception("outcome not noted", session_id=change.session_id)
+                error = StoreUnavailableError(STORE_FAILED)
             outcome.set_result(error)
 
         for change, outcome in zip(changes, outcomes, strict=True):
@@ -92,42 +96,58 @@ class Journal:
             while self._pending:
                 batch, self._pending = self._pending, []
                 changes = [change for change, _ in batch]
-                self._report(batch, await loop.run_in_executor(self._thread, self._apply, changes))
+                errors: list[StoreError | None]
+                try:
+                    errors = await loop.run_in_executor(self._thread, self._apply, changes)
+                except Exception:
+                    _log.exception("write failed", change_count=len(changes))
+                    errors = [StoreUnavailableError(STORE_FAILED)] * len(changes)
+                self._report(batch, errors)
         finally:
             self._writer = None
 
     def _apply(self, changes: list[Change]) -> list[StoreError | None]:
         try:
-            return self._store.apply(changes)
+            errors = self._store.apply(changes)
+            if len(errors) == len(changes):
+                return errors
+            _log.error("write failed", change_count=len(changes), outcome_count=len(errors))
         except StoreError as error:
             _log.error("write failed", change_count=len(changes), error=str(error))
             return [error] * len(changes)
         except Exception:
             _log.exception("write failed", change_count=len(changes))
-            if len(changes) == 1:
-                return [StoreUnavailableError("the store of sessions has failed")]
+        if len(changes) == 1:
+            return [StoreUnavailableError(STORE_FAILED)]
         # A defect that one of the changes has triggered must not affect the others: each is written by itself.
         return [error for change in changes for error in self._apply([change])]
 
     def _report(self, batch: list[tuple[Change, OnOutcome]], errors: list[StoreError | None]) -> None:
-        self._health.note(errors)
+        try:
+            self._health.note(errors)
+        except Exception:
+            _log.exception("outcomes not noted")
         for (change, on_outcome), error in zip(batch, errors, strict=True):
-            try:
-                on_outcome(error)
-            except Exception:
-                _log.exception("outcome not reported", session_id=change.session_id)
+            _report_one(change, on_outcome, error)
             if error is not None:
                 self._refuse_following(change.session_id, error)
 
     def _refuse_following(self, session_id: str, error: StoreError) -> None:
         """Refuse the pending changes of a session after one that was refused."""
-        refused = [on_outcome for change, on_outcome in self._pending if change.session_id == session_id]
+        refused = [entry for entry in self._pending if entry[0].session_id == session_id]
         self._pending = [entry for entry in self._pending if entry[0].session_id != session_id]
-        for on_outcome in refused:
-            on_outcome(error)
+        for change, on_outcome in refused:
+            _report_one(change, on_outcome, error)
 
     async def close(self) -> None:
         """Return when everything is written."""
         if self._writer is not None:
             await self._writer
         self._thread.shutdown()
+
+
+def _report_one(change: Change, on_outcome: OnOutcome, error: StoreError | None) -> None:
+    try:
+        on_outcome(error)
+    except Exception:
+        _log.exception("outcome not reported", session_id=change.session_id)

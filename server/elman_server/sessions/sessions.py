@@ -21,7 +21,7 @@ from elman_server.sessions.calls import SessionGenerator, SessionReader
 from elman_server.sessions.calls.forced_steps import read_tokens
 from elman_server.sessions.changes import Create, Delete, Rewind
 from elman_server.sessions.expiry import SessionExpiry
-from elman_server.sessions.file import SessionFile, write_file
+from elman_server.sessions.file import SessionFile
 from elman_server.sessions.model import SessionModel
 from elman_server.sessions.quota import SessionQuota
 from elman_server.sessions.registry import SessionRegistry
@@ -176,14 +176,16 @@ class Sessions:
         async with self._reserved(session.session_id, caller) as on_created:
             return await self._add(session, on_created)
 
-    async def export(self, session_id: str, model: SessionModel) -> bytes:
-        """Return a session as a file.
+    async def frozen(self, session_id: str, model: SessionModel) -> Session:
+        """Return a session as it is now, with the state that it continues from, to be written into a file.
 
         Raises:
             SessionNotFoundError, BundleMismatchError: there is no such session of this model.
         """
         session = await self._registry.get_for(model, session_id)
-        return write_file(session, model.resume_point(session))
+        end = session.position
+        seed, caller, now = session.seed, session.caller, session.used
+        return session.fork(session_id, end, end - model.lag, seed=seed, caller=caller, now=now)
 
     async def get(self, session_id: str) -> Session:
         """Return a session as the store has it; the caller must not change it.

@@ -227,8 +227,9 @@ class TreeBatch:
             self._flush_at = time.perf_counter() + self._policy.tree_flush_seconds
         for place in places:
             tree = self._trees[place]
+            event = Failed(failures[place]) if place in failures else self._last_event(tree)
             tree.is_finished = True
-            self._finished.append((tree, Failed(failures[place]) if place in failures else self._last_event(tree)))
+            self._finished.append((tree, event))
 
     def _last_event(self, tree: Tree) -> Event:
         try:

@@ -123,6 +123,10 @@ class SessionGenerator:
                 return _replay(session, replace(call, outcome=reason.value), subscriber, seed)
             generation = self._start(model, session, call, prompt, request, seed, stop)
             return _subscribe(generation, subscriber, seed)
+        except Exception as error:
+            if generation is not None:  # It gives up the claim when it has ended.
+                generation.stop(error)
+            raise
         finally:
             if generation is None:
                 self._registry.release(session.session_id)

@@ -13,7 +13,7 @@ from elman_server.errors import SessionNotFoundError
 from elman_server.sessions.changes import Advance, Rewind
 from elman_server.sessions.coalescing import Coalescer
 from elman_server.sessions.session import Session
-from elman_server.sessions.stores.interface import Store
+from elman_server.sessions.stores.interface import Store, ask, named_errors
 
 
 class SessionCache:
@@ -56,7 +56,8 @@ class SessionCache:
         if (session := self._current(session_id)) is not None:
             return session
         if not self._store.blocks:
-            return self.put(self._store.load(session_id))
+            with named_errors():
+                return self.put(self._store.load(session_id))
         if session_id in self._sessions and await self._is_current(self._sessions[session_id]):
             return self._sessions[session_id]
         if session_id not in self._loading:
@@ -123,7 +124,7 @@ class SessionCache:
         try:
             while True:
                 self._outdated.discard(session_id)
-                loaded = await asyncio.to_thread(self._store.load, session_id)
+                loaded = await ask(self._store, self._store.load, session_id)
                 if session_id in self._claimed and session_id in self._sessions:
                     return self._sessions[session_id]  # A call has loaded it meanwhile and continues it.
                 if session_id not in self._outdated:

@@ -109,7 +109,10 @@ class Leases:
                 _log.warning("renewal failed", error=str(error))
                 continue
             for session_id in lost:
-                self._on_lost(session_id)
+                try:
+                    self._on_lost(session_id)
+                except Exception:
+                    _log.exception("generation not stopped", session_id=session_id)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(_log_errors(work))

@@ -136,9 +136,11 @@ class SessionRegistry:
             failed: whether the session in memory may differ from the one in the store.
         """
         self.claims.remove(session_id)
-        if failed:
-            self.cache.drop(session_id)
-        self.leases.release(session_id)
+        try:
+            if failed:
+                self.cache.drop(session_id)
+        finally:
+            self.leases.release(session_id)
         self.cache.trim()
 
     @asynccontextmanager

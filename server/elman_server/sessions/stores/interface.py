@@ -7,16 +7,23 @@ precedes the damage; never anything else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
-from elman_server.errors import SessionError, StoreError
+import structlog
+
+from elman_server.errors import SessionError, StoreError, StoreUnavailableError
 from elman_server.sessions.changes import Change
 from elman_server.sessions.session import Session
 
+STORE_FAILED = "the store of sessions has failed"
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -164,5 +171,26 @@ def summarize(session: Session) -> Summary:
 
 
 async def ask(store: Store, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a method of a store without blocking the event loop."""
-    return await asyncio.to_thread(method, *args, **kwargs) if store.blocks else method(*args, **kwargs)
+    """Call a method of a store without blocking the event loop.
+
+    Raises:
+        SessionError: what the method raises; StoreUnavailableError for a defect.
+    """
+    with named_errors():
+        return await asyncio.to_thread(method, *args, **kwargs) if store.blocks else method(*args, **kwargs)
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Turn what a store raises by a defect into an error that callers know.
+
+    Raises:
+        StoreUnavailableError: in place of whatever is no SessionError.
+    """
+    try:
+        yield
+    except SessionError:
+        raise
+    except Exception as error:
+        _log.exception("store failed")
+        raise StoreUnavailableError(STORE_FAILED) from error

@@ -23,6 +23,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from elman_server.errors import StoreError, StoreFullError, StoreOpenError, StoreUnavailableError
+from elman_server.sessions.stores.interface import STORE_FAILED
 from elman_server.sessions.stores.redis.scripts import COMPLETE_SCRIPTS, Command
 from elman_server.settings import public_store
 
@@ -135,7 +136,7 @@ class Connection:
         self._log_failure(error)
         if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
             return StoreFullError("Delete sessions, or raise maxmemory of Redis")
-        return StoreUnavailableError("the store of sessions has failed")
+        return StoreUnavailableError(STORE_FAILED)
 
     def _log_failure(self, error: Exception) -> None:
         _log.error("store failed", store=self.name, error=str(error))

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from elman_server.errors import StoreFullError, StoreOpenError, StoreUnavailableError, listed
+from elman_server.sessions.stores.interface import STORE_FAILED
 from elman_server.sessions.stores.sqlite.schema import FORMAT, TABLE_NAMES, TABLES
 from elman_server.settings import Fsync
 
@@ -150,7 +151,7 @@ class Database:
             _log.error("store failed", store=str(self.path), error=str(error))
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise StoreFullError("Delete sessions, raise --store-limit, or make room on the disk") from error
-            raise StoreUnavailableError("the store of sessions has failed") from error
+            raise StoreUnavailableError(STORE_FAILED) from error
 
     def close(self) -> None:
         self.connection.close()
