@@ -9,8 +9,11 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +33,8 @@ _SWITCH_SECONDS = 0.0001  # for which a thread may keep the interpreter when ano
 _ALLOCATIONS = 20_000  # objects between two garbage collections
 _FORCED_EXIT = 130  # the exit status
 _FRAMES, _CAUSES = 12, 4  # of an exception that are logged
+_REPETITIONS, _REPETITION_SECONDS = 5, 10.0  # how often a defect is logged in which time
+_MOST_DEFECTS = 1000  # that are counted
 
 _log = structlog.get_logger("elman")
 
@@ -143,9 +148,40 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _described(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
-    places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
+    # Without the lines of source: reading files would hold up the event loop.
+    frames = deque(traceback.walk_tb(error.__traceback__), maxlen=_FRAMES)
+    places = [f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}" for frame, line in frames]
     return f"{type(error).__name__} ({' > '.join(places)})"
+
+
+class RepetitionLimit:
+    """A processor that drops lines about a defect that was logged a few times just now. Thread-safe.
+
+    Args:
+        clock: the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[object, tuple[float, int]] = {}  # since when a defect is counted, and how often it was met
+
+    def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if "exception" not in event:
+            return event
+        defect, now = (event.get("event"), event["exception"]), self._clock()
+        with self._lock:
+            if len(self._seen) > _MOST_DEFECTS:
+                self._seen.clear()
+            began, count = self._seen.get(defect, (now, 0))
+            if now - began >= _REPETITION_SECONDS:
+                if count > _REPETITIONS:
+                    event["left_out_count"] = count - _REPETITIONS
+                began, count = now, 0
+            self._seen[defect] = began, count + 1
+        if count >= _REPETITIONS:
+            raise structlog.DropEvent
+        return event
 
 
 def configure_log(settings: Settings) -> None:
@@ -159,6 +195,7 @@ def configure_log(settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S"),
             _format_exception,
+            RepetitionLimit(),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.verbose else logging.INFO),

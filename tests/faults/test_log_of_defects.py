@@ -1,16 +1,20 @@
-"""The log says which exception was raised where, and nothing that users sent: no message, no local variable."""
+"""The log says which exception was raised where, and nothing that users sent: no message, no local variable. A defect
+that is met again and again takes neither the log nor the event loop."""
 
 from __future__ import annotations
 
 import io
 import json
+import linecache
 import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import structlog
 
-from elman_server.process import configure_log
+from elman_server.process import RepetitionLimit, configure_log
 from elman_server.settings import Settings
 
 SECRET = "what a user wrote"
@@ -72,3 +76,56 @@ def test_json_stays_one_line_an_event(written: Configure) -> None:
         structlog.get_logger("test").exception("call failed")
     (line,) = file.getvalue().splitlines()
     assert json.loads(line)["exception"].startswith("KeyError (test_log_of_defects.py:")
+
+
+def log_defects(count: int, text: str = SECRET) -> float:
+    """Log the same defect; returns the seconds that it took."""
+    log, began = structlog.get_logger("test"), time.perf_counter()
+    for _ in range(count):
+        try:
+            fail_with_a_cause(text)
+        except ValueError:
+            log.exception("call failed", call="Generate")
+    return time.perf_counter() - began
+
+
+def test_a_defect_that_repeats_is_logged_a_few_times(written: Configure) -> None:
+    file = written("json")
+    seconds = log_defects(1000)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert len(lines) == 5
+    assert seconds < 1.0  # 1,000 in a second would be a flood
+    structlog.get_logger("test").info("listening")
+    try:
+        look_up(SECRET)
+    except KeyError:
+        structlog.get_logger("test").exception("call failed", call="Generate")  # another place
+    assert len(file.getvalue().splitlines()) == 7
+
+
+def test_no_file_is_read_for_a_traceback(written: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    written("json")
+    monkeypatch.setattr(linecache, "getlines", pytest.fail)
+    monkeypatch.setattr(linecache, "checkcache", pytest.fail)
+    log_defects(1)
+
+
+def test_what_was_left_out_is_counted() -> None:
+    now = 0.0
+    limit = RepetitionLimit(lambda: now)
+
+    def logged(exception: str) -> dict[str, Any] | None:
+        try:
+            return dict(limit(None, "error", {"event": "call failed", "exception": exception}))
+        except structlog.DropEvent:
+            return None
+
+    shown = [logged("KeyError (a.py:1 in f)") for _ in range(20)]
+    assert [line is not None for line in shown] == [True] * 5 + [False] * 15
+    assert logged("KeyError (a.py:2 in f)") is not None
+    now = 11.0
+    again = logged("KeyError (a.py:1 in f)")
+    assert again is not None
+    assert again["left_out_count"] == 15
+    now = 22.0
+    assert "left_out_count" not in (logged("KeyError (a.py:1 in f)") or {})

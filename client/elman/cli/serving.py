@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from elman.cli.printing import print_table
 if TYPE_CHECKING:
     from elman_server.settings import LoadedSettings
 
+_NEEDED = ("fcntl", "resource")  # modules of Python that Windows does not have
 _RUN_FILE = "config.json"  # of a training run; known here because importing elman_training needs torch
 
 
@@ -57,6 +59,7 @@ def serve(
     if show_settings:
         _print_settings(loaded)
         return
+    _check_system()
     bundles = loaded.settings.bundles
     if not bundles:
         raise SettingsError("bundles: got none; at least one is needed. Name it as an argument or in ELMAN_BUNDLES")
@@ -64,6 +67,24 @@ def serve(
     from elman_server.process import run
 
     run(loaded.settings)
+
+
+def _check_system() -> None:
+    """Refuse systems without what the server needs of them.
+
+    Raises:
+        StartError: says where it runs.
+    """
+    from elman_server.errors import StartError
+
+    try:
+        for name in _NEEDED:
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"elman serve runs on Linux and macOS; this system has no {error.name}. On Windows, run it in WSL or in "
+            "the container image; all other commands work here"
+        ) from error
 
 
 def _refuse_runs(paths: Iterable[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from elman_server.settings import Fsync
 
 _BUSY_SECONDS = 5.0  # to wait for the lock of another server
 _MODE = 0o600  # of a new file
+_IN_USE, _CLOSED = 0x656C6D6F, 0x656C6D6E  # in `PRAGMA application_id`: whether a log belongs to the file
 _MAX_ROWS = 500  # per statement
 _CACHED_STATEMENTS = 64
 _SYNCHRONOUS = {Fsync.ALWAYS: "FULL", Fsync.CHECKPOINT: "NORMAL", Fsync.NEVER: "OFF"}
@@ -47,6 +49,7 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, _MODE))  # sqlite3 would let all users read it.
+            has_log = path.with_name(f"{path.name}-wal").exists()
             self.connection = sqlite3.connect(
                 path,
                 timeout=_BUSY_SECONDS,
@@ -55,7 +58,7 @@ class Database:
                 cached_statements=_CACHED_STATEMENTS,
             )
             try:
-                self._prepare(fsync)
+                self._prepare(fsync, has_log=has_log)
                 if limit is not None:
                     self._limit(limit)
             except BaseException:
@@ -72,7 +75,7 @@ class Database:
         except OSError as error:
             raise StoreOpenError(f"store: got {path}; it cannot be opened: {error.strerror}") from error
 
-    def _prepare(self, fsync: Fsync) -> None:
+    def _prepare(self, fsync: Fsync, *, has_log: bool) -> None:
         run = self.connection.execute
         run("PRAGMA locking_mode = EXCLUSIVE")
         # Before anything is changed: it may be another program's file.
@@ -80,6 +83,11 @@ class Database:
         if version not in (0, FORMAT):
             rule = f"it has format {version}, and this server reads format {FORMAT}"
             raise StoreOpenError(f"store: got {self.path}; {rule}. Use the version of elman that wrote it")
+        if run("PRAGMA application_id").fetchone() == (_IN_USE,) and not has_log:
+            log = f"{self.path}-wal"
+            rule = f"a server had it open, and the log that belongs to it is missing: {log}"
+            remedy = f"Copy that as well, or copy the file when its server has ended. To go without, run: touch {log}"
+            raise StoreOpenError(f"store: got {self.path}; {rule}. {remedy}")
         found = {name for (name,) in run("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if found and not found.issuperset(TABLE_NAMES):
             rule = f"it is the database of another program, with the tables {listed(sorted(found))}"
@@ -90,7 +98,10 @@ class Database:
         for statement in TABLES.split(";"):
             run(statement)
         run(f"PRAGMA user_version = {FORMAT}")
+        run(f"PRAGMA application_id = {_IN_USE}")
         run("COMMIT")
+        with contextlib.suppress(sqlite3.OperationalError):  # There may be no room.
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # So that the file itself says that it is in use.
 
     def _limit(self, limit: int) -> None:
         (page_bytes,) = self.connection.execute("PRAGMA page_size").fetchone()
@@ -154,4 +165,6 @@ class Database:
             raise StoreUnavailableError(STORE_FAILED) from error
 
     def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.execute(f"PRAGMA application_id = {_CLOSED}")
         self.connection.close()

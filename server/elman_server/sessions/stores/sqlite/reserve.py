@@ -42,5 +42,5 @@ class Reserve:
                 os.posix_fallocate(file, 0, _BYTES)
             finally:
                 os.close(file)
-        except OSError:  # There is no room, or this file system reserves none.
+        except (OSError, AttributeError):  # There is no room, or this system reserves none.
             self._path.unlink(missing_ok=True)
