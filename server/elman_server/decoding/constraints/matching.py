@@ -13,7 +13,8 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from elman_server.decoding.constraints.constraint import Constraint
+from elman_server.decoding.constraints.constraint import Constraint, ConstraintKind
+from elman_server.decoding.constraints.json_numbers import MAX_NUMBER_LENGTH, NumberLength
 from elman_server.decoding.constraints.sandbox import LIMITS
 from elman_server.decoding.constraints.vocabulary import MatcherVocabulary
 from elman_server.errors import ConstraintError
@@ -36,6 +37,7 @@ class Grammar:
 
     Attributes:
         vocabulary: the vocabulary.
+        kind: the kind of the constraint.
         matches_empty_only: whether the empty output is the only match.
 
     Raises:
@@ -44,6 +46,7 @@ class Grammar:
 
     def __init__(self, vocabulary: MatcherVocabulary, constraint: Constraint, text: str) -> None:
         self.vocabulary = vocabulary
+        self.kind = constraint.kind
         self._text = text
         self._lock = threading.Lock()
         self._parser = self._new_parser()
@@ -93,6 +96,7 @@ class Matcher:
         self.error: str | None = None
         self._grammar = grammar
         self._tokens: list[int] = []
+        self._number = NumberLength() if grammar.kind is ConstraintKind.JSON_SCHEMA else None
         self._origin = grammar.parser()  # what `_parser` is a copy of
         self._parser = self._origin.deep_copy()
 
@@ -116,6 +120,8 @@ class Matcher:
         self._tokens.append(token)
         if fits and (self._parser.consume_token(token) or self._renew()):
             self.is_exhausted = self._parser.is_stopped()
+            if self._number is not None:
+                self._number.feed(vocabulary.spelled[token])
         else:
             self.error = self._complexity() or f"token {token} is not allowed after {len(self._tokens) - 1} others"
 
@@ -124,6 +130,7 @@ class Matcher:
         copied = copy.copy(self)
         copied._parser = self._parser.deep_copy()
         copied._tokens = self._tokens.copy()
+        copied._number = copy.copy(self._number)
         return copied
 
     def _renew(self) -> bool:
@@ -142,6 +149,18 @@ class Matcher:
         if self._parser.is_error() or self.error is not None:
             self.error = self.error or self._complexity() or _VOCABULARY_LACKS
             bits[:] = 0
+
+    def _end_long_number(self, bits: NDArray[np.int32]) -> None:
+        """Let a number that is long enough not become longer if something else may follow.
+
+        Args:
+            bits: int32 [V / 32], what the grammar allows; changed in place.
+        """
+        if self._number is None or self._number.value < MAX_NUMBER_LENGTH:
+            return
+        others = bits & ~self._grammar.vocabulary.number_bits
+        if np.any(others) or self.is_complete:
+            bits[:] = others
 
     def _note_no_text(self) -> None:
         """Record that no text can follow."""
@@ -173,6 +192,7 @@ def allowed_tokens(matchers: Sequence[Matcher], out: NDArray[np.bool_]) -> None:
     for row, matcher in enumerate(matchers):
         if matcher.error is not None or matcher._parser.is_error():
             matcher._retry_mask(bits[row : row + 1])
+        matcher._end_long_number(bits[row])
     has_text = np.any(bits & vocabulary.text_bits, axis=1).tolist()
     for row, matcher in enumerate(matchers):
         if not has_text[row]:
