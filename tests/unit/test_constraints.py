@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from elman_server.decoding.constraints import (
     grammars,
     matching,
 )
-from elman_server.decoding.constraints.sandbox import KILLED
+from elman_server.decoding.constraints.sandbox import KILLED, Trial
 from elman_server.errors import ConstraintError
 from tests.support.amount import examples
 from tests.support.grammars import CHARACTERS, EXPRESSIONS, JSON_SCHEMA, LARK, PERSON, REGEX, Vocabulary, matches
@@ -548,14 +549,19 @@ def test_the_grammars_used_last_are_cached() -> None:
     assert len(own._grammars) == grammars._CACHED
     for number in range(grammars._CACHED):
         own.compile(Constraint(REGEX, f"b{{{number}}}"))
-    assert own.compile(Constraint(REGEX, "a")) is not first
+    assert own.compile(Constraint(REGEX, "a")) is first  # It is in use.
+    for number in range(grammars._CACHED):
+        own.compile(Constraint(REGEX, f"b{{{number}}}"))
+    dropped = weakref.ref(first)
+    del first
+    assert dropped() is None
 
 
 def test_the_refusals_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Grammars([b"a", b"b"], None)
     seen: list[str] = []
-    error_of = own._sandboxes.queue[-1].error_of
-    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", lambda grammar: seen.append(grammar) or error_of(grammar))
+    try_out = own._sandboxes.queue[-1].try_out
+    monkeypatch.setattr(own._sandboxes.queue[-1], "try_out", lambda grammar: seen.append(grammar) or try_out(grammar))
 
     def refused(text: str) -> int | None:
         with pytest.raises(ConstraintError, match="unclosed group") as caught:
@@ -567,10 +573,10 @@ def test_the_refusals_used_last_are_cached(monkeypatch: pytest.MonkeyPatch) -> N
         refused("b" * number + "(")
     assert [len(own._refusals), refused("a("), len(seen)] == [grammars._CACHED, 1, grammars._CACHED + 2]
     # A killed process is no fault of the expression.
-    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", lambda grammar: KILLED)
+    monkeypatch.setattr(own._sandboxes.queue[-1], "try_out", lambda grammar: Trial(KILLED))
     with pytest.raises(ConstraintError, match="was killed"):
         own.compile(Constraint(REGEX, "a"))
-    monkeypatch.setattr(own._sandboxes.queue[-1], "error_of", error_of)
+    monkeypatch.setattr(own._sandboxes.queue[-1], "try_out", try_out)
     own.compile(Constraint(REGEX, "a"))
 
 

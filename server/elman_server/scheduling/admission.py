@@ -13,6 +13,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ class Admission:
         self._changed = threading.Condition()
         self._waiting = WaitingQueue()
         self._paused: dict[Sequence, None] = {}  # those that have been preempted
+        self._pending: set[Sequence] = set()  # preempted ones that cannot choose their next token yet
         self._dropped: list[Sequence] = []  # preempted ones that were aborted
         self._some_aborted = False
         self._some_paused = False  # running ones
@@ -72,6 +75,7 @@ class Admission:
             sequence.aborted = self._some_aborted = True
             self._waiting.remove(sequence)
             self._paused.pop(sequence, None)
+            self._pending.discard(sequence)
             if sequence.preempted is not None:
                 self._dropped.append(sequence)
                 self._changed.notify()
@@ -171,6 +175,26 @@ class Admission:
                 self._queue_again(sequence)
         return emissions
 
+    def preempt_pending(self) -> list[Emission]:
+        """Take the slots of sequences that cannot choose their next token yet, until they can."""
+        preemption, pending = self._batch.preemption, self._batch.pending()
+        if preemption is None or not pending:
+            return []
+        emissions = preemption.preempt(list(pending))
+        with self._changed:
+            self._pending.update(sequence for sequence in pending if sequence.preempted is not None)
+        for sequence, work in pending.items():
+            work.add_done_callback(partial(self._continue, sequence))
+        return emissions
+
+    def _continue(self, sequence: Sequence, _: Future[Any]) -> None:
+        """Queue a sequence that can choose its next token now."""
+        with self._changed:
+            if sequence in self._pending:
+                self._pending.remove(sequence)
+                self._queue_again(sequence)
+                self._changed.notify()
+
     def _queue_again(self, sequence: Sequence) -> None:
         if sequence.preempted is None:
             return  # It has failed.
@@ -212,7 +236,8 @@ class Admission:
     def take_all(self) -> list[Sequence]:
         """Take out all sequences that have no slot."""
         with self._changed:
-            found = [*self._waiting, *self._paused]
+            found = [*self._waiting, *self._paused, *self._pending]
             self._waiting.clear()
             self._paused.clear()
+            self._pending.clear()
         return found

@@ -117,6 +117,7 @@ class Scheduler:
         self._emit(admission.preempt())
         self._coalesce_arrivals()
         self._emit(batch.admit(admission.take_waiting()))
+        self._emit(admission.preempt_pending())
         if not len(batch):
             return
         schedule = batch.schedule(others_wait=admission.waiting_count > 0)

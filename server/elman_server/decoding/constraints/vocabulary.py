@@ -5,6 +5,7 @@ Axes: R matchers of a call, V tokens.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,7 @@ class MatcherVocabulary:
         self.text_bits = _pack(self.is_text, len(tokens))
         self.number_bits = _pack([token[:1] in _NUMBER_STARTS for token in self.spelled], len(tokens))
         self._executor = LLExecutor(_THREADS)
+        self._apart = threading.local()
 
     def masks(self, parsers: Sequence[LLMatcher]) -> NDArray[np.int32]:
         """Compute which tokens may follow. Other threads run meanwhile.
@@ -62,6 +64,15 @@ class MatcherVocabulary:
         bits = allocate_token_bitmask(len(parsers), self.size + (self.end_token is None))
         fill_next_token_bitmask_par(self._executor, [(parser, row) for row, parser in enumerate(parsers)], bits)
         return bits
+
+    def consume(self, parser: LLMatcher, token: int) -> bool:
+        """Add a token to the output of a parser; returns whether it is allowed. Other threads run meanwhile.
+
+        llguidance lets them run only if it has two parsers, so there is another one, whose output has failed already.
+        """
+        if not hasattr(self._apart, "executor"):
+            self._apart.executor, self._apart.failed = LLExecutor(1), LLMatcher(self.tokenizer, "", log_level=0)
+        return bool(self._apart.executor.consume_token_par([(parser, token), (self._apart.failed, token)])[0])
 
     def unpack(self, bits: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return masks as bool [R, V]."""
