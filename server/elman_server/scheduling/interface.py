@@ -74,7 +74,7 @@ class RunningBatch(Protocol[_Schedule, _Output]):
         ...
 
     def pending(self) -> Mapping[Sequence, Future[Any]]:
-        """The running sequences that cannot choose their next token yet, and what each waits for. Takes a moment."""
+        """The running sequences that cannot choose their next token yet, and what each waits for."""
         ...
 
     def schedule(self, others_wait: bool) -> _Schedule:

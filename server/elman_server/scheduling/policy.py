@@ -39,8 +39,6 @@ class SchedulingPolicy:
             callers than slots.
         slow_constraint_seconds: a grammar that takes longer for a token is advanced apart from the others, and its
             sequence has no slot meanwhile. See `python -m benchmarks abuse`.
-        constraint_patience_seconds: how long an iteration waits for such a grammar before the sequence gives up its
-            slot.
         encoded_positions: about how many positions of sources are encoded between two runs.
         tree_flush_seconds: how long finished trees are coalesced.
         tree_flush_share: they are emitted earlier when they are this share of the running trees.
@@ -64,7 +62,6 @@ class SchedulingPolicy:
     crowd_patience_seconds: float = 0.08
     time_slice_seconds: float = 0.5
     slow_constraint_seconds: float = 0.001
-    constraint_patience_seconds: float = 0.002
     encoded_positions: int = 512
     tree_flush_seconds: float = 0.005
     tree_flush_share: float = 0.25

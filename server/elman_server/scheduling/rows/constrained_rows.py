@@ -1,8 +1,7 @@
 """The rows whose text has to match a grammar: what each may choose next, and its progress.
 
 What grammars allow is computed while the model runs. Most of them take some microseconds a token, and the iteration
-waits for them. A slow one is advanced on a thread of low priority, a caller at a time, and has no row until it is done:
-an iteration waits for it a moment at most.
+waits for them. A slow one is advanced on a thread of low priority, callers in turn, and has no row until it is done.
 
 Axes: R of the rows, V tokens.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Several
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +21,8 @@ from elman_server.scheduling.fair_executor import FairExecutor
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 
-_MICROSECOND = 1e-6
+_ACCEPTING_SHARE = 0.2  # of the time after which a grammar is slow: it keeps the scheduler's thread
+_EXPECTED_SECONDS = 1e-4  # to find what one grammar allows
 
 
 @dataclass(eq=False)
@@ -106,11 +106,8 @@ class ConstrainedRows:
         return self._rows.get(row)
 
     def pending(self) -> dict[int, Future[NDArray[np.bool_]]]:
-        """Return the rows that cannot choose yet, after a moment in which some may become able to."""
-        found = {row: one.work for row, one in self._rows.items() if row >= 0 and one.work and not one.work.done()}
-        if found:
-            wait(found.values(), self._policy.constraint_patience_seconds)
-        return {row: work for row, work in found.items() if not work.done()}
+        """Return the rows that cannot choose yet, and what they wait for."""
+        return {row: one.work for row, one in self._rows.items() if row >= 0 and one.work and not one.work.done()}
 
     def prepare(self, rows: Several[int]) -> None:
         """Start to compute what the grammars of `rows`, which choose next, allow. Work that was started before and not
@@ -152,8 +149,11 @@ class ConstrainedRows:
         except Exception:
             log_defect(self._name)
             one.is_defective = True
-        one.slow = time.perf_counter() - started > self._policy.slow_constraint_seconds
+        one.slow = self._is_slow_to_accept(time.perf_counter() - started)
         return one
+
+    def _is_slow_to_accept(self, seconds: float) -> bool:
+        return seconds > _ACCEPTING_SHARE * self._policy.slow_constraint_seconds
 
     def _find_allowed(self, rows: list[ConstrainedRow], allowed: NDArray[np.bool_]) -> None:
         """What rows allow, bool [N, V]: nothing where one meets a defect."""
@@ -170,7 +170,7 @@ class ConstrainedRows:
             for index in failed:
                 rows[index].is_defective = True
         seconds = time.perf_counter() - started
-        if seconds > self._policy.slow_constraint_seconds + len(rows) * 100 * _MICROSECOND:
+        if seconds > self._policy.slow_constraint_seconds + len(rows) * _EXPECTED_SECONDS:
             for one in rows:  # Which of them it was shows when each is advanced apart.
                 one.slow = True
 
@@ -186,10 +186,13 @@ class ConstrainedRows:
                 if one.is_released:
                     return allowed.reshape(-1)
                 one.matcher.accept(token, apart=True)
+            accepted = time.perf_counter()
             if not one.matcher.is_exhausted:
                 allowed_tokens([one.matcher], allowed)
         except Exception:
             log_defect(self._name)
             one.is_defective = True
-        one.slow = (time.perf_counter() - started) / len(tokens) > self._policy.slow_constraint_seconds
+            return allowed.reshape(-1)
+        is_slow = time.perf_counter() - accepted > self._policy.slow_constraint_seconds
+        one.slow = is_slow or self._is_slow_to_accept((accepted - started) / len(tokens))
         return allowed.reshape(-1)
