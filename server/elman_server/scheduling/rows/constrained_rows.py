@@ -21,8 +21,10 @@ from elman_server.scheduling.fair_executor import FairExecutor
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 
-_ACCEPTING_SHARE = 0.2  # of the time after which a grammar is slow: it keeps the scheduler's thread
-_EXPECTED_SECONDS = 1e-4  # to find what one grammar allows
+# Several rows together take longer than this where one of them may be slow. Their time includes that of other threads,
+# so that they are suspected now and then only.
+_SUSPECT_SECONDS, _SUSPECT_SECONDS_PER_ROW = 0.005, 0.0001
+_SUSPECT_INTERVAL = 1.0
 
 
 @dataclass(eq=False)
@@ -78,6 +80,7 @@ class ConstrainedRows:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._slow_thread = FairExecutor("slow grammars")
         self._batch: _Batch | None = None
+        self._suspect_from = 0.0  # by `time.perf_counter`
 
     def append(self, row: int, grammar: Grammar, generated: NDArray[np.int64], caller: str) -> None:
         """Add a row.
@@ -143,17 +146,14 @@ class ConstrainedRows:
         if one.slow:
             self._advance_apart(one, [token])
             return one
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             one.matcher.accept(token)
         except Exception:
             log_defect(self._name)
             one.is_defective = True
-        one.slow = self._is_slow_to_accept(time.perf_counter() - started)
+        one.slow = one.slow or time.thread_time() - started > self._policy.slow_constraint_seconds
         return one
-
-    def _is_slow_to_accept(self, seconds: float) -> bool:
-        return seconds > _ACCEPTING_SHARE * self._policy.slow_constraint_seconds
 
     def _find_allowed(self, rows: list[ConstrainedRow], allowed: NDArray[np.bool_]) -> None:
         """What rows allow, bool [N, V]: nothing where one meets a defect."""
@@ -169,8 +169,10 @@ class ConstrainedRows:
             allowed[failed] = False
             for index in failed:
                 rows[index].is_defective = True
-        seconds = time.perf_counter() - started
-        if seconds > self._policy.slow_constraint_seconds + len(rows) * _EXPECTED_SECONDS:
+        now = time.perf_counter()
+        suspicious = now - started > _SUSPECT_SECONDS + len(rows) * _SUSPECT_SECONDS_PER_ROW
+        if suspicious and now > self._suspect_from:
+            self._suspect_from = now + _SUSPECT_INTERVAL
             for one in rows:  # Which of them it was shows when each is advanced apart.
                 one.slow = True
 
@@ -180,19 +182,18 @@ class ConstrainedRows:
     def _advance(self, one: ConstrainedRow, tokens: list[int]) -> NDArray[np.bool_]:
         """Add tokens; returns what may follow, bool [V]: nothing where it meets a defect."""
         allowed: NDArray[np.bool_] = np.zeros((1, self._vocabulary_size), np.bool_)
-        started = time.perf_counter()
         try:
             for token in tokens:
                 if one.is_released:
-                    return allowed.reshape(-1)
+                    break
                 one.matcher.accept(token, apart=True)
-            accepted = time.perf_counter()
-            if not one.matcher.is_exhausted:
+            started = time.thread_time()
+            if not one.matcher.is_exhausted and not one.is_released:
                 allowed_tokens([one.matcher], allowed)
+            one.slow = time.thread_time() - started > self._policy.slow_constraint_seconds
+            if one.slow:
+                self._suspect_from = 0.0
         except Exception:
             log_defect(self._name)
             one.is_defective = True
-            return allowed.reshape(-1)
-        is_slow = time.perf_counter() - accepted > self._policy.slow_constraint_seconds
-        one.slow = is_slow or self._is_slow_to_accept((accepted - started) / len(tokens))
         return allowed.reshape(-1)
