@@ -3,14 +3,18 @@ bounded."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+from elman import FinishReason
 from elman_server.decoding.constraints import ConstraintKind
+from tests.support.bundles import byte_bundle
 from tests.support.grammars import JSON_SCHEMA, LARK, Vocabulary, matches
+from tests.support.serving import serving
 
 README_EXAMPLE = {
     "type": "object",
@@ -115,3 +119,12 @@ def test_digits_in_strings_and_numbers_that_have_to_be_long_are_not_cut(vocabula
         assert matcher.is_complete
     copied = vocabulary.accept(vocabulary.start(JSON_SCHEMA, '{"type": "number"}'), "9" * 23).copy()
     assert not vocabulary.allowed([vocabulary.accept(copied, "9")]).any()
+
+
+async def test_every_seed_completes_the_example_of_the_documentation() -> None:
+    async with serving(byte_bundle()) as running:
+        options = {"json_schema": README_EXAMPLE, "max_tokens": 80}
+        streams = [running.client.generate("answer = ", seed=seed, **options) for seed in range(100)]
+        for stream, text in zip(streams, await asyncio.gather(*(stream.text() for stream in streams)), strict=True):
+            assert stream.finish_reason is FinishReason.CONSTRAINT
+            assert matches(JSON_SCHEMA, json.dumps(README_EXAMPLE), text)
