@@ -149,6 +149,22 @@ class QueueFullError(DomainError):
         super().__init__(f"queue: got one more {kind}; at most {limit} are accepted. Try again later", limit=limit)
 
 
+class ConstraintMemoryError(DomainError):
+    """The constraints of running requests take as much memory as they may.
+
+    Args:
+        limit: the largest number of bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        mebibytes = limit >> 20
+        super().__init__(
+            f"constraint: got one more; those in use take {mebibytes} MiB, which is the limit. Use a constraint that "
+            "another request uses, a smaller one, or try again later",
+            limit=limit,
+        )
+
+
 class ClientTooSlowError(DomainError):
     """The client has not read a message in time."""
 

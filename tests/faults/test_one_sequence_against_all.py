@@ -32,7 +32,7 @@ from elman_server.scheduling import (
     Sequence,
     Tokens,
 )
-from elman_server.scheduling.rows import batch, host_sampler
+from elman_server.scheduling.rows import batch, constrained_rows, host_sampler
 from elman_server.scheduling.rows.host_sampler import HostSampler
 from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.table import RowTable
@@ -94,7 +94,7 @@ POINTS = {
     "grammar is started": Point(lambda: sampled(grammar=Broken())),
     "shaping is prepared": Point(lambda: sampled(shaping=Shaping(repetition_penalty=1.5)), ShapedRows, "append"),
     "state is inserted": Point(lambda: generation([1], 5, state={})),
-    "grammar allows": Point(constrained, host_sampler, "allowed_tokens"),
+    "grammar allows": Point(constrained, constrained_rows, "allowed_tokens"),
     "token is chosen": Point(constrained, host_sampler, "choose_tokens"),
     "grammar accepts": Point(constrained, Matcher, "accept"),
     "token is reported": Point(lambda: sampled(report_count=2), batch, "reports_of"),

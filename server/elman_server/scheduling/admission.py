@@ -14,6 +14,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -54,6 +56,7 @@ class Admission:
         self._changed = threading.Condition()
         self._waiting = WaitingQueue()
         self._paused: dict[Sequence, None] = {}  # those that have been preempted
+        self._pending: set[Sequence] = set()  # preempted ones that cannot choose their next token yet
         self._dropped: list[Sequence] = []  # preempted ones that were aborted
         self._some_aborted = False
         self._some_paused = False  # running ones
@@ -81,6 +84,7 @@ class Admission:
             sequence.aborted = self._some_aborted = True
             self._waiting.remove(sequence)
             self._paused.pop(sequence, None)
+            self._pending.discard(sequence)
             if sequence.preempted is not None:
                 self._dropped.append(sequence)
                 self._changed.notify()
@@ -186,6 +190,26 @@ class Admission:
             log_defect(self._name)
             return []
 
+    def preempt_pending(self) -> list[Emission]:
+        """Take the slots of sequences that cannot choose their next token yet, until they can."""
+        preemption, pending = self._batch.preemption, self._batch.pending()
+        if preemption is None or not pending:
+            return []
+        emissions = preemption.preempt(list(pending))
+        with self._changed:
+            self._pending.update(sequence for sequence in pending if sequence.preempted is not None)
+        for sequence, work in pending.items():
+            work.add_done_callback(partial(self._continue, sequence))
+        return emissions
+
+    def _continue(self, sequence: Sequence, _: Future[Any]) -> None:
+        """Queue a sequence that can choose its next token now."""
+        with self._changed:
+            if sequence in self._pending:
+                self._pending.remove(sequence)
+                self._queue_again(sequence)
+                self._changed.notify()
+
     def _queue_again(self, sequence: Sequence) -> None:
         if sequence.preempted is None:
             return  # It has failed.
@@ -235,7 +259,7 @@ class Admission:
         """End the sequences that a defect has left in neither the queue nor the batch."""
         with self._changed:
             self._some_lost = False
-            kept = {*self._waiting, *self._paused, *self._batch.sequences}
+            kept = {*self._waiting, *self._paused, *self._pending, *self._batch.sequences}
             lost = [one for one in self._submitted if not (one in kept or one.aborted or one.is_finished)]
         if self._batch.preemption is not None:
             preempted = [sequence for sequence in lost if sequence.preempted is not None]
@@ -254,7 +278,8 @@ class Admission:
     def take_all(self) -> list[Sequence]:
         """Take out all sequences that have no slot."""
         with self._changed:
-            found = [*self._waiting, *self._paused]
+            found = [*self._waiting, *self._paused, *self._pending]
             self._waiting.clear()
             self._paused.clear()
+            self._pending.clear()
         return found

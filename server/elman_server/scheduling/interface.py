@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 from elman_server.errors import ModelFailedError
 from elman_server.scheduling.events import Event, Receiver
@@ -71,6 +72,10 @@ class RunningBatch(Protocol[_Schedule, _Output]):
 
     def admit(self, sequences: list[Sequence]) -> list[Emission]:
         """Take in sequences for whose `row_count` there are free slots; returns the ends of those that failed."""
+        ...
+
+    def pending(self) -> Mapping[Sequence, Future[Any]]:
+        """The running sequences that cannot choose their next token yet, and what each waits for."""
         ...
 
     def schedule(self, others_wait: bool) -> _Schedule:

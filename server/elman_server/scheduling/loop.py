@@ -120,6 +120,7 @@ class Scheduler:
         self._do(admission.preempt)
         self._do(self._coalesce_arrivals)
         self._do(lambda: batch.admit(admission.take_waiting()))
+        self._do(admission.preempt_pending)
         if not len(batch):
             return []
         try:

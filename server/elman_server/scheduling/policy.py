@@ -37,6 +37,9 @@ class SchedulingPolicy:
         crowd_patience_seconds: the same where more requests wait than run.
         time_slice_seconds: how long a sequence keeps its slot while callers without one wait, where there are more
             callers than slots.
+        slow_constraint_seconds: a grammar that needs more time of a processor to add a token, or to find what may
+            follow, is advanced apart from the others, and its sequence has no slot meanwhile. See
+            `python -m benchmarks abuse`.
         encoded_positions: about how many positions of sources are encoded between two runs.
         tree_flush_seconds: how long finished trees are coalesced.
         tree_flush_share: they are emitted earlier when they are this share of the running trees.
@@ -59,6 +62,7 @@ class SchedulingPolicy:
     arrival_patience_seconds: float = 0.01
     crowd_patience_seconds: float = 0.08
     time_slice_seconds: float = 0.5
+    slow_constraint_seconds: float = 0.0003
     encoded_positions: int = 512
     tree_flush_seconds: float = 0.005
     tree_flush_share: float = 0.25

@@ -13,8 +13,9 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from elman_server.decoding.constraints.constraint import Constraint
-from elman_server.decoding.constraints.sandbox import LIMITS
+from elman_server.decoding.constraints.constraint import Constraint, ConstraintKind
+from elman_server.decoding.constraints.json_numbers import MAX_NUMBER_LENGTH, NumberLength
+from elman_server.decoding.constraints.sandbox import LIMITS, MAX_STATES, STATE_BYTES
 from elman_server.decoding.constraints.vocabulary import MatcherVocabulary
 from elman_server.errors import ConstraintError
 
@@ -22,6 +23,8 @@ from elman_server.errors import ConstraintError
 _STATE_LIMIT = "too many states"
 _NO_TOKEN = "NoExtensionBias"
 _NO_MATCH = "doesn't satisfy the grammar"
+
+_BYTES_PER_TOKEN = 1024  # by which states grow, as measured with expressions that need many
 
 _VOCABULARY_LACKS = "the vocabulary lacks what has to follow"
 
@@ -33,17 +36,23 @@ class Grammar:
         vocabulary: the vocabulary.
         constraint: the constraint.
         text: its grammar, which has compiled in the sandbox.
+        size: about how many bytes it takes.
 
     Attributes:
         vocabulary: the vocabulary.
+        kind: the kind of the constraint.
         matches_empty_only: whether the empty output is the only match.
+        token_count: about how many tokens its matchers have accepted.
 
     Raises:
         ConstraintError: it does not compile, or no output of the model can match it.
     """
 
-    def __init__(self, vocabulary: MatcherVocabulary, constraint: Constraint, text: str) -> None:
+    def __init__(self, vocabulary: MatcherVocabulary, constraint: Constraint, text: str, size: int = 0) -> None:
+        self.token_count = 0
+        self._size = size
         self.vocabulary = vocabulary
+        self.kind = constraint.kind
         self._text = text
         self._lock = threading.Lock()
         self._parser = self._new_parser()
@@ -54,10 +63,18 @@ class Grammar:
         if self._initial.error is not None:
             raise ConstraintError(f"no output of this model can match: {self._initial.error}")
         self.matches_empty_only = self._initial.is_exhausted
+        del self._initial._grammar  # Without a cycle, its memory is free as soon as nothing uses it.
 
     def start(self) -> Matcher:
         """Return a matcher of an empty output."""
-        return self._initial.copy()
+        matcher = self._initial.copy()
+        matcher._grammar = self
+        return matcher
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, with the states of the automaton that have been needed so far."""
+        return self._size + min(self.token_count * _BYTES_PER_TOKEN, MAX_STATES * STATE_BYTES)
 
     def parser(self, used_up: LLMatcher | None = None) -> LLMatcher:
         """Return the parser that the parsers of matchers are copies of. Copies share a cache of states of limited size.
@@ -93,6 +110,7 @@ class Matcher:
         self.error: str | None = None
         self._grammar = grammar
         self._tokens: list[int] = []
+        self._number = NumberLength() if grammar.kind is ConstraintKind.JSON_SCHEMA else None
         self._origin = grammar.parser()  # what `_parser` is a copy of
         self._parser = self._origin.deep_copy()
 
@@ -101,8 +119,22 @@ class Matcher:
         """Whether the tokens accepted so far are a match."""
         return self.error is None and self._parser.is_accepting()
 
-    def accept(self, token: int) -> None:
+    @property
+    def token_count(self) -> int:
+        """The number of tokens of the output."""
+        return len(self._tokens)
+
+    @property
+    def end_token(self) -> int | None:
+        """The end token of the model, if any."""
+        return self._grammar.vocabulary.end_token
+
+    def accept(self, token: int, *, apart: bool = False) -> None:
         """Add the next token of the output, possibly the end token. One that is not allowed sets `error`.
+
+        Args:
+            token: the token.
+            apart: whether other threads run meanwhile, which takes some microseconds more.
 
         Raises:
             ValueError: the vocabulary has no such token.
@@ -114,8 +146,12 @@ class Matcher:
             return
         fits = self.is_complete if token == vocabulary.end_token else vocabulary.is_text[token]
         self._tokens.append(token)
-        if fits and (self._parser.consume_token(token) or self._renew()):
+        self._grammar.token_count += 1
+        consume = vocabulary.consume if apart else LLMatcher.consume_token
+        if fits and (consume(self._parser, token) or self._renew()):
             self.is_exhausted = self._parser.is_stopped()
+            if self._number is not None:
+                self._number.feed(vocabulary.spelled[token])
         else:
             self.error = self._complexity() or f"token {token} is not allowed after {len(self._tokens) - 1} others"
 
@@ -124,6 +160,7 @@ class Matcher:
         copied = copy.copy(self)
         copied._parser = self._parser.deep_copy()
         copied._tokens = self._tokens.copy()
+        copied._number = copy.copy(self._number)
         return copied
 
     def _renew(self) -> bool:
@@ -142,6 +179,18 @@ class Matcher:
         if self._parser.is_error() or self.error is not None:
             self.error = self.error or self._complexity() or _VOCABULARY_LACKS
             bits[:] = 0
+
+    def _end_long_number(self, bits: NDArray[np.int32]) -> None:
+        """Let a number that is long enough not become longer if something else may follow.
+
+        Args:
+            bits: int32 [V / 32], what the grammar allows; changed in place.
+        """
+        if self._number is None or self._number.value < MAX_NUMBER_LENGTH:
+            return
+        others = bits & ~self._grammar.vocabulary.number_bits
+        if np.any(others) or self.is_complete:
+            bits[:] = others
 
     def _note_no_text(self) -> None:
         """Record that no text can follow."""
@@ -173,6 +222,7 @@ def allowed_tokens(matchers: Sequence[Matcher], out: NDArray[np.bool_]) -> None:
     for row, matcher in enumerate(matchers):
         if matcher.error is not None or matcher._parser.is_error():
             matcher._retry_mask(bits[row : row + 1])
+        matcher._end_long_number(bits[row])
     has_text = np.any(bits & vocabulary.text_bits, axis=1).tolist()
     for row, matcher in enumerate(matchers):
         if not has_text[row]:

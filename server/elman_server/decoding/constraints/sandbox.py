@@ -20,16 +20,21 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 _CPU_SECONDS = 2.0  # per grammar
-_MEBIBYTES = 384  # per grammar, approximately
+_MEBIBYTES = 384  # per grammar, approximately, while it is compiled
+_COMPILED_MEBIBYTES = 64  # per grammar, afterwards
+_NICENESS = 10  # compiling is not to slow down the models
 _FIRST_MASK_SECONDS = 0.1  # CPU time to find which tokens may come first
 
 KILLED = "too complex: the process that compiled it was killed"  # perhaps by something else; not to be cached
+
+_WARM_UP = json.dumps({"grammars": [{"lark_grammar": "start: /a/"}]})  # whose memory is not counted
 
 _ADDRESS_SPACE = (_MEBIBYTES + 128) << 20  # bytes; Python and llguidance take about 100 MiB
 _STACK = 1 << 20  # bytes; less than any thread of the server has
@@ -39,12 +44,14 @@ _LIMIT_EXCEEDED = {
     signal.SIGSEGV: "too deep a recursion",
 }
 
+MAX_STATES, STATE_BYTES = 10_000, 1400  # of the automaton, kept with the grammar
+
 # Lower than llguidance's defaults where they bound a step, since a batch waits for the slowest mask of its rows.
 LIMITS = LLParserLimits(
     max_items_in_row=1000,
     step_lexer_fuel=50_000,
     step_max_items=10_000,
-    max_lexer_states=50_000,  # 1 to 2 KiB each, kept with the grammar
+    max_lexer_states=MAX_STATES,
     verbose_errors=False,
 )
 
@@ -78,6 +85,19 @@ def make_tokenizer(tokens: list[bytes], end_token: int) -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(_TokenizerSource(tokens, end_token)))
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How a compilation went.
+
+    Attributes:
+        error: what is wrong with the grammar, in llguidance's words; empty if it compiles.
+        size: about how many bytes of memory the compiled grammar takes.
+    """
+
+    error: str
+    size: int = 0
+
+
 class CompilationSandbox:
     """Compiles grammars in a helper process. Thread-safe; concurrent calls are answered one after another."""
 
@@ -85,12 +105,8 @@ class CompilationSandbox:
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
 
-    def error_of(self, grammar: str) -> str:
-        """Compile a grammar in llguidance's own form.
-
-        Returns:
-            What is wrong with it, in llguidance's words; empty if it compiles.
-        """
+    def try_out(self, grammar: str) -> Trial:
+        """Compile a grammar in llguidance's own form."""
         with self._lock:
             helper = self._running_helper()
             assert helper.stdin is not None
@@ -102,8 +118,8 @@ class CompilationSandbox:
                 answer = helper.stdout.readline()
             if not answer.endswith(b"\n"):  # The helper was killed.
                 _kill(helper)
-                return KILLED
-            return str(json.loads(answer))
+                return Trial(KILLED)
+            return Trial(**json.loads(answer))
 
     def _running_helper(self) -> subprocess.Popen[bytes]:
         if self._helper is None or self._helper.poll() is not None:
@@ -122,19 +138,32 @@ def _kill(helper: subprocess.Popen[bytes]) -> None:
     helper.communicate()
 
 
-def _compile(tokenizer: LLTokenizer, grammar: str) -> str:
-    """Compile a grammar in this process; return what is wrong with it, or an empty text."""
+def _compile(tokenizer: LLTokenizer, grammar: str) -> Trial:
+    """Compile a grammar in this process."""
+    LLMatcher(tokenizer, _WARM_UP, log_level=0).compute_bitmask()
+    resident = _resident_bytes()
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     before = time.process_time()
     if not matcher.is_error():
         matcher.compute_bitmask()
     if time.process_time() - before > _FIRST_MASK_SECONDS:
-        return f"too complex: to find what may come first takes more than {_FIRST_MASK_SECONDS:g} s"
-    return matcher.get_error()
+        return Trial(f"too complex: to find what may come first takes more than {_FIRST_MASK_SECONDS:g} s")
+    size = _resident_bytes() - resident
+    if size > _COMPILED_MEBIBYTES << 20:
+        return Trial(f"too complex: it takes more than {_COMPILED_MEBIBYTES} MiB of memory")
+    return Trial(matcher.get_error(), size)
 
 
-def _answer(error: str) -> None:
-    sys.stdout.buffer.write(json.dumps(error).encode() + b"\n")
+def _resident_bytes() -> int:
+    """Return the memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _answer(trial: Trial) -> None:
+    sys.stdout.buffer.write(json.dumps(asdict(trial)).encode() + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -157,7 +186,9 @@ def _compile_within_limits(tokenizer: LLTokenizer, grammar: str) -> NoReturn:
 
 
 def main() -> None:
-    """Read grammars and write what is wrong with each, one JSON string per line, until the input ends."""
+    """Read grammars and write how the compilation of each went, a line of JSON for each, until the input ends."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(_NICENESS)
     tokenizer = make_tokenizer([bytes([byte]) for byte in range(255)] + [b""], 255)
     for line in sys.stdin.buffer:
         child = os.fork()
@@ -167,7 +198,8 @@ def main() -> None:
         if status:
             signal_number = -os.waitstatus_to_exitcode(status)
             excess = next((text for known, text in _LIMIT_EXCEEDED.items() if known == signal_number), "too much")
-            _answer(KILLED if signal_number == signal.SIGKILL else f"too complex: compiling it takes {excess}")
+            killed = signal_number == signal.SIGKILL
+            _answer(Trial(KILLED if killed else f"too complex: compiling it takes {excess}"))
 
 
 if __name__ == "__main__":

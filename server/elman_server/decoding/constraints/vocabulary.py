@@ -5,6 +5,7 @@ Axes: R matchers of a call, V tokens.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,10 @@ from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
+from elman_server.decoding.constraints.json_numbers import NUMBER_BYTES
 from elman_server.decoding.constraints.sandbox import make_tokenizer
 
+_NUMBER_STARTS = {bytes([byte]) for byte in NUMBER_BYTES}
 _MAX_TOKEN_BYTES = 1024  # llguidance takes no longer tokens
 _NOT_TEXT = 0xFF  # occurs in no UTF-8; llguidance marks tokens that are not text with it
 _THREADS = 1  # a mask takes a few microseconds at most; the other cores belong to the model
@@ -29,9 +32,11 @@ class MatcherVocabulary:
     Attributes:
         size: V.
         end_token: the end token of the model, if any.
+        spelled: the bytes of each of the V tokens; empty for one that is not text.
         tokenizer: the vocabulary for llguidance.
         is_text: whether each of the V tokens is text.
         text_bits: the same as a mask, int32 [V / 32, rounded up].
+        number_bits: whether each token can continue a number in JSON, as a mask.
     """
 
     def __init__(self, token_bytes: Sequence[bytes | None], end_token: int | None) -> None:
@@ -43,9 +48,12 @@ class MatcherVocabulary:
         else:
             tokens[end_token] = b""
         self.tokenizer = make_tokenizer(tokens, self.size if end_token is None else end_token)
-        self.is_text = [bool(token) for token in tokens[: self.size]]
+        self.spelled = tokens[: self.size]
+        self.is_text = [bool(token) for token in self.spelled]
         self.text_bits = _pack(self.is_text, len(tokens))
+        self.number_bits = _pack([token[:1] in _NUMBER_STARTS for token in self.spelled], len(tokens))
         self._executor = LLExecutor(_THREADS)
+        self._apart = threading.local()
 
     def masks(self, parsers: Sequence[LLMatcher]) -> NDArray[np.int32]:
         """Compute which tokens may follow. Other threads run meanwhile.
@@ -56,6 +64,15 @@ class MatcherVocabulary:
         bits = allocate_token_bitmask(len(parsers), self.size + (self.end_token is None))
         fill_next_token_bitmask_par(self._executor, [(parser, row) for row, parser in enumerate(parsers)], bits)
         return bits
+
+    def consume(self, parser: LLMatcher, token: int) -> bool:
+        """Add a token to the output of a parser; returns whether it is allowed. Other threads run meanwhile.
+
+        llguidance lets them run only if it has two parsers, so there is another one, whose output has failed already.
+        """
+        if not hasattr(self._apart, "executor"):
+            self._apart.executor, self._apart.failed = LLExecutor(1), LLMatcher(self.tokenizer, "", log_level=0)
+        return bool(self._apart.executor.consume_token_par([(parser, token), (self._apart.failed, token)])[0])
 
     def unpack(self, bits: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return masks as bool [R, V]."""

@@ -24,11 +24,13 @@ class Choices:
 
     Attributes:
         tokens: int64 [R]; an arbitrary token where `impossible`.
-        impossible: bool [R], where no token is left to choose, or a logit is NaN or +inf.
+        impossible: bool [R], where no token is left to choose, or the logits are not finite.
+        finite: bool [R], whether there is a finite logit, and none is NaN or +inf.
     """
 
     tokens: NDArray[np.int64]
     impossible: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
 
 
 def shape_scores(
@@ -65,12 +67,12 @@ def choose_tokens(
         uniforms: float32 [R], at least 0 and less than 1.
         allowed: bool [R, V], what grammars allow; True for a row without one.
     """
-    choices = Choices(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_))
+    choices = Choices(np.zeros(len(rows), np.int64), *np.zeros((2, len(rows)), np.bool_))
     count = max(1, _BLOCK_SCORES // table.vocabulary_size)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         for start in range(0, len(rows), count):
             part = slice(start, start + count)
-            choices.tokens[part], choices.impossible[part] = _choose(
+            choices.tokens[part], choices.impossible[part], choices.finite[part] = _choose(
                 table, rows[part], logits[part], uniforms[part], None if allowed is None else allowed[part]
             )
     return choices
@@ -126,17 +128,19 @@ def _choose(
     logits: NDArray[np.float32],
     uniforms: NDArray[np.float32],
     allowed: NDArray[np.bool_] | None,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the tokens, and where none can be chosen, both [R]."""
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the tokens, where none can be chosen, and where the logits are finite, [R] each."""
     records = table.records[rows]
     scores = _shape(table, rows, records, logits, allowed)
     tokens, largest = _largest(scores)
     # The logits are checked as well: shaping may have replaced a wrong one.
-    possible = (_largest(logits)[1] < np.inf) & (largest > -np.inf) & (largest < np.inf)
+    highest = _largest(logits)[1]
+    finite = (highest > -np.inf) & (highest < np.inf)
+    possible = (highest < np.inf) & (largest > -np.inf) & (largest < np.inf)
     sampling = records["sampling"]
     if (at := select_rows(possible & (sampling["temperature"] > 0))) is not None:
         tokens[at] = draw(scores[at], largest[at], sampling[at], uniforms[at])
-    return tokens, ~possible
+    return tokens, ~possible, finite
 
 
 def _largest(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

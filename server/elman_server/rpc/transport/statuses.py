@@ -52,6 +52,7 @@ STATUSES: dict[type[errors.DomainError], Row] = {
     errors.MessageTooLargeError: Row(code_pb2.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     errors.TooManyFieldsError: Row(code_pb2.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     errors.QueueFullError: Row(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    errors.ConstraintMemoryError: Row(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     errors.ClientTooSlowError: Row(code_pb2.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW"),
     errors.ClientIdleError: Row(code_pb2.DEADLINE_EXCEEDED, "CLIENT_IDLE"),
     errors.ServerDrainingError: Row(code_pb2.UNAVAILABLE, "SERVER_DRAINING"),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Several
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import structlog
@@ -33,11 +34,12 @@ from elman_server.scheduling.events import (
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED, Emission
 from elman_server.scheduling.isolation import engine_error, log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.choices import Choices
 from elman_server.scheduling.rows.emissions import defect_end, new_tokens
 from elman_server.scheduling.rows.encoding import encode_sources
 from elman_server.scheduling.rows.endings import DEFECT, Ending, Endings
 from elman_server.scheduling.rows.execution import Execution, ModelOutput
-from elman_server.scheduling.rows.host_sampler import Choices, HostSampler, reports_of
+from elman_server.scheduling.rows.host_sampler import HostSampler, reports_of
 from elman_server.scheduling.rows.inputs import RowInputs
 from elman_server.scheduling.rows.pending import PendingTokens
 from elman_server.scheduling.rows.planning import Planner, Prefill, Schedule
@@ -82,7 +84,7 @@ class RowBatch:
         self._table = table = RowTable(engine.capacity, vocabulary_size)
         self._pending = PendingTokens(table, engine.capacity)
         self._inputs = RowInputs(table, engine.capacity, input_name)
-        self._host = HostSampler(name, vocabulary_size, forbidden_token)
+        self._host = HostSampler(name, policy, vocabulary_size, forbidden_token)
         self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, engine)
         self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
         self._endings = Endings(name, table)
@@ -143,6 +145,9 @@ class RowBatch:
         except Exception:
             compact(range(row, len(self._table)), len(self._table), self._table, self._stores)
             raise
+
+    def pending(self) -> dict[Sequence, Future[Any]]:
+        return {self._table.sequences[row]: work for row, work in self._host.pending().items()}
 
     def schedule(self, others_wait: bool) -> Schedule | Prefill:
         if self._single_steps:
@@ -212,7 +217,6 @@ class RowBatch:
             sequence.is_finished = True  # A search has several rows.
             emissions.append((sequence.receiver, Failed(error)))
         self._table.clear()
-        self._host.abandon_work()
         try_each(self._name, range(self.capacity), self._host.release)
         return emissions
 
@@ -256,7 +260,7 @@ class RowBatch:
                     generations[row].reports.append(report)
                     continue
                 choices = choices or Choices(tokens[:, -1], {}, [], [])
-                choices.errors[row] = str(INTERNAL)
+                choices.errors[row] = INTERNAL
         return replace(results, tokens=tokens), choices
 
     def _choose(self, rows: list[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
@@ -264,7 +268,7 @@ class RowBatch:
             return self._host.choose(rows, logits, uniforms)
         except Exception:
             log_defect(self._name)
-            return Choices(np.zeros(len(rows), np.int64), dict.fromkeys(rows, str(INTERNAL)), [], [])
+            return Choices(np.zeros(len(rows), np.int64), dict.fromkeys(rows, INTERNAL), [], [])
 
     def _reports(
         self, logits: NDArray[np.float32], tokens: NDArray[np.int64], counts: list[int]

@@ -13,7 +13,7 @@ from elman_server.errors import EngineError, ModelFailedError
 from elman_server.scheduling.events import FinishReason
 from elman_server.scheduling.interface import INTERNAL, MODEL_FAILED
 from elman_server.scheduling.isolation import log_defect
-from elman_server.scheduling.rows.host_sampler import Choices
+from elman_server.scheduling.rows.choices import Choices
 from elman_server.scheduling.rows.table import Progress, RowTable
 from elman_server.scheduling.sequence import Beams, Generation
 
@@ -137,7 +137,7 @@ def _add_choices(choices: Choices, progress: Progress, endings: dict[int, Ending
     for row in choices.exhausted:
         found[row] = Ending(counts[row], gained[row] - 1, FinishReason.CONSTRAINT, taken_back=True)
     for row, error in choices.errors.items():
-        found[row] = Ending(counts[row], gained[row] - 1, error=ModelFailedError(error))
+        found[row] = Ending(counts[row], gained[row] - 1, error=error)
     for row, ending in found.items():
         if row not in endings or endings[row].reason is FinishReason.MAX_TOKENS:
             endings[row] = ending

@@ -1,7 +1,6 @@
 """Sampling on the host, for rows whose logits are shaped, constrained by a grammar, or reported.
 
-Such a row takes one step per run, because what it may choose next depends on what it has chosen. The tokens that
-grammars allow are computed while the model runs.
+Such a row takes one step per run, because what it may choose next depends on what it has chosen.
 
 Axes: R of the rows, V tokens.
 """
@@ -10,60 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Several
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_server.decoding.constraints import Matcher, allowed_tokens
+from elman_server.decoding.constraints import Matcher
 from elman_server.decoding.host.choosing import Choices as Chosen
 from elman_server.decoding.host.choosing import choose_tokens, shape_scores
 from elman_server.decoding.host.drawing import most_probable
-from elman_server.decoding.host.shaped_rows import ShapedRows
+from elman_server.decoding.host.shaped_rows import NO_TOKEN, ShapedRows
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.scheduling.events import TokenReport
 from elman_server.scheduling.interface import INTERNAL
-from elman_server.scheduling.isolation import log_defect, try_each
+from elman_server.scheduling.isolation import try_each
+from elman_server.scheduling.policy import SchedulingPolicy
+from elman_server.scheduling.rows.choices import Choices
+from elman_server.scheduling.rows.conflicts import forced_beyond, nothing_to_choose
+from elman_server.scheduling.rows.constrained_rows import ConstrainedRows
 from elman_server.scheduling.sequence import Beams, Generation, Sequence
 
 _NOTHING = Shaping()
-_NOTHING_LEFT = "no token is left to choose: everything is forbidden, or the model's output is not finite"
-_NOTHING_MATCHES = "the constraint allows no token that the model knows"
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The tokens that rows have chosen.
-
-    Attributes:
-        tokens: int64 [R]; a token without meaning for the rows in `errors` and `exhausted`.
-        errors: by row, why none could be chosen.
-        complete: the rows whose token is the last one: their grammar allows nothing after it.
-        exhausted: the rows whose text matched before: nothing that may follow can be chosen.
-    """
-
-    tokens: NDArray[np.int64]
-    errors: dict[int, str]
-    complete: list[int]
-    exhausted: list[int]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is computed while the model runs.
-
-    Attributes:
-        matchers: of N grammars.
-        allowed: bool [N, V], what they allow, once `end` is done.
-        end: when it has been computed.
-    """
-
-    matchers: list[Matcher]
-    allowed: NDArray[np.bool_]
-    end: Future[None]
 
 
 class HostSampler:
@@ -72,20 +39,18 @@ class HostSampler:
 
     Args:
         name: the model's name, for the log.
+        policy: the thresholds.
         vocabulary_size: V.
         forbidden_token: a token that is never chosen.
     """
 
-    def __init__(self, name: str, vocabulary_size: int, forbidden_token: int | None) -> None:
+    def __init__(self, name: str, policy: SchedulingPolicy, vocabulary_size: int, forbidden_token: int | None) -> None:
         self._name = name
         self._vocabulary_size = vocabulary_size
         self._shaped = ShapedRows(vocabulary_size, forbidden_token)
         self._rows: list[int] = []  # of the batch, by their number in `_shaped`
         self._numbers: dict[int, int] = {}  # the inverse
-        self._matchers: dict[int, Matcher] = {}  # by row of the batch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._work: _Work | None = None
-        self._defective = WeakSet[Matcher]()
+        self._constrained = ConstrainedRows(name, policy, vocabulary_size)
 
     def append(self, row: int, sequence: Sequence) -> None:
         """A sequence gets a row; harmless for one that does not choose here."""
@@ -104,9 +69,7 @@ class HostSampler:
                 generated=generated,
             )
             if params.grammar is not None:
-                matcher = self._matchers[row] = params.grammar.start()
-                for token in generated.tolist():
-                    matcher.accept(token)
+                self._constrained.append(row, params.grammar, generated, sequence.caller)
         elif isinstance(sequence, Beams) and sequence.shaping is not None:
             self._add(
                 row,
@@ -125,7 +88,7 @@ class HostSampler:
         self._rows.append(row)
 
     def release(self, row: int) -> None:
-        self._matchers.pop(row, None)
+        self._constrained.release(row)
         number = self._numbers.pop(row, None)
         if number is None:
             return
@@ -140,50 +103,15 @@ class HostSampler:
         if number is not None:
             self._numbers[destination] = number
             self._rows[number] = destination
-        matcher = self._matchers.pop(source, None)
-        if matcher is not None:
-            self._matchers[destination] = matcher
+        self._constrained.move(source, destination)
 
-    def abandon_work(self) -> None:
-        """Forget what `prepare` has started."""
-        self._work = None
+    def pending(self) -> dict[int, Future[Any]]:
+        """Return the rows that cannot choose yet, and what they wait for."""
+        return dict(self._constrained.pending())
 
     def prepare(self, rows: Several[int]) -> None:
-        """Start to compute what the grammars of `rows`, which choose next, allow. Work that was started before and not
-        used, because a run failed, is started again."""
-        self._work = None
-        matchers = [matcher for row in rows if (matcher := self._matchers.get(row))]
-        if matchers:
-            allowed = np.empty((len(matchers), self._vocabulary_size), np.bool_)
-            self._work = _Work(matchers, allowed, self._thread.submit(self._find_allowed, matchers, allowed))
-
-    def _find_allowed(self, matchers: list[Matcher], allowed: NDArray[np.bool_]) -> None:
-        """What matchers allow, bool [N, V]: nothing where one meets a defect."""
-        try:
-            allowed_tokens(matchers, allowed)
-        except Exception:
-            _, failed = try_each(
-                self._name,
-                range(len(matchers)),
-                lambda index: allowed_tokens([matchers[index]], allowed[index : index + 1]),
-            )
-            allowed[failed] = False
-            self._defective.update(matchers[index] for index in failed)
-
-    def _take_allowed(self, rows: Several[int]) -> NDArray[np.bool_] | None:
-        """What the grammars of `rows` allow, [R, V]; None if none of them has one."""
-        work, self._work = self._work, None
-        if work is None:
-            return None
-        work.end.result()
-        free = len(work.matchers)
-        indices: dict[Matcher | None, int] = dict(zip(work.matchers, range(free), strict=True))
-        numbers = [indices.get(self._matchers.get(row), free) for row in rows]
-        if min(numbers, default=free) == free:
-            return None
-        anything = np.ones((1, self._vocabulary_size), np.bool_)
-        found: NDArray[np.bool_] = np.concatenate([work.allowed, anything])[numbers]
-        return found
+        """Start to compute what the grammars of `rows`, which choose next, allow."""
+        self._constrained.prepare(rows)
 
     def choose(self, rows: Several[int], logits: NDArray[np.float32], uniforms: NDArray[np.float32]) -> Choices:
         """Choose a token for each of some generations.
@@ -194,57 +122,79 @@ class HostSampler:
             uniforms: float32 [R], the random number of each choice.
         """
         numbers = np.array([self._numbers[row] for row in rows])
-        allowed = self._take_allowed(rows)
+        allowed = self._constrained.take(rows)
 
         def choose_for(part: slice) -> Chosen:
             own = None if allowed is None else allowed[part]
             return choose_tokens(self._shaped, numbers[part], logits[part], uniforms[part], own)
 
+        forced = self._shaped.records["next_forced"][numbers]
         try:
             found, failed = choose_for(slice(None)), list[int]()
         except Exception:  # Nothing has changed: the rows that meet the defect are found.
             found, failed = self._choose_alone(len(rows), choose_for)
         self._shaped.note(numbers, found.tokens)
-        choices = Choices(found.tokens, {rows[index]: str(INTERNAL) for index in failed}, [], [])
-        impossible = {rows[index] for index in np.flatnonzero(found.impossible).tolist()}
-        for row, token in zip(rows, found.tokens.tolist(), strict=True) if self._matchers else ():
-            if row not in impossible and row in self._matchers:
-                self._accept(row, token, choices)
-        for row in impossible - choices.errors.keys():
-            self._refuse(row, choices)
+        choices = Choices(found.tokens, {rows[index]: INTERNAL for index in failed}, [], [])
+        for index in np.flatnonzero(found.impossible).tolist():
+            if rows[index] not in choices.errors:
+                left = [] if allowed is None else np.flatnonzero(allowed[index]).tolist()
+                self._refuse(rows[index], left, int(forced[index]), choices, finite=bool(found.finite[index]))
+        if allowed is not None:
+            for index in np.flatnonzero(~found.impossible).tolist():
+                if self._constrained.get(rows[index]) is not None:
+                    self._accept(rows[index], int(found.tokens[index]), choices)
         return choices
 
     def _choose_alone(self, count: int, choose_for: Callable[[slice], Chosen]) -> tuple[Chosen, list[int]]:
         """The choices of each row alone, and the indices of the rows that fail."""
         alone, failed = try_each(self._name, range(count), lambda index: choose_for(slice(index, index + 1)))
-        found = Chosen(np.zeros(count, np.int64), np.ones(count, np.bool_))
+        found = Chosen(np.zeros(count, np.int64), np.ones(count, np.bool_), np.ones(count, np.bool_))
         for index, one in alone.items():
             found.tokens[index], found.impossible[index] = one.tokens[0], one.impossible[0]
+            found.finite[index] = one.finite[0]
         return found, failed
 
     def _accept(self, row: int, token: int, choices: Choices) -> None:
-        matcher = self._matchers[row]
-        try:
-            matcher.accept(token)
-        except Exception:
-            log_defect(self._name)
-            choices.errors[row] = str(INTERNAL)
-            return
-        if matcher.error is not None:
-            choices.errors[row] = matcher.error
-        elif matcher.is_exhausted:
-            choices.complete.append(row)
+        one = self._constrained.accept(row, token)
+        if one.is_defective:
+            choices.errors[row] = INTERNAL
+        elif one.work is not None:
+            return  # What follows is known later.
+        elif one.matcher.error is not None:
+            choices.errors[row] = nothing_to_choose(one.matcher, (), None, finite=True)
+        elif one.matcher.is_exhausted:
+            self._complete(row, one.matcher, choices, choices.complete)
 
-    def _refuse(self, row: int, choices: Choices) -> None:
-        matcher = self._matchers.get(row)
-        if matcher is None:
-            choices.errors[row] = _NOTHING_LEFT
-        elif matcher in self._defective:
-            choices.errors[row] = str(INTERNAL)
-        elif matcher.is_complete:
-            choices.exhausted.append(row)
+    def _refuse(self, row: int, allowed: Several[int], forced: int, choices: Choices, *, finite: bool) -> None:
+        """No token can be chosen for a row.
+
+        Args:
+            row: the row.
+            allowed: what its grammar allows.
+            forced: the token that has to be chosen, or NO_TOKEN.
+            choices: receives the error, or that the row is complete.
+            finite: whether the model's output is finite.
+        """
+        one = self._constrained.get(row)
+        matcher = None if one is None else one.matcher
+        if one is not None and one.is_defective:
+            choices.errors[row] = INTERNAL
+        elif matcher is not None and matcher.is_complete and finite:
+            self._complete(row, matcher, choices, choices.exhausted, forced)
         else:
-            choices.errors[row] = matcher.error or _NOTHING_MATCHES
+            wanted = None if forced == NO_TOKEN else forced
+            choices.errors[row] = nothing_to_choose(matcher, allowed, wanted, finite=finite)
+
+    def _complete(
+        self, row: int, matcher: Matcher, choices: Choices, complete: list[int], forced: int | None = None
+    ) -> None:
+        """The text of a row is complete, which is an error if a token is still forced."""
+        if forced is None:
+            forced = int(self._shaped.records["next_forced"][self._numbers[row]])
+        if forced == NO_TOKEN or forced == matcher.end_token:
+            complete.append(row)
+        else:
+            choices.errors[row] = forced_beyond(matcher, forced)
 
     def shape(self, rows: Several[int], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores of some beams, float32 [R, V], after everything that changes them."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from elman_server.decoding.beams import ScoresError
 from elman_server.engine import Engine, Results
-from elman_server.errors import ModelFailedError
+from elman_server.errors import DomainError, InvalidFieldError
 from elman_server.scheduling.isolation import log_defect
 from elman_server.scheduling.rows.endings import DEFECT, NOT_FINITE, Ending
 from elman_server.scheduling.rows.host_sampler import HostSampler, log_softmax
@@ -84,7 +84,7 @@ class BeamRows:
                 try:
                     branching = self._advance(beams, results)
                 except ScoresError as error:
-                    ended = Ending(1, 0, error=ModelFailedError(str(error)))
+                    ended = Ending(1, 0, error=_overflow(beams, results, error))
                 except Exception:
                     log_defect(self._name)
                     ended = DEFECT
@@ -139,3 +139,11 @@ class BeamRows:
         if self._forbidden_token is not None:
             found[:, self._forbidden_token] = -np.inf
         return found if beams.shaping is None else self._host.shape(beams.rows, found)
+
+
+def _overflow(beams: Beams, results: Results, error: ScoresError) -> DomainError:
+    """The error of a search whose scores are not finite: by the options of the caller, or by the model."""
+    assert results.logits is not None
+    if beams.shaping is None or not (results.logits[beams.rows].max(axis=1) < np.inf).all():
+        return NOT_FINITE
+    return InvalidFieldError("shaping", "values that overflow", str(error))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import structlog
@@ -135,6 +137,9 @@ class TreeBatch:
         places = slice(len(self._trees), len(self._trees) + len(trees))
         self._starts[places], self._stops[places], self._ends[places] = new.starts, new.stops, new.starts + new.counts
         self._trees += trees
+
+    def pending(self) -> dict[Sequence, Future[Any]]:
+        return {}
 
     def schedule(self, others_wait: bool) -> NodeSchedule:
         ends = self._ends[: len(self._trees)]

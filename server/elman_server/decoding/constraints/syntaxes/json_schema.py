@@ -2,7 +2,8 @@
 (https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md).
 
 Any other keyword is refused unless it only annotates or begins with "x-". Members are generated in the order of the
-schema. White space is free, or absent with {"x-guidance": {"whitespace_flexible": false}}.
+schema. White space is limited unless the schema chooses otherwise: {"x-guidance": {"whitespace_flexible": true}} allows
+any, false allows none.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import re
 
 from elman_server.decoding.constraints.syntaxes.messages import reason_of
-from elman_server.decoding.constraints.syntaxes.schema_check import KEYWORDS, check_schema, key_position
+from elman_server.decoding.constraints.syntaxes.schema_check import check_schema, key_position
+from elman_server.decoding.constraints.syntaxes.schema_parts import KEYWORDS
+from elman_server.decoding.constraints.syntaxes.schema_rewriting import rewritten
 from elman_server.decoding.constraints.syntaxes.syntax import Syntax, to_grammar
 from elman_server.errors import ConstraintError
 
 
 def _grammar(text: str) -> str:
-    return to_grammar("start: @schema", {"name": "schema", "json_schema": check_schema(text)})
+    return to_grammar("start: @schema", {"name": "schema", "json_schema": rewritten(check_schema(text))})
 
 
 def _error(text: str, message: str) -> ConstraintError:

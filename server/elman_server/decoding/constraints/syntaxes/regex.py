@@ -14,13 +14,30 @@ from elman_server.decoding.constraints.syntaxes.syntax import Syntax, to_grammar
 from elman_server.errors import ConstraintError
 
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
+_STOP = re.compile(r"\\.|(?P<group>\(\?P?<stop>)", re.DOTALL)
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^]\\])+\]?|.", re.DOTALL)  # an unterminated class extends to the end
 _DRAWN_LINE = re.compile(r"(?P<number>\s*\d+: |    )(?P<line>.*)")
 _ASSERTIONS = {"Start": ("^", r"\A"), "End": ("$", r"\z"), "Word": (r"\b", r"\B")}
 
 
 def _grammar(expression: str) -> str:
+    check_groups(expression)
     return to_grammar(f"start: /{_escaped(expression) or '()'}/")
+
+
+def check_groups(expression: str, start: int = 0) -> None:
+    """Refuse a group named "stop", from which llguidance takes what has to follow a match without being part of it.
+
+    Args:
+        expression: a regular expression.
+        start: where it starts in what the caller has written.
+
+    Raises:
+        ConstraintError: there is such a group.
+    """
+    for found in _STOP.finditer(expression):
+        if found["group"]:
+            raise ConstraintError("a group must not be named 'stop'", start + found.start())
 
 
 def _escaped(expression: str) -> str:

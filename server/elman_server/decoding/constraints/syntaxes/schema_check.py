@@ -10,35 +10,33 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
+from elman_server.decoding.constraints.syntaxes.pattern import PatternError, to_rust
+from elman_server.decoding.constraints.syntaxes.schema_parts import (
+    BOUNDS,
+    KEYWORDS,
+    MAX_DEPTH,
+    OPTIONS,
+    WHITESPACE,
+    Path,
+    decimal,
+    is_exact,
+    is_number,
+    names_are_open,
+    subschemas,
+)
 from elman_server.errors import ConstraintError, shortened
 
-_MAPS_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_SCHEMAS = frozenset({"items", "additionalItems", "additionalProperties"})
-_VALUES = frozenset(
-    {
-        *("$ref", "const", "enum", "type", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems"),
-        *("required", "minProperties", "maxProperties", "multipleOf"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    }
-)
-_ANNOTATIONS = frozenset(
-    {
-        *("$schema", "$id", "id", "$anchor", "$comment", "title", "description", "default", "examples", "deprecated"),
-        *("readOnly", "writeOnly", "contentMediaType", "contentEncoding", "contentSchema", "discriminator"),
-    }
-)
-KEYWORDS = _MAPS_OF_SCHEMAS | _LISTS_OF_SCHEMAS | _SCHEMAS | _VALUES | _ANNOTATIONS
-_OPTIONS = "x-guidance"  # of llguidance; at the top level only
-_OPTION = "whitespace_flexible"
-
-_MAX_DEPTH = 128  # keys and indices on the path to a schema; llguidance reads no deeper
+_LARGEST = 2**53  # up to here every integer is a number of its own in double precision
+_SMALLEST = 1e-20
+_MAX_DECIMALS = 8  # of multipleOf, which llguidance computes with 32 bits
+_WORD = 2**32
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]')
-
-Path = tuple[str | int, ...]  # the keys and indices that lead to a part of a schema
+_UNSPELLABLE = re.compile(r"[^\x20-\x7e\x80-\U0010ffff\b\f\n\r\t]")  # without \u
 
 
 def check_schema(text: str) -> Any:
@@ -57,8 +55,12 @@ def check_schema(text: str) -> Any:
     schema = _parsed(text)
     if not isinstance(schema, dict | bool):
         raise ConstraintError(f"a JSON schema is an object, true or false, and not {shortened(schema)}", 0)
-    for path, part in _subschemas(schema):
+    parts = dict(subschemas(schema))
+    for path, part in parts.items():
         _check(text, path, part)
+    _check_references(text, parts)
+    _check_multiples(text, parts)
+    _check_characters(text, parts)
     return schema
 
 
@@ -74,7 +76,7 @@ def _parsed(text: str) -> Any:
 
     try:
         schema = json.loads(text, parse_constant=refuse)
-        if _is_deeper(schema, _MAX_DEPTH):
+        if _is_deeper(schema, MAX_DEPTH):
             raise ConstraintError("nested too deeply")
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
@@ -99,43 +101,64 @@ def _is_deeper(value: Any, levels: int) -> bool:
     return any(isinstance(part, dict | list) for part in level)
 
 
-def _subschemas(schema: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield every schema in a schema, with its path.
-
-    Raises:
-        ConstraintError: they are nested too deeply.
-    """
-    pending: list[tuple[Path, Any]] = [((), schema)]
-    while pending:
-        path, part = pending.pop()
-        if len(path) > _MAX_DEPTH:
-            raise ConstraintError("nested too deeply")
-        if not isinstance(part, dict):
-            continue
-        yield path, part
-        for keyword, value in part.items():
-            here = (*path, keyword)
-            if keyword in _MAPS_OF_SCHEMAS and isinstance(value, dict):
-                pending += [((*here, name), inner) for name, inner in value.items()]
-            elif keyword in _LISTS_OF_SCHEMAS | _SCHEMAS and isinstance(value, list):
-                pending += [((*here, index), inner) for index, inner in enumerate(value)]
-            elif keyword in _SCHEMAS:
-                pending.append((here, value))
-
-
 def _check(text: str, path: Path, schema: dict[str, Any]) -> None:
     """Refuse what is not enforced in one schema; the schemas inside it are checked by themselves."""
     for keyword, value in schema.items():
         here = (*path, keyword)
-        if keyword == _OPTIONS and not path:
-            if not isinstance(value, dict) or set(value) - {_OPTION}:
-                _refuse(text, here, f"only {_OPTION!r} can be chosen here")
+        if keyword == OPTIONS and not path:
+            if not isinstance(value, dict) or set(value) - {WHITESPACE} or not all(map(_is_boolean, value.values())):
+                _refuse(text, here, f"only {WHITESPACE!r} can be chosen here, as true or false")
         elif keyword not in KEYWORDS and not keyword.startswith("x-"):
             _refuse(text, here, f"the keyword {shortened(keyword)!r} is not supported")
-        elif keyword == _OPTIONS:
+        elif keyword == OPTIONS:
             _refuse(text, here, f"the keyword {keyword!r} belongs at the top")
+        elif keyword in BOUNDS:
+            _check_bound(text, here, value)
+        elif keyword in ("const", "enum"):
+            _check_literal(text, here, value)
+        elif keyword == "pattern":
+            _check_pattern(text, here, value)
+    for pattern in _names(schema.get("patternProperties")):
+        _check_pattern(text, (*path, "patternProperties", pattern), pattern)
     _check_count(text, path, schema)
-    _check_bounds(text, path, schema)
+    _check_items(text, path, schema)
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _names(members: Any) -> list[str]:
+    return list(members) if isinstance(members, dict) else []
+
+
+def _check_bound(text: str, path: Path, value: Any) -> None:
+    if is_number(value) and value and not _SMALLEST <= abs(value) < _LARGEST:
+        problem = f"{path[-1]!r} is 0, or lies between {_SMALLEST:g} and 2**53 up to its sign"
+        _refuse(text, path, f"{problem}, where numbers are exact")
+    if is_number(value) and not str(path[-1]).startswith("exclusive") and not is_exact(value):
+        _refuse(text, path, f"{path[-1]!r} has more digits than are read exactly, which 15 always are")
+
+
+def _check_literal(text: str, path: Path, value: Any) -> None:
+    """Refuse numbers that llguidance would round."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if is_number(part) and abs(part) > _LARGEST:
+            _refuse(text, path, f"{path[-1]!r} holds a number beyond 2**53, where numbers are not exact")
+        if is_number(part) and not is_exact(part):
+            _refuse(text, path, f"{path[-1]!r} holds more digits than are read exactly, which 15 always are")
+        pending += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+def _check_pattern(text: str, path: Path, pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        return  # llguidance has an error for it.
+    try:
+        to_rust(pattern)
+    except PatternError as error:
+        _refuse(text, path, f"in a pattern: {error}")
 
 
 def _check_count(text: str, path: Path, schema: dict[str, Any]) -> None:
@@ -147,22 +170,77 @@ def _check_count(text: str, path: Path, schema: dict[str, Any]) -> None:
         _refuse(text, (*path, "minProperties"), problem)
 
 
-def _check_bounds(text: str, path: Path, schema: dict[str, Any]) -> None:
-    """Refuse bounds that llguidance 1.9.1 does not enforce: above 12 and below 12.5, it allows 12."""
-    bounds = {name: schema.get(name) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")}
-    for end, other in (("Minimum", "aximum"), ("Maximum", "inimum")):
-        excluded = bounds[f"exclusive{end}"]
-        if excluded is True:  # as in draft 4
-            excluded = bounds[end.lower()]
-        for limit in (bounds[f"m{other}"], bounds[f"exclusiveM{other}"]):
-            if isinstance(excluded, int | float) and isinstance(limit, int | float) and excluded == int(limit) != limit:
-                problem = f"'exclusive{end}' is not enforced where only the fraction of a number is free"
-                _refuse(text, (*path, f"exclusive{end}"), problem)
+def _check_items(text: str, path: Path, schema: dict[str, Any]) -> None:
+    """Refuse two ways of describing arrays in one schema: llguidance follows one and ignores the other."""
+    old = isinstance(schema.get("items"), list)
+    if "additionalItems" in schema and not old:
+        _refuse(text, (*path, "additionalItems"), "'additionalItems' belongs to 'items' that is a list")
+    if old and "prefixItems" in schema:
+        _refuse(text, (*path, "prefixItems"), "'prefixItems' does not go with 'items' that is a list")
+
+
+def _check_references(text: str, parts: dict[Path, dict[str, Any]]) -> None:
+    """Refuse references to what is not known to be a schema and has not been checked."""
+    pointers = {_pointer(path) for path in parts}
+    roots = [_pointer(path) for path, part in parts.items() if not path or "$id" in part or "id" in part]
+    for path, part in parts.items():
+        target = part.get("$ref")
+        if not isinstance(target, str) or not target.startswith("#") or target[1:2] not in ("", "/"):
+            continue
+        wanted = unquote(target[1:])
+        if not any(root + wanted in pointers for root in roots):
+            _refuse(text, (*path, "$ref"), f"'$ref' leads to no schema: {shortened(target)}")
+
+
+def _check_multiples(text: str, parts: dict[Path, dict[str, Any]]) -> None:
+    """Refuse numbers of which llguidance computes the multiples wrongly, alone or together."""
+    found: dict[tuple[int, int], Path] = {}
+    for path, part in parts.items():
+        value = part.get("multipleOf")
+        if not is_number(value):
+            continue
+        here = (*path, "multipleOf")
+        coefficient, decimals = decimal(float(part["multipleOf"]))
+        exact = Decimal(coefficient).scaleb(-decimals) == Decimal(repr(value))
+        if not exact or not 0 < coefficient < _WORD // 10 or decimals > _MAX_DECIMALS:
+            limit = f"{_WORD // 10}, with {_MAX_DECIMALS} decimals at most"
+            _refuse(text, here, f"'multipleOf' is above 0 and at most {limit}")
+        found[coefficient, decimals] = here
+    most = max((decimals for _, decimals in found), default=0)
+    product = 1
+    for (coefficient, decimals), here in found.items():
+        product *= coefficient * 10 ** (most - min(decimals, 1))
+        if len(found) > 1 and product >= _WORD:
+            _refuse(text, here, "the numbers of several 'multipleOf' are too large together")
+
+
+def _check_characters(text: str, parts: dict[Path, dict[str, Any]]) -> None:
+    """Refuse constants that only \\u can spell, where it could spell an excluded name as well."""
+    if not any(map(names_are_open, parts.values())):
+        return
+    for path, part in parts.items():
+        for keyword in ("const", "enum"):
+            if any(_UNSPELLABLE.search(found) for found in _strings(part.get(keyword))):
+                problem = f"{keyword!r} holds a control character, and the schema names some properties among others"
+                _refuse(text, (*path, keyword), problem)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings of a JSON value that are no names."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            yield part
+        pending += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
 def _refuse(text: str, path: Path, reason: str) -> NoReturn:
-    pointer = "".join(f"/{part}" for part in path)
-    raise ConstraintError(f"{reason}: {shortened(pointer)}", _position(text, path))
+    raise ConstraintError(f"{reason}: {shortened(_pointer(path))}", _position(text, path))
+
+
+def _pointer(path: Path) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
 def _position(text: str, sought: Path) -> int | None:
