@@ -26,7 +26,7 @@ from elman_export.contract import (
 from elman_export.encoder_export import check_encoder, write_encoder
 from elman_export.examples import make_example, make_sources, run_encoder, run_step
 from elman_export.export_error import ExportError
-from elman_export.graph_names import constant_name
+from elman_export.graph_names import check_names, constant_name
 from elman_export.graph_runtime import open_session
 from elman_export.int8_export import Evaluate, precision_of, quantize_graph
 from elman_export.manifest import ENCODER_FILE, STEP_FILE, describe_module
@@ -153,6 +153,7 @@ def _write_graphs(module: nn.Module, step_module: StepModule, interface: StepInt
         missing = interface.outputs.keys() - outputs.keys()
         if missing:
             raise ExportError(f"step() returns the outputs {sorted(outputs)}; {min(missing)!r} is not among them")
+        check_names(example.inputs, example.constants, example.state, interface.outputs)
         variable = frozenset(constant_name(name) for name, kind in interface.constants.items() if kind.variable_length)
         write_step(module, example, tuple(interface.outputs), folder / STEP_FILE, variable)
         measured = _check_graphs(step_module, interface, folder)

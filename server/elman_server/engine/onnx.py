@@ -32,6 +32,7 @@ from elman_server.engine.unrolling import (
     TEMPERATURES,
     TOKENS,
     UNIFORMS,
+    given_name,
     read_step_graph,
     states_name,
     steps_name,
@@ -181,7 +182,7 @@ class OnnxEngine:
         shown = self._outputs if selection.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._rows.storage.states if selection.states else []
-        states = {state.input_name: graph.read(states_name(state.input_name), rows) for state in kept}
+        states = {state.name: graph.read(states_name(state.name), rows) for state in kept}
         if not self.generates:
             nothing = np.empty((len(rows), 0), np.int64)
             return Results(outputs, nothing, nothing.astype(np.bool_), states=states)
@@ -214,7 +215,7 @@ class OnnxEngine:
 
     def _run_forced(self, rows: range, inputs: Arrays, count: int) -> None:
         """Run forced steps whose choices are not used."""
-        feeds = dict(inputs)
+        feeds = _given(inputs)
         if self.generates:
             feeds[UNIFORMS] = np.zeros((len(rows), count), np.float32)
             feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
@@ -230,9 +231,14 @@ def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     return {state.input_name: (element_type(state.data_type).dtype, tuple(state.shape)) for state in states}
 
 
+def _given(inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """The inputs of a step by their names in unrolled graphs."""
+    return {given_name(name): values for name, values in inputs.items()}
+
+
 def _feeds(chunk: Chunk, generates: bool) -> dict[str, NDArray[Any]]:
     """The inputs of a chunk that change from run to run, by name."""
-    feeds = dict(chunk.inputs)
+    feeds = _given(chunk.inputs)
     if generates:
         feeds[UNIFORMS] = chunk.uniforms
         feeds[TEMPERATURES] = chunk.temperatures[:, None]

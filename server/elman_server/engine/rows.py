@@ -52,7 +52,7 @@ class RowStates:
         if row:  # In the buffer of the row before it, with which it will run.
             self._phases[row] = self._phases[row - 1]
         for kept in self.storage.states:
-            kept.buffers[self._phases[row]].write(row, np.asarray(values[kept.input_name])[None])
+            kept.buffers[self._phases[row]].write(row, np.asarray(values[kept.name])[None])
         if encoded is not None:
             self.storage.constants.write(row, encoded.constants)
 
@@ -73,7 +73,7 @@ class RowStates:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         """A copy of a row's state."""
         phase = self._phases[row]
-        return {kept.input_name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self.storage.states}
+        return {kept.name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self.storage.states}
 
     def phase(self, rows: range) -> int:
         """Returns which buffer holds the state of all these rows. States that are in the other one than that of the
