@@ -14,8 +14,10 @@ from torch import nn
 from elman_bundle import Bundle, BundleError, load_bundle
 from elman_export import ExportError, Labels, Values, export_bundle
 from elman_export.contract import Tensors
+from elman_export.quantization import find_products, quantize
 from tests.support.foreign_bundles import LABELS, TOKENS, Foreign, Kept, Shown, constant, random_weights
 from tests.support.manifests import change
+from tests.support.reference import open_graph
 from tests.support.serving import Running, serving
 
 SIZE = 6
@@ -165,3 +167,35 @@ def test_names_that_are_equal_in_the_graph_are_refused_by_the_export(
             inputs={given: Values((3,))},
             outputs={output: Labels(["a", "b"])},
         )
+
+
+def integer_products(names: Mapping[str, str]) -> bytes:
+    """The result of two products in integers, in a graph with other names."""
+    call = lambda name: names.get(name, name)  # noqa: E731
+    weights = random_weights(first=(32, 40), bias=(40,), second=(32, 40))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", [call("x"), call("first"), call("bias")], [call("between")]),
+            helper.make_node("Gemm", [call("x"), call("second"), call("between")], ["y"]),
+        ],
+        "products",
+        [helper.make_tensor_value_info(call("x"), TensorProto.FLOAT, ["B", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 40])],
+        [constant(value, call(name)) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = quantize(model, find_products(model), {call("x"): 3.0})
+    x = np.random.default_rng(1).standard_normal((5, 32), dtype=np.float32)
+    return bytes(open_graph(made.SerializeToString()).run(["y"], {call("x"): x})[0].tobytes())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"x": "activation.zero_point", "bias": "activation.zero_point.uint8.0"},
+        {"first": "w", "second": "w.int8", "x": "w.int8.scales"},
+        {"between": "b", "x": "b.bias", "bias": "y.product"},
+    ],
+)
+def test_names_make_no_difference_in_int8(names: Mapping[str, str]) -> None:
+    assert integer_products(names) == integer_products({})
