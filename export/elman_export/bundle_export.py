@@ -31,6 +31,7 @@ from elman_export.graph_runtime import open_session
 from elman_export.int8_export import Evaluate, precision_of, quantize_graph
 from elman_export.manifest import ENCODER_FILE, STEP_FILE, describe_module
 from elman_export.parity import check_independence, check_padding, check_parity
+from elman_export.score_checks import check_labels, check_last_nodes, check_logits
 from elman_export.step_export import write_step
 from elman_export.tree_parity import check_tree, check_tree_independence, check_tree_parity
 from elman_protos import v1
@@ -145,6 +146,7 @@ def _checked_module(
 
 def _write_graphs(module: nn.Module, step_module: StepModule, interface: StepInterface, folder: Path) -> v1.ModelSpec:
     """Write and check the graphs; return the manifest."""
+    check_labels(interface)
     was_training = module.training
     module.eval()
     try:
@@ -153,9 +155,11 @@ def _write_graphs(module: nn.Module, step_module: StepModule, interface: StepInt
         missing = interface.outputs.keys() - outputs.keys()
         if missing:
             raise ExportError(f"step() returns the outputs {sorted(outputs)}; {min(missing)!r} is not among them")
+        check_logits({name: outputs[name] for name in interface.outputs})
         check_names(example.inputs, example.constants, example.state, interface.outputs)
         variable = frozenset(constant_name(name) for name, kind in interface.constants.items() if kind.variable_length)
         write_step(module, example, tuple(interface.outputs), folder / STEP_FILE, variable)
+        check_last_nodes(interface, folder / STEP_FILE)
         measured = _check_graphs(step_module, interface, folder)
         encoded: set[str] = set()
         if interface.source is not None:

@@ -14,6 +14,7 @@ from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_encoder
 from elman_server.engine.interface import Encoded
 from elman_server.engine.providers import Opener
+from elman_server.engine.trials.encoder import try_encoder
 from elman_server.errors import EngineError
 
 _SHORT = 16  # positions; shorter sources count as this long when they are grouped
@@ -39,6 +40,9 @@ class Encoder:
         self._session: onnxruntime.InferenceSession = opened.session
         self._cores = opened.cores
         check_encoder(bundle, path, self._session)
+        on_cpu = opener.open_on_cpu(opened, path)
+        if on_cpu is not None:
+            try_encoder(bundle, path, on_cpu)
         step = bundle.spec.step
         self._constants = {constant.name: constant.variable_length for constant in step.constants}
         # By state input name, the axis of its rows in the graph's output.

@@ -23,6 +23,7 @@ from elman_server.engine.partitions import RowPartitions
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.rows import RowStates
+from elman_server.engine.trials.step import StepTrial
 from elman_server.engine.unrolling import (
     CHECKS,
     FILTERS,
@@ -77,6 +78,10 @@ class OnnxEngine:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
         self._provider, self._cores = opened.provider, opened.cores
+        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
+        on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
+        if on_cpu is not None:
+            StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
         self._step = read_step_graph(bundle)
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size
         steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
@@ -85,7 +90,6 @@ class OnnxEngine:
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
         self._rows = RowStates(bundle, opened.provider, capacity)
-        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
         self.thread_count = opener.threads if opened.provider is Provider.CPU else 1
         self.partitions = RowPartitions(capacity)
         self._graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)

@@ -38,7 +38,7 @@ class RowStates:
 
     def __init__(self, bundle: Bundle, provider: Provider, capacity: int) -> None:
         self.storage = Storage(provider, capacity, bundle.spec)
-        self._initial = _initial_values(bundle)
+        self._initial = initial_values(bundle)
         # Which of the two buffers holds the state of each row.
         self._phases = np.zeros(capacity, np.intp)
 
@@ -111,7 +111,12 @@ def _fill(bundle: Bundle, name: str, fill: float, dtype: np.dtype[Any]) -> NDArr
     return value
 
 
-def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
+def initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """The values at the start of a sequence, by state input name, without the row axis; zeros for encoded states.
+
+    Raises:
+        ModelLoadError: they are not what the manifest says.
+    """
     values: dict[str, NDArray[Any]] = {}
     for state in bundle.spec.step.states:
         dtype, shape = element_type(state.data_type).dtype, tuple(state.shape)
