@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,16 @@ class StepGraphs:
         self._storage = storage
         self._graphs: dict[tuple[int, bool, OutputSelection], Graph] = {}
         self._opening = threading.Lock()
+
+    @property
+    def separated(self) -> bool:
+        """Whether onnxruntime is kept from fusing operators of different steps."""
+        return self._step.separated
+
+    def separate(self) -> None:
+        """Keep onnxruntime from fusing operators of different steps. Graphs that are open already are dropped."""
+        self._step = replace(self._step, separated=True)
+        self._graphs.clear()
 
     def get(self, count: int, *, filtered: bool, selection: OutputSelection) -> Graph:
         """The graph of `count` steps.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ class OnnxEngine:
         thread_count: the number of threads of a run.
         spec: what the manifest says of the step.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
+        graphs: the step, unrolled.
+        trial: what the bundle's own graph gives, until `settle_steps` has compared it; None if it runs on CUDA only.
     """
 
     def __init__(
@@ -80,9 +83,12 @@ class OnnxEngine:
         self._provider, self._cores = opened.provider, opened.cores
         self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
         on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
+        self.trial: StepTrial | None = None
         if on_cpu is not None:
-            StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
+            self.trial = StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
         self._step = read_step_graph(bundle)
+        if opened.provider is Provider.CPU and _has_float16(bundle.spec.step):
+            self._step = replace(self._step, separated=True)
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size
         steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
         weights = Weights(bundle.graph_path, self._step.model, steps)
@@ -92,7 +98,7 @@ class OnnxEngine:
         self._rows = RowStates(bundle, opened.provider, capacity)
         self.thread_count = opener.threads if opened.provider is Provider.CPU else 1
         self.partitions = RowPartitions(capacity)
-        self._graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
+        self.graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
         self._step_counts = [policy.step_counts[0]]
 
     @property
@@ -157,9 +163,9 @@ class OnnxEngine:
 
     def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         if not (chunk.filtered and self.generates):
-            graph = self._graphs.get(len(chunk), filtered=False, selection=chunk.selection)
+            graph = self.graphs.get(len(chunk), filtered=False, selection=chunk.selection)
             return self._run(graph, rows, _feeds(chunk, self.generates), chunk.selection, partition=partition)
-        graph = self._graphs.get(len(chunk), filtered=True, selection=chunk.selection)
+        graph = self.graphs.get(len(chunk), filtered=True, selection=chunk.selection)
         size = self.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
         by_mass = (chunk.top_p < 1).any() or chunk.min_p.any()
@@ -223,7 +229,7 @@ class OnnxEngine:
         if self.generates:
             feeds[UNIFORMS] = np.zeros((len(rows), count), np.float32)
             feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
-        self._run(self._graphs.get(count, filtered=False, selection=DEFAULT_OUTPUTS), rows, feeds, DEFAULT_OUTPUTS)
+        self._run(self.graphs.get(count, filtered=False, selection=DEFAULT_OUTPUTS), rows, feeds, DEFAULT_OUTPUTS)
 
     def commit(self, rows: range) -> None:
         self._rows.commit(rows)
@@ -233,6 +239,11 @@ def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     """The dtype and shape of a row's state, by state input name."""
     states = bundle.spec.step.states
     return {state.input_name: (element_type(state.data_type).dtype, tuple(state.shape)) for state in states}
+
+
+def _has_float16(spec: v1.StepSpec) -> bool:
+    kinds = {state.data_type for state in spec.states} | {output.data_type for output in spec.outputs}
+    return v1.DATA_TYPE_FLOAT16 in kinds
 
 
 def _given(inputs: Arrays) -> dict[str, NDArray[Any]]:

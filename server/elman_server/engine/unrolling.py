@@ -64,6 +64,9 @@ class StepGraph:
         spec: the step in the manifest.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
         forbidden_token: a token that is never generated.
+        separated: whether onnxruntime is kept from fusing what makes an output or a state with what reads it. It fuses
+            operators across the copies of the step otherwise, and leaves out roundings to float16 between them, so the
+            results of several steps in a run would differ from those of single steps.
     """
 
     model: onnx.ModelProto
@@ -71,6 +74,7 @@ class StepGraph:
     spec: v1.StepSpec
     vocabulary_size: int
     forbidden_token: int | None
+    separated: bool = False
 
     @property
     def generates(self) -> bool:
@@ -179,6 +183,12 @@ class _Unrolled:
             for kept in reversed(step.spec.states)
             if not kept.row_axis and kept.output_name in computed
         }
+        named: list[tuple[str, v1.StateSpec | v1.OutputSpec]] = [
+            *((kept.output_name, kept) for kept in step.spec.states),
+            *((shown.name, shown) for shown in step.spec.outputs),
+        ]
+        self._separated = {name: spec for name, spec in named if step.separated and name in computed}
+        self._values: list[onnx.ValueInfoProto] = []
         self._nodes = Nodes()
 
     def model(self) -> onnx.ModelProto:
@@ -195,9 +205,9 @@ class _Unrolled:
         for index in range(self._count):
             wires = {**self._step.weights, **constants, **state}
             wires |= {given.name: inputs[given.name](index, choices) for given in spec.inputs}
-            if index == self._count - 1:  # The state after the last step is an output of the graph.
-                wires |= self._direct
-            self._copy(graph.node, wires, f"step{index}/")
+            # The state after the last step is an output of the graph.
+            direct = self._direct if index == self._count - 1 else {}
+            self._copy(graph.node, wires, direct, f"step{index}/")
             state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
             for output in self._shown:
                 shown[steps_name(output.name)].append(self._one_step(wires[output.name], output))
@@ -293,17 +303,39 @@ class _Unrolled:
             filters=FILTERS if self._filtered else None,
         )
 
-    def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
-        """Copy the nodes of the step. `wires` maps its tensors to their names in this copy, and is extended."""
+    def _copy(
+        self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], direct: dict[str, str], prefix: str
+    ) -> None:
+        """Copy the nodes of the step.
+
+        Args:
+            nodes: the nodes.
+            wires: by the names of its tensors, their names in this copy; extended.
+            direct: the same for tensors that are outputs of the unrolled graph.
+            prefix: of all other names in this copy.
+        """
         for node in nodes:
-            for name in node.output:
-                if name:
-                    wires.setdefault(name, prefix + name)
+            for name in filter(None, node.output):
+                separated = name in self._separated
+                wires[name] = prefix + name if separated else direct.get(name, prefix + name)
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             copy.name = prefix + node.name if node.name else ""
             _rename(copy, wires, prefix)
             self._nodes.nodes.append(copy)
+        for name, spec in self._separated.items():
+            wires[name] = self._separate(wires[name], spec, direct.get(name))
+
+    def _separate(self, name: str, spec: v1.StateSpec | v1.OutputSpec, output: str | None) -> str:
+        """Pass a tensor on in a sequence, with which onnxruntime fuses nothing. Operators on tensors alone it would
+        convert to float32 together with their neighbours."""
+        sequence = self._nodes.add("SequenceConstruct", name)
+        passed = self._nodes.add("SequenceAt", sequence, self._nodes.constant(np.int64(0)), output=output)
+        if output is None:  # The shape decides about fusions, too, and is not inferred through sequences.
+            shape: list[str | int] = [*spec.shape]
+            shape.insert(spec.row_axis, "rows")
+            self._values.append(_value(passed, spec.data_type, shape))
+        return passed
 
     def _assemble(self) -> onnx.ModelProto:
         step, spec = self._step.model, self._step.spec
@@ -339,6 +371,7 @@ class _Unrolled:
             inputs,
             outputs,
             [*step.graph.initializer, *self._nodes.constants],
+            value_info=self._values,
             sparse_initializer=step.graph.sparse_initializer,
         )
         return helper.make_model(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from elman_bundle import Bundle
 from elman_protos import v1
 from elman_protos.element_types import element_type
+from elman_server.engine.constants import padded_length
 from elman_server.engine.foreign_graphs import check_logits
 from elman_server.engine.interface import Arrays, Encoded
 from elman_server.engine.rows import initial_values
@@ -61,7 +62,7 @@ class StepTrial:
 
     def __init__(self, bundle: Bundle, session: onnxruntime.InferenceSession, encode: Encode | None) -> None:
         spec = bundle.spec.step
-        self._spec = spec
+        self._spec, self._longest = spec, bundle.spec.encoder.longest_source
         self._initial = initial_values(bundle)
         outputs = {output.name: TrialOutput(output.shape, output.row_axis) for output in spec.outputs}
         outputs |= {state.output_name: TrialOutput(state.shape, state.row_axis) for state in spec.states}
@@ -96,14 +97,15 @@ class StepTrial:
     def _check(self, batches: Sequence[tuple[Arrays, Sequence[Encoded]]]) -> None:
         started = time.perf_counter()
         states = [self._start(encoded, ROWS) for _, encoded in batches]
-        scores = []
+        scores: list[Arrays] = []
         for step in range(self.step_count):
             feeds = [
                 {**{name: values[:, step] for name, values in inputs.items()}, **self._constants(encoded), **state}
                 for (inputs, encoded), state in zip(batches, states, strict=True)
             ]
-            found = check_neighbours(self._graph, feeds[0], feeds[1])
-            scores += [*found]
+            checked = step in (0, self.step_count - 1)  # Those between are there for states that have come further.
+            found = check_neighbours(self._graph, *feeds) if checked else [self._graph.run(given) for given in feeds]
+            scores += found
             states = [self._next(values) for values in found]
             if time.perf_counter() - started > _SECONDS:
                 self.step_count = step + 1
@@ -115,11 +117,9 @@ class StepTrial:
         check_logits(self._graph.path, self._spec.outputs, _joined(scores))
 
     def _alone(self, feeds: Arrays, row: int) -> Arrays:
-        """The inputs of one row, without the padding of its source."""
+        """The inputs of one row, with as much padding as its source has alone."""
         alone = {name: value[row : row + 1] for name, value in feeds.items()}
-        for constant in self._spec.constants if self.encoded else ():
-            alone[constant.name] = self.encoded[row].constants[constant.name][None]
-        return alone
+        return {**alone, **self._constants(self.encoded[row : row + 1])}
 
     def _start(self, encoded: Sequence[Encoded], rows: int) -> Arrays:
         values = {name: np.stack([value] * rows) for name, value in self._initial.items()}
@@ -131,7 +131,7 @@ class StepTrial:
         values: dict[str, NDArray[Any]] = {}
         for constant in self._spec.constants if encoded else ():
             rows = [row.constants[constant.name] for row in encoded]
-            values[constant.name] = _padded(rows) if constant.variable_length else np.stack(rows)
+            values[constant.name] = _padded(rows, self._longest) if constant.variable_length else np.stack(rows)
         return values
 
     def _next(self, found: Arrays) -> Arrays:
@@ -159,9 +159,10 @@ def random_sources(bundle: Bundle, random: np.random.Generator) -> list[NDArray[
     return [random_values(bundle, encoder.input, [length], random) for length in lengths]
 
 
-def _padded(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _padded(values: Sequence[NDArray[Any]], longest: int) -> NDArray[Any]:
     """Values for each position of several sources; zeros follow those of the shorter ones."""
-    padded = np.zeros((len(values), max(map(len, values)), *values[0].shape[1:]), values[0].dtype)
+    length = padded_length(max(map(len, values)), longest)
+    padded = np.zeros((len(values), length, *values[0].shape[1:]), values[0].dtype)
     for row, value in enumerate(values):
         padded[row, : len(value)] = value
     return padded
