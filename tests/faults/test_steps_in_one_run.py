@@ -131,6 +131,7 @@ def test_steps_in_one_run(tmp_path: Path, name: str) -> None:
         assert run(engine, tokens[:rows], 4) == expected
         assert run(engine, tokens[:rows], 1, states=True, outputs=True) == expected
         assert run(engine, tokens[:rows], 4, states=True, outputs=True) == expected
+    assert run(engine, tokens[:1], 4)[0] == run(engine, tokens, 4)[0]
 
 
 @pytest.mark.parametrize("name", ["a product at the end of a step", "float16"])

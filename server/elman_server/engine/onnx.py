@@ -86,7 +86,7 @@ class OnnxEngine:
         self.trial: StepTrial | None = None
         if on_cpu is not None:
             self.trial = StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
-        self._step = read_step_graph(bundle)
+        self._step = read_step_graph(bundle, on_cpu=opened.provider is Provider.CPU)
         if opened.provider is Provider.CPU and _has_float16(bundle.spec.step):
             self._step = replace(self._step, separated=True)
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size

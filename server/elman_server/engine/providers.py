@@ -19,7 +19,6 @@ _FATAL = 4
 onnxruntime.set_default_logger_severity(_FATAL)
 
 
-_FLOAT16_WEIGHTS = "FuseFp16InitializerToFp32NodeTransformer"
 _log = structlog.get_logger(__name__)
 
 
@@ -147,9 +146,6 @@ def _options(threads: int, weights: Weights | None, opener: Opener | None = None
     options.inter_op_num_threads = 1
     # Between runs threads sleep: a spinning thread would take a core from the event loop.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # It converts float16 weights that one node reads, and not those that several steps read: products of the two kinds
-    # differ in the last bit.
-    options.add_session_config_entry("optimization.disable_specified_optimizers", _FLOAT16_WEIGHTS)
     if opener is not None and threads > 1 and opener.cores.thread_affinities:
         options.add_session_config_entry("session.intra_op_thread_affinities", opener.cores.thread_affinities)
     return options

@@ -36,6 +36,7 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
+from elman_server.engine.float16 import compute_in_float32
 from elman_server.engine.foreign_graphs import read_graph
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.errors import ModelLoadError
@@ -81,13 +82,19 @@ class StepGraph:
         return self.vocabulary_size > 0
 
 
-def read_step_graph(bundle: Bundle) -> StepGraph:
+def read_step_graph(bundle: Bundle, *, on_cpu: bool = True) -> StepGraph:
     """Read a bundle's step graph.
+
+    Args:
+        bundle: the bundle.
+        on_cpu: whether it runs on the CPU.
 
     Raises:
         ModelLoadError: the file is no ONNX graph, or its opset is too old and cannot be converted.
     """
     model = _load(bundle.graph_path)
+    if on_cpu:
+        compute_in_float32(model)
     weights = _rename_weights(model.graph)
     spec = bundle.spec.step
     for output in spec.outputs:
