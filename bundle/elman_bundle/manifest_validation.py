@@ -129,6 +129,7 @@ def _check_encoder(spec: v1.ModelSpec, check: _Checker) -> None:
     _check_tensor("encoder.input", encoder.input, check)
     check.that(encoder.input.row_axis == 0, "encoder.input.row_axis", "must be 0")
     check.that(encoder.length_name != "", "encoder.length_name", "is missing: the graph input that takes the lengths")
+    _check_unique([encoder.input.name, encoder.length_name], "encoder: graph inputs", check)
     check.that(longest > 0, "encoder.longest_source", "must be at least 1")
     for state in spec.step.states:
         wrong = state.HasField("encoded") and not state.encoded

@@ -26,14 +26,15 @@ from elman_export.contract import (
 from elman_export.encoder_export import check_encoder, write_encoder
 from elman_export.examples import make_example, make_sources, run_encoder, run_step
 from elman_export.export_error import ExportError
-from elman_export.graph_names import constant_name
+from elman_export.graph_names import check_names, constant_name
 from elman_export.graph_runtime import GraphError, open_session
 from elman_export.int8_export import Evaluate, precision_of, quantize_graph
-from elman_export.interface_checks import check_descriptions, check_interface, check_state_names
+from elman_export.interface_checks import check_descriptions, check_interface
 from elman_export.manifest import ENCODER_FILE, STEP_FILE, describe_module
 from elman_export.module_checks import TRACED_ROWS, check_calls, check_module, graph_remedy
 from elman_export.module_snapshot import left_as_found
 from elman_export.parity import check_independence, check_padding, check_parity
+from elman_export.score_checks import check_last_nodes, check_logits
 from elman_export.step_export import write_step
 from elman_export.tree_parity import check_tree, check_tree_independence, check_tree_parity
 from elman_protos import v1
@@ -161,10 +162,12 @@ def _write_graphs(module: StepModule, interface: StepInterface, folder: Path) ->
     """Write and check the graphs; return the manifest."""
     assert isinstance(module, nn.Module)
     example = make_example(module, interface, TRACED_ROWS, seed=0)
-    check_state_names(interface, example.state)
+    check_names(example.inputs, example.constants, example.state, interface.outputs)
     outputs, _ = run_step(module, example, interface.outputs)
+    check_logits({name: outputs[name] for name in interface.outputs})
     variable = frozenset(constant_name(name) for name, kind in interface.constants.items() if kind.variable_length)
     write_step(module, example, tuple(interface.outputs), folder / STEP_FILE, variable)
+    check_last_nodes(interface, folder / STEP_FILE)
     try:
         measured = _check_graphs(module, interface, folder)
     except GraphError as error:

@@ -94,12 +94,16 @@ def check_encoder(session: onnxruntime.InferenceSession, module: EncoderModule, 
             sources = make_sources(source, rows, seed=rows, longest=longest)
             found = run_graph(session, as_arrays({SOURCE: sources.values, LENGTHS: sources.lengths}))
             batch = f"with {rows} sources of up to {longest} positions"
-            worst = max(worst, compare(as_arrays(run_encoder(module, sources)), found, batch, method="encode()"))
-            padded = max(padded, _check_alone(session, sources, found))
+            worst = max(
+                worst, compare(module, as_arrays(run_encoder(module, sources)), found, batch, method="encode()")
+            )
+            padded = max(padded, _check_alone(session, module, sources, found))
     return worst, padded
 
 
-def _check_alone(session: onnxruntime.InferenceSession, sources: Sources, batch: Arrays) -> float:
+def _check_alone(
+    session: onnxruntime.InferenceSession, module: EncoderModule, sources: Sources, batch: Arrays
+) -> float:
     """Compare the results of a batch with those of each source alone; return the largest difference."""
     worst = 0.0
     for row, length in enumerate(sources.lengths.tolist()):
@@ -116,6 +120,7 @@ def _check_alone(session: onnxruntime.InferenceSession, sources: Sources, batch:
                 )
             worst = max(worst, padding_difference(alone[0], real))
     return allow_padding(
+        module,
         worst,
         "encode(): the result of a source differs by {} alone and in a batch; does it compute across rows, or from the "
         "padding after a source?",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from elman_bundle import InputVocabulary, LabelVocabulary
+from elman_bundle.scores import ONE_LABEL
 from elman_export.contract import Labels, NextToken, Source, StepInterface, Token, Tree, Values
 from elman_export.export_error import ExportError
-from elman_export.graph_names import constant_name, state_input_name, state_output_name
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCOPES = ("sequence", "step")
@@ -63,20 +62,6 @@ def check_interface(interface: StepInterface) -> None:
                 f"constants[{name!r}]: got variable_length=True; only a source has positions, and there is none"
             )
     _check_meanings(interface)
-
-
-def check_state_names(interface: StepInterface, states: Iterable[str]) -> None:
-    """Check that no two tensors of the graph would have the same name.
-
-    Raises:
-        ExportError: two would.
-    """
-    states = list(states)
-    inputs = [*interface.inputs, *map(constant_name, interface.constants), *map(state_input_name, states)]
-    for names in (inputs, [*interface.outputs, *map(state_output_name, states)]):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ExportError(f"got the name {twice[0]!r} twice; the graph names constants and states so. Rename one")
 
 
 def _check_kinds(field: str, entries: Mapping[str, Any], kinds: tuple[type, ...]) -> None:
@@ -138,11 +123,10 @@ def _check_meanings(interface: StepInterface) -> None:
 def _check_labels(field: str, labels: Labels) -> None:
     if not all(isinstance(label, str) for label in labels.names):
         raise ExportError(f"{field}: names: got {labels.names!r}; they must be a list of texts, one for each label")
-    if len(labels.names) < 2:
-        raise ExportError(
-            f"{field}: names: got {list(labels.names)}; the probability of a single label is always 1. Give two, with "
-            "a logit each, such as 0 and the logit that there is"
-        )
+    if not labels.names:
+        raise ExportError(f"{field}: names: got none; an output with labels has at least two")
+    if len(labels.names) == 1:
+        raise ExportError(f"{field}: {ONE_LABEL}")
     try:
         LabelVocabulary(labels.names)
     except ValueError as error:

@@ -123,6 +123,8 @@ class _Rewriter:
         self.constants: dict[str, onnx.TensorProto] = {}
         self._producers = {name: node for node in graph.node for name in node.output}
         self._bounds = bounds
+        self._taken = {value.name for value in graph.input} | {weight.name for weight in graph.initializer}
+        self._taken |= self._producers.keys()
         self._quantized: dict[tuple[str, float], str] = {}
 
     def replace(self, product: Product) -> None:
@@ -139,7 +141,7 @@ class _Rewriter:
         output = product.node.output[0]
         if product.bias is not None:
             inputs += ["", self._constant(f"{output}.bias", product.bias)]  # Symmetric weights need no zero point.
-        multiplied = output if product.added is None else f"{output}.product"
+        multiplied = output if product.added is None else self._free(f"{output}.product")
         self.nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [multiplied], domain=_DOMAIN))
         if product.added is not None:
             self.nodes.append(helper.make_node("Add", [multiplied, product.added], [output]))
@@ -148,7 +150,7 @@ class _Rewriter:
         """The name of a tensor's quantized form. Each tensor is quantized once."""
         if (name, scale) in self._quantized:
             return self._quantized[name, scale]
-        made = f"{name}.uint8.{len(self._quantized)}"
+        made = self._free(f"{name}.uint8.{len(self._quantized)}")
         self._quantized[name, scale] = made
         producer = self._producers.get(name)
         if producer is not None and producer.op_type == "Concat":
@@ -172,7 +174,14 @@ class _Rewriter:
     def _zero_point(self) -> str:
         return self._constant("activation.zero_point", np.uint8(_ZERO_POINT))
 
+    def _free(self, name: str) -> str:
+        """A name like this one that no tensor of the graph has."""
+        while name in self._taken:
+            name += "_"
+        return name
+
     def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+        name = self._free(name)
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name

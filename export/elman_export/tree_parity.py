@@ -130,6 +130,6 @@ def _check_levels(
         found = run_graph(session, {**as_arrays(fresh.inputs), **given})
         expected = {**outputs, **{state_output_name(name): value for name, value in states.items()}}
         batch = f"with {rows} nodes of up to {width} children"
-        worst = max(worst, compare(as_arrays(expected), found, batch, f"at level {level}"))
+        worst = max(worst, compare(module, as_arrays(expected), found, batch, f"at level {level}"))
         carried = {name: found[state_output_name(name)] for name in states}
     return worst

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
+from elman_bundle.scores import ONE_LABEL
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
 from elman_server.engine import DEFAULT_OUTPUTS, Cores, OnnxEngine, OnnxTreeEngine, Opener, autotune
@@ -136,9 +137,7 @@ def _check_servable(bundle: Bundle) -> None:
         raise ModelLoadError(f"{manifest}: a step that reads {what} is served if it has labels and generates nothing")
     for vocabulary in bundle.spec.vocabularies:
         if vocabulary.kind == v1.VOCABULARY_KIND_LABELS and vocabulary.size == 1:
-            rule = "its probability would always be 1"
-            remedy = "Export two labels with a logit each, such as 0 and the logit that there is"
-            raise ModelLoadError(f"{manifest}: vocabularies[{vocabulary.name}]: got one label; {rule}. {remedy}")
+            raise ModelLoadError(f"{manifest}: vocabularies[{vocabulary.name}]: {ONE_LABEL}")
     scopes = {output.label_logits.scope for output in step.outputs if output.HasField("label_logits")}
     if not step.inputs and scopes != {v1.LABEL_SCOPE_SEQUENCE}:
         raise ModelLoadError(f"{manifest}: a step that reads nothing has labels for the whole sequence only")

@@ -94,7 +94,7 @@ def test_all_graphs_map_the_packed_weights(bundles: Mapping[str, Bundle], folder
     assert all(offset % 64 == 0 for offsets in result.values() for offset in offsets)
     products = [node for node in engine._step.model.graph.node if node.op_type.startswith(("Gemm", "MatMul"))]
     assert products
-    assert all(len(result[node.input[1]]) == 2 for node in products)
+    assert all(len(result[engine._step.weights[node.input[1]]]) == 2 for node in products)
     (file,) = folder.glob(f"{_FOLDERS}/weights")
     read(engine, np.zeros((4, 2), np.int64), 2, count=4)
     before = Path("/proc/self/maps").read_text().count(str(file))

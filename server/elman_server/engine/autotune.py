@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from elman_protos.element_types import element_type
+from elman_server.engine.agreement import settle_steps
 from elman_server.engine.interface import DEFAULT_OUTPUTS, Chunk, OutputSelection
 from elman_server.engine.onnx import OnnxEngine
 from elman_server.engine.threads import run_concurrently
@@ -52,11 +53,15 @@ class Autotuner:
         engine = self._engine
         engine.fill_with_example()
         seconds = self._best_time(1)
+        counts = [count for count in self._policy.step_counts[1:] if count * seconds <= self._run_seconds]
+        fitting = counts[:1] if engine.spec.inputs else []
+        several = settle_steps(engine, *(fitting or [1]))
+        engine.fill_with_example()
         if engine.thread_count > 1:
             with _disturbance():
                 self._divide_rows()
         step_seconds = self._warm_up_single_steps() if self._policy.warm_up else {}
-        for count in self._policy.step_counts[1:] if engine.spec.inputs else ():
+        for count in self._policy.step_counts[1:] if several and engine.spec.inputs else ():
             if count * seconds > self._run_seconds:
                 break
             engine.allow_steps(count)

@@ -24,6 +24,12 @@ _NO_OWNER = -1
 _SHRINK = 0.75  # the axis becomes shorter where less than this share of it is needed
 
 
+def padded_length(length: int, longest: int) -> int:
+    """Returns the length of the axis of positions where the longest row has `length`, and a row may have `longest`."""
+    unit = _FINE if length <= _COARSE_FROM else _COARSE
+    return min(-(-length // unit) * unit, longest)
+
+
 class Constants:
     """The constants of all rows. Rows in use are 0 to some last one; those after it may be lost.
 
@@ -102,9 +108,7 @@ class Constants:
 
     def _fit(self, last: int) -> None:
         """Make the axis of positions as long as the rows up to `last` need."""
-        longest = int(self._lengths[: last + 1].max())
-        unit = _FINE if longest <= _COARSE_FROM else _COARSE
-        needed = min(-(-longest // unit) * unit, self._longest)
+        needed = padded_length(int(self._lengths[: last + 1].max()), self._longest)
         if _SHRINK * self._positions < needed <= self._positions:
             return
         # The rows after it are not copied, so they have no owner any more.

@@ -14,6 +14,7 @@ from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_encoder
 from elman_server.engine.interface import Encoded
 from elman_server.engine.providers import Opener
+from elman_server.engine.trials.encoder import try_encoder
 from elman_server.errors import EngineError
 
 _SHORT = 16  # positions; shorter sources count as this long when they are grouped
@@ -39,9 +40,13 @@ class Encoder:
         self._session: onnxruntime.InferenceSession = opened.session
         self._cores = opened.cores
         check_encoder(bundle, path, self._session)
+        on_cpu = opener.open_on_cpu(opened, path)
+        if on_cpu is not None:
+            try_encoder(bundle, path, on_cpu)
         step = bundle.spec.step
         self._constants = {constant.name: constant.variable_length for constant in step.constants}
-        self._states = [state.input_name for state in step.states if state.HasField("encoded")]
+        # By state input name, the axis of its rows in the graph's output.
+        self._states = {state.input_name: state.row_axis for state in step.states if state.HasField("encoded")}
         self._shapes = {constant.name: tuple(constant.shape) for constant in step.constants}
         self._shapes |= {state.input_name: tuple(state.shape) for state in step.states}
         self._dtype = element_type(self._spec.input.data_type).dtype
@@ -72,18 +77,19 @@ class Encoder:
             raise EngineError(f"the encoder failed: {error}") from error
         values = dict(zip(names, found, strict=True))
         for name, value in values.items():
-            self._check(name, value, padded.shape)
+            values[name] = self._rows_first(name, value, padded.shape)
         return [self._row(values, row, length) for row, length in enumerate(lengths.tolist())]
 
-    def _check(self, name: str, value: NDArray[Any], padded: tuple[int, ...]) -> None:
-        """Compare a shape with the manifest: a graph need not declare the shapes of its outputs."""
-        shape = self._shapes[name]
+    def _rows_first(self, name: str, value: NDArray[Any], padded: tuple[int, ...]) -> NDArray[Any]:
+        """Compare the shape of an output with the manifest, for a graph need not declare it; return the output with its
+        rows on axis 0."""
+        shape, axis = list(self._shapes[name]), self._states.get(name, 0)
         if self._constants.get(name):
-            shape = (padded[1], *shape[1:])
-        if value.shape != (padded[0], *shape):
-            raise EngineError(
-                f"the encoder returned {name} of shape {value.shape}; the manifest says {(padded[0], *shape)}"
-            )
+            shape[0] = padded[1]
+        shape.insert(axis, padded[0])
+        if value.shape != tuple(shape):
+            raise EngineError(f"the encoder returned {name} of shape {value.shape}; the manifest says {tuple(shape)}")
+        return np.moveaxis(value, axis, 0)
 
     def _row(self, values: dict[str, NDArray[Any]], row: int, length: int) -> Encoded:
         # Copied: a view would keep the whole batch alive.

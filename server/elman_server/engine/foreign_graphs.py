@@ -6,17 +6,18 @@ or labels are logits: of probabilities, elman would make probabilities once more
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from elman_bundle import MANIFEST, Bundle
+from elman_bundle.scores import LOGITS_ARE_SCORED, are_probabilities, find_normalisation
+from elman_protos import v1
 from elman_server.errors import ModelLoadError
-
-_PASSING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"}
-_PROBABILITIES = {"Softmax", "Sigmoid"}
 
 
 def check_graphs(bundle: Bundle) -> None:
@@ -41,18 +42,31 @@ def check_graphs(bundle: Bundle) -> None:
 
 
 def _check_scores(bundle: Bundle, model: onnx.ModelProto) -> None:
-    makers = {name: node for node in model.graph.node for name in node.output}
     for output in bundle.spec.step.outputs:
-        node = makers.get(output.name)
-        for _ in model.graph.node:  # Not longer: a damaged graph may have a cycle.
-            if node is None or node.op_type not in _PASSING:
-                break
-            node = makers.get(node.input[0])
-        if node is not None and node.op_type in _PROBABILITIES and output.WhichOneof("meaning"):
+        node = find_normalisation(model, output.name) if output.WhichOneof("meaning") else None
+        if node is not None:
             raise ModelLoadError(
-                f"{bundle.graph_path}: the output {output.name!r} comes from {node.op_type}; a score is a logit, of "
-                f"which this server computes probabilities itself. Name the input of that node, {node.input[0]!r}, as "
-                "the output, or export the module without its last layer"
+                f"{bundle.graph_path}: the output {output.name!r} comes from {node.op_type}; {LOGITS_ARE_SCORED}. Name "
+                f"the input of that node, {node.input[0]!r}, as the output, or export the module without its last layer"
+            )
+
+
+def check_logits(path: Path, outputs: Iterable[v1.OutputSpec], found: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse outputs whose values are probabilities, whichever nodes compute them.
+
+    Args:
+        path: the file of the graph.
+        outputs: the outputs in the manifest.
+        found: their values in several rows, [rows, *shape], by name.
+
+    Raises:
+        ModelLoadError: names the output.
+    """
+    for output in outputs:
+        if output.WhichOneof("meaning") and are_probabilities(found[output.name]):
+            raise ModelLoadError(
+                f"{path}: the output {output.name!r} has probabilities that add up to 1; {LOGITS_ARE_SCORED}. Name "
+                "what they are computed of as the output, or export their logarithm"
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,21 @@ from elman_server.engine.constants import Constants
 from elman_server.engine.interface import Arrays, OutputSelection
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
-from elman_server.engine.unrolling import FILTERS, StepGraph, next_name, unroll
+from elman_server.engine.unrolling import FILTERS, StepGraph, given_name, next_name, unroll
 from elman_server.engine.weights import Weights
 from elman_server.errors import EngineError, ModelLoadError
 
 
 @dataclass(frozen=True)
 class State:
-    """The two buffers of a state, [capacity, *shape]: a run reads one and writes the other."""
+    """The two buffers of a state, [capacity, *shape]: a run reads one and writes the other.
 
-    input_name: str
-    output_name: str
+    Attributes:
+        name: its input name in the manifest.
+        buffers: the buffers.
+    """
+
+    name: str
     buffers: tuple[Buffer, Buffer]
 
 
@@ -60,7 +64,7 @@ class Storage:
         for state in spec.step.states:
             shape, dtype = state.shape, element_type(state.data_type).dtype
             buffers = (self.allocate(shape, dtype), self.allocate(shape, dtype))
-            self.states.append(State(state.input_name, next_name(state.input_name), buffers))
+            self.states.append(State(state.input_name, buffers))
 
     def allocate(self, shape: Iterable[int], dtype: Any) -> Buffer:
         """A buffer of `capacity` rows of a shape."""
@@ -68,8 +72,8 @@ class Storage:
 
     def allocate_like(self, values: Iterable[onnx.ValueInfoProto]) -> dict[str, Buffer]:
         """Returns buffers for the inputs or outputs of a graph that are neither constants nor states."""
-        own = {name for state in self.states for name in (state.input_name, state.output_name)}
-        own |= self.constants.buffers.keys()
+        own = {name for state in self.states for name in (given_name(state.name), next_name(state.name))}
+        own |= set(map(given_name, self.constants.buffers))
         buffers: dict[str, Buffer] = {}
         for value in values:
             if value.name not in own:
@@ -183,16 +187,18 @@ class Graph:
         def place(buffer: Buffer) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
             return buffer.device, 0, buffer.dtype, (len(rows), *buffer.shape[1:]), buffer.address(rows.start)
 
-        for name, buffer in (*self._inputs.items(), *self._storage.constants.buffers.items()):
+        for name, buffer in self._inputs.items():
             if name == FILTERS.candidates:
                 binding.bind_input(name, buffer.device, 0, buffer.dtype, (1,), buffer.address(rows.start))
             else:
                 binding.bind_input(name, *place(buffer))
+        for name, buffer in self._storage.constants.buffers.items():
+            binding.bind_input(given_name(name), *place(buffer))
         for name, buffer in self._outputs.items():
             binding.bind_output(name, *place(buffer))
         for state in self._storage.states:
-            binding.bind_input(state.input_name, *place(state.buffers[phase]))
-            binding.bind_output(state.output_name, *place(state.buffers[1 - phase]))
+            binding.bind_input(given_name(state.name), *place(state.buffers[phase]))
+            binding.bind_output(next_name(state.name), *place(state.buffers[1 - phase]))
         return binding
 
 
@@ -215,6 +221,16 @@ class StepGraphs:
         self._storage = storage
         self._graphs: dict[tuple[int, bool, OutputSelection], Graph] = {}
         self._opening = threading.Lock()
+
+    @property
+    def separated(self) -> bool:
+        """Whether onnxruntime is kept from fusing operators of different steps."""
+        return self._step.separated
+
+    def separate(self) -> None:
+        """Keep onnxruntime from fusing operators of different steps. Graphs that are open already are dropped."""
+        self._step = replace(self._step, separated=True)
+        self._graphs.clear()
 
     def get(self, count: int, *, filtered: bool, selection: OutputSelection) -> Graph:
         """The graph of `count` steps.

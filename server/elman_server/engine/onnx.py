@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from elman_server.engine.partitions import RowPartitions
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.rows import RowStates
+from elman_server.engine.trials.step import StepTrial
 from elman_server.engine.unrolling import (
     CHECKS,
     FILTERS,
@@ -32,6 +34,7 @@ from elman_server.engine.unrolling import (
     TEMPERATURES,
     TOKENS,
     UNIFORMS,
+    given_name,
     read_step_graph,
     states_name,
     steps_name,
@@ -60,6 +63,8 @@ class OnnxEngine:
         thread_count: the number of threads of a run.
         spec: what the manifest says of the step.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
+        graphs: the step, unrolled.
+        trial: what the bundle's own graph gives, until `settle_steps` has compared it; None if it runs on CUDA only.
     """
 
     def __init__(
@@ -76,7 +81,14 @@ class OnnxEngine:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
         self._provider, self._cores = opened.provider, opened.cores
-        self._step = read_step_graph(bundle)
+        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
+        on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
+        self.trial: StepTrial | None = None
+        if on_cpu is not None:
+            self.trial = StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
+        self._step = read_step_graph(bundle, on_cpu=opened.provider is Provider.CPU)
+        if opened.provider is Provider.CPU and _has_float16(bundle.spec.step):
+            self._step = replace(self._step, separated=True)
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size
         steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
         weights = Weights(bundle.graph_path, self._step.model, steps)
@@ -84,10 +96,9 @@ class OnnxEngine:
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
         self._rows = RowStates(bundle, opened.provider, capacity)
-        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
         self.thread_count = opener.threads if opened.provider is Provider.CPU else 1
         self.partitions = RowPartitions(capacity)
-        self._graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
+        self.graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
         self._step_counts = [policy.step_counts[0]]
 
     @property
@@ -152,9 +163,9 @@ class OnnxEngine:
 
     def run(self, rows: range, chunk: Chunk, *, partition: int | None = None) -> Results:
         if not (chunk.filtered and self.generates):
-            graph = self._graphs.get(len(chunk), filtered=False, selection=chunk.selection)
+            graph = self.graphs.get(len(chunk), filtered=False, selection=chunk.selection)
             return self._run(graph, rows, _feeds(chunk, self.generates), chunk.selection, partition=partition)
-        graph = self._graphs.get(len(chunk), filtered=True, selection=chunk.selection)
+        graph = self.graphs.get(len(chunk), filtered=True, selection=chunk.selection)
         size = self.vocabulary_size
         limited = chunk.top_k[chunk.top_k < size]
         by_mass = (chunk.top_p < 1).any() or chunk.min_p.any()
@@ -181,7 +192,7 @@ class OnnxEngine:
         shown = self._outputs if selection.outputs else self._labels
         outputs = {name: graph.read(steps_name(name), rows) for name in shown}
         kept = self._rows.storage.states if selection.states else []
-        states = {state.input_name: graph.read(states_name(state.input_name), rows) for state in kept}
+        states = {state.name: graph.read(states_name(state.name), rows) for state in kept}
         if not self.generates:
             nothing = np.empty((len(rows), 0), np.int64)
             return Results(outputs, nothing, nothing.astype(np.bool_), states=states)
@@ -214,11 +225,11 @@ class OnnxEngine:
 
     def _run_forced(self, rows: range, inputs: Arrays, count: int) -> None:
         """Run forced steps whose choices are not used."""
-        feeds = dict(inputs)
+        feeds = _given(inputs)
         if self.generates:
             feeds[UNIFORMS] = np.zeros((len(rows), count), np.float32)
             feeds[TEMPERATURES] = np.ones((len(rows), 1), np.float32)
-        self._run(self._graphs.get(count, filtered=False, selection=DEFAULT_OUTPUTS), rows, feeds, DEFAULT_OUTPUTS)
+        self._run(self.graphs.get(count, filtered=False, selection=DEFAULT_OUTPUTS), rows, feeds, DEFAULT_OUTPUTS)
 
     def commit(self, rows: range) -> None:
         self._rows.commit(rows)
@@ -230,9 +241,19 @@ def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     return {state.input_name: (element_type(state.data_type).dtype, tuple(state.shape)) for state in states}
 
 
+def _has_float16(spec: v1.StepSpec) -> bool:
+    kinds = {state.data_type for state in spec.states} | {output.data_type for output in spec.outputs}
+    return v1.DATA_TYPE_FLOAT16 in kinds
+
+
+def _given(inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """The inputs of a step by their names in unrolled graphs."""
+    return {given_name(name): values for name, values in inputs.items()}
+
+
 def _feeds(chunk: Chunk, generates: bool) -> dict[str, NDArray[Any]]:
     """The inputs of a chunk that change from run to run, by name."""
-    feeds = dict(chunk.inputs)
+    feeds = _given(chunk.inputs)
     if generates:
         feeds[UNIFORMS] = chunk.uniforms
         feeds[TEMPERATURES] = chunk.temperatures[:, None]

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import onnxruntime
+import structlog
 
 from elman_server.engine.threads import Cores
 from elman_server.engine.weights import Weights
@@ -16,6 +17,9 @@ from elman_server.settings import ProviderChoice
 _FATAL = 4
 # What goes wrong is raised, and logged by elman; onnxruntime would print it, in colours, once for every graph.
 onnxruntime.set_default_logger_severity(_FATAL)
+
+
+_log = structlog.get_logger(__name__)
 
 
 class Provider(StrEnum):
@@ -92,6 +96,24 @@ class Opener:
                 )
         options = _options(threads or self.threads, weights, self)
         return OpenedSession(_open(graph, path, [Provider.CPU], options), Provider.CPU, cores=self.cores)
+
+    def open_on_cpu(self, opened: OpenedSession, path: Path) -> onnxruntime.InferenceSession | None:
+        """A session on the CPU for trial runs: on CUDA equal runs need not give equal bits.
+
+        Args:
+            opened: a session on the graph, which is returned if it is one.
+            path: the file of the graph.
+
+        Returns:
+            The session; None if the graph runs on CUDA only.
+        """
+        if opened.provider is Provider.CPU:
+            return opened.session
+        try:
+            return _open(path, path, [Provider.CPU], _options(self.threads, None, self))
+        except ModelLoadError as error:
+            _log.warning("not tried on the cpu", graph=path.name, reason=str(error.__cause__))
+            return None
 
 
 def _open_on_cuda(

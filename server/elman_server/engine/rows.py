@@ -38,7 +38,7 @@ class RowStates:
 
     def __init__(self, bundle: Bundle, provider: Provider, capacity: int) -> None:
         self.storage = Storage(provider, capacity, bundle.spec)
-        self._initial = _initial_values(bundle)
+        self._initial = initial_values(bundle)
         # Which of the two buffers holds the state of each row.
         self._phases = np.zeros(capacity, np.intp)
 
@@ -52,7 +52,7 @@ class RowStates:
         if row:  # In the buffer of the row before it, with which it will run.
             self._phases[row] = self._phases[row - 1]
         for kept in self.storage.states:
-            kept.buffers[self._phases[row]].write(row, np.asarray(values[kept.input_name])[None])
+            kept.buffers[self._phases[row]].write(row, np.asarray(values[kept.name])[None])
         if encoded is not None:
             self.storage.constants.write(row, encoded.constants)
 
@@ -73,7 +73,7 @@ class RowStates:
     def extract(self, row: int) -> dict[str, NDArray[Any]]:
         """A copy of a row's state."""
         phase = self._phases[row]
-        return {kept.input_name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self.storage.states}
+        return {kept.name: kept.buffers[phase].read(row, 1)[0].copy() for kept in self.storage.states}
 
     def phase(self, rows: range) -> int:
         """Returns which buffer holds the state of all these rows. States that are in the other one than that of the
@@ -111,7 +111,12 @@ def _fill(bundle: Bundle, name: str, fill: float, dtype: np.dtype[Any]) -> NDArr
     return value
 
 
-def _initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
+def initial_values(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """The values at the start of a sequence, by state input name, without the row axis; zeros for encoded states.
+
+    Raises:
+        ModelLoadError: they are not what the manifest says.
+    """
     values: dict[str, NDArray[Any]] = {}
     for state in bundle.spec.step.states:
         dtype, shape = element_type(state.data_type).dtype, tuple(state.shape)

@@ -18,6 +18,7 @@ from elman_server.engine.checking import check_graph
 from elman_server.engine.interface import NO_CHILD, NodeResults
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
+from elman_server.engine.trials.nodes import try_nodes
 from elman_server.errors import EngineError
 
 _WARMED_WIDTHS = (1, 2, 4)  # numbers of children, where it may be any
@@ -42,6 +43,9 @@ class OnnxTreeEngine:
     ) -> None:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
+        on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
+        if on_cpu is not None:
+            try_nodes(bundle, on_cpu)
         self._session: onnxruntime.InferenceSession = opened.session
         self._provider, self._cores = opened.provider, opened.cores
         self._capacity = capacity

@@ -3,16 +3,19 @@
 Unrolling knows no cell: it copies the nodes of the step, and the manifest says which tensors are connected. All copies
 share the weights. The tensors it adds have the row on axis 0 and the step on axis 1.
 
+The names of a bundle may be any. In an unrolled graph they follow a prefix each, by which they can equal neither each
+other nor those that the server adds: `given_name` and the like for what the manifest names, "weights/" for weights, and
+"step0/" and so on for what the copies of the step compute.
+
 Axes: B rows, K steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +36,7 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
+from elman_server.engine.float16 import compute_in_float32
 from elman_server.engine.foreign_graphs import read_graph
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
 from elman_server.errors import ModelLoadError
@@ -46,6 +50,7 @@ UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
 
+_WEIGHTS = "weights/"
 _OLDEST_OPSET = 18  # the first in which the added nodes have their present form
 _OPSET = 20
 
@@ -55,36 +60,49 @@ class StepGraph:
     """A bundle's step graph, ready to be unrolled.
 
     Attributes:
-        model: the graph.
+        model: the graph. Its weights have other names than its nodes use, see `weights`.
+        weights: by the names that its nodes use, the names of its weights.
         spec: the step in the manifest.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
         forbidden_token: a token that is never generated.
+        separated: whether onnxruntime is kept from fusing what makes an output or a state with what reads it. It fuses
+            operators across the copies of the step otherwise, and leaves out roundings to float16 between them, so the
+            results of several steps in a run would differ from those of single steps.
     """
 
     model: onnx.ModelProto
+    weights: Mapping[str, str]
     spec: v1.StepSpec
     vocabulary_size: int
     forbidden_token: int | None
+    separated: bool = False
 
     @property
     def generates(self) -> bool:
         return self.vocabulary_size > 0
 
 
-def read_step_graph(bundle: Bundle) -> StepGraph:
+def read_step_graph(bundle: Bundle, *, on_cpu: bool = True) -> StepGraph:
     """Read a bundle's step graph.
+
+    Args:
+        bundle: the bundle.
+        on_cpu: whether it runs on the CPU.
 
     Raises:
         ModelLoadError: the file is no ONNX graph, or its opset is too old and cannot be converted.
     """
     model = _load(bundle.graph_path)
+    if on_cpu:
+        compute_in_float32(model)
+    weights = _rename_weights(model.graph)
     spec = bundle.spec.step
     for output in spec.outputs:
         if output.HasField("next_token_logits"):
             text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
             forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
-            return StepGraph(model, spec, text.size, forbidden)
-    return StepGraph(model, spec, 0, None)
+            return StepGraph(model, weights, spec, text.size, forbidden)
+    return StepGraph(model, weights, spec, 0, None)
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -95,6 +113,24 @@ def _load(path: Path) -> onnx.ModelProto:
             return onnx.version_converter.convert_version(model, _OPSET)
         raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
     return model
+
+
+def _rename_weights(graph: onnx.GraphProto) -> dict[str, str]:
+    """Give the weights the names that they have in unrolled graphs; returns these by the old ones."""
+    names: dict[str, str] = {}
+    for weight in _weights(graph):
+        names[weight.name] = f"{_WEIGHTS}{weight.name}"
+        weight.name = names[weight.name]
+    return names
+
+
+def _weights(graph: onnx.GraphProto) -> list[TensorProto]:
+    return [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+
+
+def given_name(name: str) -> str:
+    """The name of an input with the values of the step's input, constant or state `name`."""
+    return f"{PREFIX}given.{name}"
 
 
 def next_name(input_name: str) -> str:
@@ -119,8 +155,8 @@ def unroll(
     """Unroll `count` steps into one graph.
 
     Inputs: those of the step, with the step on axis 1 (a negative token: the row reads its own choice); the constants
-    and states; UNIFORMS and TEMPERATURES if the model generates; FILTERS if `filtered`; TARGETS if log-probabilities
-    are selected.
+    and states, all named by `given_name`; UNIFORMS and TEMPERATURES if the model generates; FILTERS if `filtered`;
+    TARGETS if log-probabilities are selected.
 
     Outputs: the states after the last step, named by `next_name`; each output with labels (each output, if outputs are
     selected) with the step on axis 1, named by `steps_name`; TOKENS and CHECKS if the model generates, and LOGITS and
@@ -154,12 +190,18 @@ class _Unrolled:
             for kept in reversed(step.spec.states)
             if not kept.row_axis and kept.output_name in computed
         }
+        named: list[tuple[str, v1.StateSpec | v1.OutputSpec]] = [
+            *((kept.output_name, kept) for kept in step.spec.states),
+            *((shown.name, shown) for shown in step.spec.outputs),
+        ]
+        self._separated = {name: spec for name, spec in named if step.separated and name in computed}
+        self._values: list[onnx.ValueInfoProto] = []
         self._nodes = Nodes()
 
     def model(self) -> onnx.ModelProto:
         spec, graph = self._step.spec, self._step.model.graph
-        state = {kept.input_name: self._turned(kept.input_name, kept) for kept in spec.states}
-        constants = {kept.name: self._turned(kept.name, kept) for kept in spec.constants}
+        state = {kept.input_name: self._turned(given_name(kept.input_name), kept) for kept in spec.states}
+        constants = {kept.name: self._turned(given_name(kept.name), kept) for kept in spec.constants}
         shown: dict[str, list[str]] = {steps_name(output.name): [] for output in self._shown}
         shown |= {states_name(kept.input_name): [] for kept in self._kept_states}
         choices: list[Choice] = []
@@ -168,10 +210,11 @@ class _Unrolled:
         uniforms = self._columns(UNIFORMS) if self._step.generates else []
         target = self._targets() if self._scored else None
         for index in range(self._count):
-            wires = {given.name: inputs[given.name](index, choices) for given in spec.inputs} | constants | state
-            if index == self._count - 1:  # The state after the last step is an output of the graph.
-                wires |= self._direct
-            self._copy(graph.node, wires, f"step{index}/")
+            wires = {**self._step.weights, **constants, **state}
+            wires |= {given.name: inputs[given.name](index, choices) for given in spec.inputs}
+            # The state after the last step is an output of the graph.
+            direct = self._direct if index == self._count - 1 else {}
+            self._copy(graph.node, wires, direct, f"step{index}/")
             state = {kept.input_name: wires[kept.output_name] for kept in spec.states}
             for output in self._shown:
                 shown[steps_name(output.name)].append(self._one_step(wires[output.name], output))
@@ -221,15 +264,16 @@ class _Unrolled:
 
     def _inputs(self, given: v1.InputSpec) -> Callable[[int, list[Choice]], str]:
         """Returns a function from a step and the choices before it to the tensor of an input."""
+        name = given_name(given.name)
         if not given.HasField("token"):
             return lambda index, _: self._turned(
-                self._nodes.add("Gather", given.name, self._nodes.constant(np.int64(index)), axis=1), given
+                self._nodes.add("Gather", name, self._nodes.constant(np.int64(index)), axis=1), given
             )
-        values = self._columns(given.name)
+        values = self._columns(name)
         free: list[str] = []
         if self._step.generates and self._count > 1:  # The first step of a run never reads its own choice.
             nothing = self._nodes.constant(np.zeros((), element_type(given.data_type).dtype))
-            free = self._columns(self._nodes.add("Less", given.name, nothing))
+            free = self._columns(self._nodes.add("Less", name, nothing))
 
         def token(index: int, choices: list[Choice]) -> str:
             value = values[index]
@@ -266,26 +310,48 @@ class _Unrolled:
             filters=FILTERS if self._filtered else None,
         )
 
-    def _copy(self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], prefix: str) -> None:
-        """Copy the nodes of the step. `wires` maps its tensors to their names in this copy, and is extended."""
+    def _copy(
+        self, nodes: Iterable[onnx.NodeProto], wires: dict[str, str], direct: dict[str, str], prefix: str
+    ) -> None:
+        """Copy the nodes of the step.
+
+        Args:
+            nodes: the nodes.
+            wires: by the names of its tensors, their names in this copy; extended.
+            direct: the same for tensors that are outputs of the unrolled graph.
+            prefix: of all other names in this copy.
+        """
         for node in nodes:
-            for name in node.output:
-                if name:
-                    wires.setdefault(name, prefix + name)
+            for name in filter(None, node.output):
+                separated = name in self._separated
+                wires[name] = prefix + name if separated else direct.get(name, prefix + name)
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             copy.name = prefix + node.name if node.name else ""
-            _rename(copy, wires)
+            _rename(copy, wires, prefix)
             self._nodes.nodes.append(copy)
+        for name, spec in self._separated.items():
+            wires[name] = self._separate(wires[name], spec, direct.get(name))
+
+    def _separate(self, name: str, spec: v1.StateSpec | v1.OutputSpec, output: str | None) -> str:
+        """Pass a tensor on in a sequence, with which onnxruntime fuses nothing. Operators on tensors alone it would
+        convert to float32 together with their neighbours."""
+        sequence = self._nodes.add("SequenceConstruct", name)
+        passed = self._nodes.add("SequenceAt", sequence, self._nodes.constant(np.int64(0)), output=output)
+        if output is None:  # The shape decides about fusions, too, and is not inferred through sequences.
+            shape: list[str | int] = [*spec.shape]
+            shape.insert(spec.row_axis, "rows")
+            self._values.append(_value(passed, spec.data_type, shape))
+        return passed
 
     def _assemble(self) -> onnx.ModelProto:
         step, spec = self._step.model, self._step.spec
         steps: list[str | int] = ["rows", self._count]
-        inputs = [_value(given.name, given.data_type, [*steps, *given.shape]) for given in spec.inputs]
+        inputs = [_value(given_name(given.name), given.data_type, [*steps, *given.shape]) for given in spec.inputs]
         for kept in spec.constants:
             shape: list[str | int] = ["positions", *kept.shape[1:]] if kept.variable_length else [*kept.shape]
-            inputs.append(_value(kept.name, kept.data_type, ["rows", *shape]))
-        inputs += [_value(state.input_name, state.data_type, ["rows", *state.shape]) for state in spec.states]
+            inputs.append(_value(given_name(kept.name), kept.data_type, ["rows", *shape]))
+        inputs += [_value(given_name(kept.input_name), kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
         outputs = [_value(next_name(kept.input_name), kept.data_type, ["rows", *kept.shape]) for kept in spec.states]
         outputs += [_value(steps_name(shown.name), shown.data_type, [*steps, *shown.shape]) for shown in self._shown]
         outputs += [
@@ -312,6 +378,7 @@ class _Unrolled:
             inputs,
             outputs,
             [*step.graph.initializer, *self._nodes.constants],
+            value_info=self._values,
             sparse_initializer=step.graph.sparse_initializer,
         )
         return helper.make_model(
@@ -327,23 +394,23 @@ def _rows_first(spec: v1.StateSpec | v1.OutputSpec) -> list[int]:
     return [spec.row_axis, *(axis for axis in range(len(spec.shape) + 1) if axis != spec.row_axis)]
 
 
-def _rename(node: onnx.NodeProto, wires: dict[str, str]) -> None:
-    """Rename the tensors of a node, and of the graphs inside it."""
+def _rename(node: onnx.NodeProto, wires: dict[str, str], prefix: str) -> None:
+    """Rename the tensors of a node by `wires`. What the graphs inside it compute themselves gets the prefix."""
     node.input[:] = [wires.get(name, name) for name in node.input]
     node.output[:] = [wires.get(name, name) for name in node.output]
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in graph.input} | {value.name for value in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            outer = {name: wire for name, wire in wires.items() if name not in own}
-            for inner in graph.node:
-                _rename(inner, outer)
-            _rename_outputs(graph, outer)
+            _rename_graph(graph, wires, prefix)
 
 
-def _rename_outputs(graph: Any, wires: dict[str, str]) -> None:
-    for value in graph.output:
+def _rename_graph(graph: onnx.GraphProto, outer: dict[str, str], prefix: str) -> None:
+    named: list[onnx.ValueInfoProto | TensorProto] = [*graph.input, *_weights(graph)]
+    own = {value.name for value in named} | {name for node in graph.node for name in node.output}
+    wires = outer | {name: prefix + name for name in own if name}
+    for value in (*named, *graph.output, *graph.value_info):
         value.name = wires.get(value.name, value.name)
+    for node in graph.node:
+        _rename(node, wires, prefix)
 
 
 def _value(name: str, data_type: v1.DataType.ValueType, shape: list[str | int]) -> onnx.ValueInfoProto:

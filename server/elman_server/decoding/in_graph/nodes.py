@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-PREFIX = "elman."  # of all names that the server adds to a graph; no tensor of a bundle may have it
+PREFIX = "elman."  # of all names that the server adds to a graph; the tensors of a bundle get others
 
 
 class Nodes:

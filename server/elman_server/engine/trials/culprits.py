@@ -1,0 +1,112 @@
+"""Which node of a graph makes a row depend on something else: the first one whose result differs between two runs while
+what it reads does not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime
+from numpy.typing import NDArray
+
+from elman_server.engine.foreign_graphs import read_graph
+from elman_server.engine.interface import Arrays
+from elman_server.engine.trials.graph import TrialGraph
+
+_FATAL = 4
+_FIXED_SCALES = "Quantize with fixed scales, as onnxruntime's quantize_static or elman's quantize='int8' does"
+_NO_CHANCE = "Export the module without it, such as in torch's eval mode"
+_REMEDIES = {
+    "BatchNormalization": "Export the module in torch's eval mode",
+    "Bernoulli": _NO_CHANCE,
+    "Dropout": _NO_CHANCE,
+    "DynamicQuantizeLSTM": _FIXED_SCALES,
+    "DynamicQuantizeLinear": _FIXED_SCALES,
+    "DynamicQuantizeMatMul": _FIXED_SCALES,
+    "Multinomial": _NO_CHANCE,
+    "RandomNormal": _NO_CHANCE,
+    "RandomNormalLike": _NO_CHANCE,
+    "RandomUniform": _NO_CHANCE,
+    "RandomUniformLike": _NO_CHANCE,
+}
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A node, in words, and what to do about it."""
+
+    node: str
+    remedy: str
+
+
+def find_culprit(graph: TrialGraph, runs: tuple[Arrays, Arrays], rows: NDArray[np.bool_]) -> Culprit | None:
+    """Find the node at which two runs begin to differ.
+
+    Args:
+        graph: the graph.
+        runs: the inputs of both, [rows, ...] each.
+        rows: bool, in which of the rows the inputs are equal.
+
+    Returns:
+        The node; None if it cannot be found.
+    """
+    with contextlib.suppress(Exception):  # It is for the error message only, and graphs may be damaged in any way.
+        model = onnx.inliner.inline_local_functions(read_graph(graph.path))
+        return next(_differing(model, [graph.turned(feeds) for feeds in runs], rows), None)
+    return None
+
+
+def _differing(
+    model: onnx.ModelProto, runs: list[dict[str, NDArray[Any]]], rows: NDArray[np.bool_]
+) -> Iterator[Culprit]:
+    made = [name for node in model.graph.node for name in node.output if name]
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    first, second = (dict(zip(made, session.run(made, feeds), strict=True)) for feeds in runs)
+    differing = {name for name in made if _part(first[name], rows).tobytes() != _part(second[name], rows).tobytes()}
+    for node in model.graph.node:
+        if differing.intersection(node.output) and not differing.intersection(_read(node)):
+            yield _described(node)
+
+
+def _part(value: Any, rows: NDArray[np.bool_]) -> NDArray[Any]:
+    """The part of a tensor that belongs to the rows; all of it if it has no axis of rows."""
+    array = np.asarray(value)
+    axis = next((axis for axis, size in enumerate(array.shape) if size == len(rows)), None)
+    if axis is not None:
+        return np.compress(rows, array, axis)
+    if array.ndim and array.size and not len(array) % len(rows):  # Rows and another axis in one.
+        return np.compress(rows, array.reshape(len(rows), -1), 0)
+    return array
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, itself or in graphs inside it."""
+    yield from node.input
+    for inner in _inside(node):
+        yield from inner.input
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from _inside(inner)
+
+
+def _described(node: onnx.NodeProto) -> Culprit:
+    words = f"{node.op_type} {node.name!r}" if node.name else f"the {node.op_type} that computes {node.output[0]!r}"
+    known = [inner for inner in _inside(node) if inner.op_type in _REMEDIES]
+    if known:
+        return Culprit(f"{known[0].op_type} inside {words}", _REMEDIES[known[0].op_type])
+    return Culprit(words, _REMEDIES.get(node.op_type, "Compute nothing across the row axis"))
