@@ -58,13 +58,13 @@ class StepGraph:
         model: the graph.
         spec: the step in the manifest.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
-        forbidden_token: a token that is never generated.
+        forbidden_tokens: the tokens that are never generated.
     """
 
     model: onnx.ModelProto
     spec: v1.StepSpec
     vocabulary_size: int
-    forbidden_token: int | None
+    forbidden_tokens: tuple[int, ...]
 
     @property
     def generates(self) -> bool:
@@ -81,10 +81,9 @@ def read_step_graph(bundle: Bundle) -> StepGraph:
     spec = bundle.spec.step
     for output in spec.outputs:
         if output.HasField("next_token_logits"):
-            text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
-            forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
-            return StepGraph(model, spec, text.size, forbidden)
-    return StepGraph(model, spec, 0, None)
+            name = output.next_token_logits.vocabulary
+            return StepGraph(model, spec, bundle.vocabulary_spec(name).size, bundle.ungenerated_ids(name))
+    return StepGraph(model, spec, 0, ())
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -262,7 +261,7 @@ class _Unrolled:
             self._step.vocabulary_size,
             uniforms=uniforms,
             temperatures=TEMPERATURES,
-            forbidden_token=self._step.forbidden_token,
+            forbidden_tokens=self._step.forbidden_tokens,
             filters=FILTERS if self._filtered else None,
         )
 

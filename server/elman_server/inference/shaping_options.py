@@ -77,7 +77,7 @@ def _check_forced(options: ShapingOptions, model: ServedModel, max_tokens: int) 
         raise InvalidFieldError("shaping.forbidden_token_ids", f"{len(forbidden)} tokens", rule, "Name each one once")
     _check_ids(forced, "shaping.forced_token_ids", model)
     _check_ids(forbidden, "shaping.forbidden_token_ids", model)
-    excluded = {*forbidden, model.vocabulary.unknown_id}
+    excluded = {*forbidden, *model.ungenerated_ids}
     wrong = next((token for token in forced if token in excluded), None)
     if wrong is not None:
         raise InvalidFieldError("shaping.forced_token_ids", f"token {wrong}", "this token must never be generated")

@@ -73,13 +73,13 @@ class HostSampler:
     Args:
         name: the model's name, for the log.
         vocabulary_size: V.
-        forbidden_token: a token that is never chosen.
+        forbidden_tokens: the tokens that are never chosen.
     """
 
-    def __init__(self, name: str, vocabulary_size: int, forbidden_token: int | None) -> None:
+    def __init__(self, name: str, vocabulary_size: int, forbidden_tokens: Several[int]) -> None:
         self._name = name
         self._vocabulary_size = vocabulary_size
-        self._shaped = ShapedRows(vocabulary_size, forbidden_token)
+        self._shaped = ShapedRows(vocabulary_size, forbidden_tokens)
         self._rows: list[int] = []  # of the batch, by their number in `_shaped`
         self._numbers: dict[int, int] = {}  # the inverse
         self._matchers: dict[int, Matcher] = {}  # by row of the batch
