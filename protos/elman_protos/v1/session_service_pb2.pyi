@@ -453,7 +453,7 @@ class ExportSessionResponse(_message.Message):
     content: _builtins.bytes
     """A safetensors file with the tensors "tokens" (int32) and "state.NAME" for each state of the model, and the metadata
     format, session_id, model, digest, position, seed, state_position (the number of steps up to the state), checksum
-    and, where its last answer can be continued, answer.
+    and, where answers can be continued, answers.
     """
     def __init__(
         self,

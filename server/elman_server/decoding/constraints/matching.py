@@ -59,6 +59,13 @@ class Grammar:
         """Return a matcher of an empty output."""
         return self._initial.copy()
 
+    def after(self, tokens: Sequence[int]) -> Matcher:
+        """Return a matcher of an output that begins with tokens."""
+        matcher = self.start()
+        for token in tokens:
+            matcher.accept(token)
+        return matcher
+
     def parser(self, used_up: LLMatcher | None = None) -> LLMatcher:
         """Return the parser that the parsers of matchers are copies of. Copies share a cache of states of limited size.
 

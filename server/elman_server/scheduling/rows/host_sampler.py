@@ -104,9 +104,7 @@ class HostSampler:
                 generated=generated,
             )
             if params.grammar is not None:
-                matcher = self._matchers[row] = params.grammar.start()
-                for token in generated.tolist():
-                    matcher.accept(token)
+                self._matchers[row] = sequence.matcher or params.grammar.after(generated.tolist())
         elif isinstance(sequence, Beams) and sequence.shaping is not None:
             self._add(
                 row,
