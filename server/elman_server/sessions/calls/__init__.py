@@ -2,11 +2,11 @@
 
 registry (claims the session) -> scheduling -> journal (the store has it) -> the session in memory
 
-generation    calls that generate
-reading       calls that read tokens, for the outputs of the model
-forced_steps  the steps of a reading
-records       the calls that a session remembers
-session_answers  where the answer of a generation begins
+generation       calls that generate
+session_answers  where the answer of such a call begins
+reading          calls that read tokens, for the outputs of the model
+forced_steps     the steps of a reading
+records          the calls that a session remembers
 """
 
 from elman_server.sessions.calls.generation import SessionGenerator, Subscription
