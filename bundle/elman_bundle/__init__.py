@@ -7,7 +7,16 @@ from elman_bundle.character_vocabulary import CharacterVocabulary
 from elman_bundle.label_vocabulary import LabelVocabulary, Vocabulary
 from elman_bundle.subword_vocabulary import SubwordVocabulary
 from elman_bundle.symbol_vocabulary import SymbolVocabulary
-from elman_bundle.vocabulary import BEGIN, END, INNER, UNKNOWN, TextDecoder, TextVocabulary, TokenIds
+from elman_bundle.vocabulary import (
+    BEGIN,
+    END,
+    INNER,
+    UNKNOWN,
+    TextDecoder,
+    TextVocabulary,
+    TokenIds,
+    normalize_newlines,
+)
 from elman_bundle.vocabulary_files import InputVocabulary, read_tokens, read_vocabulary, write_tokens, write_vocabulary
 from elman_bundle.word_vocabulary import WordVocabulary
 
@@ -32,6 +41,7 @@ __all__ = [
     "Vocabulary",
     "WordVocabulary",
     "load_bundle",
+    "normalize_newlines",
     "read_tokens",
     "read_vocabulary",
     "write_bundle",

@@ -22,6 +22,7 @@ from elman_bundle.vocabulary_files import read_vocabulary
 from elman_protos import v1
 
 MANIFEST = "manifest.json"
+_TRAINED_HERE = "elman "  # with its version, the producer of bundles made by `elman train` and `elman export`
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ class Bundle:
         vocabulary = self.vocabularies[name]
         assert not isinstance(vocabulary, LabelVocabulary)  # validate_spec refuses it
         return vocabulary
+
+    def ungenerated_ids(self, name: str) -> tuple[int, ...]:
+        """The tokens of the vocabulary `name` that are never generated: the unknown token, and those that are never
+        text, such as a begin token or padding; not the end token."""
+        spec = self.vocabulary_spec(name)
+        spelled = self.text_vocabulary(name).token_bytes()
+        found = {token for token, text in enumerate(spelled) if text is None}
+        if spec.HasField("end_token_id"):
+            found.discard(spec.end_token_id)
+        if spec.HasField("unknown_token_id"):
+            found.add(spec.unknown_token_id)
+        return tuple(sorted(found))
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The labels of the vocabulary `name` of a label output."""
@@ -167,9 +180,17 @@ def _read(folder: Path, path: str) -> bytes:
 
 def _read_vocabularies(folder: Path, spec: v1.ModelSpec) -> dict[str, Vocabulary]:
     vocabularies: dict[str, Vocabulary] = {}
-    for vocabulary in spec.vocabularies:
+    inputs = [tensor.token.vocabulary for tensor in spec.step.inputs if tensor.HasField("token")]
+    for listed in spec.vocabularies:
+        vocabulary = v1.VocabularySpec()
+        vocabulary.CopyFrom(listed)
+        # What `elman train` reads has universal newlines, and its bundles have not always said so.
+        vocabulary.universal_newlines |= spec.provenance.get("producer", "").startswith(_TRAINED_HERE)
+        reads_trees = spec.step.HasField("tree") and listed.name in inputs
         try:
-            vocabularies[vocabulary.name] = read_vocabulary(folder, vocabulary)
+            vocabularies[vocabulary.name] = read_vocabulary(
+                folder, vocabulary, spec.step.tree.inner_token_id if reads_trees else None
+            )
         except ValueError as error:
             raise BundleError(f"{folder / vocabulary.file}: {error}") from error
         size = vocabularies[vocabulary.name].size

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from elman_bundle.bundle_errors import EncodingError
 from elman_bundle.vocabulary import (
+    NO_CONTROL,
     UNKNOWN,
     JoiningDecoder,
     TextDecoder,
     TokenIds,
     check_tokens,
     check_unknown_id,
+    normalize_newlines,
+    select_control_ids,
 )
+
+_NO_CHARACTER = 0xFFFF_FFFF  # no code point
 
 
 class CharacterVocabulary:
@@ -25,12 +30,15 @@ class CharacterVocabulary:
         tokens: the characters in the order of their ids.
         unknown_id: the id that stands for every character that is not listed. It decodes to its own character, U+FFFD
             in vocabularies made by `from_text`, and that character is read as unknown, too.
+        control_ids: the control tokens; their characters are read as unknown.
 
     Raises:
         ValueError: a token is not one character or is listed twice, or the unknown id is not that of a token.
     """
 
-    def __init__(self, tokens: Sequence[str], unknown_id: int | None = None) -> None:
+    def __init__(
+        self, tokens: Sequence[str], unknown_id: int | None = None, *, control_ids: Iterable[int] = NO_CONTROL
+    ) -> None:
         wrong = next((token for token in tokens if len(token) != 1), None)
         if wrong is not None:
             raise ValueError(f"got the token {wrong!r}; a token of a character vocabulary is one character")
@@ -39,7 +47,11 @@ class CharacterVocabulary:
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
         self.characters_per_token = 1
+        self.control_ids = select_control_ids(control_ids, self)
+        self.universal_newlines = "\r" not in tokens
+        self._texts = ["" if token in self.control_ids else text for token, text in enumerate(tokens)]
         code_points = np.array([ord(token) for token in tokens], dtype=np.uint32)
+        code_points[list(self.control_ids)] = _NO_CHARACTER
         self._order = np.argsort(code_points)
         self._sorted = code_points[self._order]
 
@@ -55,6 +67,7 @@ class CharacterVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
+        text = normalize_newlines(text, self)
         code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         nearest = np.minimum(np.searchsorted(self._sorted, code_points), self.size - 1)
         known = self._sorted[nearest] == code_points
@@ -66,11 +79,12 @@ class CharacterVocabulary:
             ids[~known] = self.unknown_id
         return ids
 
-    def decoder(self) -> TextDecoder:
-        return JoiningDecoder(self.tokens)
+    def decoder(self, before: Sequence[int] = ()) -> TextDecoder:
+        return JoiningDecoder(self._texts)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else text.encode() for token, text in enumerate(self.tokens)]
+        not_text = {self.unknown_id, *self.control_ids}
+        return [None if token in not_text else text.encode() for token, text in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]

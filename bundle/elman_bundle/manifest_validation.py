@@ -63,6 +63,9 @@ def _check_vocabularies(spec: v1.ModelSpec, check: _Checker) -> None:
         of_words, of_subwords = v1.VOCABULARY_KIND_WORDS, v1.VOCABULARY_KIND_SUBWORDS
         has_case = vocabulary.kind in (of_words, v1.VOCABULARY_KIND_SYMBOLS)
         check.that(has_case or not vocabulary.lower_case, f"{field}.lower_case", "is for WORDS and SYMBOLS only")
+        of_bytes = vocabulary.kind in (v1.VOCABULARY_KIND_BYTES, of_subwords)
+        newlines = of_bytes or not vocabulary.universal_newlines
+        check.that(newlines, f"{field}.universal_newlines", "is for BYTES and SUBWORDS only")
         knows_all = vocabulary.kind == of_subwords and vocabulary.HasField("unknown_token_id")
         check.that(not knows_all, f"{field}.unknown_token_id", "is set, but with SUBWORDS nothing is unknown")
         for special in ("unknown_token_id", "begin_token_id", "end_token_id"):

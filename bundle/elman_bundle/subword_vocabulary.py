@@ -15,7 +15,14 @@ import numpy as np
 from elman_bundle.bundle_errors import BundleError, EncodingError
 from elman_bundle.byte_vocabulary import utf8_decoder
 from elman_bundle.tokenizer_files import read_tokenizer, text_or_none, token_spellings, token_strings
-from elman_bundle.vocabulary import TextDecoder, TokenIds
+from elman_bundle.vocabulary import (
+    NO_CONTROL,
+    TextDecoder,
+    TokenIds,
+    check_no_control,
+    normalize_newlines,
+    select_control_ids,
+)
 
 _LONGEST = 16  # bytes of a token that is trained here
 # characters; for longer texts, waking the package's thread is worth it, which does not hold the interpreter's lock
@@ -34,6 +41,8 @@ class SubwordVocabulary:
 
     Args:
         content: a file of the package `tokenizers`: byte-level BPE that preserves every text.
+        control_ids: the control tokens; a text that would be read as one of them is refused.
+        universal_newlines: whether CR LF and CR are read as newlines.
 
     Raises:
         ValueError: the content is not such a file.
@@ -41,7 +50,12 @@ class SubwordVocabulary:
 
     unknown_id = None
 
-    def __init__(self, content: str) -> None:
+    control_ids = NO_CONTROL
+    universal_newlines = False
+
+    def __init__(
+        self, content: str, *, control_ids: Iterable[int] = NO_CONTROL, universal_newlines: bool = False
+    ) -> None:
         self._content = content
         self._tokenizer = read_tokenizer(content)
         self.tokens = token_strings(self._tokenizer)
@@ -51,6 +65,10 @@ class SubwordVocabulary:
             raise ValueError(f"it has no token for the byte {min(missing)[0]}, so there is text that it cannot spell")
         self.characters_per_token = max(_character_starts(spelled) for spelled in self._bytes if spelled)
         self._check_round_trips()
+        self.universal_newlines = universal_newlines
+        self.control_ids = select_control_ids(control_ids, self)
+        for token in self.control_ids:
+            self._bytes[token] = None
 
     def _check_round_trips(self) -> None:
         """Detect changes that the settings alone do not show, such as a special token that merges also produce.
@@ -91,16 +109,27 @@ class SubwordVocabulary:
         return cls(tokenizer.to_str())
 
     @classmethod
-    def read(cls, path: Path) -> SubwordVocabulary:
+    def read(
+        cls, path: Path, *, control_ids: Iterable[int] = NO_CONTROL, universal_newlines: bool = False
+    ) -> SubwordVocabulary:
         """Read a file of the package `tokenizers`.
+
+        Args:
+            path: the file.
+            control_ids, universal_newlines: as for the class.
 
         Raises:
             BundleError: the file cannot be read or is not byte-level BPE. The message names it.
         """
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            content = path.read_text(encoding="utf-8")
+            return cls(content, control_ids=control_ids, universal_newlines=universal_newlines)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: {error}") from error
+
+    def with_control(self, control_ids: Iterable[int]) -> SubwordVocabulary:
+        """Return the same vocabulary with other control tokens."""
+        return SubwordVocabulary(self._content, control_ids=control_ids, universal_newlines=self.universal_newlines)
 
     def write(self, path: Path) -> None:
         """Write the package's file."""
@@ -111,6 +140,7 @@ class SubwordVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
+        text = normalize_newlines(text, self)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -121,10 +151,14 @@ class SubwordVocabulary:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         else:
             (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        return np.array(found.ids, dtype=np.int64)
+        ids = np.array(found.ids, dtype=np.int64)
+        check_no_control(ids, text, self)
+        return ids
 
-    def decoder(self) -> TextDecoder:
-        return _SubwordDecoder(self._bytes)
+    def decoder(self, before: Sequence[int] = ()) -> TextDecoder:
+        decoder = _SubwordDecoder(self._bytes)
+        decoder.decode(before)
+        return decoder
 
     def token_bytes(self) -> list[bytes | None]:
         return list(self._bytes)

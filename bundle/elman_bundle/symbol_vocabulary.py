@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from elman_bundle.bundle_errors import EncodingError
-from elman_bundle.vocabulary import UNKNOWN, TextDecoder, TokenIds, check_tokens, check_unknown_id
+from elman_bundle.vocabulary import (
+    NO_CONTROL,
+    UNKNOWN,
+    TextDecoder,
+    TokenIds,
+    check_tokens,
+    check_unknown_id,
+    select_control_ids,
+)
 
 
 class SymbolVocabulary:
@@ -20,14 +28,23 @@ class SymbolVocabulary:
         unknown_id: the id that stands for every piece that is not listed. It decodes to its own text, U+FFFD in
             vocabularies made by `from_texts`, and that text is read as unknown, too.
         lower_case: whether text is converted to lower case before it is encoded.
+        control_ids: the control tokens; their text is read as unknown.
 
     Raises:
         ValueError: a token holds white space or is listed twice, or the unknown id is not that of a token.
     """
 
     characters_per_token = sys.maxsize  # White space may have any length.
+    universal_newlines = True  # Every line end is white space.
 
-    def __init__(self, tokens: Sequence[str], unknown_id: int | None = None, *, lower_case: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        unknown_id: int | None = None,
+        *,
+        lower_case: bool = False,
+        control_ids: Iterable[int] = NO_CONTROL,
+    ) -> None:
         check_unknown_id(unknown_id, tokens)
         check_tokens(tokens, "symbol")
         for token in tokens:
@@ -36,7 +53,8 @@ class SymbolVocabulary:
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
         self.lower_case = lower_case
-        self._ids = {symbol: token for token, symbol in enumerate(tokens)}
+        self.control_ids = select_control_ids(control_ids, self)
+        self._ids = {symbol: token for token, symbol in enumerate(tokens) if token not in self.control_ids}
 
     @classmethod
     def from_texts(
@@ -55,13 +73,14 @@ class SymbolVocabulary:
             size: the largest number of tokens, with the unknown and the reserved ones.
             minimum_count: the smallest number of occurrences of a symbol.
             lower_case: as for the class.
-            reserved: tokens that have the ids from 1 on, whether they occur or not.
+            reserved: the control tokens, which have the ids from 1 on.
         """
         counts = Counter(symbol for text in texts for symbol in (text.lower() if lower_case else text).split())
         first = [UNKNOWN, *reserved]
         known = [symbol for symbol, count in counts.items() if count >= minimum_count and symbol not in first]
         known.sort(key=lambda symbol: (-counts[symbol], symbol))
-        return cls([*first, *known][: max(size, len(first))], unknown_id=0, lower_case=lower_case)
+        tokens = [*first, *known][: max(size, len(first))]
+        return cls(tokens, unknown_id=0, lower_case=lower_case, control_ids=range(1, len(first)))
 
     @property
     def size(self) -> int:
@@ -78,24 +97,26 @@ class SymbolVocabulary:
             raise EncodingError(f"the symbol {symbol!r} is not in the model's vocabulary", position - len(symbol))
         return np.array(ids, dtype=np.int64)
 
-    def decoder(self) -> TextDecoder:
-        return _SpacingDecoder(self.tokens)
+    def decoder(self, before: Sequence[int] = ()) -> TextDecoder:
+        return _SpacingDecoder(self.tokens, self.control_ids, before)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else symbol.encode() for token, symbol in enumerate(self.tokens)]
+        not_text = {self.unknown_id, *self.control_ids}
+        return [None if token in not_text else symbol.encode() for token, symbol in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]
 
 
 class _SpacingDecoder:
-    def __init__(self, tokens: Sequence[str]) -> None:
+    def __init__(self, tokens: Sequence[str], control_ids: frozenset[int], before: Sequence[int]) -> None:
         self._tokens = tokens
-        self._started = False
+        self._control_ids = control_ids
+        self._started = any(token not in control_ids for token in before)
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
-        if not len(ids):
+        symbols = [self._tokens[token] for token in ids if token not in self._control_ids]
+        if not symbols:
             return ""
-        text = " ".join([self._tokens[token] for token in ids])
         before, self._started = " " if self._started else "", True
-        return before + text
+        return before + " ".join(symbols)

@@ -6,18 +6,21 @@ Decoding is incremental and never returns a part of a character.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from elman_bundle.bundle_errors import EncodingError
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-# Tokens of our own vocabularies that no text contains: ASCII's "start of text", "end of text" and, for inner nodes of
+# The spelling of control tokens in our own vocabularies: ASCII's "start of text", "end of text" and, for inner nodes of
 # trees, "null".
 BEGIN, END, INNER = "\x02", "\x03", "\x00"
 
 TokenIds = NDArray[np.int64]
+NO_CONTROL: frozenset[int] = frozenset()
 
 
 class TextDecoder(Protocol):
@@ -51,8 +54,20 @@ class TextVocabulary(Protocol):
         ...
 
     @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of the tokens that mark where a sequence begins or ends, or an inner node. No text is read as one of
+        them, and they have no text."""
+        ...
+
+    @property
+    def universal_newlines(self) -> bool:
+        """Whether CR LF and CR in a text are read as a newline, as in the texts that the model was trained on."""
+        ...
+
+    @property
     def characters_per_token(self) -> int:
-        """The largest number of characters of a text that one token can stand for, at least 1."""
+        """The largest number of characters of a text that one token can stand for, at least 1, after
+        `normalize_newlines`."""
         ...
 
     def encode(self, text: str) -> TokenIds:
@@ -63,8 +78,13 @@ class TextVocabulary(Protocol):
         """
         ...
 
-    def decoder(self) -> TextDecoder:
-        """A new decoder for one sequence."""
+    def decoder(self, before: Sequence[int] = ()) -> TextDecoder:
+        """A new decoder for one sequence.
+
+        Args:
+            before: the ids that precede those to be decoded; the last 64 are enough. Their text is not returned, but a
+                character that they begin is.
+        """
         ...
 
     def token_bytes(self) -> list[bytes | None]:
@@ -80,14 +100,49 @@ class JoiningDecoder:
     """Decodes tokens that are complete characters each.
 
     Args:
-        tokens: the texts of the tokens, in the order of their ids.
+        texts: the texts of the tokens, in the order of their ids.
     """
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = tokens
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
 
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
-        return "".join([self._tokens[token] for token in ids])
+        return "".join([self._texts[token] for token in ids])
+
+
+def select_control_ids(ids: Iterable[int], vocabulary: TextVocabulary) -> frozenset[int]:
+    """Return the tokens of some that are control tokens.
+
+    A token that is white space, such as the newline that ends every line of a corpus, stays a part of texts.
+
+    Args:
+        ids: the tokens with which sequences begin or end, or which inner nodes read.
+        vocabulary: their vocabulary.
+    """
+    return frozenset(token for token in ids if not vocabulary.token_text(token).isspace())
+
+
+def normalize_newlines(text: str, vocabulary: TextVocabulary) -> str:
+    """Return a text with CR LF and CR as newlines, if the vocabulary reads them so."""
+    if vocabulary.universal_newlines and "\r" in text:
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
+
+
+def check_no_control(ids: TokenIds, text: str, vocabulary: TextVocabulary) -> None:
+    """Check the ids of a text, in a vocabulary without an unknown token.
+
+    Raises:
+        EncodingError: one is that of a control token.
+    """
+    if not vocabulary.control_ids:
+        return
+    found = np.isin(ids, list(vocabulary.control_ids))
+    if found.any():
+        position = len(vocabulary.decoder().decode(ids[: int(np.argmax(found))].tolist()))
+        raise EncodingError(
+            f"the character {text[position]!r} is a control token of the model, which no text holds", position
+        )
 
 
 def check_tokens(tokens: Sequence[str], kind: str) -> None:

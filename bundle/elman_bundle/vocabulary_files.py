@@ -46,9 +46,10 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary, prefix: str = ""
     """
     spec = v1.VocabularySpec(size=vocabulary.size, unknown_token_id=vocabulary.unknown_id)
     if isinstance(vocabulary, ByteVocabulary):
-        spec.kind = v1.VOCABULARY_KIND_BYTES
+        spec.kind, spec.universal_newlines = v1.VOCABULARY_KIND_BYTES, vocabulary.universal_newlines
     elif isinstance(vocabulary, SubwordVocabulary):
-        spec.kind, spec.file = v1.VOCABULARY_KIND_SUBWORDS, prefix + TOKENIZER
+        spec.kind, spec.universal_newlines = v1.VOCABULARY_KIND_SUBWORDS, vocabulary.universal_newlines
+        spec.file = prefix + TOKENIZER
         vocabulary.write(folder / spec.file)
     else:
         spec.kind, spec.file = v1.VOCABULARY_KIND_CHARACTERS, prefix + TOKENS
@@ -61,7 +62,8 @@ def write_vocabulary(folder: Path, vocabulary: InputVocabulary, prefix: str = ""
 
 
 def vocabulary_spec(kind: InputKind, *, lower_case: bool = False, prefix: str = "") -> v1.VocabularySpec:
-    """The entry that `write_vocabulary` returns for a vocabulary made from a corpus, without its size.
+    """The entry that `write_vocabulary` returns for a vocabulary made from a corpus, without its size. A corpus is read
+    with universal newlines.
 
     Args:
         kind: the kind of its tokens.
@@ -69,32 +71,43 @@ def vocabulary_spec(kind: InputKind, *, lower_case: bool = False, prefix: str = 
         prefix: the prefix of the file's name.
     """
     if kind == "bytes":
-        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_BYTES)
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_BYTES, universal_newlines=True)
     if kind == "subwords":
-        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_SUBWORDS, file=prefix + TOKENIZER)
+        return v1.VocabularySpec(kind=v1.VOCABULARY_KIND_SUBWORDS, file=prefix + TOKENIZER, universal_newlines=True)
     return v1.VocabularySpec(kind=_LISTED[kind], file=prefix + TOKENS, unknown_token_id=0, lower_case=lower_case)
 
 
-def read_vocabulary(folder: Path, spec: v1.VocabularySpec) -> InputVocabulary | LabelVocabulary:
+def read_vocabulary(
+    folder: Path, spec: v1.VocabularySpec, inner_id: int | None = None
+) -> InputVocabulary | LabelVocabulary:
     """Read the vocabulary of a manifest's entry.
+
+    Args:
+        folder: the folder with its file.
+        spec: the entry.
+        inner_id: the token that inner nodes of trees read, if it is one of this vocabulary.
 
     Raises:
         BundleError: its file cannot be read. The message names it.
         ValueError: its file holds no vocabulary of this kind.
     """
+    control = [getattr(spec, name) for name in ("begin_token_id", "end_token_id") if spec.HasField(name)]
+    if inner_id is not None:
+        control.append(inner_id)
     if spec.kind == v1.VOCABULARY_KIND_BYTES:
-        return ByteVocabulary()
+        return ByteVocabulary(control_ids=control, universal_newlines=spec.universal_newlines)
     if spec.kind == v1.VOCABULARY_KIND_SUBWORDS:
-        return SubwordVocabulary.read(folder / spec.file)
+        path = folder / spec.file
+        return SubwordVocabulary.read(path, control_ids=control, universal_newlines=spec.universal_newlines)
     tokens = read_tokens(folder / spec.file)
     if spec.kind == v1.VOCABULARY_KIND_LABELS:
         return LabelVocabulary(tokens)
     unknown_id = spec.unknown_token_id if spec.HasField("unknown_token_id") else None
     if spec.kind == v1.VOCABULARY_KIND_WORDS:
-        return WordVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
+        return WordVocabulary(tokens, unknown_id, lower_case=spec.lower_case, control_ids=control)
     if spec.kind == v1.VOCABULARY_KIND_SYMBOLS:
-        return SymbolVocabulary(tokens, unknown_id, lower_case=spec.lower_case)
-    return CharacterVocabulary(tokens, unknown_id)
+        return SymbolVocabulary(tokens, unknown_id, lower_case=spec.lower_case, control_ids=control)
+    return CharacterVocabulary(tokens, unknown_id, control_ids=control)
 
 
 def write_tokens(path: Path, tokens: Sequence[str]) -> None:

@@ -16,12 +16,15 @@ import numpy as np
 
 from elman_bundle.bundle_errors import EncodingError
 from elman_bundle.vocabulary import (
+    NO_CONTROL,
     UNKNOWN,
     JoiningDecoder,
     TextDecoder,
     TokenIds,
     check_tokens,
     check_unknown_id,
+    normalize_newlines,
+    select_control_ids,
 )
 
 _LONGEST = 32
@@ -38,6 +41,7 @@ class WordVocabulary:
             vocabularies made by `from_texts`; if that text is a piece, it is read as unknown, too.
         lower_case: whether text is converted to lower case before it is encoded. Generated text is then in lower case,
             too.
+        control_ids: the control tokens; their text is read as unknown.
 
     Raises:
         ValueError: a token is not a piece or is listed twice, or the unknown id is not that of a token.
@@ -45,7 +49,14 @@ class WordVocabulary:
 
     characters_per_token = _LONGEST
 
-    def __init__(self, tokens: Sequence[str], unknown_id: int | None = None, *, lower_case: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        unknown_id: int | None = None,
+        *,
+        lower_case: bool = False,
+        control_ids: Iterable[int] = NO_CONTROL,
+    ) -> None:
         check_unknown_id(unknown_id, tokens)
         check_tokens(tokens, "word")
         for token, piece in enumerate(tokens):
@@ -58,7 +69,10 @@ class WordVocabulary:
         self.tokens = tuple(tokens)
         self.unknown_id = unknown_id
         self.lower_case = lower_case
-        self._ids = {piece: token for token, piece in enumerate(tokens)}
+        self.control_ids = select_control_ids(control_ids, self)
+        self.universal_newlines = not any("\r" in piece for piece in tokens)
+        self._ids = {piece: token for token, piece in enumerate(tokens) if token not in self.control_ids}
+        self._texts = ["" if token in self.control_ids else piece for token, piece in enumerate(tokens)]
 
     @classmethod
     def from_texts(
@@ -82,6 +96,7 @@ class WordVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
+        text = normalize_newlines(text, self)
         ids = [self._ids.get(piece, self.unknown_id) for piece in _pieces(text, self.lower_case)]
         if self.unknown_id is None and None in ids:
             raise self._encoding_error(text, ids.index(None))
@@ -92,11 +107,12 @@ class WordVocabulary:
         word = found.group().lstrip() or found.group()
         return EncodingError(f"the word {word!r} is not in the model's vocabulary", found.end() - len(word))
 
-    def decoder(self) -> TextDecoder:
-        return JoiningDecoder(self.tokens)
+    def decoder(self, before: Sequence[int] = ()) -> TextDecoder:
+        return JoiningDecoder(self._texts)
 
     def token_bytes(self) -> list[bytes | None]:
-        return [None if token == self.unknown_id else piece.encode() for token, piece in enumerate(self.tokens)]
+        not_text = {self.unknown_id, *self.control_ids}
+        return [None if token in not_text else piece.encode() for token, piece in enumerate(self.tokens)]
 
     def token_text(self, token: int) -> str:
         return self.tokens[token]

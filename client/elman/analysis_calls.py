@@ -36,6 +36,7 @@ class ScoreStream:
         context_token_count: the number of tokens of the context, with the begin token.
         cached_token_count: the number of them that were not read, because the state after them was cached.
         source_unknown_count: the number of positions of the source that are unknown to the encoder's vocabulary.
+        unknown_token_count: the number of tokens of the context that are unknown to the vocabulary.
     """
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, v1.ScoreResponse], address: str) -> None:
@@ -46,6 +47,7 @@ class ScoreStream:
         self.context_token_count = 0
         self.cached_token_count = 0
         self.source_unknown_count = 0
+        self.unknown_token_count = 0
 
     async def __aiter__(self) -> AsyncIterator[Score]:
         tokens: list[TokenScore] = []
@@ -56,6 +58,7 @@ class ScoreStream:
                 self.context_token_count = started.context_token_count
                 self.cached_token_count = started.cached_token_count
                 self.source_unknown_count = started.source_unknown_count
+                self.unknown_token_count = started.unknown_token_count
             for part in response.scores:
                 tokens.extend(map(TokenScore, part.tokens.ids, part.tokens.texts, part.tokens.log_probabilities))
                 if part.HasField("total"):

@@ -235,7 +235,7 @@ class Client(SessionCalls, AnalysisCalls, UnaryCalls):
             ChoiceScore(score.log_likelihood, score.token_count, score.probability, score.unknown_token_count)
             for score in response.scores
         )
-        return Choice(response.choice_index, scores, response.source_unknown_count)
+        return Choice(response.choice_index, scores, response.source_unknown_count, response.unknown_token_count)
 
     async def stream_classify(
         self,
@@ -284,7 +284,7 @@ class Client(SessionCalls, AnalysisCalls, UnaryCalls):
                     with refused_arguments():
                         set_steps(request.piece, piece)
                     result = (await exchange(request)).result
-                    yield prediction_of(result.prediction, position_of(result))
+                    yield prediction_of(result.prediction, position_of(result), result.unknown_token_count)
                 await call.done_writing()
         finally:
             call.cancel()

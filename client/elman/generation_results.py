@@ -124,11 +124,13 @@ class Choice:
         index: its index among the choices.
         scores: the scores of all choices, in their order.
         source_unknown_count: the number of positions of the source that are unknown to the encoder's vocabulary.
+        unknown_token_count: the number of tokens of the prompt that are unknown to the vocabulary.
     """
 
     index: int
     scores: tuple[ChoiceScore, ...]
     source_unknown_count: int
+    unknown_token_count: int = 0
 
 
 def reports_of(chunk: v1.GenerateChunk) -> tuple[TokenReport, ...]:

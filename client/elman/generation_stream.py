@@ -28,6 +28,8 @@ class GenerationStream:
         cached_token_count: the number of prompt tokens that were not read, because the state after them was cached.
         finish_reason: why the generation ended; None before it has.
         stop_sequence: the stop sequence that ended it, or "".
+        held_text: in a session, text that was held back at the end, because the next call may complete a character or a
+            stop sequence. The text of the next call begins with what becomes of it, unless that has a prompt.
         usage: what it used; None before its end, and for a result that was replayed from a session's record.
         generated_token_count: the number of generated tokens; 0 before its end.
         session_position_before: the position of the session before the call; None before the first chunk.
@@ -67,6 +69,7 @@ class GenerationStream:
         self.cached_token_count = 0
         self.finish_reason: FinishReason | None = None
         self.stop_sequence = ""
+        self.held_text = ""
         self.usage: Usage | None = None
         self.generated_token_count = 0
         self.session_position_before: int | None = None
@@ -120,6 +123,7 @@ class GenerationStream:
         if response.HasField("finished"):
             self.finish_reason = FinishReason(response.finished.finish_reason)
             self.stop_sequence = response.finished.stop_sequence
+            self.held_text = response.finished.held_text
             self.usage = usage_of(response.finished)
             self.generated_token_count = response.finished.generated_token_count
             self.session_position = position_of(response.finished)

@@ -26,18 +26,21 @@ class Prediction:
             empty for a classifier.
         step_count: the number of steps read, in a stream those of all pieces together; for a tree, its nodes.
         session_position: the position of the session after this call or piece; None without a session.
+        unknown_token_count: the number of tokens of the input or the piece that are unknown to the vocabulary.
     """
 
     labels: tuple[Label, ...]
     steps: tuple[Label, ...]
     step_count: int
     session_position: int | None = None
+    unknown_token_count: int = 0
 
 
-def prediction_of(prediction: v1.Prediction, session_position: int | None) -> Prediction:
+def prediction_of(prediction: v1.Prediction, session_position: int | None, unknown_token_count: int) -> Prediction:
     return Prediction(
         labels=tuple(Label(label.label, label.probability) for label in prediction.labels),
         steps=tuple(Label(label.label, label.probability) for label in prediction.steps),
         step_count=prediction.step_count,
         session_position=session_position,
+        unknown_token_count=unknown_token_count,
     )

@@ -58,7 +58,8 @@ class SessionCalls(Connection):
             request = v1.CreateSessionRequest(session_id=session_id, model=model, seed=seed)
             if prompt is not None:
                 set_input(request, prompt)
-        return session_of((await self._call(self._sessions.CreateSession, request, timeout, session_id)).session)
+        response = await self._call(self._sessions.CreateSession, request, timeout, session_id)
+        return session_of(response.session, response.unknown_token_count)
 
     async def get_session(self, session_id: str, *, timeout: float | None = None) -> Session:
         """Get a session.

@@ -21,6 +21,8 @@ class Session:
         create_time: when it was created, in UTC.
         use_time: when it was last used, in UTC.
         running: whether a call runs on it.
+        unknown_token_count: when it has just been created, the number of tokens of its prompt that are unknown to the
+            vocabulary.
     """
 
     session_id: str
@@ -31,6 +33,7 @@ class Session:
     create_time: datetime
     use_time: datetime
     running: bool
+    unknown_token_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class SessionContent:
     text: str
 
 
-def session_of(session: v1.Session) -> Session:
+def session_of(session: v1.Session, unknown_token_count: int = 0) -> Session:
     return Session(
         session_id=session.session_id,
         model=session.model,
@@ -58,4 +61,5 @@ def session_of(session: v1.Session) -> Session:
         create_time=session.create_time.ToDatetime(UTC),
         use_time=session.use_time.ToDatetime(UTC),
         running=session.running,
+        unknown_token_count=unknown_token_count,
     )

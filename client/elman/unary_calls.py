@@ -165,7 +165,7 @@ class UnaryCalls(ABC):
             except ElmanError as error:
                 await asyncio.sleep(budget.pause_after(error))
             else:
-                return prediction_of(response.prediction, position_of(response))
+                return prediction_of(response.prediction, position_of(response), response.unknown_token_count)
 
 
 def generate_request(

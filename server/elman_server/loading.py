@@ -101,7 +101,7 @@ def _load_rows(
         policy,
         input_name=step.inputs[0].name if step.inputs else None,
         vocabulary_size=text.size if text is not None and "next_token_logits" in names else 0,
-        forbidden_token=text.unknown_token_id if text is not None and text.HasField("unknown_token_id") else None,
+        forbidden_tokens=() if text is None else bundle.ungenerated_ids(text.name),
         label_output=names.get("label_logits"),
     )
     return rows, engine.provider

@@ -91,7 +91,7 @@ def alone(bundle: Bundle, source: NDArray[Any], count: int) -> tuple[list[int], 
         outputs = step.run(["logits", "next.hidden"], {"token": np.array([token]), **kept})
         kept["state.hidden"] = outputs[1]
         logits = outputs[0][0].astype(np.float64)
-        logits[0] = -np.inf  # the unknown token
+        logits[:2] = -np.inf  # the unknown token and the begin token
         token = int(logits.argmax())
         shifted = outputs[0][0].astype(np.float64) - logits.max()
         if token == 2:

@@ -24,7 +24,7 @@ def session(width: int, forbidden: int | None, filtered: bool) -> onnxruntime.In
         width,
         uniforms="uniforms",
         temperatures="temperatures",
-        forbidden_token=forbidden,
+        forbidden_tokens=() if forbidden is None else (forbidden,),
         filters=filters,
     )
     add_checks(nodes, [choice], width, "checks")

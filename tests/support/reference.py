@@ -101,7 +101,6 @@ def _generate_alone(
         logits, *after = session.run(names, {"token": np.array([token]), **state})
         state = dict(zip(state, after, strict=True))
         if position >= len(forced) - 1:
-            if vocabulary.unknown_id is not None:
-                logits[:, vocabulary.unknown_id] = -np.inf
+            logits[:, list(bundle.ungenerated_ids("text"))] = -np.inf
             tokens.append(choose_token(logits[0], temperature, uniforms[len(tokens)], top_k, top_p))
     return vocabulary.decoder().decode(tokens, final=True)

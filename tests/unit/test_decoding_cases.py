@@ -278,7 +278,7 @@ def test_a_request_in_a_batch_has_the_outcome_that_it_has_alone(requests: list[C
         policy,
         input_name="token",
         vocabulary_size=SIZE,
-        forbidden_token=UNKNOWN,
+        forbidden_tokens=(UNKNOWN,),
         label_output=None,
     )
     scheduler = Scheduler(

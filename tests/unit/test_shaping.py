@@ -58,7 +58,7 @@ def append(table: ShapedRows, row: Row) -> int:
 
 
 def table_of(rows: Sequence[Row], width: int = WIDTH, forbidden: int | None = None) -> ShapedRows:
-    table = ShapedRows(width, forbidden)
+    table = ShapedRows(width, () if forbidden is None else (forbidden,))
     for index, row in enumerate(rows):
         assert append(table, row) == index
     return table
@@ -609,7 +609,7 @@ def st_scores(rows: int, width: int) -> st.SearchStrategy[NDArray[np.float32]]:
 def test_any_sequence_of_operations_matches_a_plain_reference(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 12))
     unknown = data.draw(st.none() | st.integers(0, width - 1))
-    table = ShapedRows(width, unknown)
+    table = ShapedRows(width, () if unknown is None else (unknown,))
     model: list[ReferenceRow] = []
     for _ in range(data.draw(st.integers(1, 25))):
         action = data.draw(st.sampled_from(["append", "append", "remove", "rearrange", "step", "step"]))

@@ -29,7 +29,7 @@ def make_vocabulary(
         lower_case: whether words and symbols are converted to lower case.
     """
     if kind == "bytes":
-        return ByteVocabulary()
+        return ByteVocabulary(universal_newlines=True)
     if kind == "subwords":
         return SubwordVocabulary.from_texts(texts, size)
     if kind in ("words", "symbols"):

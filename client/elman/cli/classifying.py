@@ -13,7 +13,7 @@ from rich.text import Text
 
 from elman.cli.options import Server, Timeout, model_option
 from elman.cli.ordered_requests import answer_in_order
-from elman.cli.printing import escaped
+from elman.cli.printing import escaped, note_unknown
 from elman.cli.reading import input_lines, standard_input
 from elman.cli.tree_labelling import classify_trees
 from elman.client import Client
@@ -62,18 +62,22 @@ def classify(
 
 
 async def _classify(follow: bool, model: str, server: str, timeout: float | None) -> None:
-    printer = _Printer()
+    printer, unknown = _Printer(), 0
     async with Client(server, timeout=timeout) as client, client.many() as many:
         if follow:
             sent: list[str] = []
             async for prediction in client.stream_classify(_recorded(standard_input(), sent), model=model):
                 printer.show(sent.pop(0), prediction)
-            return
+                unknown += prediction.unknown_token_count
+        else:
 
-        def show(line: str, prediction: Prediction) -> None:
-            printer.show(line, prediction, end="\n")
+            def show(line: str, prediction: Prediction) -> None:
+                nonlocal unknown
+                printer.show(line, prediction, end="\n")
+                unknown += prediction.unknown_token_count
 
-        await answer_in_order(input_lines(), lambda line: many.classify(line, model=model), show)
+            await answer_in_order(input_lines(), lambda line: many.classify(line, model=model), show)
+    note_unknown(unknown, "input")
 
 
 async def _recorded(pieces: AsyncIterator[str], sent: list[str]) -> AsyncIterator[str]:

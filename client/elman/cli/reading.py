@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import contextlib
 import errno
+import io
 import os
 import sys
 import threading
@@ -48,7 +49,7 @@ def _all_of_standard_input() -> bytes:
 
 
 async def standard_input() -> AsyncIterator[str]:
-    """Standard input as it arrives, in pieces of complete characters.
+    """Standard input as it arrives, in pieces of complete characters, with every line end as a newline.
 
     Raises:
         OSError: it cannot be read.
@@ -69,7 +70,7 @@ async def standard_input() -> AsyncIterator[str]:
 
     # A daemon thread: reading from a terminal cannot be interrupted, and Ctrl-C must end the command.
     threading.Thread(target=read, daemon=True).start()
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(errors="replace"), translate=True)
     content: bytes | OSError = b"more"
     while content:
         content = await arrived.get()
@@ -94,7 +95,7 @@ async def input_lines(*, blank: bool = False) -> AsyncIterator[str]:
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
             if blank or line.strip():
-                yield line.removesuffix("\r")
+                yield line
     if rest and (blank or rest.strip()):
         yield rest
 

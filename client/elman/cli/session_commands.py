@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from elman.cli.options import Server, Timeout, model_option
-from elman.cli.printing import print_table
+from elman.cli.printing import note_unknown, print_table
 from elman.client import Client
 from elman.connection import DEFAULT_ADDRESS
 from elman.session_results import Session, SessionContent
@@ -121,6 +121,7 @@ async def _create(
     async with Client(server, timeout=timeout) as client:
         session = await client.create_session(prompt or None, session_id=session_id, model=model, seed=seed)
     print(session.session_id)
+    note_unknown(session.unknown_token_count, "prompt")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from elman.cli.ordered_requests import answer_in_order
+from elman.cli.printing import note_unknown
 from elman.cli.reading import STANDARD_INPUT, input_lines
 from elman.client import Client
 from elman.label_results import Label, Prediction
@@ -33,7 +34,11 @@ async def classify_trees(
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
 
+    unknown = 0
+
     def show(tree: str, prediction: Prediction) -> None:
+        nonlocal unknown
+        unknown += prediction.unknown_token_count
         if every_node:
             console.print(drawn(tree, prediction.steps))
         else:
@@ -46,6 +51,7 @@ async def classify_trees(
             return await many.classify(tree=tree, model=model, every_node=every_node)
 
         await answer_in_order(_each(trees), request, show)
+    note_unknown(unknown, "trees")
 
 
 async def _each(trees: Sequence[str]) -> AsyncIterator[str]:

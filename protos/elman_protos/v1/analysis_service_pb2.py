@@ -26,7 +26,7 @@ from elman_protos.v1 import inference_service_pb2 as elman_dot_v1_dot_inference_
 from elman_protos.v1 import tensor_pb2 as elman_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65lman/v1/analysis_service.proto\x12\x08\x65lman.v1\x1a elman/v1/inference_service.proto\x1a\x15\x65lman/v1/tensor.proto\"S\n\rAnalysisInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x42\x07\n\x05input\"\xc8\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x17.elman.v1.AnalysisInput\x12+\n\ncandidates\x18\x03 \x03(\x0b\x32\x17.elman.v1.AnalysisInput\x12\x13\n\x0btotals_only\x18\x04 \x01(\x08\x12\x1b\n\x13\x62ypass_prefix_cache\x18\x05 \x01(\x08\x12 \n\x06source\x18\x06 \x01(\x0b\x32\x10.elman.v1.Source\"b\n\rScoreResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x16.elman.v1.ScoreStarted\x12(\n\x06scores\x18\x02 \x03(\x0b\x32\x18.elman.v1.CandidateScore\"\x84\x01\n\x0cScoreStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1b\n\x13\x63ontext_token_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x04 \x01(\x05\x12\x1c\n\x14source_unknown_count\x18\x05 \x01(\x05\"u\n\x0e\x43\x61ndidateScore\x12\x17\n\x0f\x63\x61ndidate_index\x18\x01 \x01(\x05\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.elman.v1.TokenScores\x12#\n\x05total\x18\x03 \x01(\x0b\x32\x14.elman.v1.TotalScore\"D\n\x0bTokenScores\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x19\n\x11log_probabilities\x18\x02 \x03(\x02\x12\r\n\x05texts\x18\x03 \x03(\t\"j\n\nTotalScore\x12\x16\n\x0elog_likelihood\x18\x01 \x01(\x01\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x12\n\nperplexity\x18\x03 \x01(\x01\x12\x1b\n\x13unknown_token_count\x18\x04 \x01(\x05\"\x1b\n\nStateNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x9f\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.elman.v1.AnalysisInput\x12&\n\x06states\x18\x03 \x01(\x0b\x32\x14.elman.v1.StateNamesH\x00\x12\x10\n\x06output\x18\x04 \x01(\tH\x00\x12\x12\n\nevery_step\x18\x05 \x01(\x08\x42\t\n\x07subject\"W\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\'\n\nembeddings\x18\x03 \x03(\x0b\x32\x13.elman.v1.Embedding\"r\n\tEmbedding\x12!\n\x07tensors\x18\x01 \x03(\x0b\x32\x10.elman.v1.Tensor\x12\x12\n\nstep_count\x18\x02 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x03 \x01(\x05\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"4\n\rUnitSelection\x12\x12\n\nstate_name\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x03(\x05\"o\n\x0eInspectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.elman.v1.AnalysisInput\x12&\n\x05units\x18\x03 \x03(\x0b\x32\x17.elman.v1.UnitSelection\"d\n\x0fInspectResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x18.elman.v1.InspectStarted\x12&\n\x05steps\x18\x02 \x03(\x0b\x32\x17.elman.v1.InspectedStep\"\x88\x01\n\x0eInspectStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12&\n\x05units\x18\x03 \x03(\x0b\x32\x17.elman.v1.UnitSelection\x12\x12\n\nstep_count\x18\x04 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x05 \x01(\x05\"?\n\rInspectedStep\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x02\x32\xc9\x01\n\x0f\x41nalysisService\x12:\n\x05Score\x12\x16.elman.v1.ScoreRequest\x1a\x17.elman.v1.ScoreResponse0\x01\x12\x38\n\x05\x45mbed\x12\x16.elman.v1.EmbedRequest\x1a\x17.elman.v1.EmbedResponse\x12@\n\x07Inspect\x12\x18.elman.v1.InspectRequest\x1a\x19.elman.v1.InspectResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65lman/v1/analysis_service.proto\x12\x08\x65lman.v1\x1a elman/v1/inference_service.proto\x1a\x15\x65lman/v1/tensor.proto\"S\n\rAnalysisInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x42\x07\n\x05input\"\xc8\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x17.elman.v1.AnalysisInput\x12+\n\ncandidates\x18\x03 \x03(\x0b\x32\x17.elman.v1.AnalysisInput\x12\x13\n\x0btotals_only\x18\x04 \x01(\x08\x12\x1b\n\x13\x62ypass_prefix_cache\x18\x05 \x01(\x08\x12 \n\x06source\x18\x06 \x01(\x0b\x32\x10.elman.v1.Source\"b\n\rScoreResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x16.elman.v1.ScoreStarted\x12(\n\x06scores\x18\x02 \x03(\x0b\x32\x18.elman.v1.CandidateScore\"\xa1\x01\n\x0cScoreStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1b\n\x13\x63ontext_token_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x04 \x01(\x05\x12\x1c\n\x14source_unknown_count\x18\x05 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x06 \x01(\x05\"u\n\x0e\x43\x61ndidateScore\x12\x17\n\x0f\x63\x61ndidate_index\x18\x01 \x01(\x05\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.elman.v1.TokenScores\x12#\n\x05total\x18\x03 \x01(\x0b\x32\x14.elman.v1.TotalScore\"D\n\x0bTokenScores\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x19\n\x11log_probabilities\x18\x02 \x03(\x02\x12\r\n\x05texts\x18\x03 \x03(\t\"j\n\nTotalScore\x12\x16\n\x0elog_likelihood\x18\x01 \x01(\x01\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x12\n\nperplexity\x18\x03 \x01(\x01\x12\x1b\n\x13unknown_token_count\x18\x04 \x01(\x05\"\x1b\n\nStateNames\x12\r\n\x05names\x18\x01 \x03(\t\"\x9f\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.elman.v1.AnalysisInput\x12&\n\x06states\x18\x03 \x01(\x0b\x32\x14.elman.v1.StateNamesH\x00\x12\x10\n\x06output\x18\x04 \x01(\tH\x00\x12\x12\n\nevery_step\x18\x05 \x01(\x08\x42\t\n\x07subject\"W\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\'\n\nembeddings\x18\x03 \x03(\x0b\x32\x13.elman.v1.Embedding\"r\n\tEmbedding\x12!\n\x07tensors\x18\x01 \x03(\x0b\x32\x10.elman.v1.Tensor\x12\x12\n\nstep_count\x18\x02 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x03 \x01(\x05\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"4\n\rUnitSelection\x12\x12\n\nstate_name\x18\x01 \x01(\t\x12\x0f\n\x07indices\x18\x02 \x03(\x05\"o\n\x0eInspectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.elman.v1.AnalysisInput\x12&\n\x05units\x18\x03 \x03(\x0b\x32\x17.elman.v1.UnitSelection\"d\n\x0fInspectResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x18.elman.v1.InspectStarted\x12&\n\x05steps\x18\x02 \x03(\x0b\x32\x17.elman.v1.InspectedStep\"\x88\x01\n\x0eInspectStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12&\n\x05units\x18\x03 \x03(\x0b\x32\x17.elman.v1.UnitSelection\x12\x12\n\nstep_count\x18\x04 \x01(\x05\x12\x1b\n\x13unknown_token_count\x18\x05 \x01(\x05\"?\n\rInspectedStep\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x02\x32\xc9\x01\n\x0f\x41nalysisService\x12:\n\x05Score\x12\x16.elman.v1.ScoreRequest\x1a\x17.elman.v1.ScoreResponse0\x01\x12\x38\n\x05\x45mbed\x12\x16.elman.v1.EmbedRequest\x1a\x17.elman.v1.EmbedResponse\x12@\n\x07Inspect\x12\x18.elman.v1.InspectRequest\x1a\x19.elman.v1.InspectResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,31 +40,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORERESPONSE']._serialized_start=390
   _globals['_SCORERESPONSE']._serialized_end=488
   _globals['_SCORESTARTED']._serialized_start=491
-  _globals['_SCORESTARTED']._serialized_end=623
-  _globals['_CANDIDATESCORE']._serialized_start=625
-  _globals['_CANDIDATESCORE']._serialized_end=742
-  _globals['_TOKENSCORES']._serialized_start=744
-  _globals['_TOKENSCORES']._serialized_end=812
-  _globals['_TOTALSCORE']._serialized_start=814
-  _globals['_TOTALSCORE']._serialized_end=920
-  _globals['_STATENAMES']._serialized_start=922
-  _globals['_STATENAMES']._serialized_end=949
-  _globals['_EMBEDREQUEST']._serialized_start=952
-  _globals['_EMBEDREQUEST']._serialized_end=1111
-  _globals['_EMBEDRESPONSE']._serialized_start=1113
-  _globals['_EMBEDRESPONSE']._serialized_end=1200
-  _globals['_EMBEDDING']._serialized_start=1202
-  _globals['_EMBEDDING']._serialized_end=1316
-  _globals['_UNITSELECTION']._serialized_start=1318
-  _globals['_UNITSELECTION']._serialized_end=1370
-  _globals['_INSPECTREQUEST']._serialized_start=1372
-  _globals['_INSPECTREQUEST']._serialized_end=1483
-  _globals['_INSPECTRESPONSE']._serialized_start=1485
-  _globals['_INSPECTRESPONSE']._serialized_end=1585
-  _globals['_INSPECTSTARTED']._serialized_start=1588
-  _globals['_INSPECTSTARTED']._serialized_end=1724
-  _globals['_INSPECTEDSTEP']._serialized_start=1726
-  _globals['_INSPECTEDSTEP']._serialized_end=1789
-  _globals['_ANALYSISSERVICE']._serialized_start=1792
-  _globals['_ANALYSISSERVICE']._serialized_end=1993
+  _globals['_SCORESTARTED']._serialized_end=652
+  _globals['_CANDIDATESCORE']._serialized_start=654
+  _globals['_CANDIDATESCORE']._serialized_end=771
+  _globals['_TOKENSCORES']._serialized_start=773
+  _globals['_TOKENSCORES']._serialized_end=841
+  _globals['_TOTALSCORE']._serialized_start=843
+  _globals['_TOTALSCORE']._serialized_end=949
+  _globals['_STATENAMES']._serialized_start=951
+  _globals['_STATENAMES']._serialized_end=978
+  _globals['_EMBEDREQUEST']._serialized_start=981
+  _globals['_EMBEDREQUEST']._serialized_end=1140
+  _globals['_EMBEDRESPONSE']._serialized_start=1142
+  _globals['_EMBEDRESPONSE']._serialized_end=1229
+  _globals['_EMBEDDING']._serialized_start=1231
+  _globals['_EMBEDDING']._serialized_end=1345
+  _globals['_UNITSELECTION']._serialized_start=1347
+  _globals['_UNITSELECTION']._serialized_end=1399
+  _globals['_INSPECTREQUEST']._serialized_start=1401
+  _globals['_INSPECTREQUEST']._serialized_end=1512
+  _globals['_INSPECTRESPONSE']._serialized_start=1514
+  _globals['_INSPECTRESPONSE']._serialized_end=1614
+  _globals['_INSPECTSTARTED']._serialized_start=1617
+  _globals['_INSPECTSTARTED']._serialized_end=1753
+  _globals['_INSPECTEDSTEP']._serialized_start=1755
+  _globals['_INSPECTEDSTEP']._serialized_end=1818
+  _globals['_ANALYSISSERVICE']._serialized_start=1821
+  _globals['_ANALYSISSERVICE']._serialized_end=2022
 # @@protoc_insertion_point(module_scope)

@@ -145,6 +145,7 @@ class ScoreStarted(_message.Message):
     CONTEXT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     SOURCE_UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answers."""
     digest: _builtins.str
@@ -155,6 +156,8 @@ class ScoreStarted(_message.Message):
     """The number of those that were not read because the state after them was cached."""
     source_unknown_count: _builtins.int
     """The number of positions of the source that are unknown to the encoder's vocabulary."""
+    unknown_token_count: _builtins.int
+    """The number of the context's tokens that are unknown to the vocabulary."""
     def __init__(
         self,
         *,
@@ -163,10 +166,11 @@ class ScoreStarted(_message.Message):
         context_token_count: _builtins.int = ...,
         cached_token_count: _builtins.int = ...,
         source_unknown_count: _builtins.int = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "context_token_count", b"context_token_count", "digest", b"digest", "model", b"model", "source_unknown_count", b"source_unknown_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "context_token_count", b"context_token_count", "digest", b"digest", "model", b"model", "source_unknown_count", b"source_unknown_count", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

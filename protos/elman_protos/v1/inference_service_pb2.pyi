@@ -186,6 +186,7 @@ class ChooseResponse(_message.Message):
     CHOICE_INDEX_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     SOURCE_UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answered."""
     digest: _builtins.str
@@ -194,6 +195,8 @@ class ChooseResponse(_message.Message):
     """The index of the choice with the largest log-likelihood; the first of equal ones."""
     source_unknown_count: _builtins.int
     """The number of positions of the source that are unknown to the encoder's vocabulary."""
+    unknown_token_count: _builtins.int
+    """The number of tokens of the prompt that are unknown to the vocabulary."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceScore]:
         """The scores, in the order of the choices."""
@@ -206,10 +209,11 @@ class ChooseResponse(_message.Message):
         choice_index: _builtins.int = ...,
         scores: _abc.Iterable[Global___ChoiceScore] | None = ...,
         source_unknown_count: _builtins.int = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "digest", b"digest", "model", b"model", "scores", b"scores", "source_unknown_count", b"source_unknown_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "digest", b"digest", "model", b"model", "scores", b"scores", "source_unknown_count", b"source_unknown_count", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,8 +715,8 @@ Global___Shaping: _TypeAlias = Shaping  # noqa: Y015
 @_typing.final
 class Constraint(_message.Message):
     """An expression that the whole generated text must match. A text that is cut off, such as by max_tokens, is the
-    beginning of a match. The syntax is that of llguidance; at most 100,000 characters. Not for models whose tokens are
-    SYMBOLS.
+    beginning of a match: in a session, a call without a prompt and with the same constraint continues it. The syntax is
+    that of llguidance; at most 100,000 characters. Not for models whose tokens are SYMBOLS.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -872,8 +876,8 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end the generation when they appear: at most 16, of 1 to 256 characters. They may span tokens and
-        messages; no part of one is sent.
+        """Texts that end the generation when they appear: at most 16, of 1 to 256 characters. They may span tokens, messages
+        and, in a session, calls with the same stop sequences; no part of one is sent.
         """
 
     @_builtins.property
@@ -1226,6 +1230,7 @@ class GenerateFinished(_message.Message):
     STOP_SEQUENCE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    HELD_TEXT_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it finished."""
     generated_token_count: _builtins.int
@@ -1236,6 +1241,11 @@ class GenerateFinished(_message.Message):
     """The stop sequence that ended the generation, if one did."""
     score: _builtins.float
     """In a beam search: the score of the sequence; see BeamDecoding.length_penalty."""
+    held_text: _builtins.str
+    """In a session: text of the generated tokens that is held back, because the next tokens may complete a character
+    (U+FFFD stands for its beginning) or a stop sequence. The answer to the next call begins with what becomes of it,
+    unless that call has a prompt.
+    """
     @_builtins.property
     def usage(self) -> Global___GenerationUsage:
         """The cost; unset in a response that is repeated from the record."""
@@ -1249,10 +1259,11 @@ class GenerateFinished(_message.Message):
         stop_sequence: _builtins.str = ...,
         score: _builtins.float | None = ...,
         usage: Global___GenerationUsage | None = ...,
+        held_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_session_position", b"_session_position", "score", b"score", "session_position", b"session_position", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_session_position", b"_session_position", "finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count", "score", b"score", "session_position", b"session_position", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_session_position", b"_session_position", "finish_reason", b"finish_reason", "generated_token_count", b"generated_token_count", "held_text", b"held_text", "score", b"score", "session_position", b"session_position", "stop_sequence", b"stop_sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -1429,6 +1440,7 @@ class ClassifyResponse(_message.Message):
     PREDICTION_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model that answered."""
     digest: _builtins.str
@@ -1437,6 +1449,8 @@ class ClassifyResponse(_message.Message):
     """In a session: its position after this call."""
     cached_token_count: _builtins.int
     """The number of input tokens that were not read because the state after them was cached."""
+    unknown_token_count: _builtins.int
+    """The number of input tokens, or of positions of the source, that are unknown to the vocabulary."""
     @_builtins.property
     def prediction(self) -> Global___Prediction:
         """The labels. In a session a tagger returns those of the steps of this call."""
@@ -1449,10 +1463,11 @@ class ClassifyResponse(_message.Message):
         prediction: Global___Prediction | None = ...,
         session_position: _builtins.int | None = ...,
         cached_token_count: _builtins.int = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "cached_token_count", b"cached_token_count", "digest", b"digest", "model", b"model", "prediction", b"prediction", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015
@@ -1690,8 +1705,11 @@ class PieceResult(_message.Message):
 
     PREDICTION_FIELD_NUMBER: _builtins.int
     SESSION_POSITION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     session_position: _builtins.int
     """In a session: its position after this piece."""
+    unknown_token_count: _builtins.int
+    """The number of tokens of this piece that are unknown to the vocabulary."""
     @_builtins.property
     def prediction(self) -> Global___Prediction:
         """A classifier: the prediction after everything sent so far, empty before the first step. A tagger: the labels of the
@@ -1703,10 +1721,11 @@ class PieceResult(_message.Message):
         *,
         prediction: Global___Prediction | None = ...,
         session_position: _builtins.int | None = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_position", b"_session_position", "prediction", b"prediction", "session_position", b"session_position", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_position: _TypeAlias = _typing.Literal["session_position"]  # noqa: Y015
     _WhichOneofArgType__session_position: _TypeAlias = _typing.Literal["_session_position", b"_session_position"]  # noqa: Y015

@@ -207,7 +207,9 @@ class ModelSpec(_message.Message):
 
     @_builtins.property
     def provenance(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The origin of the model: the tool, the corpus, the cell. Free text by key; nothing depends on it."""
+        """The origin of the model: the tool, the corpus, the cell. Free text by key; nothing depends on it, except as
+        VocabularySpec.universal_newlines says.
+        """
 
     @_builtins.property
     def encoder(self) -> Global___EncoderSpec:
@@ -344,7 +346,7 @@ class TreeSpec(_message.Message):
     largest number of children.
     """
     inner_token_id: _builtins.int
-    """The token that a node without a word reads."""
+    """The token that a node without a word reads; a control token, see VocabularySpec.begin_token_id."""
     def __init__(
         self,
         *,
@@ -636,6 +638,7 @@ class VocabularySpec(_message.Message):
     BEGIN_TOKEN_ID_FIELD_NUMBER: _builtins.int
     END_TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOWER_CASE_FIELD_NUMBER: _builtins.int
+    UNIVERSAL_NEWLINES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that inputs and outputs refer to."""
     kind: Global___VocabularyKind.ValueType
@@ -651,11 +654,19 @@ class VocabularySpec(_message.Message):
     refused. Not for SUBWORDS.
     """
     begin_token_id: _builtins.int
-    """The id that starts every sequence; with it a prompt may be empty."""
+    """The id that starts every sequence; with it a prompt may be empty. It is a control token, as are end_token_id and
+    TreeSpec.inner_token_id: it has no text, no text is read as it (what spells it is unknown), and it is not generated,
+    except to end a sequence. Only a token that is white space, such as a newline, stays a part of texts.
+    """
     end_token_id: _builtins.int
-    """The id whose generation ends a sequence."""
+    """The id whose generation ends a sequence; a control token."""
     lower_case: _builtins.bool
     """Whether text is converted to lower case before it is looked up; only for WORDS and SYMBOLS. Default: false."""
+    universal_newlines: _builtins.bool
+    """Whether CR LF and CR in a text are read as a newline, as `elman train` reads a corpus. Only for BYTES and SUBWORDS:
+    the other kinds read them so unless one of their tokens holds a CR. Default: false, except in bundles that `elman
+    train` and `elman export` made before this field.
+    """
     def __init__(
         self,
         *,
@@ -667,10 +678,11 @@ class VocabularySpec(_message.Message):
         begin_token_id: _builtins.int | None = ...,
         end_token_id: _builtins.int | None = ...,
         lower_case: _builtins.bool = ...,
+        universal_newlines: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "file", b"file", "kind", b"kind", "lower_case", b"lower_case", "name", b"name", "size", b"size", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id", "_end_token_id", b"_end_token_id", "_unknown_token_id", b"_unknown_token_id", "begin_token_id", b"begin_token_id", "end_token_id", b"end_token_id", "file", b"file", "kind", b"kind", "lower_case", b"lower_case", "name", b"name", "size", b"size", "universal_newlines", b"universal_newlines", "unknown_token_id", b"unknown_token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__begin_token_id: _TypeAlias = _typing.Literal["begin_token_id"]  # noqa: Y015
     _WhichOneofArgType__begin_token_id: _TypeAlias = _typing.Literal["_begin_token_id", b"_begin_token_id"]  # noqa: Y015

@@ -26,7 +26,7 @@ from elman_protos.v1 import inference_service_pb2 as elman_dot_v1_dot_inference_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65lman/v1/session_service.proto\x12\x08\x65lman.v1\x1a elman/v1/inference_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07running\x18\x08 \x01(\x08\"\x9a\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06promptB\x07\n\x05_seed\";\n\x15\x43reateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\"<\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bwith_tokens\x18\x02 \x01(\x08\"o\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequence\x12\x0c\n\x04text\x18\x03 \x01(\t\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.elman.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x80\x01\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0enew_session_id\x18\x02 \x01(\t\x12\x15\n\x08position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_positionB\x07\n\x05_seed\"9\n\x13\x46orkSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\"N\n\x14RewindSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_position\";\n\x15RewindSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\"*\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"(\n\x15\x45xportSessionResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\";\n\x14ImportSessionRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\";\n\x15ImportSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session2\x8e\x05\n\x0eSessionService\x12P\n\rCreateSession\x12\x1e.elman.v1.CreateSessionRequest\x1a\x1f.elman.v1.CreateSessionResponse\x12G\n\nGetSession\x12\x1b.elman.v1.GetSessionRequest\x1a\x1c.elman.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.elman.v1.ListSessionsRequest\x1a\x1e.elman.v1.ListSessionsResponse\x12P\n\rDeleteSession\x12\x1e.elman.v1.DeleteSessionRequest\x1a\x1f.elman.v1.DeleteSessionResponse\x12J\n\x0b\x46orkSession\x12\x1c.elman.v1.ForkSessionRequest\x1a\x1d.elman.v1.ForkSessionResponse\x12P\n\rRewindSession\x12\x1e.elman.v1.RewindSessionRequest\x1a\x1f.elman.v1.RewindSessionResponse\x12P\n\rExportSession\x12\x1e.elman.v1.ExportSessionRequest\x1a\x1f.elman.v1.ExportSessionResponse\x12P\n\rImportSession\x12\x1e.elman.v1.ImportSessionRequest\x1a\x1f.elman.v1.ImportSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65lman/v1/session_service.proto\x12\x08\x65lman.v1\x1a elman/v1/inference_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07running\x18\x08 \x01(\x08\"\x9a\x01\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.elman.v1.TokenSequenceH\x00\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06promptB\x07\n\x05_seed\"X\n\x15\x43reateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\x12\x1b\n\x13unknown_token_count\x18\x02 \x01(\x05\"<\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bwith_tokens\x18\x02 \x01(\x08\"o\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.elman.v1.TokenSequence\x12\x0c\n\x04text\x18\x03 \x01(\t\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.elman.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x80\x01\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0enew_session_id\x18\x02 \x01(\t\x12\x15\n\x08position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_positionB\x07\n\x05_seed\"9\n\x13\x46orkSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\"N\n\x14RewindSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_position\";\n\x15RewindSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session\"*\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"(\n\x15\x45xportSessionResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\";\n\x14ImportSessionRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\";\n\x15ImportSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.elman.v1.Session2\x8e\x05\n\x0eSessionService\x12P\n\rCreateSession\x12\x1e.elman.v1.CreateSessionRequest\x1a\x1f.elman.v1.CreateSessionResponse\x12G\n\nGetSession\x12\x1b.elman.v1.GetSessionRequest\x1a\x1c.elman.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.elman.v1.ListSessionsRequest\x1a\x1e.elman.v1.ListSessionsResponse\x12P\n\rDeleteSession\x12\x1e.elman.v1.DeleteSessionRequest\x1a\x1f.elman.v1.DeleteSessionResponse\x12J\n\x0b\x46orkSession\x12\x1c.elman.v1.ForkSessionRequest\x1a\x1d.elman.v1.ForkSessionResponse\x12P\n\rRewindSession\x12\x1e.elman.v1.RewindSessionRequest\x1a\x1f.elman.v1.RewindSessionResponse\x12P\n\rExportSession\x12\x1e.elman.v1.ExportSessionRequest\x1a\x1f.elman.v1.ExportSessionResponse\x12P\n\rImportSession\x12\x1e.elman.v1.ImportSessionRequest\x1a\x1f.elman.v1.ImportSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST']._serialized_start=319
   _globals['_CREATESESSIONREQUEST']._serialized_end=473
   _globals['_CREATESESSIONRESPONSE']._serialized_start=475
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=534
-  _globals['_GETSESSIONREQUEST']._serialized_start=536
-  _globals['_GETSESSIONREQUEST']._serialized_end=596
-  _globals['_GETSESSIONRESPONSE']._serialized_start=598
-  _globals['_GETSESSIONRESPONSE']._serialized_end=709
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=711
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=771
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=773
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=857
-  _globals['_DELETESESSIONREQUEST']._serialized_start=859
-  _globals['_DELETESESSIONREQUEST']._serialized_end=901
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=903
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=926
-  _globals['_FORKSESSIONREQUEST']._serialized_start=929
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1057
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=1059
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=1116
-  _globals['_REWINDSESSIONREQUEST']._serialized_start=1118
-  _globals['_REWINDSESSIONREQUEST']._serialized_end=1196
-  _globals['_REWINDSESSIONRESPONSE']._serialized_start=1198
-  _globals['_REWINDSESSIONRESPONSE']._serialized_end=1257
-  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1259
-  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1301
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1303
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1343
-  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1345
-  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1404
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1406
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1465
-  _globals['_SESSIONSERVICE']._serialized_start=1468
-  _globals['_SESSIONSERVICE']._serialized_end=2122
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=563
+  _globals['_GETSESSIONREQUEST']._serialized_start=565
+  _globals['_GETSESSIONREQUEST']._serialized_end=625
+  _globals['_GETSESSIONRESPONSE']._serialized_start=627
+  _globals['_GETSESSIONRESPONSE']._serialized_end=738
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=740
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=800
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=802
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=886
+  _globals['_DELETESESSIONREQUEST']._serialized_start=888
+  _globals['_DELETESESSIONREQUEST']._serialized_end=930
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=932
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=955
+  _globals['_FORKSESSIONREQUEST']._serialized_start=958
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1086
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1088
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1145
+  _globals['_REWINDSESSIONREQUEST']._serialized_start=1147
+  _globals['_REWINDSESSIONREQUEST']._serialized_end=1225
+  _globals['_REWINDSESSIONRESPONSE']._serialized_start=1227
+  _globals['_REWINDSESSIONRESPONSE']._serialized_end=1286
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1288
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1330
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1332
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1372
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1374
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1433
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1435
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1494
+  _globals['_SESSIONSERVICE']._serialized_start=1497
+  _globals['_SESSIONSERVICE']._serialized_end=2151
 # @@protoc_insertion_point(module_scope)

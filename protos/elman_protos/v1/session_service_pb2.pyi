@@ -130,6 +130,9 @@ class CreateSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    unknown_token_count: _builtins.int
+    """The number of tokens of the prompt that are unknown to the vocabulary."""
     @_builtins.property
     def session(self) -> Global___Session:
         """The session."""
@@ -138,10 +141,11 @@ class CreateSessionResponse(_message.Message):
         self,
         *,
         session: Global___Session | None = ...,
+        unknown_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "unknown_token_count", b"unknown_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,7 +187,7 @@ class GetSessionResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Their text, if it was requested."""
+    """Their text, if it was requested. Together, the texts of its prompts and of the answers to its calls are this text."""
     @_builtins.property
     def session(self) -> Global___Session:
         """The session."""
@@ -448,8 +452,8 @@ class ExportSessionResponse(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """A safetensors file with the tensors "tokens" (int32) and "state.NAME" for each state of the model, and the metadata
-    format, session_id, model, digest, position, seed, state_position (the number of steps up to the state) and
-    checksum.
+    format, session_id, model, digest, position, seed, state_position (the number of steps up to the state), checksum
+    and, where answers can be continued, answers.
     """
     def __init__(
         self,

@@ -22,12 +22,13 @@ class StopScanner:
     Attributes:
         found: the sequence that has appeared; None before.
         end: number of characters of the latest piece up to the end of the sequence.
+        held: what may be the beginning of a stop sequence and is held back.
     """
 
     def __init__(self, sequences: Iterable[str]) -> None:
         self._sequences = tuple(sequences)
         self._longest = max((len(sequence) for sequence in self._sequences), default=0)
-        self._held = ""  # what may be the beginning of a stop sequence
+        self.held = ""
         self.found: str | None = None
         self.end = 0
 
@@ -43,7 +44,7 @@ class StopScanner:
         """
         if self.found is not None:
             return ""
-        text = self._held + piece
+        text = self.held + piece
         ends = [
             (start + len(sequence), start, sequence)
             for sequence in self._sequences
@@ -51,11 +52,11 @@ class StopScanner:
         ]
         if ends:
             end, start, self.found = min(ends)
-            self.end = end - len(self._held)
-            self._held = ""
+            self.end = end - len(self.held)
+            self.held = ""
             return text[:start]
         held = 0 if final else self._overlap(text)
-        self._held = text[len(text) - held :]
+        self.held = text[len(text) - held :]
         return text[: len(text) - held]
 
     def _overlap(self, text: str) -> int:
@@ -72,11 +73,18 @@ class StopCheck:
     Args:
         sequences: see `StopScanner`.
         decoder: decodes the generated tokens, from the first one on.
+        before: tokens that were generated before and hold no stop sequence, but may hold the beginning of one.
     """
 
-    def __init__(self, sequences: Iterable[str], decoder: TextDecoder) -> None:
+    def __init__(self, sequences: Iterable[str], decoder: TextDecoder, before: Sequence[int] = ()) -> None:
         self._scanner = StopScanner(sequences)
         self._decoder = decoder
+        self._scanner.push(decoder.decode(before))
+
+    @property
+    def held(self) -> str:
+        """The text that is held back because it may be the beginning of a stop sequence."""
+        return self._scanner.held
 
     def feed(self, tokens: Sequence[int]) -> int | None:
         """Add tokens.

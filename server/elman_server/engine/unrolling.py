@@ -64,7 +64,7 @@ class StepGraph:
         weights: by the names that its nodes use, the names of its weights.
         spec: the step in the manifest.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
-        forbidden_token: a token that is never generated.
+        forbidden_tokens: the tokens that are never generated.
         separated: whether onnxruntime is kept from fusing what makes an output or a state with what reads it. It fuses
             operators across the copies of the step otherwise, and leaves out roundings to float16 between them, so the
             results of several steps in a run would differ from those of single steps.
@@ -74,7 +74,7 @@ class StepGraph:
     weights: Mapping[str, str]
     spec: v1.StepSpec
     vocabulary_size: int
-    forbidden_token: int | None
+    forbidden_tokens: tuple[int, ...]
     separated: bool = False
 
     @property
@@ -99,10 +99,10 @@ def read_step_graph(bundle: Bundle, *, on_cpu: bool = True) -> StepGraph:
     spec = bundle.spec.step
     for output in spec.outputs:
         if output.HasField("next_token_logits"):
-            text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
-            forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
-            return StepGraph(model, weights, spec, text.size, forbidden)
-    return StepGraph(model, weights, spec, 0, None)
+            name = output.next_token_logits.vocabulary
+            size, forbidden = bundle.vocabulary_spec(name).size, bundle.ungenerated_ids(name)
+            return StepGraph(model, weights, spec, size, forbidden)
+    return StepGraph(model, weights, spec, 0, ())
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -306,7 +306,7 @@ class _Unrolled:
             self._step.vocabulary_size,
             uniforms=uniforms,
             temperatures=TEMPERATURES,
-            forbidden_token=self._step.forbidden_token,
+            forbidden_tokens=self._step.forbidden_tokens,
             filters=FILTERS if self._filtered else None,
         )
 

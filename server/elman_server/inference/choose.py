@@ -52,6 +52,7 @@ class Choice:
         scores: of each choice.
         probabilities: the share of each choice in the probability of all; 0 where the model excludes all of them.
         source_unknown_count: how many positions of the source the encoder's vocabulary does not have.
+        unknown_token_count: how many tokens of the prompt the vocabulary does not have.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Choice:
     scores: list[CandidateScore]
     probabilities: list[float]
     source_unknown_count: int
+    unknown_token_count: int
 
 
 async def choose(resources: Resources, request: ChooseRequest, caller: str) -> Choice:
@@ -99,6 +101,7 @@ async def choose(resources: Resources, request: ChooseRequest, caller: str) -> C
         scores,
         probabilities.tolist(),
         source.unknown_count if source else 0,
+        prompt.unknown_count,
     )
 
 

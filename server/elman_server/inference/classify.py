@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from elman_server.errors import InvalidFieldError
 from elman_server.inference.delivery import Mailbox
 from elman_server.inference.input_forms import Input
-from elman_server.inference.inputs import check_source_length, read_steps
+from elman_server.inference.inputs import Steps, check_source_length, count_unknown, read_steps
 from elman_server.inference.labels import Prediction, predict
 from elman_server.inference.model import LabelOutput, ServedModel
 from elman_server.inference.prefill import last_output
@@ -53,6 +51,7 @@ class Classification:
         prediction: the labels.
         session_position: position of the session after the call; None without a session.
         cached_token_count: number of tokens that the prefix cache has saved.
+        unknown_token_count: how many tokens of the input the vocabulary does not have.
     """
 
     model: str
@@ -60,6 +59,7 @@ class Classification:
     prediction: Prediction
     session_position: int | None = None
     cached_token_count: int = 0
+    unknown_token_count: int = 0
 
 
 async def classify(resources: Resources, request: ClassifyRequest, caller: str) -> Classification:
@@ -90,7 +90,8 @@ async def _tree(request: ClassifyRequest, model: ServedModel, output: LabelOutpu
     tree = await read_tree(request.input, model, mailbox, every_node=request.every_node)
     logits = (await run_reading(model, tree, mailbox)).outputs
     prediction = await predict(output.labels, logits, len(tree.forced), every_step=request.every_node)
-    return Classification(model.name, model.bundle.digest, prediction)
+    unknown = count_unknown(tree.forced, model.vocabulary)
+    return Classification(model.name, model.bundle.digest, prediction, unknown_token_count=unknown)
 
 
 async def _in_session(
@@ -98,17 +99,23 @@ async def _in_session(
 ) -> Classification:
     kept = model.for_sessions
     steps = await _read_steps(request, model, resources)
-    tokens = array(TOKEN_TYPE, steps.tolist())
+    tokens = array(TOKEN_TYPE, steps.values.tolist())
     found = await resources.sessions.reader.read(kept, target, tokens, every_step=output.every_step)
     prediction = await predict(output.labels, found.outputs, len(steps), every_step=output.every_step)
-    return Classification(model.name, model.bundle.digest, prediction, session_position=found.end)
+    return Classification(
+        model.name,
+        model.bundle.digest,
+        prediction,
+        session_position=found.end,
+        unknown_token_count=steps.unknown_count,
+    )
 
 
 async def _input(
     resources: Resources, request: ClassifyRequest, caller: str, model: ServedModel, output: LabelOutput
 ) -> Classification:
-    steps = await _read_steps(request, model, resources)
-    cached = 0
+    read = await _read_steps(request, model, resources)
+    steps, cached = read.values, 0
     if model.reads_source_only:
         field = "text" if request.input is None else request.input.field
         check_source_length(steps, field, model)
@@ -125,11 +132,17 @@ async def _input(
         cached = prefix.position
         logits = await last_output(model, steps, prefix)
     prediction = await predict(output.labels, logits, len(steps), every_step=output.every_step)
-    return Classification(model.name, model.bundle.digest, prediction, cached_token_count=cached)
+    return Classification(
+        model.name,
+        model.bundle.digest,
+        prediction,
+        cached_token_count=cached,
+        unknown_token_count=read.unknown_count,
+    )
 
 
-async def _read_steps(request: ClassifyRequest, model: ServedModel, resources: Resources) -> NDArray[Any]:
-    """Return the ids [T] or the numbers [T, *shape] of an input.
+async def _read_steps(request: ClassifyRequest, model: ServedModel, resources: Resources) -> Steps:
+    """Return an input.
 
     Raises:
         InvalidFieldError: it is empty, cannot be encoded, or is not what the model reads.

@@ -11,10 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from elman_bundle import TextVocabulary
 from elman_server.engine import Arrays
 from elman_server.errors import InvalidFieldError, ModelUnsuitableError, QueueFullError, shortened
 from elman_server.inference.delivery import Mailbox
-from elman_server.inference.input_forms import Input
+from elman_server.inference.input_forms import Input, TextInput
 from elman_server.inference.inputs import read_steps
 from elman_server.inference.labels import Prediction, predict
 from elman_server.inference.model import LabelOutput, ServedModel
@@ -69,10 +70,12 @@ class PieceResult:
     Attributes:
         prediction: of a classifier: after everything so far; of a tagger: for the steps of this piece.
         session_position: position of the session after the piece; None without a session.
+        unknown_token_count: how many tokens of the piece the vocabulary does not have.
     """
 
     prediction: Prediction
     session_position: int | None = None
+    unknown_token_count: int = 0
 
 
 # Runs the steps of a piece; returns the logits of every step or the last one, and the position of the session.
@@ -105,16 +108,21 @@ class StreamClassifier:
         model, output, read = await self._reader_of(config)
         with self._counted(model):
             yield StreamStarted(model.name, model.bundle.digest)
-            latest = PieceResult(Prediction([], [], 0))
+            latest, after_return = PieceResult(Prediction([], [], 0)), False
             async for piece in pieces:
-                steps = await read_steps(piece.input, model, self._resources.limits)
+                given = piece.input
+                if not model.reads_numbers:
+                    given, after_return = without_divided_newline(given, model.vocabulary, after_return)
+                steps = await read_steps(given, model, self._resources.limits)
                 count = latest.prediction.step_count + len(steps)
                 if len(steps):
-                    logits, position = await read(piece, steps)
+                    logits, position = await read(piece, steps.values)
                     prediction = await predict(output.labels, logits, count, every_step=output.every_step)
-                    latest = PieceResult(prediction, position)
+                    latest = PieceResult(prediction, position, steps.unknown_count)
                 elif output.every_step:
-                    latest = replace(latest, prediction=Prediction([], [], count))
+                    latest = replace(latest, prediction=Prediction([], [], count), unknown_token_count=0)
+                else:
+                    latest = replace(latest, unknown_token_count=0)
                 yield latest
 
     async def _reader_of(self, config: StreamConfig) -> tuple[ServedModel, LabelOutput, _Reader]:
@@ -163,6 +171,25 @@ class StreamClassifier:
             streams[caller] -= 1
             if not streams[caller]:
                 del streams[caller]
+
+
+def without_divided_newline(
+    given: Input | None, vocabulary: TextVocabulary, after_return: bool
+) -> tuple[Input | None, bool]:
+    """Return a piece without the LF of a CR LF whose CR ended the text before, where both are one newline; and whether
+    the text ends with a CR now.
+
+    Args:
+        given: the piece.
+        vocabulary: what it is read in.
+        after_return: whether the text before it ends with a CR.
+    """
+    if not isinstance(given, TextInput) or not vocabulary.universal_newlines:
+        return given, False
+    if not given.text:
+        return given, after_return
+    text = given.text.removeprefix("\n") if after_return else given.text
+    return TextInput(given.field, text), given.text.endswith("\r")
 
 
 def _without_session(model: ServedModel, output: LabelOutput) -> _Reader:

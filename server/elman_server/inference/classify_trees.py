@@ -10,6 +10,7 @@ from functools import partial
 from elman_server.errors import DomainError
 from elman_server.inference.batch import Cancel, Done
 from elman_server.inference.classify import Classification, ClassifyRequest
+from elman_server.inference.inputs import count_unknown
 from elman_server.inference.labels import prediction_of
 from elman_server.inference.model import LabelOutput, ServedModel
 from elman_server.inference.readings import end_of
@@ -45,6 +46,7 @@ def start_trees(resources: Resources, requests: Sequence[ClassifyRequest], done:
     with suppress(DomainError):  # The queue is full: those that remain are answered one by one.
         for tree, answer in zip(trees, answers, strict=False):
             answer.node_count = len(tree.forced)
+            answer.unknown_count = count_unknown(tree.forced, model.vocabulary)
             model.scheduler.submit(tree)
             started.append(partial(model.scheduler.abort, tree))
     return started
@@ -58,7 +60,7 @@ class _TreeAnswer:
         self._labels = output.labels
         self._every_node = request.every_node
         self._done = done
-        self.node_count = 0  # set when the tree has been parsed
+        self.node_count = self.unknown_count = 0  # set when the tree has been parsed
 
     def receive(self, event: Event) -> None:
         self._done(lambda: self._result(event))
@@ -66,4 +68,6 @@ class _TreeAnswer:
     def _result(self, event: Event) -> Classification:
         logits = end_of([event]).outputs
         prediction = prediction_of(self._labels, logits, self.node_count, every_step=self._every_node)
-        return Classification(self._model.name, self._model.bundle.digest, prediction)
+        return Classification(
+            self._model.name, self._model.bundle.digest, prediction, unknown_token_count=self.unknown_count
+        )

@@ -60,7 +60,9 @@ async def _start(resources: Resources, request: GenerationRequest, caller: str) 
         source = await read_source(request.source, model, limits)
     prompt = await (read_prompt if session is None else read_tokens)(request.prompt, model, limits)
     if settings.constraint is not None:
-        grammar = await resources.grammars.compile(model, settings.constraint, settings.params.shaping)
+        # Where a call may continue a match, forced tokens are checked when they are generated.
+        shaping = settings.params.shaping if session is None or len(prompt.ids) else None
+        grammar = await resources.grammars.compile(model, settings.constraint, shaping)
         settings = replace(settings, params=replace(settings.params, grammar=grammar))
     if session is not None:
         return await continue_session(resources, request, session, model, prompt, settings, arrived)

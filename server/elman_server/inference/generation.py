@@ -19,7 +19,7 @@ from elman_server.inference.generation_events import (
     TokenLikelihood,
 )
 from elman_server.inference.generation_run import GenerationRun
-from elman_server.scheduling import BeamsFinished, Event, Failed, Finished, FinishReason, TokenReport, Tokens
+from elman_server.scheduling import CUT, BeamsFinished, Event, Failed, Finished, FinishReason, TokenReport, Tokens
 
 # Approximate size of the reports in one update, so that writing them does not block the event loop for long.
 _REPORT_BYTES = 64 * 1024
@@ -83,9 +83,12 @@ class Continuation:
         self._run = run
         self._index = index
         self._vocabulary = run.model.vocabulary
-        self._decoder = run.model.vocabulary.decoder()
-        sequences = run.settings.stop_sequences
+        context, sequences = run.context, run.settings.stop_sequences
+        self._decoder = self._vocabulary.decoder(() if context is None else context.before)
         self._scanner = StopScanner(sequences) if sequences else None
+        self._unsent = "" if context is None else context.unsent
+        if context is not None and self._scanner is not None:
+            self._scanner.push(self._decoder.decode(context.searched))
         self._next = GenerationUpdate(index, run.started if len(run.mailboxes) == 1 else None)
         self._count = 0
         self._first_token = 0.0
@@ -100,27 +103,31 @@ class Continuation:
             self._text(tokens[:known])
             tokens, reports = tokens[known:], reports[known:]
         succeeded = isinstance(end, Finished)
+        # What a call of a session is cut in the middle of belongs to the next one.
+        complete = self.finished and (
+            self._run.context is None or (isinstance(end, Finished) and end.reason not in CUT)
+        )
         remaining = len(tokens)
         for ids, likelihoods in self._portions(tokens, reports):
             remaining -= len(ids)
             update = self._next
             update.token_ids, update.likelihoods = ids, likelihoods
-            update.text = self._text(ids, final=self.finished and not remaining)
+            update.text = self._text(ids, final=complete and not remaining)
             if remaining or not succeeded:
                 self._next = GenerationUpdate(self._index)
                 yield update
         if isinstance(end, Failed):
             raise end.error
         if isinstance(end, Finished):
-            yield self._last_update(end)
+            yield self._last_update(end, complete=complete)
 
-    def _last_update(self, end: Finished) -> GenerationUpdate:
+    def _last_update(self, end: Finished, *, complete: bool) -> GenerationUpdate:
         if self._run.received_count > self._count:
             rule = f"this call has generated {self._count} tokens in all"
             raise InvalidFieldError("received_token_count", self._run.received_count, rule)
         update, started = self._next, self._run.started
         if not update.token_ids:  # Flush incomplete characters and text held back as the beginning of a stop sequence.
-            update.text = self._text([], final=True)
+            update.text = self._text([], final=complete)
         position = None
         if started.session_position is not None:
             position = started.session_position + started.prompt_token_count + self._count
@@ -129,7 +136,8 @@ class Continuation:
             end.reason,
             self._count,
             position,
-            (self._scanner.found or "") if stopped and self._scanner is not None else "",
+            self._run.settings.stop_sequences.get(self._scanner.found or "", "") if stopped and self._scanner else "",
+            held_text=self._held_text(),
             usage=self._run.usage(self._index, end.step_count, end.started_at, self._first_token)
             if end.started_at
             else None,
@@ -137,8 +145,16 @@ class Continuation:
         return update
 
     def _text(self, tokens: list[int], *, final: bool = False) -> str:
-        text = self._decoder.decode(tokens, final)
-        return text if self._scanner is None else self._scanner.push(text, final=final)
+        # In a session, the next call may complete a character even where this answer is complete.
+        text = self._decoder.decode(tokens, final and self._run.context is None)
+        unsent, self._unsent = self._unsent, ""
+        return unsent + (text if self._scanner is None else self._scanner.push(text, final=final))
+
+    def _held_text(self) -> str:
+        """Return what is held back at the end of a call of a session."""
+        if self._run.context is None:
+            return ""
+        return ("" if self._scanner is None else self._scanner.held) + self._decoder.decode([], final=True)
 
     def _portions(
         self, tokens: list[int], reports: list[TokenReport]

@@ -84,6 +84,8 @@ class GenerationFinished:
         stop_sequence: the stop sequence that was found; "" if none was.
         score: of a result of a beam search: the sum of the log-probabilities, divided by the power of the length.
         usage: None for a call that is repeated from the record.
+        held_text: in a session, text that is held back because the next call may complete a character or a stop
+            sequence.
     """
 
     reason: FinishReason
@@ -92,6 +94,7 @@ class GenerationFinished:
     stop_sequence: str = ""
     score: float | None = None
     usage: GenerationUsage | None = None
+    held_text: str = ""
 
 
 @dataclass(slots=True)

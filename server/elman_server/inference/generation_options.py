@@ -7,8 +7,10 @@ as `elman_server.rpc.requests.generate`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from elman_bundle import normalize_newlines
 from elman_bundle.spec import VOCABULARY_KIND_SYMBOLS
 from elman_server.decoding.beams import LARGEST_LENGTH_PENALTY, BeamParams, EarlyStopping
 from elman_server.decoding.constraints import Constraint
@@ -90,14 +92,15 @@ class GenerationSettings:
         params: how tokens are drawn; its seed and its grammar are set later.
         sample_count: number of continuations that are drawn.
         beams: how to search instead, if that is asked for.
-        constraint, stop_sequences, time_limit, report_count, interval, single_tokens: see `GenerationOptions`.
+        stop_sequences: texts that end it, as they are looked for, with those that the request has.
+        constraint, time_limit, report_count, interval, single_tokens: see `GenerationOptions`.
     """
 
     params: SamplingParams
     sample_count: int
     beams: BeamParams | None
     constraint: Constraint | None
-    stop_sequences: tuple[str, ...]
+    stop_sequences: Mapping[str, str]
     time_limit: float | None
     report_count: int | None
     interval: float | None
@@ -145,7 +148,7 @@ def check_options(
         sampling.sample_count,
         beams,
         options.constraint,
-        options.stop_sequences,
+        {normalize_newlines(sequence, model.vocabulary): sequence for sequence in options.stop_sequences},
         options.time_limit,
         options.report_count,
         interval=0.0 if options.single_tokens else options.interval,

@@ -11,6 +11,7 @@ from elman_server.inference.delivery import Mailbox
 from elman_server.inference.generation_events import GenerationStarted, GenerationUsage
 from elman_server.inference.generation_options import GenerationSettings
 from elman_server.inference.model import ServedModel
+from elman_server.sessions import AnswerContext
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class GenerationRun:
         stop: ends what still runs; harmless after the end.
         received_count: tokens that the caller has from an earlier attempt. They are not sent again; the text continues
             behind theirs, within a character if need be.
+        context: what precedes its text in a session; None without one.
         steps_before: steps taken for all sequences together before they were submitted.
         started_before: when the first of these was taken, by `time.perf_counter`; 0 if there were none.
     """
@@ -39,6 +41,7 @@ class GenerationRun:
     mailboxes: Sequence[Mailbox]
     stop: Callable[[], None]
     received_count: int = 0
+    context: AnswerContext | None = None
     steps_before: int = 0
     started_before: float = 0.0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from elman_bundle import EncodingError, TextVocabulary
+from elman_bundle import EncodingError, TextVocabulary, normalize_newlines
 from elman_bundle.spec import InputSpec, element_type
 from elman_bundle.vocabulary import TokenIds
 from elman_server.errors import InputTooLongError, InvalidFieldError, shortened
@@ -71,9 +72,7 @@ async def read_tokens(
     """
     vocabulary = model.vocabulary
     ids = await encode(given, vocabulary, model, limits)
-    unknown = vocabulary.unknown_id
-    unknown_count = 0 if unknown is None else int(np.count_nonzero(ids == unknown))
-    return EncodedInput(np.concatenate([begin, ids]).astype(np.int64) if begin else ids, unknown_count)
+    return with_begin(EncodedInput(ids, count_unknown(ids, vocabulary)), begin)
 
 
 async def encode(given: Input | None, vocabulary: TextVocabulary, model: ServedModel, limits: Limits) -> TokenIds:
@@ -97,7 +96,7 @@ async def encode(given: Input | None, vocabulary: TextVocabulary, model: ServedM
     if not isinstance(given, TextInput):
         got, rule = ("a tree", "does not read trees") if isinstance(given, TreeInput) else ("a tensor", "reads text")
         raise InvalidFieldError(given.field, got, f"{model.name!r} {rule}", "Give text or tokens")
-    text = given.text
+    text = normalize_newlines(given.text, vocabulary)
     # Before any work is done: the fewest tokens that the text can have.
     least = -(-len(text) // vocabulary.characters_per_token)
     if least > longest:
@@ -105,11 +104,29 @@ async def encode(given: Input | None, vocabulary: TextVocabulary, model: ServedM
     try:
         ids = vocabulary.encode(text) if len(text) < LONG else await asyncio.to_thread(vocabulary.encode, text)
     except EncodingError as error:
-        got = f"a text that cannot be encoded at position {error.position}"
+        got = f"a text that cannot be encoded at position {_position_in(given.text, text, error.position)}"
         raise InvalidFieldError(given.field, got, str(error)) from error
     if len(ids) > longest:
         raise _too_long(len(ids), given.field, longest)
     return ids
+
+
+def count_unknown(ids: NDArray[Any], vocabulary: TextVocabulary | None) -> int:
+    """Return how many ids stand for something that their vocabulary does not have; 0 for numbers, which have none."""
+    unknown = None if vocabulary is None else vocabulary.unknown_id
+    return 0 if unknown is None else int(np.count_nonzero(ids == unknown))
+
+
+def _position_in(given: str, text: str, position: int) -> int:
+    """Return the position in a text of a position in the same text with newlines normalized."""
+    if len(given) == len(text):
+        return position
+    shift = 0
+    for found in re.finditer("\r\n", given):
+        if found.start() - shift >= position:
+            break
+        shift += 1
+    return position + shift
 
 
 def with_begin(given: EncodedInput, begin: Sequence[int]) -> EncodedInput:
@@ -164,16 +181,33 @@ def read_numbers(
     return values
 
 
-async def read_steps(given: Input | None, model: ServedModel, limits: Limits) -> NDArray[Any]:
-    """Return the ids [T] or the numbers [T, *shape] of an input to label; may be empty.
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """An input to label.
+
+    Attributes:
+        values: the ids [T] or the numbers [T, *shape].
+        unknown_count: how many of them stand for something that the vocabulary does not have.
+    """
+
+    values: NDArray[Any]
+    unknown_count: int
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+async def read_steps(given: Input | None, model: ServedModel, limits: Limits) -> Steps:
+    """Return an input to label; may be empty.
 
     Raises:
         InvalidFieldError: it cannot be encoded, or is not what the model reads.
     """
     if not model.reads_numbers:
-        return await encode(given, model.vocabulary, model, limits)
+        ids = await encode(given, model.vocabulary, model, limits)
+        return Steps(ids, count_unknown(ids, model.vocabulary))
     axis = "positions" if model.reads_source_only else "steps"
-    return read_numbers(given, model.input_spec, limits, repr(model.name), axis)
+    return Steps(read_numbers(given, model.input_spec, limits, repr(model.name), axis), 0)
 
 
 _Given = TypeVar("_Given")

@@ -118,6 +118,11 @@ class ServedModel:
         """The token that ends a generation, if any."""
         return self.text_spec.end_token_id if self.text_spec.HasField("end_token_id") else None
 
+    @cached_property
+    def ungenerated_ids(self) -> frozenset[int]:
+        """The tokens that are never generated, such as the unknown token and the begin token."""
+        return frozenset(self.bundle.ungenerated_ids(self.text_spec.name))
+
     # What it shows
 
     @cached_property

@@ -58,6 +58,7 @@ class ScoreStarted:
         context_token_count: number of tokens before every candidate, the begin token included.
         cached_token_count: how many of them the prefix cache has saved.
         source_unknown_count: how many positions of the source the encoder's vocabulary does not have.
+        unknown_token_count: how many tokens of the context the vocabulary does not have.
     """
 
     model: str
@@ -65,6 +66,7 @@ class ScoreStarted:
     context_token_count: int
     cached_token_count: int
     source_unknown_count: int
+    unknown_token_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ async def score(
         len(context.ids),
         prefix.position,
         source.unknown_count if source else 0,
+        context.unknown_count,
     )
     encoder_source = source.source if source else None
     begin = await read_all_but_last(model, context.ids, prefix, encoder_source)

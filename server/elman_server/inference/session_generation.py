@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 
-from elman_server.decoding.stopping import StopCheck
 from elman_server.inference.delivery import Mailbox
 from elman_server.inference.generation_events import GenerationStarted
 from elman_server.inference.generation_options import GenerationSettings
@@ -40,7 +39,7 @@ async def continue_session(
     Raises:
         DomainError: why it cannot be continued.
     """
-    sequences, limit, vocabulary = settings.stop_sequences, settings.time_limit, model.vocabulary
+    limit = settings.time_limit
     news = asyncio.Event()
     mailbox = Mailbox(news)
     subscription = await resources.sessions.generator.generate(
@@ -52,7 +51,9 @@ async def continue_session(
             settings.params,
             request.seed,
             settings.interval,
-            (lambda: StopCheck(sequences, vocabulary.decoder())) if sequences else None,
+            tuple(settings.stop_sequences),
+            model.vocabulary.decoder,
+            "" if settings.constraint is None else settings.constraint.digest,
             None if limit is None else arrived + limit,
             settings.report_count,
         ),
@@ -76,4 +77,5 @@ async def continue_session(
         [mailbox],
         subscription.cancel,
         received_count=request.received_token_count,
+        context=subscription.context,
     )

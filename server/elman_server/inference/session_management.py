@@ -64,8 +64,8 @@ class CreateSessionRequest:
     seed: int | None = None
 
 
-async def create_session(resources: Resources, request: CreateSessionRequest, caller: str) -> SessionView:
-    """Create a session; its prompt is read.
+async def create_session(resources: Resources, request: CreateSessionRequest, caller: str) -> tuple[SessionView, int]:
+    """Create a session; its prompt is read. Also return how many of its tokens the vocabulary does not have.
 
     Args:
         resources: what the server has.
@@ -82,7 +82,7 @@ async def create_session(resources: Resources, request: CreateSessionRequest, ca
     begin = model.begin_tokens if len(prompt.ids) else ()
     tokens = array(TOKEN_TYPE, [*begin, *prompt.ids.tolist()])
     session = await resources.sessions.create(kept, request.session_id, tokens, seed=request.seed, caller=caller)
-    return _view(resources, session)
+    return _view(resources, session), prompt.unknown_count
 
 
 async def get_session(resources: Resources, session_id: str) -> SessionView:

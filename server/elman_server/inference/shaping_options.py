@@ -77,14 +77,14 @@ def _check_forced(options: ShapingOptions, model: ServedModel, max_tokens: int) 
         raise InvalidFieldError("shaping.forbidden_token_ids", f"{len(forbidden)} tokens", rule, "Name each one once")
     _check_ids(forced, "shaping.forced_token_ids", model)
     _check_ids(forbidden, "shaping.forbidden_token_ids", model)
-    excluded = {*forbidden, model.vocabulary.unknown_id}
+    excluded = {*forbidden, *model.ungenerated_ids}
     wrong = next((token for token in forced if token in excluded), None)
     if wrong is not None:
         raise InvalidFieldError("shaping.forced_token_ids", f"token {wrong}", "this token must never be generated")
     if model.end_token is not None and model.end_token in forced[:-1]:
         rule = "the generation ends with it, so it can only be the last one"
         raise InvalidFieldError("shaping.forced_token_ids", f"the end token, {model.end_token}", rule)
-    if options.min_tokens > len(forced):
+    if model.end_token is not None and options.min_tokens > len(forced):
         excluded.add(model.end_token)
     if excluded.issuperset(range(model.vocabulary_size)):
         rule = "no token is left to choose, everything that could follow is forbidden"

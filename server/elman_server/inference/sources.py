@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from elman_server.errors import InvalidFieldError
 from elman_server.inference.input_forms import Input, NumberInput
-from elman_server.inference.inputs import check_source_length, encode, numbers_described, read_numbers
+from elman_server.inference.inputs import check_source_length, count_unknown, encode, numbers_described, read_numbers
 from elman_server.inference.limits import Limits
 from elman_server.inference.model import ServedModel
 from elman_server.scheduling import Source
@@ -51,10 +50,7 @@ async def read_source(given: Input | None, model: ServedModel, limits: Limits) -
     values: NDArray[Any]
     if vocabulary is None:
         values = read_numbers(given, spec, limits, f"the encoder of {model.name!r}", "positions")
-        unknown = None
     else:
         values = await encode(given, vocabulary, model, limits)
-        unknown = vocabulary.unknown_id
     check_source_length(values, given.field, model)
-    unknown_count = 0 if unknown is None else int(np.count_nonzero(values == unknown))
-    return EncodedSource(Source(values), len(values), unknown_count)
+    return EncodedSource(Source(values), len(values), count_unknown(values, vocabulary))

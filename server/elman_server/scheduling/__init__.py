@@ -1,6 +1,7 @@
 """Scheduling: which sequences run next, and what becomes of them."""
 
 from elman_server.scheduling.events import (
+    CUT,
     BeamsFinished,
     Event,
     Failed,
@@ -21,6 +22,7 @@ from elman_server.scheduling.trees.batch import TreeBatch
 from elman_server.scheduling.trees.tree import Tree
 
 __all__ = [
+    "CUT",
     "INTERNAL",
     "Beams",
     "BeamsFinished",

@@ -23,6 +23,10 @@ class FinishReason(Enum):
     CONSTRAINT = "constraint"
 
 
+# The reasons for which an answer is cut, and not at its end.
+CUT = (FinishReason.MAX_TOKENS, FinishReason.TIME_LIMIT)
+
+
 @dataclass(frozen=True)
 class TokenReport:
     """The probability of a token under the model itself: before shaping and temperature.

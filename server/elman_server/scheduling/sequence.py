@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elman_server.decoding.beams import BeamParams, BeamSearch
-from elman_server.decoding.constraints import Grammar
+from elman_server.decoding.constraints import Grammar, Matcher
 from elman_server.decoding.host.shaping import Shaping
 from elman_server.decoding.stopping import StopCheck
 from elman_server.engine import DEFAULT_OUTPUTS, Arrays, Encoded, OutputSelection, Results
@@ -149,6 +149,8 @@ class Generation(Sequence):
         history: the tokens before the forced ones, for penalties and grammars.
         generated_count: how many tokens at the end of the history and the forced tokens this call has generated before
             it was interrupted.
+        matcher: has accepted what the grammar has to match of the history and the forced tokens; None: it has to match
+            the generated ones among them.
         report_count: how many of the most probable tokens are reported with each token; None: no reports.
         stop: finds stop sequences; it has seen the tokens that were generated before.
         time_limit: the time, by `time.perf_counter`, at which it finishes with what there is.
@@ -160,6 +162,7 @@ class Generation(Sequence):
     interval: float | None = field(default=None, kw_only=True)
     history: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), kw_only=True)
     generated_count: int = field(default=0, kw_only=True)
+    matcher: Matcher | None = field(default=None, kw_only=True)
     report_count: int | None = field(default=None, kw_only=True)
     stop: StopCheck | None = field(default=None, kw_only=True)
     time_limit: float | None = field(default=None, kw_only=True)

@@ -12,6 +12,7 @@ model              what sessions need of a model
 file               an exported session
 """
 
+from elman_server.sessions.answers import AnswerContext
 from elman_server.sessions.calls import SessionGeneration, SessionReading, Subscription, Target
 from elman_server.sessions.file import SessionFile, read_file, write_file
 from elman_server.sessions.model import SessionModel
@@ -24,6 +25,7 @@ from elman_server.sessions.stores.interface import Store, Summary
 __all__ = [
     "TOKEN_BYTES",
     "TOKEN_TYPE",
+    "AnswerContext",
     "Session",
     "SessionFile",
     "SessionGeneration",

@@ -20,7 +20,19 @@ import structlog
 
 from elman_server.engine import Arrays
 from elman_server.errors import StoreError, StoreUnavailableError
-from elman_server.scheduling import INTERNAL, Event, Failed, Finished, Generation, Receiver, Scheduler, Snapshot, Tokens
+from elman_server.scheduling import (
+    CUT,
+    INTERNAL,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Receiver,
+    Scheduler,
+    Snapshot,
+    Tokens,
+)
+from elman_server.sessions.answers import AnswerContext, Answers
 from elman_server.sessions.changes import Advance
 from elman_server.sessions.journal import Journal
 from elman_server.sessions.session import TOKEN_TYPE, Call, Session
@@ -42,10 +54,14 @@ class ActiveGeneration:
         layout: layout of the model's state.
         on_written: makes a change to the session in memory, after the store has made it.
         on_finished: called when the last change is written, with whether a write has failed.
+        context: what precedes the text of its answer.
+        answers: where the answers of the session began, with its own.
+        can_continue: whether its own is the last of them.
 
     Attributes:
         session: the session.
         call: the call as the store has it.
+        context: as given.
         finished: set when the last change is written.
     """
 
@@ -58,9 +74,13 @@ class ActiveGeneration:
         layout: StateLayout,
         on_written: Callable[[Session, Advance], None],
         on_finished: Callable[[bool], None],
+        context: AnswerContext,
+        answers: Answers,
+        can_continue: bool,
     ) -> None:
         self.session = session
         self.call = call
+        self.context = context
         self.finished = asyncio.Event()
         self._submitted_call = call  # as it will be when every change is written
         self._position = session.position
@@ -69,6 +89,9 @@ class ActiveGeneration:
         self._layout = layout
         self._on_written = on_written
         self._on_finished = on_finished
+        self._answers = answers
+        self._can_continue = can_continue
+        self._unwritten_answers = answers.change_of(session)
         self._subscribers: list[Receiver] = []
         self._behind: set[Receiver] = set()  # the subscribers that are far behind
         self._abort: Callable[[], None] = lambda: None
@@ -162,6 +185,8 @@ class ActiveGeneration:
             # There is no state if no step has been taken.
             snapshot = None if event.state is None else self._packed(event.position, event.state)
             self._write(array(TOKEN_TYPE), snapshot)
+            if self._can_continue and event.reason not in CUT:
+                self._write_answers(self._answers.ended(self._position).to_call())
         else:
             self._is_ending = True
             self._last = event
@@ -178,6 +203,9 @@ class ActiveGeneration:
             snapshot: the state to keep.
             event: what subscribers receive when the change is written.
         """
+        answers, self._unwritten_answers = self._unwritten_answers, None
+        if answers is not None:  # Before the tokens: without them it says nothing.
+            self._write_answers(answers)
         dropped = () if snapshot is None else tuple(superseded_positions(self.session.snapshots, snapshot))
         tokens, self._prompt = self._prompt + tokens, array(TOKEN_TYPE)
         call = self._submitted_call
@@ -194,6 +222,21 @@ class ActiveGeneration:
             self.session.fence,
         )
         self._position += len(tokens)
+        self._write_change(change, call, event)
+
+    def _write_answers(self, answers: Call) -> None:
+        self._version += 1
+        change = Advance(
+            self.session.session_id,
+            self._position,
+            time.time(),
+            call=answers,
+            version=self._version,
+            fence=self.session.fence,
+        )
+        self._write_change(change, None, None)
+
+    def _write_change(self, change: Advance, call: Call | None, event: Event | None) -> None:
         self._unwritten_count += 1
         try:
             self._journal.write(change, partial(self._take_outcome, change, call, event))
@@ -201,7 +244,7 @@ class ActiveGeneration:
             self._unwritten_count -= 1
             raise
 
-    def _take_outcome(self, change: Advance, call: Call, event: Event | None, error: StoreError | None) -> None:
+    def _take_outcome(self, change: Advance, call: Call | None, event: Event | None, error: StoreError | None) -> None:
         self._unwritten_count -= 1
         if not self._write_failed:
             error = error or self._advance(change)
@@ -210,7 +253,7 @@ class ActiveGeneration:
                 self._last = Failed(error)
                 self._abort()
             else:
-                self.call = call
+                self.call = call or self.call
                 if event is not None:
                     self._deliver(event)
         self._finish_if_written()

@@ -2,7 +2,8 @@
 
 Tensors: "tokens" (int32 [position]), and "state.NAME" for each state of the model, with the dtype and shape of the
 manifest: the state after `state_position` steps; none if that is 0. Metadata: format, session_id, model, digest,
-position, seed, state_position, and checksum (CRC-32 of the tensors and the other metadata).
+position, seed, state_position, answers where some can be continued (JSON, see `elman_server.sessions.answers`), and
+checksum (CRC-32 of the tensors and the other metadata).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from elman_server.errors import BundleMismatchError, SessionFileError, shortened
+from elman_server.sessions.answers import Answers
 from elman_server.sessions.model import ResumePoint, SessionModel
 from elman_server.sessions.session import TOKEN_TYPE, Session, TokenLog
 from elman_server.sessions.snapshots import Snapshot
@@ -44,6 +46,8 @@ def write_file(session: Session, resume_point: ResumePoint) -> bytes:
         "seed": str(session.seed),
         "state_position": str(resume_point.position),
     }
+    if (answers := Answers.of(session)).each:
+        metadata["answers"] = answers.pack().decode()
     return save(tensors, {**metadata, "checksum": _checksum(metadata, tensors)})
 
 
@@ -59,6 +63,7 @@ class SessionFile:
         tokens: int32 [position], its tokens.
         state_position: number of steps that led to the state.
         state: the state, by state input name.
+        answers: where its last answers began.
     """
 
     session_id: str
@@ -68,6 +73,7 @@ class SessionFile:
     tokens: NDArray[np.int32]
     state_position: int
     state: dict[str, NDArray[Any]]
+    answers: Answers
 
     def session(self, model: SessionModel, session_id: str, *, longest: int, caller: str, now: float) -> Session:
         """Return a new session with the content of the file.
@@ -104,7 +110,10 @@ class SessionFile:
                 rule = f"the state of {model.name!r} is {_listed(model.layout.arrays)}"
                 raise SessionFileError(f"the state {_listed(found)}", rule)
             snapshots = [Snapshot(self.state_position, model.layout.pack(self.state))]
-        return Session(session_id, model.name, self.digest, self.seed, caller, now, now, tokens, snapshots)
+        session = Session(session_id, model.name, self.digest, self.seed, caller, now, now, tokens, snapshots)
+        answers = Answers(tuple(answer for answer in self.answers.each if answer.start <= len(tokens))).to_call()
+        session.calls = {answers.request_id: answers} if self.answers.each else {}
+        return session
 
 
 def read_file(content: bytes) -> SessionFile:
@@ -135,6 +144,7 @@ def read_file(content: bytes) -> SessionFile:
             tokens,
             state_position,
             state,
+            Answers.unpack(metadata["answers"].encode()) if "answers" in metadata else Answers(),
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         got = f"{len(content)} bytes that cannot be read ({shortened(repr(error))})"

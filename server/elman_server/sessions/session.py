@@ -11,7 +11,7 @@ from elman_server.sessions.token_log import TOKEN_BYTES, TOKEN_TYPE, TokenLog
 
 __all__ = ["OBJECT_BYTES", "REMEMBERED_CALLS", "TOKEN_BYTES", "TOKEN_TYPE", "Call", "Session", "TokenLog"]
 
-REMEMBERED_CALLS = 16
+REMEMBERED_CALLS = 16 + 1  # with what it keeps of its answers, see `answers`
 
 OBJECT_BYTES = 1000  # approximate size of a session without tokens and states
 

@@ -17,6 +17,7 @@ from elman_server.errors import (
     SessionNotFoundError,
     StoreConflictError,
 )
+from elman_server.sessions.answers import answers_before
 from elman_server.sessions.calls import SessionGenerator, SessionReader
 from elman_server.sessions.calls.forced_steps import read_tokens
 from elman_server.sessions.changes import Create, Delete, Rewind
@@ -151,6 +152,7 @@ class Sessions:
             _check_reaches(source, position)
             seed = source.seed if seed is None else seed
             fork = source.fork(new_id, position, position - model.lag, seed=seed, caller=caller, now=time.time())
+            fork.calls = answers_before(source, position)
             return await self._add(fork, on_created)
 
     async def restore(

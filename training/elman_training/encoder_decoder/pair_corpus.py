@@ -163,7 +163,8 @@ def _both_languages(folder: Path, part: str) -> tuple[list[str], list[str]]:
 
 def _decompress(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in gzip.decompress(path.read_bytes()).decode().rstrip("\n").split("\n")]
+        with gzip.open(path, "rt", encoding="utf-8-sig") as file:
+            return [line.strip() for line in file.read().rstrip("\n").split("\n")]
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: byte {error.start} of the decompressed file is not UTF-8") from error
     except (OSError, EOFError) as error:

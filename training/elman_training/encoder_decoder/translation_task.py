@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from elman_bundle import BEGIN, END, ByteVocabulary, InputVocabulary, SubwordVocabulary
+from elman_bundle import BEGIN, END, ByteVocabulary, EncodingError, InputVocabulary, SubwordVocabulary
 from elman_training.cells.cell import State
 from elman_training.config import TranslationConfig
 from elman_training.corpus_files import Note, no_note
@@ -87,14 +87,16 @@ class TranslationTask(Task):
             config.minimum_count,
         )
         targets = [target for pair in pairs for target in pair.targets]
-        self.vocabulary = _with_begin_and_end(
+        self.vocabulary, self.begin, self.end = _with_begin_and_end(
             make_vocabulary(config.vocabulary, targets, config.vocabulary_size, config.minimum_count)
         )
         self.vocabularies = {"source-": self.source_vocabulary, "": self.vocabulary}
-        self.begin, self.end = (int(self.vocabulary.encode(token)[0]) for token in (BEGIN, END))
 
     def _encode(self, source: str, target: str) -> tuple[Ids, Ids]:
-        encoded = self.source_vocabulary.encode(source), self.vocabulary.encode(target)
+        try:
+            encoded = self.source_vocabulary.encode(source), self.vocabulary.encode(target)
+        except EncodingError as error:
+            raise TrainingError(f"{self._config.corpus}: got the target {target[:60]!r}; {error}") from error
         if not len(encoded[0]):
             raise TrainingError(f"{self._config.corpus}: a source has no token: {source[:60]!r}")
         return encoded
@@ -197,9 +199,12 @@ def _lengths(pair: tuple[Ids, Ids]) -> tuple[int, int]:
     return len(pair[0]), len(pair[1])
 
 
-def _with_begin_and_end(vocabulary: InputVocabulary) -> InputVocabulary:
-    """The vocabulary with BEGIN and END added; vocabularies of bytes and subwords have them already."""
+def _with_begin_and_end(vocabulary: InputVocabulary) -> tuple[InputVocabulary, int, int]:
+    """The vocabulary with BEGIN and END as control tokens, and their ids. Vocabularies of bytes and subwords have these
+    tokens already."""
     if isinstance(vocabulary, ByteVocabulary | SubwordVocabulary):
-        return vocabulary
+        begin, end = (int(vocabulary.encode(token)[0]) for token in (BEGIN, END))
+        return vocabulary.with_control((begin, end)), begin, end
     tokens = [*(token for token in vocabulary.tokens if token not in (BEGIN, END)), BEGIN, END]
-    return type(vocabulary)(tokens, vocabulary.unknown_id)
+    begin, end = len(tokens) - 2, len(tokens) - 1
+    return type(vocabulary)(tokens, vocabulary.unknown_id, control_ids=(begin, end)), begin, end

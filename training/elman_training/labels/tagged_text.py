@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from tokenize import TokenError
 
@@ -40,7 +40,7 @@ def read_labelled_text(corpus: str, limit: int | None = None, note: Note = no_no
         corpus: "stdlib" or a folder: Python source, each character labelled with the class that `tokenize` gives it,
             cut into documents at top-level statements. A file: lines of piece TAB label, where \\n, \\r, \\t and \\\\
             in a piece stand for newline, carriage return, tab and backslash; the pieces are joined, and an empty line
-            starts a new document. The first line may be headings.
+            starts a new document. The first line may be headings. CR LF and CR are newlines.
         limit: stop after about this number of characters, at the end of a document or source.
         note: called with what was left out.
 
@@ -117,7 +117,20 @@ class _Documents:
 
     def labelled_text(self) -> LabelledText:
         starts = self._starts if self._starts[-1] < len(self.labels) or len(self._starts) == 1 else self._starts[:-1]
-        return LabelledText("".join(self._texts), self.labels, starts)
+        labelled = LabelledText("".join(self._texts), self.labels, starts)
+        return _with_newlines(labelled) if "\r" in labelled.text else labelled
+
+
+def _with_newlines(labelled: LabelledText) -> LabelledText:
+    """CR LF and CR as newlines, as in every corpus. A newline has the label of the LF."""
+    text, starts = labelled.text, set(labelled.starts)
+    kept = [text[place : place + 2] != "\r\n" or place + 1 in starts for place in range(len(text))]
+    moved = [0, *accumulate(kept)]
+    return LabelledText(
+        "".join(compress(text, kept)).replace("\r", "\n"),
+        list(compress(labelled.labels, kept)),
+        [moved[start] for start in labelled.starts],
+    )
 
 
 def _tag_sources(sources: Iterable[tuple[Path, str]], limit: int | None, left_out: list[str]) -> LabelledText:

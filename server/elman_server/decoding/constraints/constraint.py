@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 
@@ -45,6 +46,13 @@ class Constraint:
         except UnicodeEncodeError as error:
             raise ConstraintError("half of a surrogate pair, which is not a character", error.start) from None
         return syntax.grammar(text)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the constraint, by which two calls know that theirs are the same."""
+        return hashlib.blake2b(
+            f"{self.kind.name}\n{self.text}".encode(errors="surrogatepass"), digest_size=16
+        ).hexdigest()
 
     def error(self, message: str) -> ConstraintError:
         """Return the error that a message of llguidance about the grammar means to the author of the expression."""

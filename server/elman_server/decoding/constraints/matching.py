@@ -76,6 +76,13 @@ class Grammar:
         """About how many bytes it takes, with the states of the automaton that have been needed so far."""
         return self._size + min(self.token_count * _BYTES_PER_TOKEN, MAX_STATES * STATE_BYTES)
 
+    def after(self, tokens: Sequence[int]) -> Matcher:
+        """Return a matcher of an output that begins with tokens."""
+        matcher = self.start()
+        for token in tokens:
+            matcher.accept(token)
+        return matcher
+
     def parser(self, used_up: LLMatcher | None = None) -> LLMatcher:
         """Return the parser that the parsers of matchers are copies of. Copies share a cache of states of limited size.
 

@@ -102,8 +102,8 @@ def _shape(
         shaped[forced, tokens] = 0 if allowed is None else np.where(allowed[forced, tokens], 0, _FORBIDDEN)
     if (at := select_rows(records["forbidden"])) is not None:
         shaped[at] = np.where(table.tables["forbidden"][rows[at]], _FORBIDDEN, shaped[at])
-    if table.forbidden_token is not None:
-        shaped[:, table.forbidden_token] = _FORBIDDEN
+    if len(table.forbidden_tokens):
+        shaped[:, table.forbidden_tokens] = _FORBIDDEN
     return shaped
 
 

@@ -5,6 +5,7 @@ Axes: R rows of a call, V tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,18 +48,18 @@ class ShapedRows:
 
     Args:
         vocabulary_size: V.
-        forbidden_token: a token that no row may choose.
+        forbidden_tokens: the tokens that no row may choose.
 
     Attributes:
         vocabulary_size: V.
-        forbidden_token: see above.
+        forbidden_tokens: the same as an index.
         records: structured array with a record per row; its capacity is at least the number of rows.
         tables: by name, [capacity, V]; a row is valid where the field of that name in its record is set.
     """
 
-    def __init__(self, vocabulary_size: int, forbidden_token: int | None) -> None:
+    def __init__(self, vocabulary_size: int, forbidden_tokens: Sequence[int] = ()) -> None:
         self.vocabulary_size = vocabulary_size
-        self.forbidden_token = forbidden_token
+        self.forbidden_tokens = np.array(forbidden_tokens, np.int64)
         self.records = np.zeros(_INITIAL_CAPACITY, _RECORD)
         self.tables: dict[str, NDArray[Any]] = {
             name: np.zeros((_INITIAL_CAPACITY, vocabulary_size), dtype) for name, dtype in _TABLES.items()

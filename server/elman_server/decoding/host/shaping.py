@@ -13,7 +13,7 @@ Rows without any of them choose inside the graph. The order of application is th
    grammar that can only end does so before the minimum length;
 7. forced tokens: nothing else is left, whatever 1 to 5 say. Unlike in transformers, a grammar that does not allow the
    token is not overruled: nothing is left then;
-8. forbidden tokens, and the token that no row may choose;
+8. forbidden tokens, and the tokens that no row may choose;
 9. to 13. temperature, top-k, top-p, min-p and the draw (`drawing`).
 """
 

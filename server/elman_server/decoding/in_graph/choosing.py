@@ -44,7 +44,7 @@ def add_choice(
     *,
     uniforms: str,
     temperatures: str,
-    forbidden_token: int | None,
+    forbidden_tokens: Sequence[int],
     filters: Filters | None,
 ) -> Choice:
     """Add the nodes that choose one token per row.
@@ -55,12 +55,12 @@ def add_choice(
         vocabulary_size: V.
         uniforms: float32 [B, 1], at least LEAST_UNIFORM, at most 1 - 2^-23.
         temperatures: float32 [B, 1], at least GREEDY_TEMPERATURE.
-        forbidden_token: a token that is never chosen.
+        forbidden_tokens: the tokens that are never chosen.
         filters: the inputs that restrict rows to their most probable tokens, if any row wants that.
     """
-    if forbidden_token is not None:
+    if forbidden_tokens:
         mask = np.zeros((1, vocabulary_size), np.float32)
-        mask[0, forbidden_token] = -np.inf
+        mask[0, list(forbidden_tokens)] = -np.inf
         logits = nodes.add("Add", logits, nodes.constant(mask))
     last_axis = nodes.constant(np.array([1]))
     largest = nodes.add("ReduceMax", logits, last_axis, keepdims=1)

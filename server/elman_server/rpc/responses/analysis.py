@@ -77,6 +77,7 @@ def _score_started(started: ScoreStarted) -> v1.ScoreStarted:
         context_token_count=started.context_token_count,
         cached_token_count=started.cached_token_count,
         source_unknown_count=started.source_unknown_count,
+        unknown_token_count=started.unknown_token_count,
     )
 
 

@@ -23,4 +23,5 @@ def choose_response(choice: Choice) -> v1.ChooseResponse:
         choice_index=choice.index,
         scores=scores,
         source_unknown_count=choice.source_unknown_count,
+        unknown_token_count=choice.unknown_token_count,
     )

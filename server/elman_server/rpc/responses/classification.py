@@ -22,6 +22,7 @@ def short_classify_response(found: Classification) -> v1.ClassifyResponse:
         prediction=_prediction(found.prediction),
         session_position=found.session_position,
         cached_token_count=found.cached_token_count,
+        unknown_token_count=found.unknown_token_count,
     )
 
 
@@ -33,7 +34,11 @@ async def stream_response(event: StreamStarted | PieceResult) -> v1.StreamClassi
 
 
 def _piece_response(event: PieceResult) -> v1.StreamClassifyResponse:
-    result = v1.PieceResult(prediction=_prediction(event.prediction), session_position=event.session_position)
+    result = v1.PieceResult(
+        prediction=_prediction(event.prediction),
+        session_position=event.session_position,
+        unknown_token_count=event.unknown_token_count,
+    )
     return v1.StreamClassifyResponse(result=result)
 
 

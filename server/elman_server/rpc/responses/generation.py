@@ -68,6 +68,7 @@ def _finished(finished: GenerationFinished) -> v1.GenerateFinished:
         session_position=finished.session_position,
         stop_sequence=finished.stop_sequence,
         score=finished.score,
+        held_text=finished.held_text,
         usage=None if finished.usage is None else _usage(finished.usage),
     )
 

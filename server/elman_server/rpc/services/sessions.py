@@ -22,8 +22,8 @@ class SessionServicer(v1.SessionServiceServicer):
 
     async def CreateSession(self, request: v1.CreateSessionRequest, context: Context) -> v1.CreateSessionResponse:
         parsed = parse_create_session(request)
-        created = await management.create_session(self._resources, parsed, caller.get())
-        return v1.CreateSessionResponse(session=session_message(created))
+        created, unknown = await management.create_session(self._resources, parsed, caller.get())
+        return v1.CreateSessionResponse(session=session_message(created), unknown_token_count=unknown)
 
     async def GetSession(self, request: v1.GetSessionRequest, context: Context) -> v1.GetSessionResponse:
         if not request.with_tokens:

@@ -61,7 +61,7 @@ class RowBatch:
         policy: the thresholds.
         input_name: the step's input that sequences force or feed back; None if the step has no inputs.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
-        forbidden_token: a token that is never generated.
+        forbidden_tokens: the tokens that are never generated.
         label_output: the output that readings return unless they name another; None if the model has none.
     """
 
@@ -73,7 +73,7 @@ class RowBatch:
         *,
         input_name: str | None,
         vocabulary_size: int,
-        forbidden_token: int | None = None,
+        forbidden_tokens: Several[int] = (),
         label_output: str | None,
     ) -> None:
         self._name = name
@@ -84,11 +84,11 @@ class RowBatch:
         self._table = table = RowTable(engine.capacity, vocabulary_size)
         self._pending = PendingTokens(table, engine.capacity)
         self._inputs = RowInputs(table, engine.capacity, input_name)
-        self._host = HostSampler(name, policy, vocabulary_size, forbidden_token)
+        self._host = HostSampler(name, policy, vocabulary_size, forbidden_tokens)
         self._stores: tuple[RowStore, ...] = (self._inputs, self._pending, self._host, engine)
         self._planner = Planner(engine, policy, self._costs, table, self._pending, self._inputs)
         self._endings = Endings(name, table)
-        self._beams = BeamRows(name, engine, table, self._inputs, self._host, forbidden_token)
+        self._beams = BeamRows(name, engine, table, self._inputs, self._host, forbidden_tokens)
         self._preemption = RowPreemption(
             name, engine, table, self._pending, self._inputs, self._host, self._stores, self.fail
         )

@@ -82,7 +82,9 @@ class ConstrainedRows:
         self._batch: _Batch | None = None
         self._suspect_from = 0.0  # by `time.perf_counter`
 
-    def append(self, row: int, grammar: Grammar, generated: NDArray[np.int64], caller: str) -> None:
+    def append(
+        self, row: int, grammar: Grammar, generated: NDArray[np.int64], caller: str, matcher: Matcher | None = None
+    ) -> None:
         """Add a row.
 
         Args:
@@ -90,9 +92,10 @@ class ConstrainedRows:
             grammar: what its text has to match.
             generated: int64 [tokens], what it has generated before it was interrupted.
             caller: who it runs for.
+            matcher: one that has accepted these tokens already.
         """
-        one = self._rows[row] = ConstrainedRow(grammar.start(), caller)
-        if len(generated):
+        one = self._rows[row] = ConstrainedRow(matcher or grammar.start(), caller)
+        if matcher is None and len(generated):
             self._advance_apart(one, generated.tolist())
 
     def release(self, row: int) -> None:

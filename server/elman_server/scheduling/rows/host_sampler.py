@@ -41,13 +41,15 @@ class HostSampler:
         name: the model's name, for the log.
         policy: the thresholds.
         vocabulary_size: V.
-        forbidden_token: a token that is never chosen.
+        forbidden_tokens: the tokens that are never chosen.
     """
 
-    def __init__(self, name: str, policy: SchedulingPolicy, vocabulary_size: int, forbidden_token: int | None) -> None:
+    def __init__(
+        self, name: str, policy: SchedulingPolicy, vocabulary_size: int, forbidden_tokens: Several[int]
+    ) -> None:
         self._name = name
         self._vocabulary_size = vocabulary_size
-        self._shaped = ShapedRows(vocabulary_size, forbidden_token)
+        self._shaped = ShapedRows(vocabulary_size, forbidden_tokens)
         self._rows: list[int] = []  # of the batch, by their number in `_shaped`
         self._numbers: dict[int, int] = {}  # the inverse
         self._constrained = ConstrainedRows(name, policy, vocabulary_size)
@@ -69,7 +71,7 @@ class HostSampler:
                 generated=generated,
             )
             if params.grammar is not None:
-                self._constrained.append(row, params.grammar, generated, sequence.caller)
+                self._constrained.append(row, params.grammar, generated, sequence.caller, sequence.matcher)
         elif isinstance(sequence, Beams) and sequence.shaping is not None:
             self._add(
                 row,

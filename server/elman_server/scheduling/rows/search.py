@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ class BeamRows:
         table: the rows.
         inputs: builds the inputs of runs.
         host: shapes scores.
-        forbidden_token: a token that is never generated.
+        forbidden_tokens: the tokens that are never generated.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class BeamRows:
         table: RowTable,
         inputs: RowInputs,
         host: HostSampler,
-        forbidden_token: int | None,
+        forbidden_tokens: Several[int],
     ) -> None:
         self._name = name
         self._engine = engine
         self._table = table
         self._inputs = inputs
         self._host = host
-        self._forbidden_token = forbidden_token
+        self._forbidden_tokens = list(forbidden_tokens)
 
     def advance(self, rows: list[int], results: Results, endings: dict[int, Ending]) -> list[Branching]:
         """Advance the searches that are beyond their prompt.
@@ -136,8 +137,8 @@ class BeamRows:
     def _scores(self, beams: Beams, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The log-probabilities of what may follow each beam, [beams, V]."""
         found = log_softmax(logits[beams.rows])
-        if self._forbidden_token is not None:
-            found[:, self._forbidden_token] = -np.inf
+        if self._forbidden_tokens:
+            found[:, self._forbidden_tokens] = -np.inf
         return found if beams.shaping is None else self._host.shape(beams.rows, found)
 
 

@@ -9,37 +9,26 @@ from functools import partial
 
 import numpy as np
 
+from elman_server.decoding.constraints import Matcher
 from elman_server.decoding.stopping import StopCheck
 from elman_server.errors import EmptyPromptError, SessionBusyError
-from elman_server.scheduling import Finished, FinishReason, Generation, Receiver, SamplingParams, Tokens
+from elman_server.scheduling import Finished, FinishReason, Generation, Receiver, Tokens
 from elman_server.sessions.active_generation import ActiveGeneration
+from elman_server.sessions.answers import AnswerContext, Answers
 from elman_server.sessions.calls.records import Target, check_same_request, finished_call, recorded_call
+from elman_server.sessions.calls.session_answers import (
+    SessionGeneration,
+    answer_of,
+    begin_answer,
+    context_of_call,
+    match_before,
+    stop_check,
+)
 from elman_server.sessions.model import SessionModel
 from elman_server.sessions.registry import SessionRegistry
 from elman_server.sessions.session import TOKEN_TYPE, Call, Session
 
 _NO_TOKENS = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class SessionGeneration:
-    """What a call generates.
-
-    Attributes:
-        params: how tokens are chosen; their seed is ignored.
-        seed: seed of the call; None for the seed of the session.
-        interval: seconds for which tokens may be coalesced; see `Generation`.
-        stop: makes the check for stop sequences; None if there are none.
-        time_limit: see `Generation`.
-        report_count: see `Generation`.
-    """
-
-    params: SamplingParams
-    seed: int | None = None
-    interval: float | None = None
-    stop: Callable[[], StopCheck] | None = None
-    time_limit: float | None = None
-    report_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +39,7 @@ class Subscription:
         seed: seed of the generation.
         start: position of the session before the call.
         prompt_count: number of tokens that the call brought.
+        context: what precedes the text of its answer.
         cancel: ends the subscription.
         set_paused: called with whether the subscriber is far behind; the generation is paused while all of them are.
     """
@@ -57,6 +47,7 @@ class Subscription:
     seed: int
     start: int
     prompt_count: int
+    context: AnswerContext
     cancel: Callable[[], None]
     set_paused: Callable[[bool], None] | None = None
 
@@ -114,14 +105,18 @@ class SessionGenerator:
             call = recorded_call(session, target)
             if call is None:
                 prompt = _new_tokens(begin_token, session, prompt)
-                call = Call(target.request_id, target.fingerprint, session.position, len(prompt))
+                answer = begin_answer(session, request, prompt)
+                count = len(prompt)
+                call = Call(target.request_id, target.fingerprint, session.position, count, answer=answer.pack())
             else:
                 prompt = array(TOKEN_TYPE)  # The session contains it already.
-            stop = request.stop() if request.stop else None
-            reason = _finish_reason(session, call, request, stop)
+            context = context_of_call(session, call, prompt)
+            stop = stop_check(request, context)
+            matcher = await match_before(session, call, request)
+            reason = _finish_reason(session, call, request, stop, matcher)
             if reason is not None:
                 return _replay(session, replace(call, outcome=reason.value), subscriber, seed)
-            generation = self._start(model, session, call, prompt, request, seed, stop)
+            generation = self._start(model, session, call, prompt, request, seed, stop, matcher, context)
             return _subscribe(generation, subscriber, seed)
         except Exception as error:
             if generation is not None:  # It gives up the claim when it has ended.
@@ -155,9 +150,12 @@ class SessionGenerator:
         request: SessionGeneration,
         seed: int,
         stop: StopCheck | None,
+        matcher: Matcher | None,
+        context: AnswerContext,
     ) -> ActiveGeneration:
         """Start the generation of a call, from its start or from where it was interrupted."""
         start, params = model.resume_point(session), request.params
+        answer = answer_of(call, request)
         active = ActiveGeneration(
             session,
             call,
@@ -165,6 +163,9 @@ class SessionGenerator:
             layout=model.layout,
             on_written=self._registry.cache.apply,
             on_finished=lambda failed: self._registry.release(session.session_id, failed=failed),
+            context=context,
+            answers=Answers.of(session).with_next(answer, call.start),
+            can_continue=answer.can_continue,
         )
         generation = Generation(
             np.concatenate([start.unread, np.array(prompt, np.int64)]),
@@ -177,6 +178,7 @@ class SessionGenerator:
             interval=request.interval,
             history=np.array(session.tokens[: start.position], np.int64) if params.needs_logits else _NO_TOKENS,
             generated_count=call.generated_count,
+            matcher=matcher,
             report_count=request.report_count,
             stop=stop,
             time_limit=request.time_limit,
@@ -206,21 +208,17 @@ def _new_tokens(begin_token: int | None, session: Session, prompt: array[int]) -
 
 
 def _finish_reason(
-    session: Session, call: Call, request: SessionGeneration, stop: StopCheck | None
+    session: Session, call: Call, request: SessionGeneration, stop: StopCheck | None, matcher: Matcher | None
 ) -> FinishReason | None:
     """Return why a call has finished; None if it must run. An interrupted call may have reached its end without having
-    recorded it. `stop` is fed with the tokens that the call has generated."""
+    recorded it. `stop` is fed with the tokens that the call has generated; `matcher` has accepted them."""
     if call.outcome:
         return FinishReason(call.outcome)
     generated = session.generated(call).tolist()
     if stop is not None and stop.feed(generated) is not None:
         return FinishReason.STOP_SEQUENCE
-    if generated and request.params.grammar is not None:
-        matcher = request.params.grammar.start()
-        for token in generated:
-            matcher.accept(token)
-        if matcher.is_exhausted:
-            return FinishReason.CONSTRAINT
+    if generated and matcher is not None and matcher.is_exhausted:
+        return FinishReason.CONSTRAINT
     return FinishReason.MAX_TOKENS if call.generated_count >= request.params.max_tokens else None
 
 
@@ -228,7 +226,8 @@ def _replay(session: Session, call: Call, subscriber: Receiver, seed: int) -> Su
     """Deliver the events of a finished call again."""
     subscriber.receive(Tokens(tuple(session.generated(call))))
     subscriber.receive(Finished(FinishReason(call.outcome), call.end))
-    return Subscription(seed, call.start, call.prompt_count, lambda: None)
+    context = context_of_call(session, call, array(TOKEN_TYPE))
+    return Subscription(seed, call.start, call.prompt_count, context, lambda: None)
 
 
 def _subscribe(generation: ActiveGeneration, subscriber: Receiver, seed: int) -> Subscription:
@@ -238,6 +237,7 @@ def _subscribe(generation: ActiveGeneration, subscriber: Receiver, seed: int) ->
         seed,
         call.start,
         call.prompt_count,
+        generation.context,
         partial(generation.unsubscribe, subscriber),
         partial(generation.set_paused, subscriber),
     )

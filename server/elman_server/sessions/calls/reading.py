@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from elman_server.errors import SessionBusyError
+from elman_server.sessions.answers import Answers
 from elman_server.sessions.calls.forced_steps import read_tokens
 from elman_server.sessions.calls.records import Target, finished_call, pack_outputs, recorded_call, unpack_outputs
 from elman_server.sessions.changes import Advance
@@ -105,9 +106,13 @@ class SessionReader:
 
 
 def _changes(session: Session, tokens: array[int], call: Call | None, snapshots: list[Snapshot]) -> list[Advance]:
-    """Return the changes that a reading makes: one for its tokens and one for each snapshot."""
+    """Return the changes that a reading makes: one for its tokens and one for each snapshot; and one if it follows an
+    answer that could be continued."""
     session_id, start, now = session.session_id, session.position, time.time()
     changes = [Advance(session_id, start, now, tokens, call)]
+    left = Answers.of(session).left(start).change_of(session)
+    if left is not None:
+        changes.insert(0, Advance(session_id, start, now, call=left))
     for snapshot in snapshots:
         dropped = tuple(superseded_positions(session.snapshots, snapshot))
         changes.append(Advance(session_id, start + len(tokens), now, snapshot=snapshot, dropped=dropped))
