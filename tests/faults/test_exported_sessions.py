@@ -15,7 +15,7 @@ from elman_bundle import Bundle
 from tests.support.command_line import elman
 from tests.support.serving import serving
 
-LIMIT = 6000
+LIMIT = 5500
 
 
 async def exported_or_refused(client: Client, name: str) -> ElmanError | None:
@@ -39,9 +39,9 @@ async def test_a_file_that_is_exported_can_be_imported(bundles: Mapping[str, Bun
     refusals: list[ElmanError | None] = []
     async with serving(bundles["lstm"], message_limit=LIMIT, input_limit=5000) as running:
         await running.client.create_session([1] * 700, session_id="s")
-        for _ in range(40):
+        for _ in range(12):
             refusals.append(await exported_or_refused(running.client, "s"))
-            await running.client.generate(session="s", max_tokens=10).text()
+            await running.client.generate(session="s", max_tokens=32).text()
         assert refusals[0] is None
         file = tmp_path / "s.safetensors"
         refused = await asyncio.to_thread(
