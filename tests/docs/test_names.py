@@ -13,14 +13,15 @@ from elman import Client
 from elman.decoding import Decoding
 from elman_export.contract import StepModule
 from elman_protos import v1
+from elman_server.decoding.constraints.syntaxes.schema_parts import WHITESPACE
 from elman_server.engine import EnginePolicy
 from elman_server.scheduling import SchedulingPolicy
 from elman_server.settings import Settings
 from tests.support.documents import Page, pages
 
 NAME = re.compile(r"`([a-z]+(?:_[a-z0-9]+)+)`")
-# A figure of the export, a data set, and a key of the log.
-OTHERS = {"padding_largest_difference", "test_2016_flickr", "drain_timeout_s"}
+# A figure of the export, a data set, a key of the log, and an option of JSON schemas.
+OTHERS = {"padding_largest_difference", "test_2016_flickr", "drain_timeout_s", WHITESPACE}
 
 
 def known_names() -> set[str]:
