@@ -21,6 +21,7 @@ from elman_export.graph_names import LENGTHS, SOURCE, constant_name, state_input
 from elman_export.graph_runtime import Arrays, as_arrays, run_graph
 from elman_export.parity import allow_padding, compare, padding_difference
 from elman_export.step_export import save_graph
+from elman_export.trace_failures import Traced
 
 _TRACED_ROWS, _TRACED_POSITIONS = 3, 2
 _CHECKED_ROWS = (1, 2, 5, 17)
@@ -60,12 +61,14 @@ def write_encoder(module: EncoderModule, source: Source, path: Path) -> None:
     # torch refuses a dimension that can have only one size.
     positions = {1: torch.export.Dim("positions")} if source.longest > 1 else {}
     save_graph(
-        _FlatEncoder(module, names).eval(),
-        {SOURCE: sources.values, LENGTHS: sources.lengths},
+        Traced(
+            "encode()",
+            _FlatEncoder(module, names).eval(),
+            {SOURCE: sources.values, LENGTHS: sources.lengths},
+            {SOURCE: {0: rows, **positions}, LENGTHS: {0: rows}},
+        ),
         list(names),
-        {SOURCE: {0: rows, **positions}, LENGTHS: {0: rows}},
         path,
-        what="encode()",
     )
     _remove_sizes(path)
 

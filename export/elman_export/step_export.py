@@ -9,8 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from elman_export.child_sums import order_sums
 from elman_export.examples import Example
 from elman_export.export_error import ExportError
 from elman_export.graph_names import CHILDREN, state_input_name, state_output_name
-from elman_export.trace_failures import Sizes, check_sizes, explain, fixed_sizes
+from elman_export.trace_failures import Traced, check_sizes, explain
 
 OPSET = 20
 _FOLDED_BYTES = 2**28
@@ -69,74 +68,60 @@ def write_step(
     if example.tree is not None and not example.tree.children:
         children = torch.export.Dim(CHILDREN)
         sizes |= {state_input_name(name): {0: rows, 1: children} for name in example.state}
-    save_graph(
-        _FlatStep(module, example, outputs).eval(),
-        named,
-        [*outputs, *map(state_output_name, example.state)],
-        sizes,
-        path,
-        what="step()",
-    )
+    traced = Traced("step()", _FlatStep(module, example, outputs).eval(), named, sizes)
+    save_graph(traced, [*outputs, *map(state_output_name, example.state)], path)
 
 
-def save_graph(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    outputs: list[str],
-    sizes: Sizes,
-    path: Path,
-    *,
-    what: str,
-) -> None:
+def save_graph(traced: Traced, outputs: list[str], path: Path) -> None:
     """Export a module.
 
     Args:
-        module: the module to trace, whose `forward` takes all inputs one after the other.
-        inputs: its arguments, by their names in the graph.
+        traced: the module, its arguments and the sizes that are not fixed.
         outputs: the names of its results in the graph.
-        sizes: the sizes that are not fixed, by the names of the inputs and the axes.
         path: the file to write.
-        what: what the module is, for error messages.
 
     Raises:
         ExportError: torch cannot express the module in ONNX, or not with any sizes.
     """
     # Without the cache of fake tensors an export takes a third less time: it pays where operators repeat.
-    with _quiet(), fixed_sizes() as fixed, dynamo_config.patch(fake_tensor_cache_enabled=False):
+    with _quiet(), dynamo_config.patch(fake_tensor_cache_enabled=False):
         try:
             program = torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                input_names=list(inputs),
+                traced.module,
+                tuple(traced.inputs.values()),
+                input_names=list(traced.inputs),
                 output_names=outputs,
-                dynamic_shapes=(tuple(sizes[name] for name in inputs),),
+                dynamic_shapes=traced.dynamic_shapes,
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
             )
             assert program is not None
+            check_sizes(program.model, traced)
             # Not by torch, because of its limits: what depends on the weights alone, however large, is computed once
             # here and not at every run.
             optimizer.optimize(program.model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES)
             order_sums(program.model)
-            check_sizes(program.model, sizes, fixed, what)
             program.save(path, external_data=False)
         except (ExportError, OSError):
             raise
         except Exception as error:
-            raise explain(error, fixed, what, partial(module, *inputs.values())) from error
+            raise explain(error, traced) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporter's progress, deprecation notes and dumps of graphs; errors are still raised."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         nothing = io.StringIO()
         with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

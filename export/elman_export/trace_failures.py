@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from onnxscript import ir
+from torch import Tensor, nn
 
 from elman_export.export_error import ExportError
 from elman_export.source_lines import SourceLine, current_line, line_of_error, line_of_operator
@@ -24,10 +26,34 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _LONGEST_REASON = 300  # characters
 
-Sizes = Mapping[str, Mapping[int, torch.export.Dim]]
+
+@dataclass(frozen=True)
+class Traced:
+    """What torch is to export.
+
+    Attributes:
+        what: its name, for error messages.
+        module: the module, whose `forward` takes all inputs one after the other.
+        inputs: its arguments, by their names in the graph.
+        sizes: the sizes that are not fixed, by the names of the inputs and the axes.
+    """
+
+    what: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    sizes: Mapping[str, Mapping[int, torch.export.Dim]]
+
+    @property
+    def dynamic_shapes(self) -> tuple[tuple[Mapping[int, torch.export.Dim], ...]]:
+        """The sizes in torch's form."""
+        return (tuple(self.sizes[name] for name in self.inputs),)
+
+    def run(self) -> object:
+        """Run it in torch."""
+        return self.module(*self.inputs.values())
 
 
-class FixedSizes(logging.Handler):
+class _FixedSizes(logging.Handler):
     """Remembers, for each axis, the first line at which torch takes a size as a fixed number.
 
     Attributes:
@@ -49,51 +75,55 @@ class FixedSizes(logging.Handler):
                 self.lines.setdefault(axis, line)
 
 
-@contextmanager
-def fixed_sizes() -> Iterator[FixedSizes]:
-    """Watch an export for sizes that it takes as fixed numbers; the logger prints nothing meanwhile."""
-    handler = FixedSizes()
+def _fixing_lines(traced: Traced) -> dict[int, SourceLine]:
+    """The lines at which sizes become fixed numbers, by axis. It traces the module once more, because the log of sizes
+    makes it slower."""
+    handler = _FixedSizes()
     level, propagate, handlers = _SIZES.level, _SIZES.propagate, _SIZES.handlers
     _SIZES.handlers, _SIZES.propagate = [handler], False
     _SIZES.setLevel(logging.INFO)
     try:
-        yield handler
+        with suppress(Exception):
+            torch.export.export(
+                traced.module, tuple(traced.inputs.values()), dynamic_shapes=traced.dynamic_shapes, strict=False
+            )
     finally:
         _SIZES.handlers, _SIZES.propagate = handlers, propagate
         _SIZES.setLevel(level)
+    return handler.lines
 
 
-def check_sizes(model: ir.Model, sizes: Sizes, fixed: FixedSizes, what: str) -> None:
+def check_sizes(model: ir.Model, traced: Traced) -> None:
     """Check that a graph takes any number of rows, positions and children.
 
     Args:
         model: the graph.
-        sizes: the sizes that must not be fixed, by the names of its inputs and the axes.
-        fixed: what was noticed while it was made.
-        what: what was exported, for error messages.
+        traced: what it was made of.
 
     Raises:
         ExportError: one is fixed.
     """
-    found: dict[str, str] = {}
+    found: dict[int, tuple[str, int]] = {}
     for value in model.graph.inputs:
-        for axis, size in sizes.get(str(value.name), {}).items():
+        for axis, size in traced.sizes.get(str(value.name), {}).items():
             number = None if value.shape is None else value.shape[axis]
             if isinstance(number, int):
-                found[size.__name__] = f"{number}{_at(fixed.lines.get(axis))}"
+                found[axis] = size.__name__, number
     if found:
-        raise _fixed_sizes(what, found)
+        lines = _fixing_lines(traced)
+        raise _fixed_sizes(
+            traced.what, {size: f"{number}{_at(lines.get(axis))}" for axis, (size, number) in found.items()}
+        )
 
 
-def explain(error: Exception, fixed: FixedSizes, what: str, call: Callable[[], object]) -> ExportError:
+def explain(error: Exception, traced: Traced) -> ExportError:
     """The error to raise for one of torch's.
 
     Args:
         error: what torch raised.
-        fixed: what was noticed meanwhile.
-        what: what could not be exported.
-        call: runs it in torch.
+        traced: what could not be exported.
     """
+    what = traced.what
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -104,13 +134,13 @@ def explain(error: Exception, fixed: FixedSizes, what: str, call: Callable[[], o
             "Choose for each row with torch.where(condition, one, other), and mask instead of looping up to a value"
         )
     if found := re.match(r"Constraints violated \((\w+)", text):
-        return _fixed_sizes(what, {found[1]: f"one number{_at(next(iter(fixed.lines.values()), None))}"})
-    if (packed := line_of_operator(call, {"_pack_padded_sequence"})) is not None:
+        return _fixed_sizes(what, {found[1]: f"one number{_at(next(iter(_fixing_lines(traced).values()), None))}"})
+    if (packed := line_of_operator(traced.run, {"_pack_padded_sequence"})) is not None:
         return ExportError(
             f"{what}: packs sequences{_at(packed)}; packed sequences have no form in ONNX. Read the padded ones, and "
             "set to zero what follows their ends"
         )
-    line = line or line_of_operator(call, _untranslated(error))
+    line = line or line_of_operator(traced.run, _untranslated(error))
     if found := _OPERATOR.search(text):
         return ExportError(
             f"{what}: torch cannot express the operator {found[1]} in ONNX{_at(line)}. Write it with other operators"

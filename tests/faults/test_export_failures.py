@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elman import CharacterVocabulary, ExportError, Labels, NextToken, Token, export_bundle
+from elman import CharacterVocabulary, ExportError, Labels, NextToken, Source, Token, export_bundle
+from elman_export.encoder_export import write_encoder
 from elman_export.module_snapshot import left_as_found
+from tests.support.encoder_models import LETTERS as ENCODED
 from tests.support.encoder_models import Speller, export_translator
 
 LETTERS = CharacterVocabulary("abcd")
@@ -424,10 +426,6 @@ class BooleanMask(Speller):
 
 
 OF_ENCODERS: Mapping[type[Speller], tuple[str, str]] = {
-    LoopsOverTime: (
-        r"encode\(\): the number of positions is fixed to 2 at .* not in a Python loop",
-        "for place in range",
-    ),
     DrawsInEncoder: (r"encode\(\): is not repeatable: state\.hidden .* it draws random numbers at", "torch.rand(1)"),
     ChangesSource: (r"encode\(\): changes its argument source in place at", "source[source == 0] = 1"),
     ReturnsConstants: (r"encode\(\): got a dict; it must return two values, the constants by name", ""),
@@ -443,6 +441,14 @@ def test_encoders_are_told_as_well(kind: type[Speller], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=problem) as caught:
         export_translator(kind(), tmp_path / "own")
     check_text(str(caught.value), line, tmp_path)
+
+
+def test_a_loop_over_time_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"encode\(\): the number of positions is fixed to 2 at .* Python loop"
+    ) as found:
+        write_encoder(LoopsOverTime(), Source(Token(ENCODED), 64), tmp_path / "encoder.onnx")
+    check_text(str(found.value), "for place in range", tmp_path)
 
 
 def content(module: nn.Module) -> list[object]:
