@@ -21,18 +21,14 @@ from elman_server.engine.trials.graph import TrialGraph
 _FATAL = 4
 _FIXED_SCALES = "Quantize with fixed scales, as onnxruntime's quantize_static or elman's quantize='int8' does"
 _NO_CHANCE = "Export the module without it, such as in torch's eval mode"
+# By the beginning of the operator's name.
 _REMEDIES = {
     "BatchNormalization": "Export the module in torch's eval mode",
     "Bernoulli": _NO_CHANCE,
     "Dropout": _NO_CHANCE,
-    "DynamicQuantizeLSTM": _FIXED_SCALES,
-    "DynamicQuantizeLinear": _FIXED_SCALES,
-    "DynamicQuantizeMatMul": _FIXED_SCALES,
+    "DynamicQuantize": _FIXED_SCALES,
     "Multinomial": _NO_CHANCE,
-    "RandomNormal": _NO_CHANCE,
-    "RandomNormalLike": _NO_CHANCE,
-    "RandomUniform": _NO_CHANCE,
-    "RandomUniformLike": _NO_CHANCE,
+    "Random": _NO_CHANCE,
 }
 
 
@@ -106,7 +102,12 @@ def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 def _described(node: onnx.NodeProto) -> Culprit:
     words = f"{node.op_type} {node.name!r}" if node.name else f"the {node.op_type} that computes {node.output[0]!r}"
-    known = [inner for inner in _inside(node) if inner.op_type in _REMEDIES]
-    if known:
-        return Culprit(f"{known[0].op_type} inside {words}", _REMEDIES[known[0].op_type])
-    return Culprit(words, _REMEDIES.get(node.op_type, "Compute nothing across the row axis"))
+    for inner in _inside(node):
+        remedy = _remedy(inner)
+        if remedy is not None:
+            return Culprit(f"{inner.op_type} inside {words}", remedy)
+    return Culprit(words, _remedy(node) or "Compute nothing across the row axis")
+
+
+def _remedy(node: onnx.NodeProto) -> str | None:
+    return next((remedy for start, remedy in _REMEDIES.items() if node.op_type.startswith(start)), None)
