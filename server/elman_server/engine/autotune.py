@@ -109,7 +109,7 @@ class Autotuner:
                 self._engine.commit(rows)
             seconds.append((time.perf_counter() - started) / (runs - 1))
 
-        with ThreadPoolExecutor() as executor:
+        with self._engine.run_limit.within(self._policy.warm_up_seconds), ThreadPoolExecutor() as executor:
             run_concurrently(executor, [partial(run, number, rows) for number, rows in enumerate(ranges)])
         return float(np.mean(seconds))  # A partition does not wait for the others.
 

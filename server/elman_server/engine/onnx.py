@@ -23,6 +23,8 @@ from elman_server.engine.partitions import RowPartitions
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.rows import RowStates
+from elman_server.engine.threads import Cores
+from elman_server.engine.trial_runs import RunLimit, check_step_ends
 from elman_server.engine.unrolling import (
     CHECKS,
     FILTERS,
@@ -38,6 +40,7 @@ from elman_server.engine.unrolling import (
     unroll,
 )
 from elman_server.engine.weights import Weights
+from elman_server.returned_memory import return_free_memory
 
 
 class OnnxEngine:
@@ -57,6 +60,7 @@ class OnnxEngine:
         policy: as given.
         run_seconds: as given.
         partitions: how rows are divided among threads.
+        run_limit: ends runs while the model is loaded.
         thread_count: the number of threads of a run.
         spec: what the manifest says of the step.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
@@ -73,21 +77,24 @@ class OnnxEngine:
     ) -> None:
         self.policy = policy
         self.run_seconds = run_seconds
-        opened = opener.open(bundle.graph_path, bundle.graph_path)
-        check_graph(bundle, opened.session)
-        self._provider, self._cores = opened.provider, opened.cores
-        self._step = read_step_graph(bundle)
+        self._provider, self._cores = _check_step(bundle, opener, policy.trial_run_seconds)
+        return_free_memory()  # So that the largest amount at any time is smaller: the next steps copy weights, too.
+        self._step = read_step_graph(bundle, policy.trial_run_seconds)
+        if self._step.conversion is not None:
+            self._step.conversion.check(bundle, self._step.model, opener, policy.trial_run_seconds)
+        return_free_memory()
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size
-        steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
+        steps = unroll(self._step, 1) if self._provider is Provider.CPU else None
         weights = Weights(bundle.graph_path, self._step.model, steps)
         outputs = bundle.spec.step.outputs
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
-        self._rows = RowStates(bundle, opened.provider, capacity)
-        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
-        self.thread_count = opener.threads if opened.provider is Provider.CPU else 1
+        self._rows = RowStates(bundle, self._provider, capacity)
+        self._encoder = Encoder(bundle, opener, policy) if bundle.encoder_path is not None else None
+        self.thread_count = opener.threads if self._provider is Provider.CPU else 1
         self.partitions = RowPartitions(capacity)
-        self._graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
+        self.run_limit = RunLimit(bundle.graph_path)
+        self._graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage, self.run_limit)
         self._step_counts = [policy.step_counts[0]]
 
     @property
@@ -222,6 +229,18 @@ class OnnxEngine:
 
     def commit(self, rows: range) -> None:
         self._rows.commit(rows)
+
+
+def _check_step(bundle: Bundle, opener: Opener, seconds: float) -> tuple[Provider, Cores]:
+    """Check a step; returns where it runs. Its session, which has a copy of the weights, is closed again.
+
+    Raises:
+        ModelLoadError: the graph is rejected, is not what the manifest says, or a run takes longer than `seconds`.
+    """
+    opened = opener.open(bundle.graph_path, bundle.graph_path)
+    check_graph(bundle, opened.session)
+    check_step_ends(bundle, opened.session, seconds)
+    return opened.provider, opened.cores
 
 
 def state_arrays(bundle: Bundle) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

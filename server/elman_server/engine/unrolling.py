@@ -8,15 +8,12 @@ Axes: B rows, K steps.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.version_converter
 from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
@@ -33,9 +30,10 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
+from elman_server.engine.conversion import Conversion, needs_conversion
 from elman_server.engine.foreign_graphs import read_graph
+from elman_server.engine.hoisting import hoist_constants
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
-from elman_server.errors import ModelLoadError
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], the choice after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], NaN where nothing could be chosen
@@ -45,9 +43,6 @@ LOG_PROBABILITIES = f"{PREFIX}log_probabilities"  # float32 [B, K]
 UNIFORMS = f"{PREFIX}uniforms"  # float32 [B, K]
 TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
-
-_OLDEST_OPSET = 18  # the first in which the added nodes have their present form
-_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -59,42 +54,43 @@ class StepGraph:
         spec: the step in the manifest.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
         forbidden_token: a token that is never generated.
+        conversion: what the file was converted by, if that was necessary.
     """
 
     model: onnx.ModelProto
     spec: v1.StepSpec
     vocabulary_size: int
     forbidden_token: int | None
+    conversion: Conversion | None = None
 
     @property
     def generates(self) -> bool:
         return self.vocabulary_size > 0
 
 
-def read_step_graph(bundle: Bundle) -> StepGraph:
-    """Read a bundle's step graph.
+def read_step_graph(bundle: Bundle, seconds: float) -> StepGraph:
+    """Read a bundle's step graph, converted where necessary, and with its constants as initializers.
+
+    Args:
+        bundle: the model.
+        seconds: how long a run may take, such as that of constants.
 
     Raises:
-        ModelLoadError: the file is no ONNX graph, or its opset is too old and cannot be converted.
+        ModelLoadError: the file is no ONNX graph, or cannot be converted.
     """
-    model = _load(bundle.graph_path)
+    model, conversion = read_graph(bundle.graph_path), None
+    tensors: dict[str, TensorProto] = {}
+    if needs_conversion(model):
+        conversion = Conversion(model, bundle.graph_path)
+        model, tensors = conversion.copy(), conversion.tensors
+    model = hoist_constants(model, bundle.graph_path, seconds, tensors)
     spec = bundle.spec.step
     for output in spec.outputs:
         if output.HasField("next_token_logits"):
             text = bundle.vocabulary_spec(output.next_token_logits.vocabulary)
             forbidden = text.unknown_token_id if text.HasField("unknown_token_id") else None
-            return StepGraph(model, spec, text.size, forbidden)
-    return StepGraph(model, spec, 0, None)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    model = read_graph(path)
-    opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
-    if opset < _OLDEST_OPSET:
-        with contextlib.suppress(Exception):  # The error below covers what cannot be converted.
-            return onnx.version_converter.convert_version(model, _OPSET)
-        raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
-    return model
+            return StepGraph(model, spec, text.size, forbidden, conversion)
+    return StepGraph(model, spec, 0, None, conversion)
 
 
 def next_name(input_name: str) -> str:
