@@ -247,9 +247,13 @@ class _Unrolled:
     def _logits(self, wires: dict[str, str]) -> str:
         """A step's logits, float32 [B, V]."""
         output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
+        logits = wires[output.name]
+        if output.shape[0] > self._step.vocabulary_size:  # No token has the others, so none is ever chosen.
+            bounds = (self._int64([bound]) for bound in (0, self._step.vocabulary_size, 1))
+            logits = self._nodes.add("Slice", logits, *bounds)
         if output.data_type == v1.DATA_TYPE_FLOAT32:
-            return wires[output.name]
-        return self._nodes.add("Cast", wires[output.name], to=TensorProto.FLOAT)
+            return logits
+        return self._nodes.add("Cast", logits, to=TensorProto.FLOAT)
 
     def _choose(self, logits: str, uniforms: str) -> Choice:
         return add_choice(
