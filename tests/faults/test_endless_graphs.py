@@ -98,7 +98,23 @@ def test_a_step_has_to_end_whatever_its_state(tmp_path: Path, results: str) -> N
     if "all" not in results:
         nodes = nodes.replace(", float[B, 3] c)", ")").replace("c = Identity(b)", "")
     bundle = write_labelling(tmp_path / "bundle", labelling(nodes, opset=20), 3)
-    engine = OnnxEngine(bundle, capacity=2, opener=OPENER, run_seconds=0.001, policy=IMPATIENT)
+    with pytest.raises(ModelLoadError, match=ENDLESS):
+        OnnxEngine(bundle, capacity=2, opener=OPENER, run_seconds=0.001, policy=IMPATIENT)
+
+
+def test_a_step_has_to_end_for_any_number_of_rows(tmp_path: Path) -> None:
+    nodes = """
+        next = Add(h, number) rows = Shape<start = 0, end = 1>(h) one = Constant<value_ints = [1]>()
+        more = Sub(rows, one) many = Constant<value_ints = [4611686018427387904]>() counts = Mul(more, many)
+        count = Squeeze(counts) yes = Constant<value = bool {1}>()
+        scores = Loop (count, yes, next) <
+            body = go (int64 i, bool on, float[B, 3] a) => (bool still, float[B, 3] b) {
+                still = Identity(on) b = Tanh(a)
+            }
+        >
+    """
+    bundle = write_labelling(tmp_path / "bundle", labelling(nodes, opset=20), 3)
+    engine = OnnxEngine(bundle, capacity=2, opener=OPENER, run_seconds=0.001, policy=replace(IMPATIENT, warm_up=True))
     with pytest.raises(ModelLoadError, match=r"has no result after 0\.4 seconds"):
         autotune(engine)
 

@@ -85,7 +85,7 @@ class _Bound:
     """The binding of a range of rows, and the options of its runs."""
 
     binding: onnxruntime.IOBinding
-    options: onnxruntime.RunOptions
+    options: onnxruntime.RunOptions | None
 
 
 class Graph:
@@ -158,7 +158,7 @@ class Graph:
         except ModelLoadError as error:
             raise EngineError(str(error)) from error
         try:
-            opened.session.run_with_iobinding(bound.binding, bound.options)
+            opened.session.run_with_iobinding(bound.binding, bound.options or self._limit.current)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(str(error)) from error
 
@@ -175,7 +175,7 @@ class Graph:
             self._version = self._storage.constants.version
         key = (alone, rows.start, rows.stop, phase)
         if key not in self._bindings:
-            options = self._limit.options
+            options = None
             if opened.captures:
                 options = self._limit.captured_options(2 * len(rows) + phase if rows.start == 0 else -1)
             self._bindings[key] = _Bound(self._bind(opened, rows, phase), options)
