@@ -108,10 +108,16 @@ def run_limited(
     """
     limit = RunLimit(path)
     with limit.within(seconds):
-        try:
-            found: list[NDArray[Any]] = session.run(names, feeds, limit.options)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-            raise EngineError(str(error)) from error
+        return _run(session, names, feeds, limit)
+
+
+def _run(
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Feeds, limit: RunLimit
+) -> list[NDArray[Any]]:
+    try:
+        found: list[NDArray[Any]] = session.run(names, feeds, limit.options)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+        raise EngineError(str(error)) from error
     return found
 
 
@@ -121,20 +127,20 @@ def check_step_ends(bundle: Bundle, session: onnxruntime.InferenceSession, secon
     Args:
         bundle: the model.
         session: its step.
-        seconds: how long a run may take.
+        seconds: how long they may take.
 
     Raises:
-        ModelLoadError: it takes longer.
+        ModelLoadError: they take longer.
     """
     states = bundle.spec.step.states
     feeds = step_feeds(bundle, 1, np.random.default_rng(0), scale=0)
     names = list(dict.fromkeys([state.output_name for state in states])) or [bundle.spec.step.outputs[0].name]
     steps = 1 if bundle.spec.step.HasField("tree") else _STEPS
-    started = time.monotonic()
-    with contextlib.suppress(EngineError):  # Constants of zeros are none that the encoder returns.
+    limit, started = RunLimit(bundle.graph_path), time.monotonic()
+    # Constants of zeros are none that the encoder returns.
+    with contextlib.suppress(EngineError), limit.within(seconds):
         for _ in range(steps):
-            values = run_limited(session, names, feeds, path=bundle.graph_path, seconds=seconds)
-            found = dict(zip(names, values, strict=True))
+            found = dict(zip(names, _run(session, names, feeds, limit), strict=True))
             feeds |= {state.input_name: found[state.output_name] for state in states}
             if time.monotonic() - started > _ENOUGH_SECONDS:
                 break
