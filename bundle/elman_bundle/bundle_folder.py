@@ -170,7 +170,10 @@ def _read(folder: Path, path: str) -> bytes:
         BundleError: it is no regular file of this folder: reading a device or a pipe might never end.
         OSError: it cannot be read.
     """
-    file = (folder / path).resolve(strict=True)
+    try:
+        file = (folder / path).resolve(strict=True)
+    except (ValueError, RuntimeError) as error:  # A NUL; links that lead to themselves.
+        raise BundleError(f"{str(folder / path)!r}: is no path: {error}") from error
     if not file.is_relative_to(folder.resolve()):
         raise BundleError(f"{folder / path}: leads to {file}, out of the bundle; copy the file into the folder")
     if not file.is_file():

@@ -7,6 +7,7 @@ package's own JSON.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import numpy as np
 
 from elman_bundle.bundle_errors import BundleError, EncodingError
 from elman_bundle.byte_vocabulary import utf8_decoder
-from elman_bundle.tokenizer_files import read_tokenizer, text_or_none, token_spellings, token_strings
+from elman_bundle.tokenizer_files import (
+    check_bytes,
+    normalizes,
+    read_tokenizer,
+    text_or_none,
+    token_spellings,
+    token_strings,
+)
 from elman_bundle.vocabulary import (
     NO_CONTROL,
     TextDecoder,
@@ -24,6 +32,7 @@ from elman_bundle.vocabulary import (
     select_control_ids,
 )
 
+_COMPOSED = 4  # characters that the normal form C makes one of, at most
 _LONGEST = 16  # bytes of a token that is trained here
 # characters; for longer texts, waking the package's thread is worth it, which does not hold the interpreter's lock
 _LONG_TEXT = 1000
@@ -40,7 +49,7 @@ class SubwordVocabulary:
     """Merged bytes of UTF-8 as tokens.
 
     Args:
-        content: a file of the package `tokenizers`: byte-level BPE that preserves every text.
+        content: a file of the package `tokenizers`: byte-level BPE that preserves every text, or its normal form C.
         control_ids: the control tokens; a text that would be read as one of them is refused.
         universal_newlines: whether CR LF and CR are read as newlines.
 
@@ -60,10 +69,11 @@ class SubwordVocabulary:
         self._tokenizer = read_tokenizer(content)
         self.tokens = token_strings(self._tokenizer)
         self._bytes = token_spellings(self._tokenizer, self.tokens)
-        missing = {bytes([byte]) for byte in range(256)} - set(self._bytes)
-        if missing:
-            raise ValueError(f"it has no token for the byte {min(missing)[0]}, so there is text that it cannot spell")
+        check_bytes(self._bytes)
+        self._normalizes = normalizes(content)
         self.characters_per_token = max(_character_starts(spelled) for spelled in self._bytes if spelled)
+        if self._normalizes:
+            self.characters_per_token *= _COMPOSED
         self._check_round_trips()
         self.universal_newlines = universal_newlines
         self.control_ids = select_control_ids(control_ids, self)
@@ -79,7 +89,7 @@ class SubwordVocabulary:
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         for text in [*_PROBES, *added, *filter(None, map(text_or_none, added))]:
             found = self.decoder().decode(self.encode(text).tolist(), final=True)
-            if found != text:
+            if found != (unicodedata.normalize("NFC", text) if self._normalizes else text):
                 raise ValueError(f"it changes text: {text!r} becomes {found!r}")
 
     @classmethod

@@ -1,4 +1,7 @@
-"""Files of the package `tokenizers`: reading one, and checking that it is byte-level BPE that preserves every text."""
+"""Files of the package `tokenizers`: reading one, and checking that it is byte-level BPE that preserves every text.
+
+A file may bring text into Unicode's normal form C, which is the same text for Unicode; then it preserves that form.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+_REMEDY = (
+    "Change this in the file if the model also knows text as it is; otherwise list the tokens of the file as a "
+    "vocabulary of the kind SYMBOLS, encode texts where you call the model, and send token ids"
+)
+# No character has these bytes in UTF-8.
+_NEVER_TEXT = {bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
+_BYTES_OF_TEXT = {bytes([byte]) for byte in range(256)} - _NEVER_TEXT
+
+
+def normalizes(content: str) -> bool:
+    """Whether a file that `read_tokenizer` reads brings text into the normal form C."""
+    return bool(_normalizers(json.loads(content).get("normalizer")))
+
+
+def check_bytes(spelled: Sequence[bytes | None]) -> None:
+    """Check that tokens can spell every text.
+
+    Raises:
+        ValueError: a byte has no token.
+    """
+    missing = _BYTES_OF_TEXT - set(spelled)
+    if missing:
+        raise ValueError(
+            f"it has no token for the byte {min(missing)[0]}, so there is text that it cannot spell. Train it with the "
+            "initial alphabet pre_tokenizers.ByteLevel.alphabet(), or add a token for each byte"
+        )
 
 
 def read_tokenizer(content: str) -> Tokenizer:
@@ -25,7 +56,7 @@ def read_tokenizer(content: str) -> Tokenizer:
     # Checked before the package reads it, because some of what is refused here makes the package panic.
     problem = _problem(json.loads(content))
     if problem is not None:
-        raise ValueError(f"{problem}; subwords need byte-level BPE that preserves every text")
+        raise ValueError(f"{problem}. Subwords need byte-level BPE that preserves every text. {_REMEDY}")
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # The package raises nothing narrower.
@@ -46,9 +77,20 @@ def _problem(settings: Any) -> str | None:
     for name in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             return f"its model has the {name} {model[name]!r}"
-    if settings.get("normalizer") is not None:
-        return "it has a normalizer, which changes text"
+    kinds = _normalizers(settings.get("normalizer"))
+    other = [kind for kind in kinds if kind != "NFC"]
+    if other:
+        return f"it has the normalizer {other[0]}, which changes text"
     return _problem_of_parts(_parts(settings.get("pre_tokenizer")))
+
+
+def _normalizers(settings: Any) -> list[Any]:
+    """The kinds of the normalizers of a file; none if it has none."""
+    if settings is None:
+        return []
+    if isinstance(settings, dict) and isinstance(settings.get("normalizers"), list):
+        return [kind for part in settings["normalizers"] for kind in _normalizers(part)]
+    return [settings.get("type") if isinstance(settings, dict) else settings]
 
 
 def _parts(pre_tokenizer: Any) -> list[Any]:

@@ -127,7 +127,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class NextToken:
-    """An output with a logit for every token of the token input's vocabulary as the next one, float32 [B, V]."""
+    """An output with a logit for every token of the token input's vocabulary as the next one, float32 [B, V].
+
+    It may have more columns, which are padding and are never chosen.
+    """
 
 
 @dataclass(frozen=True)

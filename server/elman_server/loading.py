@@ -34,7 +34,7 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
         BundleError: a path holds none, one is damaged, or two have the same name.
     """
     bundles: dict[str, Bundle] = {}
-    for path in dict.fromkeys(path.resolve() for path in paths):
+    for path in dict.fromkeys(map(_resolved, paths)):
         folders = [path]
         if path.is_dir() and not (path / MANIFEST).exists():
             folders = sorted(found.parent for found in path.glob(f"*/{MANIFEST}")) or folders
@@ -44,6 +44,13 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
                 raise BundleError(f"{folder} and {bundles[bundle.name].path} both hold a model named {bundle.name!r}")
             bundles[bundle.name] = bundle
     return list(bundles.values())
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (ValueError, RuntimeError) as error:  # A NUL; links that lead to themselves.
+        raise BundleError(f"{str(path)!r}: is no path: {error}") from error
 
 
 def serve_bundle(
@@ -66,8 +73,8 @@ def serve_bundle(
         ModelLoadError: it cannot be served here.
     """
     _check_servable(bundle)
-    check_graphs(bundle)
     policy, threads = policy or scheduling_policy(settings), thread_count(settings)
+    check_graphs(bundle, policy.engine.node_limit)
     pinned = Cores.all(threads, _FIRST_CORE + number) if policy.engine.pin_threads else Cores()
     opener = Opener(settings.provider, threads, pinned)
     load = _load_trees if bundle.spec.step.HasField("tree") else _load_rows

@@ -14,18 +14,23 @@ _RETURNED_BYTES = 2**20
 _RESIDENT = 1  # the field of statm
 
 
+def return_free_memory() -> None:
+    """Give free memory back once. Only glibc keeps so much that this helps."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 async def return_memory() -> None:
     """Give free memory back while the process is larger than it was, until cancelled; less often where that does not
-    help. Only glibc keeps so much that it does."""
-    with contextlib.suppress(OSError, AttributeError):
-        trim = ctypes.CDLL(None).malloc_trim
+    help."""
+    with contextlib.suppress(OSError):
         least = _resident_bytes()
         interval = _INTERVAL
         while True:
             await asyncio.sleep(interval)
             before = _resident_bytes()
             if before > least + _GROWTH_BYTES:
-                await asyncio.to_thread(trim, 0)
+                await asyncio.to_thread(return_free_memory)
             after = _resident_bytes()
             least = min(least, after)
             interval = _INTERVAL if before - after > _RETURNED_BYTES else min(2 * interval, _LONGEST_INTERVAL)

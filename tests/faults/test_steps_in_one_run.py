@@ -106,7 +106,8 @@ def single_steps(engine: OnnxEngine, bundle: Bundle, tokens: NDArray[Any]) -> li
     """The same from a plain loop over the bundle's graph."""
     opened = engine.graphs._opener.open(bundle.graph_path, bundle.graph_path)
     size, dtype = bundle.spec.step.states[0].shape[0], engine.extract(0)["hidden"].dtype
-    graph = TrialGraph(bundle.graph_path, opened.session, {"after": TrialOutput([size]), "scores": TrialOutput([None])})
+    outputs = {"after": TrialOutput([size]), "scores": TrialOutput([None])}
+    graph = TrialGraph(bundle.graph_path, opened.session, 10.0, outputs)
     state, shown = np.zeros((len(tokens), size), dtype), []
     for step in range(STEPS):
         found = graph.run({"token": tokens[:, step], "hidden": state})

@@ -84,7 +84,7 @@ _INCONSISTENT: dict[str, tuple[Change, str]] = {
         lambda m: m["step"]["inputs"][0]["token"].update(vocabulary="nope"),
         r"step.inputs\[token\].token.vocabulary 'nope' is not one of \['text'\]",
     ),
-    "vocabulary size": (lambda m: m["vocabularies"][0].update(size=7), "has 7 entries"),
+    "vocabulary size": (lambda m: m["vocabularies"][0].update(size=7), "size is 7, but vocabulary.json has"),
     "unknown token": (lambda m: m["vocabularies"][0].update(unknown_token_id=999), "unknown_token_id is 999"),
     "output width": (lambda m: m["step"]["outputs"][0].update(shape=[3]), r"step.outputs\[logits\].shape is \[3\]"),
     "unlisted file": (lambda m: m.update(files=m["files"][:1]), "is used but not listed"),

@@ -166,11 +166,11 @@ def test_third_party_files_are_accepted_if_text_round_trips() -> None:
 _REFUSED: dict[str, tuple[Change, str]] = {
     "another model": (
         lambda s: s["model"].update(type="WordPiece"),
-        "its model is WordPiece; subwords need byte-level BPE",
+        "its model is WordPiece. Subwords need byte-level BPE",
     ),
     "dropout": (lambda s: s["model"].update(dropout=0.1), "its model has the dropout 0.1"),
     "prefix": (lambda s: s["model"].update(continuing_subword_prefix="##"), "continuing_subword_prefix '##'"),
-    "normalizer": (lambda s: s.update(normalizer={"type": "Lowercase"}), "it has a normalizer, which changes text"),
+    "normalizer": (lambda s: s.update(normalizer={"type": "Lowercase"}), "it has the normalizer Lowercase"),
     "no bytes": (lambda s: s.update(pre_tokenizer=None), "its pre_tokenizer has no part ByteLevel"),
     "bytes twice": (sequence(_BYTE_LEVEL, _BYTE_LEVEL), "has the part ByteLevel more than once"),
     "special text": (

@@ -71,7 +71,7 @@ class _VocabularyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Vocabu
     """
     VOCABULARY_KIND_SUBWORDS: _VocabularyKind.ValueType  # 5
     """A token is a sequence of bytes of UTF-8 (byte-level byte-pair encoding). They can spell any text, and a token may
-    be a part of a character.
+    be a part of a character. The file may bring text into Unicode's normal form C; no other change of text is accepted.
     """
     VOCABULARY_KIND_SYMBOLS: _VocabularyKind.ValueType  # 6
     """A token is anything between white space, such as a phoneme. Tokens are joined with single spaces."""
@@ -95,7 +95,7 @@ it if there is one; or a run of white space. Joined tokens give the text back. A
 """
 VOCABULARY_KIND_SUBWORDS: VocabularyKind.ValueType  # 5
 """A token is a sequence of bytes of UTF-8 (byte-level byte-pair encoding). They can spell any text, and a token may
-be a part of a character.
+be a part of a character. The file may bring text into Unicode's normal form C; no other change of text is accepted.
 """
 VOCABULARY_KIND_SYMBOLS: VocabularyKind.ValueType  # 6
 """A token is anything between white space, such as a phoneme. Tokens are joined with single spaces."""
@@ -578,7 +578,9 @@ Global___OutputSpec: _TypeAlias = OutputSpec  # noqa: Y015
 
 @_typing.final
 class NextTokenLogits(_message.Message):
-    """The output scores every token of a vocabulary as the next input."""
+    """The output scores every token of a vocabulary as the next input. It may be longer than the vocabulary: what is beyond
+    it is padding, which is neither chosen nor counted as probability.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -18,8 +18,6 @@ from elman_server.engine.onnx import OnnxEngine
 from elman_server.engine.providers import Provider
 from elman_server.engine.trials.step import StepTrial
 
-_ROWS = 4
-
 _log = structlog.get_logger(__name__)
 
 
@@ -33,7 +31,7 @@ def settle_steps(engine: OnnxEngine, count: int) -> bool:
     Returns:
         Whether runs may take several steps.
     """
-    trial, engine.trial = engine.trial, None  # With it goes a session that has the weights once more.
+    trial, engine.trial = engine.trial, None
     if trial is None or engine.provider != Provider.CPU.value:
         return True  # Kernels of CUDA differ by more than what is fused.
     comparison = _Comparison(engine, trial, count)
@@ -64,22 +62,18 @@ class _Comparison:
 
     def steps_agree(self) -> bool:
         """Whether runs of `count` steps give what runs of one step give."""
-        return all(self._run(rows, self.count) == self._run(rows, 1) for rows in self._row_counts)
+        return all(self._run(rows, self.count) == self._run(rows, 1) for rows in self.trial.references)
 
     def agrees_with_graph(self) -> bool:
         """Whether runs of one step give what the bundle's own graph gives."""
-        for rows in self._row_counts:
-            reference = self.trial.reference(rows)
+        for rows in self.trial.references:
+            reference = self.trial.references[rows]
             expected = [values[:, self._steps - 1] for values in reference.states.values()]
             labels = [output.name for output in self.engine.spec.outputs if output.HasField("label_logits")]
             expected += [reference.outputs[name][:, : self._steps] for name in labels]
             if [values.tobytes() for values in expected] != self._run(rows, 1)[: len(expected)]:
                 return False
         return True
-
-    @property
-    def _row_counts(self) -> list[int]:
-        return sorted({1, min(_ROWS, self.engine.capacity)})
 
     @property
     def _steps(self) -> int:

@@ -105,17 +105,18 @@ class Autotuner:
         chunk = self._chunk(size, count, filtered, selection)
         ranges, seconds = self._engine.partitions.ranges(size), list[float]()
 
-        def run(number: int, rows: range) -> None:
-            part, started = chunk.part(rows), 0.0
-            for index in range(runs):
-                if index == 1:
-                    started = time.perf_counter()
+        def run(number: int, rows: range, times: int) -> None:
+            part, started = chunk.part(rows), time.perf_counter()
+            for _ in range(times):
                 self._engine.run(rows, part, partition=number if len(ranges) > 1 else None)
                 self._engine.commit(rows)
-            seconds.append((time.perf_counter() - started) / (runs - 1))
+            seconds.append((time.perf_counter() - started) / times)
 
         with ThreadPoolExecutor() as executor:
-            run_concurrently(executor, [partial(run, number, rows) for number, rows in enumerate(ranges)])
+            with self._engine.run_limit.within(self._policy.warm_up_seconds):
+                run_concurrently(executor, [partial(run, number, rows, 1) for number, rows in enumerate(ranges)])
+            seconds.clear()
+            run_concurrently(executor, [partial(run, number, rows, runs - 1) for number, rows in enumerate(ranges)])
         return float(np.mean(seconds))  # A partition does not wait for the others.
 
     def _chunk(self, size: int, count: int, filtered: bool, selection: OutputSelection) -> Chunk:

@@ -13,7 +13,9 @@ from elman_bundle import Bundle
 from elman_protos.element_types import element_type
 from elman_server.engine.checking import check_encoder
 from elman_server.engine.interface import Encoded
+from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
+from elman_server.engine.trial_runs import RunLimit
 from elman_server.engine.trials.encoder import try_encoder
 from elman_server.errors import EngineError
 
@@ -27,12 +29,13 @@ class Encoder:
     Args:
         bundle: a bundle with an encoder.
         opener: opens sessions where the model runs.
+        policy: the thresholds.
 
     Raises:
         ModelLoadError: the graph is rejected, or is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, opener: Opener) -> None:
+    def __init__(self, bundle: Bundle, opener: Opener, policy: EnginePolicy = DEFAULT_ENGINE_POLICY) -> None:
         self._spec = bundle.spec.encoder
         path = bundle.encoder_path
         assert path is not None
@@ -42,7 +45,7 @@ class Encoder:
         check_encoder(bundle, path, self._session)
         on_cpu = opener.open_on_cpu(opened, path)
         if on_cpu is not None:
-            try_encoder(bundle, path, on_cpu)
+            try_encoder(bundle, path, on_cpu, policy.trial_run_seconds)
         step = bundle.spec.step
         self._constants = {constant.name: constant.variable_length for constant in step.constants}
         # By state input name, the axis of its rows in the graph's output.
@@ -51,6 +54,9 @@ class Encoder:
         self._shapes |= {state.input_name: tuple(state.shape) for state in step.states}
         self._dtype = element_type(self._spec.input.data_type).dtype
         self._shape = tuple(self._spec.input.shape)
+        self._limit = RunLimit(path)
+        with self._limit.within(policy.trial_run_seconds):
+            self.encode([self.example()])
 
     def encode(self, sources: Sequence[NDArray[Any]]) -> list[Encoded]:
         """Encode sources, [positions, *shape] each; sources of similar lengths share a run.
@@ -72,7 +78,8 @@ class Encoder:
         names = [*self._constants, *self._states]
         try:
             with self._cores.pinned(0):
-                found = self._session.run(names, {self._spec.input.name: padded, self._spec.length_name: lengths})
+                feeds = {self._spec.input.name: padded, self._spec.length_name: lengths}
+                found = self._session.run(names, feeds, self._limit.options)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the encoder failed: {error}") from error
         values = dict(zip(names, found, strict=True))

@@ -1,7 +1,8 @@
 """What is looked for in the graphs of bundles that others made, before they are opened.
 
 Weights in files beside a graph belong to the bundle, or nobody would notice if they changed. Outputs that score tokens
-or labels are logits: of probabilities, elman would make probabilities once more.
+or labels are logits: of probabilities, elman would make probabilities once more. A graph has a limited number of nodes,
+so that the time in which it is opened is limited, too.
 """
 
 from __future__ import annotations
@@ -20,18 +21,29 @@ from elman_protos import v1
 from elman_server.errors import ModelLoadError
 
 
-def check_graphs(bundle: Bundle) -> None:
-    """Refuse a bundle with weights in files that its manifest does not list with their digests, or whose scores are
-    probabilities.
+def check_graphs(bundle: Bundle, node_limit: int) -> None:
+    """Refuse a bundle with weights in files that its manifest does not list with their digests, whose scores are
+    probabilities, or with too many nodes.
+
+    Args:
+        bundle: the bundle.
+        node_limit: the largest number of nodes of a graph.
 
     Raises:
-        ModelLoadError: says which file or which output, or that a graph is none.
+        ModelLoadError: says which file, which output or how many nodes, or that a graph is none.
     """
     listed = {(bundle.path / file.path).resolve() for file in bundle.spec.files}
     for path in filter(None, (bundle.graph_path, bundle.encoder_path)):
         model = read_graph(path, weight_files=False)
+        count = _node_count(model, path)
+        if count > node_limit:
+            raise ModelLoadError(
+                f"{path}: the graph has {count} nodes, with those of its functions and of the graphs inside nodes; at "
+                f"most {node_limit} are opened. Export the module without unrolling what could be a Loop"
+            )
+        _check_functions(path, model)
         for location in sorted(_locations(model)):
-            if (path.parent / location).resolve() not in listed:
+            if _resolved(path.parent, location) not in listed:
                 raise ModelLoadError(
                     f"{path}: has weights in the file {location!r}, which {MANIFEST} does not list; they would not be "
                     "part of the digest of the bundle. Store them in the graph, or list the file when you write the "
@@ -86,28 +98,86 @@ def read_graph(path: Path, *, weight_files: bool = True) -> onnx.ModelProto:
         raise ModelLoadError(f"{path}: is no ONNX graph: {error}") from error
 
 
+def _node_count(model: onnx.ModelProto, path: Path) -> int:
+    """The number of nodes of a graph when every call of a function has been replaced by its nodes."""
+    functions = {(function.domain, function.name, function.overload): function for function in model.functions}
+    counts: dict[tuple[str, str, str], int | None] = {}  # None: being counted
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        return sum(of_node(node) for node in nodes)
+
+    def of_node(node: onnx.NodeProto) -> int:
+        key = (node.domain, node.op_type, node.overload)
+        if key in functions:
+            if key not in counts:
+                counts[key] = None
+                counts[key] = count(functions[key].node)
+            found = counts[key]
+            if found is None:
+                raise ModelLoadError(f"{path}: the function {node.op_type!r} calls itself, which ONNX does not allow")
+            return found
+        return 1 + sum(count(graph.node) for attribute in node.attribute for graph in (attribute.g, *attribute.graphs))
+
+    try:
+        return count(model.graph.node)
+    except RecursionError as error:
+        raise ModelLoadError(f"{path}: functions that call functions are nested too deeply") from error
+
+
+def _check_functions(path: Path, model: onnx.ModelProto) -> None:
+    for function in model.functions:
+        for node in _with_inner(function.node):
+            if any(attribute.HasField("sparse_tensor") for attribute in node.attribute):
+                raise ModelLoadError(
+                    f"{path}: the function {function.name!r} has a sparse constant, by which onnxruntime may crash. "
+                    "Store it as a tensor with its zeros"
+                )
+
+
+def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _with_inner(graph.node)
+
+
+def _resolved(folder: Path, location: str) -> Path | None:
+    """Where weights are; None if that is no path."""
+    try:
+        return (folder / location).resolve()
+    except (ValueError, OSError, RuntimeError):  # A NUL; a name that is too long; links that lead to themselves.
+        return None
+
+
 def _locations(model: onnx.ModelProto) -> set[str]:
     """The files, relative to that of the graph, in which it has weights."""
-    nodes = [node for function in model.functions for node in function.node]
     return {
         entry.value
-        for tensor in (*_tensors(model.graph), *_tensors_of(nodes))
+        for tensor in tensors_of(model)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a graph, those of its functions and of the graphs inside its nodes included."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    yield from _tensors_of(list(graph.node))
+    yield from _tensors_of_nodes(graph.node)
 
 
-def _tensors_of(nodes: list[onnx.NodeProto]) -> Iterator[TensorProto]:
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for graph in (attribute.g, *attribute.graphs):
-                yield from _tensors(graph)
+                yield from _tensors_of_graph(graph)

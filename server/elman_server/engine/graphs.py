@@ -25,6 +25,7 @@ from elman_server.engine.constants import Constants
 from elman_server.engine.interface import Arrays, OutputSelection
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
+from elman_server.engine.trial_runs import RunLimit
 from elman_server.engine.unrolling import FILTERS, StepGraph, given_name, next_name, unroll
 from elman_server.engine.weights import Weights
 from elman_server.errors import EngineError, ModelLoadError
@@ -100,6 +101,7 @@ class Graph:
         path: the file to name in errors.
         opener: opens its sessions.
         storage: constants and states.
+        limit: ends runs while the model is loaded.
         captures: whether runs may be captured as CUDA graphs.
     """
 
@@ -110,6 +112,7 @@ class Graph:
         path: Path,
         opener: Opener,
         storage: Storage,
+        limit: RunLimit,
         *,
         captures: bool,
     ) -> None:
@@ -118,6 +121,7 @@ class Graph:
         self._path = path
         self._opener = opener
         self._storage = storage
+        self._limit = limit
         self._captures = captures
         inputs = storage.allocate_like(model.graph.input)
         if FILTERS.candidates in inputs:  # One number for all rows of a run, kept at its first row.
@@ -158,7 +162,7 @@ class Graph:
         except ModelLoadError as error:
             raise EngineError(str(error)) from error
         try:
-            opened.session.run_with_iobinding(bound.binding, bound.options)
+            opened.session.run_with_iobinding(bound.binding, bound.options or self._limit.current)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(str(error)) from error
 
@@ -177,7 +181,7 @@ class Graph:
         if key not in self._bindings:
             options = None
             if opened.captures:
-                options = _captured_as(2 * len(rows) + phase if rows.start == 0 else -1)
+                options = self._limit.captured_options(2 * len(rows) + phase if rows.start == 0 else -1)
             self._bindings[key] = _Bound(self._bind(opened, rows, phase), options)
         return self._bindings[key]
 
@@ -211,14 +215,18 @@ class StepGraphs:
         weights: what all graphs refer to.
         opener: opens sessions.
         storage: constants and states.
+        limit: ends runs while the model is loaded.
     """
 
-    def __init__(self, path: Path, step: StepGraph, weights: Weights, opener: Opener, storage: Storage) -> None:
+    def __init__(
+        self, path: Path, step: StepGraph, weights: Weights, opener: Opener, storage: Storage, limit: RunLimit
+    ) -> None:
         self._path = path
         self._step = step
         self._weights = weights
         self._opener = opener
         self._storage = storage
+        self._limit = limit
         self._graphs: dict[tuple[int, bool, OutputSelection], Graph] = {}
         self._opening = threading.Lock()
 
@@ -251,13 +259,6 @@ class StepGraphs:
                 variable = any(constant.variable_length for constant in self._step.spec.constants)
                 captures = not filtered and not variable
                 self._graphs[key] = Graph(
-                    model, self._weights, self._path, self._opener, self._storage, captures=captures
+                    model, self._weights, self._path, self._opener, self._storage, self._limit, captures=captures
                 )
         return self._graphs[key]
-
-
-def _captured_as(number: int) -> onnxruntime.RunOptions:
-    """Options of runs that are captured as, and then replayed from, the CUDA graph `number`; -1: not captured."""
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(number))
-    return options

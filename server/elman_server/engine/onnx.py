@@ -24,6 +24,8 @@ from elman_server.engine.partitions import RowPartitions
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.rows import RowStates
+from elman_server.engine.threads import Cores
+from elman_server.engine.trial_runs import RunLimit, check_step_ends
 from elman_server.engine.trials.step import StepTrial
 from elman_server.engine.unrolling import (
     CHECKS,
@@ -41,6 +43,7 @@ from elman_server.engine.unrolling import (
     unroll,
 )
 from elman_server.engine.weights import Weights
+from elman_server.returned_memory import return_free_memory
 
 
 class OnnxEngine:
@@ -60,6 +63,7 @@ class OnnxEngine:
         policy: as given.
         run_seconds: as given.
         partitions: how rows are divided among threads.
+        run_limit: ends runs while the model is loaded.
         thread_count: the number of threads of a run.
         spec: what the manifest says of the step.
         vocabulary_size: of the generated tokens; 0 if the model generates none.
@@ -78,28 +82,43 @@ class OnnxEngine:
     ) -> None:
         self.policy = policy
         self.run_seconds = run_seconds
-        opened = opener.open(bundle.graph_path, bundle.graph_path)
-        check_graph(bundle, opened.session)
-        self._provider, self._cores = opened.provider, opened.cores
-        self._encoder = Encoder(bundle, opener) if bundle.encoder_path is not None else None
-        on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
-        self.trial: StepTrial | None = None
-        if on_cpu is not None:
-            self.trial = StepTrial(bundle, on_cpu, None if self._encoder is None else self._encoder.encode)
-        self._step = read_step_graph(bundle, on_cpu=opened.provider is Provider.CPU)
-        if opened.provider is Provider.CPU and _has_float16(bundle.spec.step):
+        self._encoder = Encoder(bundle, opener, policy) if bundle.encoder_path is not None else None
+        self._provider, self._cores, self.trial = self._try_step(bundle, opener, capacity)
+        return_free_memory()  # So that the largest amount at any time is smaller: the next steps copy weights, too.
+        on_cpu = self._provider is Provider.CPU
+        self._step = read_step_graph(bundle, policy.trial_run_seconds, opener, on_cpu=on_cpu)
+        return_free_memory()
+        if on_cpu and _has_float16(bundle.spec.step):
             self._step = replace(self._step, separated=True)
         self.spec, self.vocabulary_size = self._step.spec, self._step.vocabulary_size
-        steps = unroll(self._step, 1) if opened.provider is Provider.CPU else None
+        steps = unroll(self._step, 1) if self._provider is Provider.CPU else None
         weights = Weights(bundle.graph_path, self._step.model, steps)
         outputs = bundle.spec.step.outputs
         self._outputs = [output.name for output in outputs]
         self._labels = [output.name for output in outputs if output.HasField("label_logits")]
-        self._rows = RowStates(bundle, opened.provider, capacity)
-        self.thread_count = opener.threads if opened.provider is Provider.CPU else 1
+        self._rows = RowStates(bundle, self._provider, capacity)
+        self.thread_count = opener.threads if self._provider is Provider.CPU else 1
         self.partitions = RowPartitions(capacity)
-        self.graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage)
+        self.run_limit = RunLimit(bundle.graph_path)
+        self.graphs = StepGraphs(bundle.graph_path, self._step, weights, opener, self._rows.storage, self.run_limit)
         self._step_counts = [policy.step_counts[0]]
+
+    def _try_step(self, bundle: Bundle, opener: Opener, capacity: int) -> tuple[Provider, Cores, StepTrial | None]:
+        """Check a step; returns where it runs, and what it gives. Its session, which has a copy of the weights, is
+        closed again.
+
+        Raises:
+            ModelLoadError: the graph is rejected or is not what the manifest says, a run takes too long, or a row
+                depends on something else than the row.
+        """
+        opened, seconds = opener.open(bundle.graph_path, bundle.graph_path), self.policy.trial_run_seconds
+        check_graph(bundle, opened.session)
+        check_step_ends(bundle, opened.session, seconds)
+        on_cpu, trial = opener.open_on_cpu(opened, bundle.graph_path), None
+        if on_cpu is not None:
+            encode = None if self._encoder is None else self._encoder.encode
+            trial = StepTrial(bundle, on_cpu, encode, seconds, most_rows=capacity)
+        return opened.provider, opened.cores, trial
 
     @property
     def capacity(self) -> int:

@@ -19,6 +19,11 @@ class EnginePolicy:
         output_bytes_limit: how much memory the additional outputs of one such graph may take.
         filter_candidates: how many of the most probable tokens are looked at for top-p and min-p. They hold the mass of
             nearly every distribution; where they do not, the run is repeated with eight times as many.
+        node_limit: the largest number of nodes of a graph, with those of its functions and of the graphs inside nodes.
+            Each graph of a model is opened several times, which takes seconds for every ten thousand nodes.
+        trial_run_seconds: how long the first run of a graph may take before the model is refused: a Loop in it may
+            never end.
+        warm_up_seconds: the same for opening a graph of several steps and running it some times.
         warm_up: whether the graphs that requests are likely to need are opened at start-up, not by the first request
             that needs them.
         calibration_runs: how often a run is timed at start-up where the minimum counts.
@@ -40,6 +45,9 @@ class EnginePolicy:
     output_step_counts: tuple[int, ...] = (1, 2, 4, 8)
     output_bytes_limit: int = 64 * 1024 * 1024
     filter_candidates: int = 128
+    node_limit: int = 20_000
+    trial_run_seconds: float = 10.0
+    warm_up_seconds: float = 120.0
     warm_up: bool = True
     calibration_runs: int = 5
     partition_trials: int = 12

@@ -18,6 +18,7 @@ from elman_server.engine.checking import check_graph
 from elman_server.engine.interface import NO_CHILD, NodeResults
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
+from elman_server.engine.trial_runs import RunLimit, check_step_ends
 from elman_server.engine.trials.nodes import try_nodes
 from elman_server.errors import EngineError
 
@@ -43,9 +44,11 @@ class OnnxTreeEngine:
     ) -> None:
         opened = opener.open(bundle.graph_path, bundle.graph_path)
         check_graph(bundle, opened.session)
+        check_step_ends(bundle, opened.session, policy.trial_run_seconds)
         on_cpu = opener.open_on_cpu(opened, bundle.graph_path)
         if on_cpu is not None:
-            try_nodes(bundle, on_cpu)
+            try_nodes(bundle, on_cpu, policy.trial_run_seconds)
+        self._limit, self._warm_up_seconds = RunLimit(bundle.graph_path), policy.warm_up_seconds
         self._session: onnxruntime.InferenceSession = opened.session
         self._provider, self._cores = opened.provider, opened.cores
         self._capacity = capacity
@@ -110,7 +113,7 @@ class OnnxTreeEngine:
             feeds = {name: pool.take(children, axis=0) for name, pool in self._pools.items()}
             feeds[self._input] = tokens.astype(self._input_type, copy=False)
             with self._cores.pinned(0):
-                found = self._session.run([*self._labels, *self._next_names], feeds)
+                found = self._session.run([*self._labels, *self._next_names], feeds, self._limit.options)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own.
             raise EngineError(f"the step failed: {error}") from error
         places = self._take(len(tokens))
@@ -181,7 +184,8 @@ class OnnxTreeEngine:
         """Run every likely batch size, so that no request pays for first-time work."""
         for size in {*(2**power for power in range((self.capacity - 1).bit_length())), self.capacity}:
             for width in (self._child_count,) if self._child_count else _WARMED_WIDTHS:
-                self.run(np.zeros(size, np.int64), np.full((size, width), NO_CHILD))
+                with self._limit.within(self._warm_up_seconds):
+                    self.run(np.zeros(size, np.int64), np.full((size, width), NO_CHILD))
                 self.release_all()
 
 

@@ -12,14 +12,11 @@ Axes: B rows, K steps.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.version_converter
 from onnx import TensorProto, helper
 
 from elman_bundle import Bundle
@@ -36,10 +33,12 @@ from elman_server.decoding.in_graph import (
     add_log_probabilities,
     add_score,
 )
+from elman_server.engine.conversion import Conversion, needs_conversion
 from elman_server.engine.float16 import compute_in_float32
 from elman_server.engine.foreign_graphs import read_graph
+from elman_server.engine.hoisting import hoist_constants
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
-from elman_server.errors import ModelLoadError
+from elman_server.engine.providers import Opener
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], the choice after each step
 CHECKS = f"{PREFIX}checks"  # float32 [B, K], NaN where nothing could be chosen
@@ -51,8 +50,6 @@ TEMPERATURES = f"{PREFIX}temperatures"  # float32 [B, 1]
 FILTERS = Filters(f"{PREFIX}top_k", f"{PREFIX}top_p", f"{PREFIX}min_p", f"{PREFIX}candidates")
 
 _WEIGHTS = "weights/"
-_OLDEST_OPSET = 18  # the first in which the added nodes have their present form
-_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -82,17 +79,19 @@ class StepGraph:
         return self.vocabulary_size > 0
 
 
-def read_step_graph(bundle: Bundle, *, on_cpu: bool = True) -> StepGraph:
-    """Read a bundle's step graph.
+def read_step_graph(bundle: Bundle, seconds: float, opener: Opener | None = None, *, on_cpu: bool = True) -> StepGraph:
+    """Read a bundle's step graph, converted where necessary, and with its constants as initializers.
 
     Args:
-        bundle: the bundle.
+        bundle: the model.
+        seconds: how long a run may take, such as that of constants.
+        opener: with it, a converted graph is compared with the original.
         on_cpu: whether it runs on the CPU.
 
     Raises:
-        ModelLoadError: the file is no ONNX graph, or its opset is too old and cannot be converted.
+        ModelLoadError: the file is no ONNX graph, or cannot be converted.
     """
-    model = _load(bundle.graph_path)
+    model = _converted(bundle, seconds, opener)
     if on_cpu:
         compute_in_float32(model)
     weights = _rename_weights(model.graph)
@@ -105,14 +104,15 @@ def read_step_graph(bundle: Bundle, *, on_cpu: bool = True) -> StepGraph:
     return StepGraph(model, weights, spec, 0, ())
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    model = read_graph(path)
-    opset = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
-    if opset < _OLDEST_OPSET:
-        with contextlib.suppress(Exception):  # The error below covers what cannot be converted.
-            return onnx.version_converter.convert_version(model, _OPSET)
-        raise ModelLoadError(f"{path}: the graph is of opset {opset}; export it with {_OLDEST_OPSET} or later")
-    return model
+def _converted(bundle: Bundle, seconds: float, opener: Opener | None) -> onnx.ModelProto:
+    model = read_graph(bundle.graph_path)
+    if not needs_conversion(model):
+        return hoist_constants(model, bundle.graph_path, seconds, {})
+    conversion = Conversion(model, bundle.graph_path)
+    converted = hoist_constants(conversion.copy(), bundle.graph_path, seconds, conversion.tensors)
+    if opener is not None:
+        conversion.check(bundle, converted, opener, seconds)
+    return converted
 
 
 def _rename_weights(graph: onnx.GraphProto) -> dict[str, str]:
@@ -295,9 +295,13 @@ class _Unrolled:
     def _logits(self, wires: dict[str, str]) -> str:
         """A step's logits, float32 [B, V]."""
         output = next(output for output in self._step.spec.outputs if output.HasField("next_token_logits"))
+        logits = wires[output.name]
+        if output.shape[0] > self._step.vocabulary_size:  # No token has the others, so none is ever chosen.
+            bounds = (self._int64([bound]) for bound in (0, self._step.vocabulary_size, 1))
+            logits = self._nodes.add("Slice", logits, *bounds)
         if output.data_type == v1.DATA_TYPE_FLOAT32:
-            return wires[output.name]
-        return self._nodes.add("Cast", wires[output.name], to=TensorProto.FLOAT)
+            return logits
+        return self._nodes.add("Cast", logits, to=TensorProto.FLOAT)
 
     def _choose(self, logits: str, uniforms: str) -> Choice:
         return add_choice(

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 _LEAST = 1024  # bytes; smaller constants stay in the graph
-_KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 _FOLDERS, _UNNAMED = "elman-weights-", "elman-new-"
 _FILE = "weights"
 _PACKED_GRAPH, _PACKED = "packed.onnx", "packed"
@@ -120,7 +119,7 @@ def _write(
     references = []
     with (folder / _FILE).open("wb") as file:
         for weight in model.graph.initializer:
-            value = numpy_helper.to_array(weight) if weight.data_type in _KINDS else np.empty(0)
+            value = _content(weight)
             if value.nbytes < _LEAST:
                 continue
             reference = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
@@ -133,6 +132,14 @@ def _write(
                 reference.external_data.add(key=f"prepacked_{number}", value="|".join([pack.kernel, *parts]))
             references.append((weight, reference))
     return references
+
+
+def _content(weight: TensorProto) -> NDArray[np.uint8]:
+    """The bytes of a weight as a file holds them; none of strings, which no file holds."""
+    if weight.data_type == TensorProto.STRING:
+        return np.empty(0, np.uint8)
+    packed = weight if weight.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(weight))
+    return np.frombuffer(packed.raw_data, np.uint8)
 
 
 def _add(file: BinaryIO, content: NDArray[Any]) -> int:

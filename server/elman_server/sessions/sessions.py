@@ -187,7 +187,9 @@ class Sessions:
         session = await self._registry.get_for(model, session_id)
         end = session.position
         seed, caller, now = session.seed, session.caller, session.used
-        return session.fork(session_id, end, end - model.lag, seed=seed, caller=caller, now=now)
+        frozen = session.fork(session_id, end, end - model.lag, seed=seed, caller=caller, now=now)
+        frozen.calls = answers_before(session, end)
+        return frozen
 
     async def get(self, session_id: str) -> Session:
         """Return a session as the store has it; the caller must not change it.

@@ -19,13 +19,14 @@ from elman_server.engine.trials.step import random_sources
 _SEED = 8
 
 
-def try_encoder(bundle: Bundle, path: Path, session: onnxruntime.InferenceSession) -> None:
+def try_encoder(bundle: Bundle, path: Path, session: onnxruntime.InferenceSession, seconds: float) -> None:
     """Check that the results for a source depend neither on other sources nor on padding.
 
     Args:
         bundle: a bundle with an encoder.
         path: the file of its graph.
         session: a session on it, on the CPU.
+        seconds: how long a run may take.
 
     Raises:
         ModelLoadError: they do, or an output is not what the manifest says.
@@ -39,7 +40,7 @@ def try_encoder(bundle: Bundle, path: Path, session: onnxruntime.InferenceSessio
     outputs |= {
         state.input_name: TrialOutput(state.shape, state.row_axis) for state in step.states if state.HasField("encoded")
     }
-    graph = TrialGraph(path, session, outputs)
+    graph = TrialGraph(path, session, seconds, outputs)
     random = np.random.default_rng(_SEED)
     first, second = (random_sources(bundle, random) for _ in range(2))
 

@@ -12,7 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_server.engine.interface import Arrays
-from elman_server.errors import EngineError, ModelLoadError
+from elman_server.engine.trial_runs import run_limited
+from elman_server.errors import ModelLoadError
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class TrialGraph:
     Attributes:
         path: its file.
         session: a session on it, on the CPU.
+        seconds: how long a run may take.
         outputs: the outputs that are looked at, by name.
         row_axes: of inputs whose row axis is not 0, by name.
     """
 
     path: Path
     session: onnxruntime.InferenceSession
+    seconds: float
     outputs: Mapping[str, TrialOutput]
     row_axes: Mapping[str, int] = field(default_factory=dict)
 
@@ -55,12 +58,9 @@ class TrialGraph:
 
         Raises:
             EngineError: onnxruntime failed.
-            ModelLoadError: an output does not have the shape that the manifest names.
+            ModelLoadError: it takes too long, or an output does not have the shape that the manifest names.
         """
-        try:
-            found = self.session.run(list(self.outputs), self.turned(feeds))
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-            raise EngineError(str(error)) from error
+        found = run_limited(self.session, list(self.outputs), self.turned(feeds), path=self.path, seconds=self.seconds)
         rows = len(next(iter(feeds.values())))
         return {name: self._rows_first(name, value, rows) for name, value in zip(self.outputs, found, strict=True)}
 

@@ -22,12 +22,13 @@ _EMPTY = 2  # positions of children
 _SEED = 9
 
 
-def try_nodes(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
+def try_nodes(bundle: Bundle, session: onnxruntime.InferenceSession, seconds: float) -> None:
     """Check that the results for a node depend neither on other nodes nor on empty positions of children.
 
     Args:
         bundle: a model whose manifest has a tree.
         session: a session on its graph, on the CPU.
+        seconds: how long a run may take.
 
     Raises:
         ModelLoadError: they do, or an output is not what the manifest says.
@@ -36,7 +37,7 @@ def try_nodes(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
     step = bundle.spec.step
     outputs = {output.name: TrialOutput(output.shape, output.row_axis) for output in step.outputs}
     outputs |= {state.output_name: TrialOutput(state.shape) for state in step.states}
-    graph = TrialGraph(bundle.graph_path, session, outputs)
+    graph = TrialGraph(bundle.graph_path, session, seconds, outputs)
     random = np.random.default_rng(_SEED)
     width = step.tree.child_count or _WIDTH
     given = step.inputs[0]

@@ -22,6 +22,7 @@ from elman_server.engine.trials.graph import TrialGraph, TrialOutput
 from elman_server.engine.trials.rows import ROWS, check_loud_neighbours, check_neighbours, check_rounding
 
 STEPS = 4
+_REFERENCE_ROWS = 4
 _LONGEST_SOURCE = 16
 _SECONDS = 1.0  # after which no further step is tried
 _SEED = 7
@@ -49,6 +50,8 @@ class StepTrial:
         bundle: the model.
         session: a session on the graph of its step, on the CPU.
         encode: encodes sources, if the model has an encoder.
+        seconds: how long a run may take.
+        most_rows: how many rows a reference may have.
 
     Raises:
         ModelLoadError: a row depends on something else than the row, or an output is not what the manifest says.
@@ -58,9 +61,18 @@ class StepTrial:
         inputs: by name, [ROWS, steps, *shape].
         encoded: by row; empty without an encoder.
         step_count: the number of steps.
+        references: what the graph gives for the first rows, by their number.
     """
 
-    def __init__(self, bundle: Bundle, session: onnxruntime.InferenceSession, encode: Encode | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: onnxruntime.InferenceSession,
+        encode: Encode | None,
+        seconds: float,
+        *,
+        most_rows: int,
+    ) -> None:
         spec = bundle.spec.step
         self._spec, self._longest = spec, bundle.spec.encoder.longest_source
         self._initial = initial_values(bundle)
@@ -69,7 +81,7 @@ class StepTrial:
         axes = {given.name: given.row_axis for given in spec.inputs}
         axes |= {constant.name: constant.row_axis for constant in spec.constants}
         axes |= {state.input_name: state.row_axis for state in spec.states}
-        self._graph = TrialGraph(bundle.graph_path, session, outputs, axes)
+        graph = TrialGraph(bundle.graph_path, session, seconds, outputs, axes)
         random = np.random.default_rng(_SEED)
         self.step_count = STEPS if spec.inputs else 1
         sizes = [self.step_count] if spec.inputs else []
@@ -79,22 +91,24 @@ class StepTrial:
             encoded = list(encode(random_sources(bundle, random))) if encode is not None else []
             batches.append((inputs, encoded))
         self.inputs, self.encoded = batches[0]
-        self._check(batches)
+        self._check(graph, batches)
+        counts = sorted({1, min(_REFERENCE_ROWS, most_rows)})
+        self.references = {rows: self._reference(graph, rows) for rows in counts}
 
-    def reference(self, rows: int) -> Reference:
+    def _reference(self, graph: TrialGraph, rows: int) -> Reference:
         """Run the first rows from their start on."""
         state = self._start(self.encoded[:rows], rows)
         states: list[Arrays] = []
         outputs: list[Arrays] = []
         for step in range(self.step_count):
             given = {name: values[:rows, step] for name, values in self.inputs.items()}
-            found = self._graph.run({**given, **self._constants(self.encoded[:rows]), **state})
+            found = graph.run({**given, **self._constants(self.encoded[:rows]), **state})
             state = self._next(found)
             states.append(state)
             outputs.append({output.name: found[output.name] for output in self._spec.outputs})
         return Reference(_stacked(states), _stacked(outputs))
 
-    def _check(self, batches: Sequence[tuple[Arrays, Sequence[Encoded]]]) -> None:
+    def _check(self, graph: TrialGraph, batches: Sequence[tuple[Arrays, Sequence[Encoded]]]) -> None:
         started = time.perf_counter()
         states = [self._start(encoded, ROWS) for _, encoded in batches]
         scores: list[Arrays] = []
@@ -104,17 +118,17 @@ class StepTrial:
                 for (inputs, encoded), state in zip(batches, states, strict=True)
             ]
             checked = step in (0, self.step_count - 1)  # Those between are there for states that have come further.
-            found = check_neighbours(self._graph, *feeds) if checked else [self._graph.run(given) for given in feeds]
+            found = check_neighbours(graph, *feeds) if checked else [graph.run(given) for given in feeds]
             scores += found
             states = [self._next(values) for values in found]
             if time.perf_counter() - started > _SECONDS:
                 self.step_count = step + 1
                 break
-        check_loud_neighbours(self._graph, feeds[0], feeds[1])
-        alone = _joined([self._graph.run(self._alone(feeds[0], row)) for row in range(ROWS)])
+        check_loud_neighbours(graph, feeds[0], feeds[1])
+        alone = _joined([graph.run(self._alone(feeds[0], row)) for row in range(ROWS)])
         padding = " or the padding of sources" if self.encoded else ""
-        check_rounding(self._graph, alone, found[0], f"their number{padding}")
-        check_logits(self._graph.path, self._spec.outputs, _joined(scores))
+        check_rounding(graph, alone, found[0], f"their number{padding}")
+        check_logits(graph.path, self._spec.outputs, _joined(scores))
 
     def _alone(self, feeds: Arrays, row: int) -> Arrays:
         """The inputs of one row, with as much padding as its source has alone."""
