@@ -41,7 +41,8 @@ class ByteVocabulary:
         return ByteVocabulary(control_ids=control_ids, universal_newlines=self.universal_newlines)
 
     def encode(self, text: str) -> TokenIds:
-        text = normalize_newlines(text, self)
+        if "\r" in text:
+            text = normalize_newlines(text, self)
         ids = np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8).astype(np.int64)
         check_no_control(ids, text, self)
         return ids

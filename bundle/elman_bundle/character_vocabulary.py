@@ -67,7 +67,8 @@ class CharacterVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
-        text = normalize_newlines(text, self)
+        if "\r" in text:
+            text = normalize_newlines(text, self)
         code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         nearest = np.minimum(np.searchsorted(self._sorted, code_points), self.size - 1)
         known = self._sorted[nearest] == code_points

@@ -150,7 +150,8 @@ class SubwordVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
-        text = normalize_newlines(text, self)
+        if "\r" in text:
+            text = normalize_newlines(text, self)
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -96,7 +96,8 @@ class WordVocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> TokenIds:
-        text = normalize_newlines(text, self)
+        if "\r" in text:
+            text = normalize_newlines(text, self)
         ids = [self._ids.get(piece, self.unknown_id) for piece in _pieces(text, self.lower_case)]
         if self.unknown_id is None and None in ids:
             raise self._encoding_error(text, ids.index(None))

@@ -91,17 +91,25 @@ def export_bundle(
     """
     folder, interface = Path(folder), StepInterface(inputs, outputs, constants or {}, source, tree)
     _check_arguments(folder, overwrite, quantize, calibration, evaluate)
-    check_descriptions(name, description, metrics or {}, provenance or {})
+    check_descriptions(name, description, metrics, provenance)
     checked = _checked_module(module, interface, quantize, calibration)
     with left_as_found(module), _replacing(folder) as draft:
         check_calls(checked, interface)
         spec = _write_graphs(checked, interface, draft)
         if quantize is not None:
             spec.metrics.update(quantize_graph(checked, interface, draft / STEP_FILE, calibration, evaluate))
-        spec.name, spec.description = name, description
-        spec.metrics.update(metrics or {})
-        spec.provenance.update({"precision": quantize or precision_of(module), **(provenance or {})})
+        _describe(
+            spec, name, description, metrics, {"precision": quantize or precision_of(module), **(provenance or {})}
+        )
         return write_bundle(draft, spec)
+
+
+def _describe(
+    spec: v1.ModelSpec, name: str, description: str, metrics: Mapping[str, float] | None, provenance: Mapping[str, str]
+) -> None:
+    spec.name, spec.description = name, description
+    spec.metrics.update(metrics or {})
+    spec.provenance.update(provenance)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ _SCOPES = ("sequence", "step")
 
 
 def check_descriptions(
-    name: str, description: str, metrics: Mapping[str, float], provenance: Mapping[str, str]
+    name: str, description: str, metrics: Mapping[str, float] | None, provenance: Mapping[str, str] | None
 ) -> None:
     """Check what a manifest says about a model.
 
@@ -27,7 +27,7 @@ def check_descriptions(
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ExportError(f"name: got {name!r}; it must be 1 to 64 letters, digits, '.', '_' or '-'")
     _check_text("description", description)
-    for field, entries in (("metrics", metrics), ("provenance", provenance)):
+    for field, entries in (("metrics", metrics or {}), ("provenance", provenance or {})):
         for key, value in entries.items():
             _check_text(f"{field}: the key", key)
             if field == "provenance":

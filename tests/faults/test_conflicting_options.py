@@ -127,6 +127,7 @@ class EndingModel:
     name: str = "ending"
     vocabulary_size: int = 10
     end_token: int = 9
+    ungenerated_ids: tuple[int, ...] = ()
 
     @property
     def vocabulary(self) -> CharacterVocabulary:

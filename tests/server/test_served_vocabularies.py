@@ -234,7 +234,13 @@ _INCONSISTENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown": (lambda text: text.update(unknown_token_id=0), "unknown_token_id is set, but with SUBWORDS nothing is"),
     "lower case": (lambda text: text.update(lower_case=True), "lower_case is for WORDS and SYMBOLS only"),
     "no file": (lambda text: text.pop("file"), "file is needed for every kind but BYTES"),
-    "size": (lambda text: text.update(size=271), r"shape is \[272\], but 'text' has 271 entries"),
+    "size": (
+        lambda text: text.update(size=271),
+        r"vocabularies\[text\]\.size is 271, but tokenizer\.json has 272 tokens",
+    ),
+        lambda text: text.update(size=271),
+        r"vocabularies\[text\]\.size is 271, but tokenizer\.json has 272 tokens",
+    ),
 }
 
 

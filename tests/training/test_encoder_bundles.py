@@ -84,7 +84,7 @@ def test_an_inconsistent_manifest_is_refused(copy: Path, name: str) -> None:
             lambda m: m["step"]["constants"].append(
                 {"name": "constant.more", "data_type": "DATA_TYPE_FLOAT32", "shape": [3]}
             ),
-            r"step\.onnx: the manifest names the input 'constant\.more'",
+            r"encoder\.onnx: the manifest names the output 'constant\.more'",
         ),
         (
             lambda m: m["step"]["constants"][0].update(variable_length=False),

@@ -47,7 +47,8 @@ from elman_server.returned_memory import return_free_memory
 
 
 class OnnxEngine:
-    """Runs a bundle's steps; implements `Engine`. `autotune` warms it up.
+    """Runs a bundle's steps; implements `Engine`, which asks for most of its methods. `autotune` warms
+    it up.
 
     Args:
         bundle: the model.

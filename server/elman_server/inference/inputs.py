@@ -96,7 +96,7 @@ async def encode(given: Input | None, vocabulary: TextVocabulary, model: ServedM
     if not isinstance(given, TextInput):
         got, rule = ("a tree", "does not read trees") if isinstance(given, TreeInput) else ("a tensor", "reads text")
         raise InvalidFieldError(given.field, got, f"{model.name!r} {rule}", "Give text or tokens")
-    text = normalize_newlines(given.text, vocabulary)
+    text = normalize_newlines(given.text, vocabulary) if "\r" in given.text else given.text
     # Before any work is done: the fewest tokens that the text can have.
     least = -(-len(text) // vocabulary.characters_per_token)
     if least > longest:

@@ -33,7 +33,7 @@ class LabelOutput:
 class ServedModel:
     """A bundle and the scheduler that runs it.
 
-    What depends on the manifest alone is computed at its first use and kept.
+    What depends on the manifest alone is computed at its first use and kept: a property for each, hence their number.
 
     Attributes:
         bundle: the model.

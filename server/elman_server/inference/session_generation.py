@@ -16,6 +16,22 @@ from elman_server.inference.resources import Resources
 from elman_server.sessions import TOKEN_TYPE, SessionGeneration, Target
 
 
+def _wanted(
+    request: GenerationRequest, model: ServedModel, settings: GenerationSettings, arrived: float
+) -> SessionGeneration:
+    limit = settings.time_limit
+    return SessionGeneration(
+        settings.params,
+        request.seed,
+        settings.interval,
+        tuple(settings.stop_sequences),
+        model.vocabulary.decoder,
+        "" if settings.constraint is None else settings.constraint.digest,
+        None if limit is None else arrived + limit,
+        settings.report_count,
+    )
+
+
 async def continue_session(
     resources: Resources,
     request: GenerationRequest,
@@ -39,7 +55,6 @@ async def continue_session(
     Raises:
         DomainError: why it cannot be continued.
     """
-    limit = settings.time_limit
     news = asyncio.Event()
     mailbox = Mailbox(news)
     subscription = await resources.sessions.generator.generate(
@@ -47,16 +62,7 @@ async def continue_session(
         session,
         array(TOKEN_TYPE, prompt.ids.tolist()),
         mailbox,
-        SessionGeneration(
-            settings.params,
-            request.seed,
-            settings.interval,
-            tuple(settings.stop_sequences),
-            model.vocabulary.decoder,
-            "" if settings.constraint is None else settings.constraint.digest,
-            None if limit is None else arrived + limit,
-            settings.report_count,
-        ),
+        _wanted(request, model, settings, arrived),
         begin_token=model.begin_token,
     )
     mailbox.set_paused = subscription.set_paused

@@ -33,6 +33,8 @@ from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_c
 class Admission:
     """Gives the slots of a batch to sequences.
 
+    It has many methods because all that other threads change is behind one lock.
+
     Args:
         name: the model's name, for errors and the log.
         batch: holds the running sequences.

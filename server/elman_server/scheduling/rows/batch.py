@@ -55,6 +55,8 @@ _log = structlog.get_logger(__name__)
 class RowBatch:
     """The running sequences that have rows; implements `RunningBatch`.
 
+    It is long because all that an iteration does with rows is in one place, each part guarded by itself.
+
     Args:
         name: the model's name, for the log.
         engine: runs the steps; its rows are these.

@@ -74,6 +74,8 @@ class NodeOutput:
 class TreeBatch:
     """The running trees; implements `RunningBatch`. A slot is a tree, and a node of a run.
 
+    Twelve of its methods are those of `RunningBatch`.
+
     Args:
         name: the model's name, for the log.
         engine: takes the steps.

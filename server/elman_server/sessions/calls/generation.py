@@ -105,9 +105,8 @@ class SessionGenerator:
             call = recorded_call(session, target)
             if call is None:
                 prompt = _new_tokens(begin_token, session, prompt)
-                answer = begin_answer(session, request, prompt)
-                count = len(prompt)
-                call = Call(target.request_id, target.fingerprint, session.position, count, answer=answer.pack())
+                answer = begin_answer(session, request, prompt).pack()
+                call = Call(target.request_id, target.fingerprint, session.position, len(prompt), answer=answer)
             else:
                 prompt = array(TOKEN_TYPE)  # The session contains it already.
             context = context_of_call(session, call, prompt)
