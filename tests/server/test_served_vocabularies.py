@@ -238,9 +238,6 @@ _INCONSISTENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda text: text.update(size=271),
         r"vocabularies\[text\]\.size is 271, but tokenizer\.json has 272 tokens",
     ),
-        lambda text: text.update(size=271),
-        r"vocabularies\[text\]\.size is 271, but tokenizer\.json has 272 tokens",
-    ),
 }
 
 
