@@ -163,6 +163,19 @@ def _check_files(folder: Path, spec: v1.ModelSpec) -> None:
             )
 
 
+def resolve_path(path: Path, *, strict: bool = False) -> Path:
+    """Return an absolute path without links.
+
+    Raises:
+        BundleError: it holds a NUL, or links that lead to themselves.
+        OSError: with `strict`, there is no such file.
+    """
+    try:
+        return path.resolve(strict=strict)
+    except (ValueError, RuntimeError) as error:
+        raise BundleError(f"{str(path)!r}: is no path: {error}") from error
+
+
 def _read(folder: Path, path: str) -> bytes:
     """The content of a file.
 
@@ -170,10 +183,7 @@ def _read(folder: Path, path: str) -> bytes:
         BundleError: it is no regular file of this folder: reading a device or a pipe might never end.
         OSError: it cannot be read.
     """
-    try:
-        file = (folder / path).resolve(strict=True)
-    except (ValueError, RuntimeError) as error:  # A NUL; links that lead to themselves.
-        raise BundleError(f"{str(folder / path)!r}: is no path: {error}") from error
+    file = resolve_path(folder / path, strict=True)
     if not file.is_relative_to(folder.resolve()):
         raise BundleError(f"{folder / path}: leads to {file}, out of the bundle; copy the file into the folder")
     if not file.is_file():

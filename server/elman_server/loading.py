@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from elman_bundle import MANIFEST, Bundle, BundleError, load_bundle
+from elman_bundle.bundle_folder import resolve_path
 from elman_bundle.scores import ONE_LABEL
 from elman_protos import v1
 from elman_server.configuration import scheduling_policy, thread_count
@@ -34,7 +35,7 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
         BundleError: a path holds none, one is damaged, or two have the same name.
     """
     bundles: dict[str, Bundle] = {}
-    for path in dict.fromkeys(map(_resolved, paths)):
+    for path in dict.fromkeys(map(resolve_path, paths)):
         folders = [path]
         if path.is_dir() and not (path / MANIFEST).exists():
             folders = sorted(found.parent for found in path.glob(f"*/{MANIFEST}")) or folders
@@ -44,13 +45,6 @@ def find_bundles(paths: Iterable[Path]) -> list[Bundle]:
                 raise BundleError(f"{folder} and {bundles[bundle.name].path} both hold a model named {bundle.name!r}")
             bundles[bundle.name] = bundle
     return list(bundles.values())
-
-
-def _resolved(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (ValueError, RuntimeError) as error:  # A NUL; links that lead to themselves.
-        raise BundleError(f"{str(path)!r}: is no path: {error}") from error
 
 
 def serve_bundle(

@@ -66,8 +66,7 @@ class _Comparison:
 
     def agrees_with_graph(self) -> bool:
         """Whether runs of one step give what the bundle's own graph gives."""
-        for rows in self.trial.references:
-            reference = self.trial.references[rows]
+        for rows, reference in self.trial.references.items():
             expected = [values[:, self._steps - 1] for values in reference.states.values()]
             labels = [output.name for output in self.engine.spec.outputs if output.HasField("label_logits")]
             expected += [reference.outputs[name][:, : self._steps] for name in labels]

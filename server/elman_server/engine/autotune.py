@@ -53,15 +53,15 @@ class Autotuner:
         engine = self._engine
         engine.fill_with_example()
         seconds = self._best_time(1)
-        counts = [count for count in self._policy.step_counts[1:] if count * seconds <= self._run_seconds]
-        fitting = counts[:1] if engine.spec.inputs else []
-        several = settle_steps(engine, *(fitting or [1]))
+        counts = self._policy.step_counts[1:] if engine.spec.inputs else ()
+        fits = bool(counts) and counts[0] * seconds <= self._run_seconds
+        several = settle_steps(engine, counts[0] if fits else 1)
         engine.fill_with_example()
         if engine.thread_count > 1:
             with _disturbance():
                 self._divide_rows()
         step_seconds = self._warm_up_single_steps() if self._policy.warm_up else {}
-        for count in self._policy.step_counts[1:] if several and engine.spec.inputs else ():
+        for count in counts if several else ():
             if count * seconds > self._run_seconds:
                 break
             engine.allow_steps(count)

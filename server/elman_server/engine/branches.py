@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from elman_server.engine.hoisting import graphs_inside
+from elman_server.engine.nested_graphs import graphs_inside
 
 
 def has_branches(graph: GraphProto) -> bool:

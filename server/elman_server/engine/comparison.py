@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from elman_bundle import Bundle
-from elman_server.engine.hoisting import graphs_inside
-from elman_server.engine.trial_runs import run_limited, step_feeds
+from elman_server.engine.nested_graphs import nodes_inside, opset_of
+from elman_server.engine.trials.inputs import step_feeds
+from elman_server.engine.trials.limits import run_limited
 from elman_server.errors import EngineError
 
 _DRAWS = ((2, 0.0), (3, 1.0), (1, 0.1), (5, 10.0))  # rows, and the standard deviation of the inputs
@@ -120,15 +121,10 @@ def name_of_operator(model: ModelProto, value: str, compared: Collection[str], o
     node = makers[value]
     while between := [name for name in node.input if name in makers and name not in compared]:
         node = makers[between[0]]
-    before = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    inside = sorted({inner.op_type for inner in _nodes_inside(node) if _has_changed(inner, before, opset)})
+    before = opset_of(model)
+    inside = sorted({inner.op_type for inner in nodes_inside(node) if _has_changed(inner, before, opset)})
     name = f" {node.name!r}" if node.name else ""
     return f"the operator {node.op_type}{name}" + (f" (with {', '.join(inside)} inside)" if inside else "")
-
-
-def _nodes_inside(node: NodeProto) -> list[NodeProto]:
-    inner = [inner for graph in graphs_inside(node) for inner in graph.node]
-    return [*inner, *(deeper for some in inner for deeper in _nodes_inside(some))]
 
 
 def _has_changed(node: NodeProto, before: int, after: int) -> bool:

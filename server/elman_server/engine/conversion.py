@@ -19,6 +19,7 @@ from elman_bundle import Bundle
 from elman_server.engine.branches import has_branches, with_branches
 from elman_server.engine.comparison import Comparison, name_of_operator, with_all_values
 from elman_server.engine.foreign_graphs import tensors_of
+from elman_server.engine.nested_graphs import opset_of
 from elman_server.engine.providers import Opener
 from elman_server.errors import EngineError, ModelLoadError
 
@@ -29,7 +30,7 @@ _LEAST = 1024  # bytes; converters read smaller constants, such as axes
 
 def needs_conversion(model: ModelProto) -> bool:
     """Whether a graph has functions, or an opset in which steps cannot be unrolled."""
-    return bool(model.functions) or _opset(model) < _OLDEST_OPSET
+    return bool(model.functions) or opset_of(model) < _OLDEST_OPSET
 
 
 class Conversion:
@@ -49,9 +50,9 @@ class Conversion:
 
     def __init__(self, model: ModelProto, path: Path) -> None:
         self._path = path
-        if not _opset(model):  # The graph consists of functions, which have opsets of their own.
-            model.opset_import.add(domain="", version=max([*map(_opset, model.functions), 0]) or _OPSET)
-        self._opset = _opset(model)
+        if not opset_of(model):  # The graph consists of functions, which have opsets of their own.
+            model.opset_import.add(domain="", version=max([*map(opset_of, model.functions), 0]) or _OPSET)
+        self._opset = opset_of(model)
         # Converters copy tensors several times, and inlining copies those of a function to every call of it.
         self.tensors = _set_aside(model)
         try:
@@ -140,11 +141,6 @@ class Conversion:
         is_old = self._opset < _OLDEST_OPSET
         remedy = f"Export it with opset {_OLDEST_OPSET} or later" if is_old else "Export it without functions"
         return ModelLoadError(f"{self._path}: the graph of opset {self._opset} {problem}. {remedy}")
-
-
-def _opset(model: ModelProto | onnx.FunctionProto) -> int:
-    """The version of ONNX's own operators; 0 if there is none."""
-    return max([opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")], default=0)
 
 
 def _set_aside(model: ModelProto) -> dict[str, TensorProto]:

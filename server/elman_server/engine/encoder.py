@@ -15,8 +15,8 @@ from elman_server.engine.checking import check_encoder
 from elman_server.engine.interface import Encoded
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
-from elman_server.engine.trial_runs import RunLimit
 from elman_server.engine.trials.encoder import try_encoder
+from elman_server.engine.trials.limits import RunLimit
 from elman_server.errors import EngineError
 
 _SHORT = 16  # positions; shorter sources count as this long when they are grouped

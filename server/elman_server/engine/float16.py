@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from elman_server.engine.nested_graphs import STANDARD_DOMAINS, names_read
+
 _WIDE = "/float32"
 # They fix the type of a result, or have graphs inside, whose casts onnxruntime inserts itself.
 _KEPT = {"Cast", "CastLike", "Constant", "ConstantOfShape", "If", "Loop", "Scan"}
@@ -43,7 +45,7 @@ def compute_in_float32(model: onnx.ModelProto) -> None:
     for node in list(graph.node):
         reads = [name for name in node.input if kinds.get(name) == TensorProto.FLOAT16]
         fixed = node.op_type in _KEPT or any(attribute.name in _TYPES for attribute in node.attribute)
-        if node.domain not in ("", "ai.onnx") or fixed or not reads:
+        if node.domain not in STANDARD_DOMAINS or fixed or not reads:
             nodes.append(node)
             continue
         node.input[:] = [widened(name) if name in reads else name for name in node.input]
@@ -52,8 +54,7 @@ def compute_in_float32(model: onnx.ModelProto) -> None:
             if kinds.get(name) == TensorProto.FLOAT16:
                 node.output[place] = wide[name] = _free(f"{name}{_WIDE}", taken)
                 nodes.append(helper.make_node("Cast", [wide[name]], [name], to=TensorProto.FLOAT16))
-    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    read |= _inside(nodes)
+    read = {*names_read(nodes), *(value.name for value in graph.output)}
     del graph.node[:]
     graph.node.extend(node for node in nodes if read.intersection(node.output))
     kept = [weight for weight in graph.initializer if weight.name in read]
@@ -67,17 +68,6 @@ def _kinds(model: onnx.ModelProto) -> dict[str, int]:
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     kinds = {value.name: value.type.tensor_type.elem_type for value in values}
     return kinds | {weight.name: weight.data_type for weight in model.graph.initializer}
-
-
-def _inside(nodes: list[onnx.NodeProto]) -> set[str]:
-    """What graphs inside nodes read."""
-    found: set[str] = set()
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                found |= {name for inner in graph.node for name in inner.input}
-                found |= {value.name for value in graph.output} | _inside(list(graph.node))
-    return found
 
 
 def _free(name: str, taken: set[str]) -> str:

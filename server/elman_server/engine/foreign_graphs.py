@@ -15,9 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from elman_bundle import MANIFEST, Bundle
+from elman_bundle import MANIFEST, Bundle, BundleError
+from elman_bundle.bundle_folder import resolve_path
 from elman_bundle.scores import LOGITS_ARE_SCORED, are_probabilities, find_normalisation
 from elman_protos import v1
+from elman_server.engine.nested_graphs import graphs_inside, with_inner
 from elman_server.errors import ModelLoadError
 
 
@@ -116,7 +118,7 @@ def _node_count(model: onnx.ModelProto, path: Path) -> int:
             if found is None:
                 raise ModelLoadError(f"{path}: the function {node.op_type!r} calls itself, which ONNX does not allow")
             return found
-        return 1 + sum(count(graph.node) for attribute in node.attribute for graph in (attribute.g, *attribute.graphs))
+        return 1 + sum(count(graph.node) for graph in graphs_inside(node))
 
     try:
         return count(model.graph.node)
@@ -126,7 +128,7 @@ def _node_count(model: onnx.ModelProto, path: Path) -> int:
 
 def _check_functions(path: Path, model: onnx.ModelProto) -> None:
     for function in model.functions:
-        for node in _with_inner(function.node):
+        for node in with_inner(function.node):
             if any(attribute.HasField("sparse_tensor") for attribute in node.attribute):
                 raise ModelLoadError(
                     f"{path}: the function {function.name!r} has a sparse constant, by which onnxruntime may crash. "
@@ -134,19 +136,11 @@ def _check_functions(path: Path, model: onnx.ModelProto) -> None:
                 )
 
 
-def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _with_inner(graph.node)
-
-
 def _resolved(folder: Path, location: str) -> Path | None:
     """Where weights are; None if that is no path."""
     try:
-        return (folder / location).resolve()
-    except (ValueError, OSError, RuntimeError):  # A NUL; a name that is too long; links that lead to themselves.
+        return resolve_path(folder / location)
+    except (BundleError, OSError):  # A name that is too long is an OSError.
         return None
 
 
@@ -179,5 +173,5 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _tensors_of_graph(graph)
+        for graph in graphs_inside(node):
+            yield from _tensors_of_graph(graph)

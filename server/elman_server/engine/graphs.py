@@ -25,7 +25,7 @@ from elman_server.engine.constants import Constants
 from elman_server.engine.interface import Arrays, OutputSelection
 from elman_server.engine.memory import Buffer, CudaBuffer, HostBuffer
 from elman_server.engine.providers import OpenedSession, Opener, Provider
-from elman_server.engine.trial_runs import RunLimit
+from elman_server.engine.trials.limits import RunLimit
 from elman_server.engine.unrolling import FILTERS, StepGraph, given_name, next_name, unroll
 from elman_server.engine.weights import Weights
 from elman_server.errors import EngineError, ModelLoadError

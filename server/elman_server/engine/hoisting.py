@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import structlog
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
-from elman_server.engine.trial_runs import run_limited
+from elman_server.engine.nested_graphs import STANDARD_DOMAINS, graphs_inside, names_read
+from elman_server.engine.providers import open_plain
+from elman_server.engine.trials.limits import run_limited
 from elman_server.errors import EngineError, ModelLoadError
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 _SEEING_OUTSIDE = ("If", "Loop", "Scan")  # The graphs inside them read the tensors around them.
 # Not deterministic; or better left to onnxruntime, which joins them with the nodes after them; or no tensors.
 _NOT_FOLDED = {
@@ -30,7 +30,6 @@ _NOT_FOLDED = {
 }
 # What may be computed although a branch or a loop might not do it: it always succeeds.
 _FOLDED_INSIDE = {"Cast", "Identity", "Transpose"}
-_FATAL = 4  # onnxruntime's log level
 
 _log = structlog.get_logger(__name__)
 
@@ -61,21 +60,13 @@ def hoist_constants(model: ModelProto, path: Path, seconds: float, tensors: Mapp
     hoisted.graph.input.extend(value for value in model.graph.input if value.name not in given)
     hoisted.graph.output.extend(model.graph.output)
     hoisted.graph.node.extend(nodes)
-    used = set(_names_read(nodes))
+    used = set(names_read(nodes))
     for name, tensor in hoisting.initializers.items():
         if name in used:
             initializer = hoisted.graph.initializer.add()
             initializer.CopyFrom(tensor)
             initializer.name = name
     return hoisted
-
-
-def graphs_inside(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs of a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 class _Hoisting:
@@ -142,7 +133,7 @@ class _Hoisting:
     def _keep(self, node: NodeProto, constants: Mapping[str, str]) -> None:
         node.input[:] = [constants.get(name, name) for name in node.input]
         self._wanted.update(node.input)
-        if node.domain in _DEFAULT_DOMAINS and node.op_type in _SEEING_OUTSIDE:
+        if node.domain in STANDARD_DOMAINS and node.op_type in _SEEING_OUTSIDE:
             for graph in graphs_inside(node):
                 kept = list(map(_copy, self.nodes(graph, constants, inside=True)))
                 inputs = {value.name for value in graph.input}
@@ -190,7 +181,11 @@ class _Hoisting:
             initializer = model.graph.initializer.add()
             initializer.CopyFrom(self.initializers[name])
             initializer.name = name
-        values = run_limited(_open(model), names, {}, path=path, seconds=seconds)
+        try:
+            session = open_plain(model)  # Everything in it is constant: an optimised one would compute it at once.
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own.
+            raise EngineError(str(error)) from error
+        values = run_limited(session, names, {}, path=path, seconds=seconds)
         del model
         for name in names:
             value = values.pop(0)
@@ -199,27 +194,15 @@ class _Hoisting:
             self.initializers[name] = numpy_helper.from_array(np.asarray(value))
 
 
-def _open(model: ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.intra_op_num_threads = 1
-    # Everything in it is constant: it would be computed when it is opened.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own.
-        raise EngineError(str(error)) from error
-
-
 def _is_foldable(node: NodeProto, inside: bool) -> bool:
     folded = node.op_type in _FOLDED_INSIDE if inside else node.op_type not in _NOT_FOLDED
-    computes = node.domain in _DEFAULT_DOMAINS and folded
+    computes = node.domain in STANDARD_DOMAINS and folded
     return computes and any(node.input) and next(graphs_inside(node), None) is None
 
 
 def _constant_value(node: NodeProto) -> TensorProto | None:
     """What a Constant node holds; None for other nodes."""
-    if node.op_type != "Constant" or node.domain not in _DEFAULT_DOMAINS or not node.attribute:
+    if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS or not node.attribute:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":
@@ -254,10 +237,3 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from (*node.input, *node.output)
         for inner in graphs_inside(node):
             yield from _names(inner)
-
-
-def _names_read(nodes: list[NodeProto]) -> Iterator[str]:
-    for node in nodes:
-        yield from node.input
-        for graph in graphs_inside(node):
-            yield from _names_read(list(graph.node))

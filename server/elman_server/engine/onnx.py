@@ -25,7 +25,7 @@ from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener, Provider
 from elman_server.engine.rows import RowStates
 from elman_server.engine.threads import Cores
-from elman_server.engine.trial_runs import RunLimit, check_step_ends
+from elman_server.engine.trials.limits import RunLimit, check_step_ends
 from elman_server.engine.trials.step import StepTrial
 from elman_server.engine.unrolling import (
     CHECKS,

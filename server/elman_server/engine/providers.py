@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import structlog
 
@@ -114,6 +115,15 @@ class Opener:
         except ModelLoadError as error:
             _log.warning("not tried on the cpu", graph=path.name, reason=str(error.__cause__))
             return None
+
+
+def open_plain(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A session on the CPU that runs the nodes as they are. What onnxruntime raises is passed on."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[_ONNXRUNTIME_NAMES[Provider.CPU]])
 
 
 def _open_on_cuda(

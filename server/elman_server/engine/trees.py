@@ -18,7 +18,7 @@ from elman_server.engine.checking import check_graph
 from elman_server.engine.interface import NO_CHILD, NodeResults
 from elman_server.engine.policy import DEFAULT_ENGINE_POLICY, EnginePolicy
 from elman_server.engine.providers import Opener
-from elman_server.engine.trial_runs import RunLimit, check_step_ends
+from elman_server.engine.trials.limits import RunLimit, check_step_ends
 from elman_server.engine.trials.nodes import try_nodes
 from elman_server.errors import EngineError
 

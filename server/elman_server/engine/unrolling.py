@@ -38,6 +38,7 @@ from elman_server.engine.float16 import compute_in_float32
 from elman_server.engine.foreign_graphs import read_graph
 from elman_server.engine.hoisting import hoist_constants
 from elman_server.engine.interface import DEFAULT_OUTPUTS, OutputSelection
+from elman_server.engine.nested_graphs import graphs_inside
 from elman_server.engine.providers import Opener
 
 TOKENS = f"{PREFIX}tokens"  # int64 [B, K], the choice after each step
@@ -402,9 +403,8 @@ def _rename(node: onnx.NodeProto, wires: dict[str, str], prefix: str) -> None:
     """Rename the tensors of a node by `wires`. What the graphs inside it compute themselves gets the prefix."""
     node.input[:] = [wires.get(name, name) for name in node.input]
     node.output[:] = [wires.get(name, name) for name in node.output]
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            _rename_graph(graph, wires, prefix)
+    for graph in graphs_inside(node):
+        _rename_graph(graph, wires, prefix)
 
 
 def _rename_graph(graph: onnx.GraphProto, outer: dict[str, str], prefix: str) -> None:

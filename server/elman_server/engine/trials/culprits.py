@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime
 from numpy.typing import NDArray
 
+from elman_server.engine.comparison import with_all_values
 from elman_server.engine.foreign_graphs import read_graph
 from elman_server.engine.interface import Arrays
+from elman_server.engine.nested_graphs import names_read, nodes_inside
+from elman_server.engine.providers import open_plain
 from elman_server.engine.trials.graph import TrialGraph
 
-_FATAL = 4
 _FIXED_SCALES = "Quantize with fixed scales, as onnxruntime's quantize_static or elman's quantize='int8' does"
 _NO_CHANCE = "Export the module without it, such as in torch's eval mode"
 # By the beginning of the operator's name.
@@ -61,16 +62,11 @@ def _differing(
     model: onnx.ModelProto, runs: list[dict[str, NDArray[Any]]], rows: NDArray[np.bool_]
 ) -> Iterator[Culprit]:
     made = [name for node in model.graph.node for name in node.output if name]
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in known)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _FATAL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_plain(with_all_values(model))
     first, second = (dict(zip(made, session.run(made, feeds), strict=True)) for feeds in runs)
     differing = {name for name in made if _part(first[name], rows).tobytes() != _part(second[name], rows).tobytes()}
     for node in model.graph.node:
-        if differing.intersection(node.output) and not differing.intersection(_read(node)):
+        if differing.intersection(node.output) and not differing.intersection(names_read([node])):
             yield _described(node)
 
 
@@ -85,24 +81,9 @@ def _part(value: Any, rows: NDArray[np.bool_]) -> NDArray[Any]:
     return array
 
 
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, itself or in graphs inside it."""
-    yield from node.input
-    for inner in _inside(node):
-        yield from inner.input
-
-
-def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield inner
-                yield from _inside(inner)
-
-
 def _described(node: onnx.NodeProto) -> Culprit:
     words = f"{node.op_type} {node.name!r}" if node.name else f"the {node.op_type} that computes {node.output[0]!r}"
-    for inner in _inside(node):
+    for inner in nodes_inside(node):
         remedy = _remedy(inner)
         if remedy is not None:
             return Culprit(f"{inner.op_type} inside {words}", remedy)

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_server.engine.interface import Arrays
-from elman_server.engine.trial_runs import run_limited
+from elman_server.engine.trials.limits import run_limited
 from elman_server.errors import ModelLoadError
 
 

@@ -13,8 +13,8 @@ from elman_protos.element_types import element_type
 from elman_server.engine.foreign_graphs import check_logits
 from elman_server.engine.interface import Arrays
 from elman_server.engine.trials.graph import TrialGraph, TrialOutput
+from elman_server.engine.trials.inputs import random_values
 from elman_server.engine.trials.rows import ROWS, check_loud_neighbours, check_neighbours, check_rounding
-from elman_server.engine.trials.step import random_values
 
 _LEVELS = 3
 _WIDTH = 3  # children, where there may be any number
@@ -50,7 +50,7 @@ def try_nodes(bundle: Bundle, session: onnxruntime.InferenceSession, seconds: fl
     for _ in range(_LEVELS):
         children = _children(random, width, any_number=not step.tree.child_count)
         feeds = [
-            {given.name: random_values(bundle, given, [ROWS], random)}
+            {given.name: random_values(bundle, given, [ROWS, *given.shape], random)}
             | {name: values[children] for name, values in states.items()}
             for states in below
         ]

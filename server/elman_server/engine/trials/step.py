@@ -12,13 +12,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_bundle import Bundle
-from elman_protos import v1
-from elman_protos.element_types import element_type
 from elman_server.engine.constants import padded_length
 from elman_server.engine.foreign_graphs import check_logits
 from elman_server.engine.interface import Arrays, Encoded
 from elman_server.engine.rows import initial_values
 from elman_server.engine.trials.graph import TrialGraph, TrialOutput
+from elman_server.engine.trials.inputs import random_values
 from elman_server.engine.trials.rows import ROWS, check_loud_neighbours, check_neighbours, check_rounding
 
 STEPS = 4
@@ -84,10 +83,12 @@ class StepTrial:
         graph = TrialGraph(bundle.graph_path, session, seconds, outputs, axes)
         random = np.random.default_rng(_SEED)
         self.step_count = STEPS if spec.inputs else 1
-        sizes = [self.step_count] if spec.inputs else []
         batches = []
         for _ in range(2):
-            inputs = {given.name: random_values(bundle, given, [ROWS, *sizes], random) for given in spec.inputs}
+            inputs = {
+                given.name: random_values(bundle, given, [ROWS, self.step_count, *given.shape], random)
+                for given in spec.inputs
+            }
             encoded = list(encode(random_sources(bundle, random))) if encode is not None else []
             batches.append((inputs, encoded))
         self.inputs, self.encoded = batches[0]
@@ -152,25 +153,12 @@ class StepTrial:
         return {state.input_name: found[state.output_name] for state in self._spec.states}
 
 
-def random_values(
-    bundle: Bundle, given: v1.InputSpec, sizes: Sequence[int], random: np.random.Generator
-) -> NDArray[Any]:
-    """Random values of an input, [*sizes, *shape]."""
-    kind, shape = element_type(given.data_type), (*sizes, *given.shape)
-    if given.HasField("token"):
-        size = bundle.vocabulary_spec(given.token.vocabulary).size
-        return random.integers(0, size, shape).astype(kind.dtype)
-    if kind.is_integer:
-        return random.integers(0, 2, shape).astype(kind.dtype)
-    return random.standard_normal(shape).astype(kind.dtype)
-
-
 def random_sources(bundle: Bundle, random: np.random.Generator) -> list[NDArray[Any]]:
     """ROWS sources, [positions, *shape] each. Their lengths are the same in every call; the first is the longest."""
     encoder = bundle.spec.encoder
     longest = min(encoder.longest_source, _LONGEST_SOURCE)
     lengths = np.linspace(longest, 1, ROWS).astype(int).tolist()
-    return [random_values(bundle, encoder.input, [length], random) for length in lengths]
+    return [random_values(bundle, encoder.input, [length, *encoder.input.shape], random) for length in lengths]
 
 
 def _padded(values: Sequence[NDArray[Any]], longest: int) -> NDArray[Any]:

@@ -18,16 +18,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from elman_bundle import Bundle
-from elman_protos import v1
-from elman_protos.element_types import element_type
+from elman_server.engine.interface import Arrays
+from elman_server.engine.trials.inputs import step_feeds
 from elman_server.errors import EngineError, ModelLoadError
-
-Feeds = dict[str, NDArray[Any]]
 
 _STEPS = 64  # after which a count in the state that doubles at every step is as large as it can be
 _ENOUGH_SECONDS = 0.2
-_POSITIONS = 3  # of constants of variable length
-_CHILDREN = 2  # of a node, where it may have any number
 
 
 class RunLimit:
@@ -91,7 +87,7 @@ class RunLimit:
 
 
 def run_limited(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Feeds, *, path: Path, seconds: float
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Arrays, *, path: Path, seconds: float
 ) -> list[NDArray[Any]]:
     """Run a graph once.
 
@@ -112,7 +108,7 @@ def run_limited(
 
 
 def _run(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Feeds, limit: RunLimit
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Arrays, limit: RunLimit
 ) -> list[NDArray[Any]]:
     try:
         found: list[NDArray[Any]] = session.run(names, feeds, limit.options)
@@ -144,45 +140,3 @@ def check_step_ends(bundle: Bundle, session: onnxruntime.InferenceSession, secon
             feeds |= {state.input_name: found[state.output_name] for state in states}
             if time.monotonic() - started > _ENOUGH_SECONDS:
                 break
-
-
-def step_feeds(bundle: Bundle, rows: int, generator: np.random.Generator, *, scale: float) -> Feeds:
-    """Random inputs of a step.
-
-    Args:
-        bundle: the model.
-        rows: the number of rows.
-        generator: of the random numbers.
-        scale: the standard deviation of numbers; with 0 everything, tokens included, is zero.
-
-    Returns:
-        By input name: any tokens, normally distributed numbers, and zeros or ones for integers that are no tokens.
-    """
-    step = bundle.spec.step
-    feeds: Feeds = {}
-    for given in step.inputs:
-        size = bundle.vocabulary_spec(given.token.vocabulary).size if given.HasField("token") else 2
-        feeds[given.name] = _values(given, rows, list(given.shape), generator, scale, size)
-    for constant in step.constants:
-        shape = [_POSITIONS, *constant.shape[1:]] if constant.variable_length else list(constant.shape)
-        feeds[constant.name] = _values(constant, rows, shape, generator, scale)
-    for state in step.states:
-        children = [step.tree.child_count or _CHILDREN] if step.HasField("tree") else []
-        feeds[state.input_name] = _values(state, rows, [*children, *state.shape], generator, scale)
-    return feeds
-
-
-def _values(
-    spec: v1.InputSpec | v1.ConstantSpec | v1.StateSpec,
-    rows: int,
-    shape: list[int],
-    generator: np.random.Generator,
-    scale: float,
-    below: int = 2,
-) -> NDArray[Any]:
-    """Random numbers with the rows on their axis; integers are less than `below`."""
-    whole = [*shape[: spec.row_axis], rows, *shape[spec.row_axis :]]
-    kind = element_type(spec.data_type)
-    if kind.is_integer:
-        return generator.integers(below if scale else 1, size=whole).astype(kind.dtype)
-    return (scale * generator.standard_normal(whole)).astype(kind.dtype)
