@@ -123,7 +123,9 @@ def open_plain(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[_ONNXRUNTIME_NAMES[Provider.CPU]])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=[_ONNXRUNTIME_NAMES[Provider.CPU]]
+    )
 
 
 def _open_on_cuda(
