@@ -27,7 +27,7 @@ THREE_AXES = """
     scores = Sub(flat, squares)
 """
 PLAIN = "y = %s<axis = 1>(x)"
-# No trial has so many rows, and no user: only the comparison of both branches finds the first one.
+# Neither a trial nor a user has a million rows: only the comparison of both branches finds the first one.
 BRANCH = """
     limit = Constant<value = int64 {1000000}>()
     sizes = Shape(next)

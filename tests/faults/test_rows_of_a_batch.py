@@ -176,7 +176,7 @@ async def test_a_step_is_refused(tmp_path: Path, kind: str) -> None:
             pass
     assert how in str(raised.value)
     assert node in str(raised.value)
-    assert "a request must get the same answer whoever shares its batch" in str(raised.value)
+    assert "a request must get the same answer whatever else is in its batch" in str(raised.value)
 
 
 async def test_dynamically_quantized_weights_are_refused(tmp_path: Path) -> None:

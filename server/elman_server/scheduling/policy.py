@@ -40,6 +40,10 @@ class SchedulingPolicy:
         slow_constraint_seconds: a grammar that needs more time of a processor to add a token, or to find what may
             follow, is advanced apart from the others, and its sequence has no slot meanwhile. See
             `python -m benchmarks abuse`.
+        suspect_constraints_seconds: where all grammars of a run together need more time, one of them may be slow, and
+            each is advanced apart once to find out which.
+        suspect_constraints_row_seconds: how much is added to that for each row.
+        suspect_interval_seconds: how long none is suspected again, unless one was slow.
         encoded_positions: about how many positions of sources are encoded between two runs.
         tree_flush_seconds: how long finished trees are coalesced.
         tree_flush_share: they are emitted earlier when they are this share of the running trees.
@@ -63,6 +67,9 @@ class SchedulingPolicy:
     crowd_patience_seconds: float = 0.08
     time_slice_seconds: float = 0.5
     slow_constraint_seconds: float = 0.0003
+    suspect_constraints_seconds: float = 0.005
+    suspect_constraints_row_seconds: float = 0.0001
+    suspect_interval_seconds: float = 1.0
     encoded_positions: int = 512
     tree_flush_seconds: float = 0.005
     tree_flush_share: float = 0.25

@@ -36,7 +36,7 @@ class Answer:
         constraint: digest of the constraint; "" for none.
         unsent: generated before, and sent at the beginning of the call's answer; it is not searched.
         end: position at which the answer ended by itself; None where it was cut.
-        until: position behind its tokens, where something else follows; None where nothing does.
+        until: position after its tokens, if something else follows; None if nothing does.
     """
 
     start: int
@@ -102,7 +102,7 @@ class Answers:
         return Answers((*left, answer)[-_MOST:])
 
     def left(self, position: int) -> Answers:
-        """Return them where something else follows at a position."""
+        """Return them with the last one closed at a position, because something else follows there."""
         if not self.each:
             return self
         last = self.each[-1]
@@ -110,7 +110,7 @@ class Answers:
         return Answers((*self.each[:-1], replace(last, until=until)))
 
     def ended(self, position: int) -> Answers:
-        """Return them where the last one ends by itself."""
+        """Return them with the last one ended at a position, by itself."""
         return Answers((*self.each[:-1], replace(self.each[-1], end=position)))
 
     def to_call(self) -> Call:

@@ -26,7 +26,7 @@ _LOUD = (1e3, np.inf)  # factors of the numbers of loud rows
 # Relative to values above 1; a float32 sum in another order differs far less, and rows or padding that are read far
 # more.
 _ROUNDING = {"float32": 1e-2, "float16": 5e-2}
-_RULE = "a request must get the same answer whoever shares its batch"
+_RULE = "a request must get the same answer whatever else is in its batch"
 
 _log = structlog.get_logger(__name__)
 

@@ -21,11 +21,6 @@ from elman_server.scheduling.fair_executor import FairExecutor
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 
-# Several rows together take longer than this where one of them may be slow. Their time includes that of other threads,
-# so that they are suspected now and then only.
-_SUSPECT_SECONDS, _SUSPECT_SECONDS_PER_ROW = 0.005, 0.0001
-_SUSPECT_INTERVAL = 1.0
-
 
 @dataclass(eq=False)
 class ConstrainedRow:
@@ -172,10 +167,11 @@ class ConstrainedRows:
             allowed[failed] = False
             for index in failed:
                 rows[index].is_defective = True
-        now = time.perf_counter()
-        suspicious = now - started > _SUSPECT_SECONDS + len(rows) * _SUSPECT_SECONDS_PER_ROW
-        if suspicious and now > self._suspect_from:
-            self._suspect_from = now + _SUSPECT_INTERVAL
+        now, policy = time.perf_counter(), self._policy
+        limit = policy.suspect_constraints_seconds + len(rows) * policy.suspect_constraints_row_seconds
+        # The time includes that of other threads, so that constraints are suspected now and then only.
+        if now - started > limit and now > self._suspect_from:
+            self._suspect_from = now + policy.suspect_interval_seconds
             for one in rows:  # Which of them it was shows when each is advanced apart.
                 one.slow = True
 
