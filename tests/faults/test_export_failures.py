@@ -6,7 +6,7 @@ import random
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -321,10 +321,17 @@ IN_TORCH: Mapping[type[Plain], tuple[str, str]] = {
 
 @pytest.mark.parametrize("kind", IN_TORCH, ids=lambda kind: kind.__name__)
 def test_what_is_seen_in_torch_is_said_before_anything_is_exported(kind: type[Plain], tmp_path: Path) -> None:
-    problem, line = IN_TORCH[kind]
+    check_refusal(write, kind(), IN_TORCH[kind], tmp_path)
+
+
+def check_refusal(
+    export: Callable[[nn.Module, Path], object], module: nn.Module, expected: tuple[str, str], folder: Path
+) -> None:
+    """Check that an export is refused, and what it says of the problem and the line."""
+    problem, line = expected
     with pytest.raises(ExportError, match=problem) as caught:
-        write(kind(), tmp_path / "own")
-    check_text(str(caught.value), line, tmp_path)
+        export(module, folder / "own")
+    check_text(str(caught.value), line, folder)
 
 
 def check_text(error: str, line: str, folder: Path) -> None:
@@ -437,10 +444,7 @@ OF_ENCODERS: Mapping[type[Speller], tuple[str, str]] = {
 
 @pytest.mark.parametrize("kind", OF_ENCODERS, ids=lambda kind: kind.__name__)
 def test_encoders_are_told_as_well(kind: type[Speller], tmp_path: Path) -> None:
-    problem, line = OF_ENCODERS[kind]
-    with pytest.raises(ExportError, match=problem) as caught:
-        export_translator(kind(), tmp_path / "own")
-    check_text(str(caught.value), line, tmp_path)
+    check_refusal(export_translator, kind(), OF_ENCODERS[kind], tmp_path)
 
 
 def test_a_loop_over_time_is_told_with_its_line(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ from tests.support.engines import make_engine
 from tests.support.events import content, received
 from tests.support.injection import nth, points_of, raising
 from tests.support.scheduling import Inbox, deliver_events, inbox, make_policy
-from tests.support.trees import RandomTree, random_tree
+from tests.support.tree_sequences import tree_sequence
+from tests.support.trees import random_tree
 
 SLOTS = 5
 NUMBERS = [1, 2, 5]  # which call raises
@@ -91,22 +92,10 @@ def row_scheduler(engine: OnnxEngine) -> Scheduler:
     return Scheduler("translator", rows, policy, waiting_limit=100, deliver=deliver_events)
 
 
-def tree_of(tree: RandomTree, *, every_node: bool = False) -> Tree:
-    order, depths = [tree.root], [0]
-    for node in order:
-        depths += [depths[order.index(node)] + 1] * len(tree.children[node])
-        order += tree.children[node]
-    return Tree(
-        np.array([tree.tokens[node] for node in order]),
-        Inbox(),
-        depths=np.array(depths),
-        child_counts=np.array([len(tree.children[node]) for node in order]),
-        order=np.array(order) if every_node else None,
-    )
-
-
 TREES: dict[str, Callable[[], Sequence]] = {
-    f"tree {number}": lambda number=number: tree_of(random_tree(number, 0, 4 * number), every_node=number % 2 == 0)  # type: ignore[misc]
+    f"tree {number}": lambda number=number: tree_sequence(
+        random_tree(number, 0, 4 * number), every_node=number % 2 == 0
+    )  # type: ignore[misc]
     for number in range(1, 7)
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,17 @@ class Inbox:
 def deliver_events(emissions: list[Emission]) -> None:
     for receiver, event in emissions:
         receiver.receive(event)
+
+
+def submitting(upcoming: list[Sequence], submit: Callable[[Sequence], None]) -> Callable[[list[Emission]], None]:
+    """Return a function that delivers emissions and submits the next sequence, as the event loop does with calls."""
+
+    def deliver(emissions: list[Emission]) -> None:
+        deliver_events(emissions)
+        if upcoming:
+            submit(upcoming.pop(0))
+
+    return deliver
 
 
 def make_policy(

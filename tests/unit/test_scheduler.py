@@ -44,6 +44,7 @@ from tests.support.scheduling import (
     make_policy,
     make_scheduler,
     reading,
+    submitting,
     until_running,
 )
 
@@ -213,14 +214,7 @@ def test_chunk_ends_with_the_first_sequence_while_requests_wait_for_a_row() -> N
 
 def test_calls_that_arrive_during_admission_start_in_the_same_iteration(engine: FakeEngine) -> None:
     sequences = [generation([index + 1], 5) for index in range(3)]
-    upcoming = list(sequences)
-
-    def deliver(emissions: list[Emission]) -> None:
-        """Deliver emissions and submit the next call, as the event loop does."""
-        deliver_events(emissions)
-        if upcoming:
-            scheduler.submit(upcoming.pop(0))
-
+    deliver = submitting(list(sequences), lambda sequence: scheduler.submit(sequence))
     scheduler = make_scheduler(engine, deliver=deliver)
     deliver([])
     scheduler.start()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from elman_server.errors import ModelFailedError
-from elman_server.scheduling import Emission, Failed, Finished, Generation, Source
+from elman_server.scheduling import Failed, Finished, Generation, Source
 from tests.support.fake_engine import POISON, FakeEngine, continuation
-from tests.support.scheduling import deliver_events, generation, inbox, make_scheduler, until_running
+from tests.support.scheduling import generation, inbox, make_scheduler, submitting, until_running
 
 PROMPT = [1]
 
@@ -41,16 +41,9 @@ def test_sources_are_encoded_in_a_batch_and_start_their_own_sequences() -> None:
 def test_sources_of_concurrent_calls_are_encoded_in_a_batch() -> None:
     engine = FakeEngine(capacity=4)
     sequences = [from_source(Source(np.array([index]))) for index in range(3)]
-    coming = list(sequences)
-
-    def deliver_and_submit(emissions: list[Emission]) -> None:
-        """Deliver emissions and submit the next call, as the event loop does."""
-        deliver_events(emissions)
-        if coming:
-            scheduler.submit(coming.pop(0))
-
-    scheduler = make_scheduler(engine, deliver=deliver_and_submit)
-    deliver_and_submit([])
+    deliver = submitting(list(sequences), lambda sequence: scheduler.submit(sequence))
+    scheduler = make_scheduler(engine, deliver=deliver)
+    deliver([])
     scheduler.start()
     for index, sequence in enumerate(sequences):
         assert inbox(sequence).tokens_and_end()[0] == expected([index])

@@ -25,6 +25,7 @@ from elman_server.scheduling import (
 )
 from elman_server.scheduling.trees.batch import _shares
 from tests.support.scheduling import Inbox, deliver_events, inbox, until_running
+from tests.support.tree_sequences import order_of, tree_sequence
 from tests.support.trees import RandomTree, random_tree
 
 MODULUS, LABELS = 1009, 7
@@ -120,26 +121,6 @@ def scheduler(engine: FakeTreeEngine) -> Iterator[Scheduler]:
     scheduler.stop()
 
 
-def order_of(tree: RandomTree) -> tuple[list[int], list[int]]:
-    """Return all nodes in breadth-first order, and their depths."""
-    order, depths = [tree.root], [0]
-    for node in order:
-        depths += [depths[order.index(node)] + 1] * len(tree.children[node])
-        order += tree.children[node]
-    return order, depths
-
-
-def submitted(tree: RandomTree, *, every_node: bool = False) -> Tree:
-    order, depths = order_of(tree)
-    return Tree(
-        np.array([tree.tokens[node] for node in order]),
-        Inbox(),
-        depths=np.array(depths),
-        child_counts=np.array([len(tree.children[node]) for node in order]),
-        order=np.array(order) if every_node else None,
-    )
-
-
 def labels_of(tree: RandomTree) -> list[int]:
     """Return the expected label of every node."""
     values: dict[int, int] = {}
@@ -167,7 +148,7 @@ def test_trees_that_arrive_and_finish_equal_single_trees(child_count: int) -> No
     scheduler = make_tree_scheduler(engine, 200, deliver_events)
     random = np.random.default_rng(1)
     trees = [without_poison(seed, child_count, int(random.choice([1, 4, 30, 400]))) for seed in range(60)]
-    requests = [submitted(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
+    requests = [tree_sequence(tree, every_node=seed % 3 == 0) for seed, tree in enumerate(trees)]
     for one in requests[:30]:
         scheduler.submit(one)
     scheduler.start()
@@ -199,7 +180,7 @@ def test_finished_trees_are_coalesced_up_to_a_quarter_of_the_running_ones(
 
     scheduler = make_tree_scheduler(engine, 9, count, SchedulingPolicy(tree_flush_seconds=seconds))
     chains = [RandomTree([1] * size, [[node + 1] for node in range(size - 1)] + [[]], 0) for size in range(1, 9)]
-    requests = [submitted(chain) for chain in chains]
+    requests = [tree_sequence(chain) for chain in chains]
     for one in requests:
         scheduler.submit(one)
     scheduler.start()
@@ -213,7 +194,7 @@ def test_failed_run_ends_only_the_tree_at_fault(scheduler: Scheduler, engine: Fa
     engine.gate.clear()
     trees = [without_poison(seed, 0, 20) for seed in range(6)]
     bad = RandomTree([3, POISON, 4, 5], [[1, 2], [], [3], []], 0)
-    requests = [submitted(tree) for tree in [*trees[:3], bad, *trees[3:], bad]]
+    requests = [tree_sequence(tree) for tree in [*trees[:3], bad, *trees[3:], bad]]
     for one in requests:
         scheduler.submit(one)
     engine.gate.set()
@@ -232,8 +213,8 @@ def test_failed_run_ends_only_the_tree_at_fault(scheduler: Scheduler, engine: Fa
 def test_a_defect_ends_only_the_tree_that_meets_it(engine: FakeTreeEngine, missing: str) -> None:
     scheduler = make_tree_scheduler(engine, 100, deliver_events)
     others = [without_poison(seed, 0, 30) for seed in range(4)]
-    trees = [submitted(tree, every_node=True) for tree in others]
-    victim = submitted(without_poison(9, 0, 30), every_node=True)
+    trees = [tree_sequence(tree, every_node=True) for tree in others]
+    victim = tree_sequence(without_poison(9, 0, 30), every_node=True)
     setattr(victim, missing, None)
     for tree in (*trees[:2], victim, *trees[2:]):
         scheduler.submit(tree)
@@ -251,7 +232,7 @@ def test_aborted_tree_leaves_no_state(
     scheduler: Scheduler, engine: FakeTreeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staying, leaving = without_poison(1, 0, 200), without_poison(2, 0, 3000)
-    requests = [submitted(staying), submitted(leaving, every_node=True)]
+    requests = [tree_sequence(staying), tree_sequence(leaving, every_node=True)]
     run = engine.run
 
     def aborting(tokens: NDArray[np.int64], children: NDArray[np.int64]) -> NodeResults:
@@ -280,12 +261,12 @@ def test_new_tree_joins_the_next_iteration_despite_a_large_one(scheduler: Schedu
             runs_before_end[self.name] = len(engine.runs)
             super().receive(event)
 
-    large, small = submitted(without_poison(3, 0, 5000)), without_poison(4, 0, 30)
+    large, small = tree_sequence(without_poison(3, 0, 5000)), without_poison(4, 0, 30)
     large.receiver = RecordingInbox("large")
     engine.gate.clear()
     scheduler.submit(large)
     until_running(scheduler, 1)
-    one = submitted(small)
+    one = tree_sequence(small)
     one.receiver = RecordingInbox("small")
     scheduler.submit(one)
     engine.gate.set()
@@ -298,19 +279,19 @@ def test_new_tree_joins_the_next_iteration_despite_a_large_one(scheduler: Schedu
 
 def test_states_of_leaves_are_computed_once(scheduler: Scheduler, engine: FakeTreeEngine) -> None:
     tree = RandomTree([1, 4, 5, 4], [[1, 2, 3], [], [], []], 0)
-    one = submitted(tree)
+    one = tree_sequence(tree)
     scheduler.submit(one)
     assert labels_received(one) == [labels_of(tree)[0]]
     until_running(scheduler, 0)
     before = len(engine.runs)
-    again = submitted(tree)
+    again = tree_sequence(tree)
     scheduler.submit(again)
     assert labels_received(again) == [labels_of(tree)[0]]
     assert engine.runs[before:] == [1]
-    every = submitted(tree, every_node=True)
+    every = tree_sequence(tree, every_node=True)
     scheduler.submit(every)
     assert labels_received(every) == labels_of(tree)
-    alone = submitted(RandomTree([4], [[]], 0))
+    alone = tree_sequence(RandomTree([4], [[]], 0))
     scheduler.submit(alone)
     assert labels_received(alone) == [4]
 
@@ -326,17 +307,17 @@ def test_stop_and_internal_errors_fail_running_trees(
 
     with monkeypatch.context() as patch:
         patch.setattr(scheduler._batch, "_collect", explode)
-        victim = submitted(without_poison(5, 0, 50))
+        victim = tree_sequence(without_poison(5, 0, 50))
         scheduler.submit(victim)
         assert isinstance(inbox(victim).events.get(timeout=10), Failed)
     tree = without_poison(6, 0, 50)
-    later = submitted(tree)
+    later = tree_sequence(tree)
     scheduler.submit(later)
     assert labels_received(later) == [labels_of(tree)[tree.root]]
     until_running(scheduler, 0)
     assert engine.kept_count == 0
     engine.gate.clear()
-    last = submitted(without_poison(7, 0, 50))
+    last = tree_sequence(without_poison(7, 0, 50))
     scheduler.submit(last)
     until_running(scheduler, 1)
     threading.Timer(0.05, engine.gate.set).start()

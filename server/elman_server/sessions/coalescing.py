@@ -6,15 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-import structlog
-
-from elman_server.errors import SessionError, StoreUnavailableError
-from elman_server.sessions.stores.interface import STORE_FAILED
+from elman_server.errors import SessionError
+from elman_server.sessions.isolation import send_isolated
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-
-_log = structlog.get_logger(__name__)
 
 
 class Coalescer(Generic[Q, A]):
@@ -43,23 +39,13 @@ class Coalescer(Generic[Q, A]):
             self._sender = loop.create_task(self._send_pending())
         return await future
 
-    def _answers(self, requests: Sequence[Q]) -> Sequence[A | Exception]:
-        try:
-            return self._send(requests)
-        except SessionError as error:
-            return [error] * len(requests)
-        except Exception:
-            _log.exception("store failed", request_count=len(requests))
-            if len(requests) == 1:
-                return [StoreUnavailableError(STORE_FAILED)]
-        # A defect that one of the requests has triggered must not affect the others: each is sent by itself.
-        return [answer for request in requests for answer in self._answers([request])]
-
     async def _send_pending(self) -> None:
         try:
             while self._pending:
                 batch, self._pending = self._pending, []
-                answers = await asyncio.to_thread(self._answers, [request for request, _ in batch])
+                answers = await asyncio.to_thread(
+                    send_isolated, self._send, [request for request, _ in batch], SessionError
+                )
                 for (_, future), answer in zip(batch, answers, strict=True):
                     if future.cancelled():
                         continue

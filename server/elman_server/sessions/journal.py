@@ -16,6 +16,7 @@ import structlog
 from elman_server.errors import StoreError, StoreUnavailableError
 from elman_server.sessions.changes import Change
 from elman_server.sessions.health import StoreHealth
+from elman_server.sessions.isolation import send_isolated
 from elman_server.sessions.stores.interface import STORE_FAILED, Store
 
 _log = structlog.get_logger(__name__)
@@ -96,7 +97,7 @@ class Journal:
             while self._pending:
                 batch, self._pending = self._pending, []
                 changes = [change for change, _ in batch]
-                errors: list[StoreError | None]
+                errors: Sequence[StoreError | None]
                 try:
                     errors = await loop.run_in_executor(self._thread, self._apply, changes)
                 except Exception:
@@ -106,23 +107,17 @@ class Journal:
         finally:
             self._writer = None
 
-    def _apply(self, changes: list[Change]) -> list[StoreError | None]:
+    def _apply(self, changes: Sequence[Change]) -> Sequence[StoreError | None]:
+        return send_isolated(self._send, changes, StoreError)
+
+    def _send(self, changes: Sequence[Change]) -> list[StoreError | None]:
         try:
-            errors = self._store.apply(changes)
-            if len(errors) == len(changes):
-                return errors
-            _log.error("write failed", change_count=len(changes), outcome_count=len(errors))
+            return self._store.apply(changes)
         except StoreError as error:
             _log.error("write failed", change_count=len(changes), error=str(error))
-            return [error] * len(changes)
-        except Exception:
-            _log.exception("write failed", change_count=len(changes))
-        if len(changes) == 1:
-            return [StoreUnavailableError(STORE_FAILED)]
-        # A defect that one of the changes has triggered must not affect the others: each is written by itself.
-        return [error for change in changes for error in self._apply([change])]
+            raise
 
-    def _report(self, batch: list[tuple[Change, OnOutcome]], errors: list[StoreError | None]) -> None:
+    def _report(self, batch: list[tuple[Change, OnOutcome]], errors: Sequence[StoreError | None]) -> None:
         try:
             self._health.note(errors)
         except Exception:
