@@ -20,7 +20,7 @@ from elman_export.examples import Example, Sources, make_example, make_sources, 
 from elman_export.export_error import ExportError
 from elman_export.module_calls import call_initial_state
 from elman_export.module_snapshot import ModuleSnapshot
-from elman_export.source_lines import SourceLine, line_that_changes
+from elman_export.source_lines import at, line_that_changes
 
 TRACED_ROWS = 3
 _OTHER_ROWS = (5, 1)
@@ -161,7 +161,7 @@ def _check_repeatable(
             value.copy_(given[name])
         line = line_that_changes(call, lambda: bool(changed()))
         raise ExportError(
-            f"{method}: changes its argument {names[0]} in place{_at(line)}; arguments belong to the caller. Compute a "
+            f"{method}: changes its argument {names[0]} in place{at(line)}; arguments belong to the caller. Compute a "
             "new tensor, as in h = h + x instead of h += x, or clone it first"
         )
     again = call()
@@ -179,22 +179,18 @@ def _reason(module: nn.Module, call: Callable[[], Results]) -> str:
     snapshot, before = ModuleSnapshot(module), _generators()
     line = line_that_changes(call, lambda: bool(snapshot.changes()))
     if changes := snapshot.changes():
-        return f"it changes {changes[0]}{_at(line)}. {_STATE}"
+        return f"it changes {changes[0]}{at(line)}. {_STATE}"
     if _generators() != before:
         before = _generators()
         line = line_that_changes(call, lambda: _generators() != before)
         remedy = _DROPOUT if line is not None and "drop" in line.text.lower() else _NOISE
-        return f"it draws random numbers{_at(line)}. {remedy}"
+        return f"it draws random numbers{at(line)}. {remedy}"
     return f"it depends on something else than its arguments and parameters. {_STATE}"
 
 
 def _generators() -> Any:
     """The states of the random generators that all code shares."""
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
-
-
-def _at(line: SourceLine | None) -> str:
-    return "" if line is None else f" at {line}"
 
 
 def _differs(one: Tensor, other: Tensor) -> bool:

@@ -42,10 +42,15 @@ class SourceLine:
         return f"{self.path}:{self.number}: {self.text}"
 
 
+def at(line: SourceLine | None) -> str:
+    """A line as a part of a sentence; empty if it is not known."""
+    return "" if line is None else f" at {line}"
+
+
 def line_of_error(error: BaseException) -> SourceLine | None:
     """The innermost line of the user's code that an error passed, or the errors that caused it; None if it passed
     none."""
-    for cause in reversed(list(_causes(error))):
+    for cause in reversed(list(causes(error))):
         frames = [(frame, number) for frame, number in traceback.walk_tb(cause.__traceback__) if _is_of_user(frame)]
         if frames:
             return _line(*frames[-1])
@@ -118,8 +123,8 @@ class _OperatorLine(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and the errors that caused it."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and the errors that caused it, the first one last."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -83,7 +83,7 @@ def save_graph(traced: Traced, outputs: list[str], path: Path) -> None:
     Raises:
         ExportError: torch cannot express the module in ONNX, or not with any sizes.
     """
-    # Without the cache of fake tensors an export takes a third less time: it pays where operators repeat.
+    # An export takes a third less time without torch's cache of fake tensors, which pays only where operators repeat.
     with _quiet(), dynamo_config.patch(fake_tensor_cache_enabled=False):
         try:
             program = torch.onnx.export(

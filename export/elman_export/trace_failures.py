@@ -14,7 +14,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from elman_export.export_error import ExportError
-from elman_export.source_lines import SourceLine, current_line, line_of_error, line_of_operator
+from elman_export.source_lines import SourceLine, at, causes, current_line, line_of_error, line_of_operator
 
 # torch names no line for a size that became a fixed number, but this logger tells of it while the line runs.
 _SIZES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
@@ -112,7 +112,7 @@ def check_sizes(model: ir.Model, traced: Traced) -> None:
     if found:
         lines = _fixing_lines(traced)
         raise _fixed_sizes(
-            traced.what, {size: f"{number}{_at(lines.get(axis))}" for axis, (size, number) in found.items()}
+            traced.what, {size: f"{number}{at(lines.get(axis))}" for axis, (size, number) in found.items()}
         )
 
 
@@ -124,29 +124,27 @@ def explain(error: Exception, traced: Traced) -> ExportError:
         traced: what could not be exported.
     """
     what = traced.what
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    *_, cause = causes(error)
     text, line = _COLOURS.sub("", str(cause)), line_of_error(error)
     if type(cause).__name__ == "GuardOnDataDependentSymNode":
         return ExportError(
-            f"{what}: decides in Python by the value of a tensor{_at(line)}; a graph is the same for all values. "
+            f"{what}: decides in Python by the value of a tensor{at(line)}; a graph is the same for all values. "
             "Choose for each row with torch.where(condition, one, other), and mask instead of looping up to a value"
         )
     if found := re.match(r"Constraints violated \((\w+)", text):
-        return _fixed_sizes(what, {found[1]: f"one number{_at(next(iter(_fixing_lines(traced).values()), None))}"})
+        return _fixed_sizes(what, {found[1]: f"one number{at(next(iter(_fixing_lines(traced).values()), None))}"})
     if (packed := line_of_operator(traced.run, {"_pack_padded_sequence"})) is not None:
         return ExportError(
-            f"{what}: packs sequences{_at(packed)}; packed sequences have no form in ONNX. Read the padded ones, and "
+            f"{what}: packs sequences{at(packed)}; packed sequences have no form in ONNX. Read the padded ones, and "
             "set to zero what follows their ends"
         )
     line = line or line_of_operator(traced.run, _untranslated(error))
     if found := _OPERATOR.search(text):
         return ExportError(
-            f"{what}: torch cannot express the operator {found[1]} in ONNX{_at(line)}. Write it with other operators"
+            f"{what}: torch cannot express the operator {found[1]} in ONNX{at(line)}. Write it with other operators"
         )
     reason = " ".join(text.strip().partition("\n\n")[0].split())[:_LONGEST_REASON]
-    return ExportError(f"{what}: torch cannot export it to ONNX: {type(cause).__name__}: {reason}{_at(line)}")
+    return ExportError(f"{what}: torch cannot export it to ONNX: {type(cause).__name__}: {reason}{at(line)}")
 
 
 def _fixed_sizes(what: str, found: Mapping[str, str]) -> ExportError:
@@ -163,16 +161,10 @@ def _untranslated(error: BaseException) -> set[str]:
     """The names of the operator that torch was translating when an error was raised: its own, and that of the function
     from which torch has made it."""
     found: set[str] = set()
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         for frame, _ in traceback.walk_tb(cause.__traceback__):
             node = frame.f_locals.get("node")
             if isinstance(node, torch.fx.Node):
                 found |= {getattr(node.target, "__name__", "").partition(".")[0]}
                 found |= {re.sub(r"_\d+$", "", name) for name in node.meta.get("torch_fn", ())[:1]}
-        cause = cause.__cause__
     return found
-
-
-def _at(line: SourceLine | None) -> str:
-    return "" if line is None else f" at {line}"
