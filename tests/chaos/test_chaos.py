@@ -22,7 +22,7 @@ def quietly(_: str) -> None:
 
 
 def rest(kills: int) -> float:
-    """Return how long sessions pause: in a trial of `make test`, most of the time."""
+    """Return the seconds that sessions pause after a call: none in a long trial."""
     return 0.0 if kills > 10 else 0.5
 
 

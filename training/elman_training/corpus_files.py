@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elman_training.training_error import TrainingError
 
-# Tells people something about a corpus: what was left out of it, and what its classes are.
+# Called with each note about a corpus: what was left out of it, and what its classes are.
 Note = Callable[[str], None]
 STDLIB = "stdlib"  # the embedded corpus: the source of the running interpreter's standard library
 _SHOWN = 10  # names
@@ -38,7 +38,7 @@ def read_utf8(path: Path) -> str:
 
 
 def no_note(text: str) -> None:
-    """Tell nobody."""
+    """Discard a note."""
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
@@ -47,7 +47,7 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 
 def note_left_out(corpus: Path, names: Sequence[str], note: Note) -> None:
-    """Tell which files of a corpus were left out, if any were."""
+    """Note which files of a corpus were left out, if any were."""
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         note(f"{corpus}: left out: {', '.join(names[:_SHOWN])}{more}")
