@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from elman_bundle import Bundle
-from tests.support.foreign_bundles import TOKENS, Foreign, Kept, Shown
+from tests.support.foreign_bundles import TOKENS, Foreign, Kept, Shown, mask_nodes
 from tests.support.serving import serving
 
 TABLE = np.random.default_rng(0).permutation(TOKENS**2).reshape(TOKENS, TOKENS).astype(np.float32)
@@ -32,13 +32,7 @@ def write(folder: Path, axis: int) -> Bundle:
         {"scores": Shown("next_token", [TOKENS])},
         encoder=[
             make("Gather", ["table", "source"], ["features"]),
-            make("Shape", ["source"], ["width"], start=1),
-            make("Squeeze", ["width"], ["most"]),
-            make("Range", ["0", "most", "1"], ["places"]),
-            make("Unsqueeze", ["lengths", "positions"], ["ends"]),
-            make("Less", ["places", "ends"], ["real"]),
-            make("Cast", ["real"], ["mask"], to=1),
-            make("Unsqueeze", ["mask", "last"], ["column"]),
+            *mask_nodes("positions", "last", "column"),
             make("Mul", ["features", "column"], ["masked"]),
             make("ReduceSum", ["masked", "positions"], ["sum"], keepdims=0),
             make("Transpose", ["sum"], ["state"], **turn),

@@ -14,7 +14,7 @@ from onnxruntime.quantization import quantize_dynamic
 
 from elman_bundle import Bundle
 from elman_server.errors import ModelLoadError
-from tests.support.foreign_bundles import LABELS, TOKENS, Foreign, Kept, Shown, random_weights
+from tests.support.foreign_bundles import LABELS, TOKENS, Foreign, Kept, Shown, mask_nodes, random_weights
 from tests.support.manifests import reseal
 from tests.support.serving import serving
 
@@ -234,13 +234,7 @@ def translating(folder: Path, *nodes: onnx.NodeProto, reading: Sequence[onnx.Nod
         constants={"memory": [-1, SIZE]},
         encoder=[
             make("Gather", ["table", "source"], ["features"]),
-            make("Shape", ["source"], ["width"], start=1),
-            make("Squeeze", ["width"], ["most"]),
-            make("Range", ["0", "most", "1"], ["places"]),
-            make("Unsqueeze", ["lengths", "positions"], ["ends"]),
-            make("Less", ["places", "ends"], ["real"]),
-            make("Cast", ["real"], ["flags"], to=TensorProto.FLOAT),
-            make("Unsqueeze", ["flags", "columns"], ["mask"]),
+            *mask_nodes("positions", "columns", "mask"),
             *nodes,
         ],
     ).write(folder)

@@ -149,6 +149,26 @@ def _value(name: str, dtype: str, shape: Sequence[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, BY_NAME[dtype].onnx_type, shape)
 
 
+def mask_nodes(column: str, last: str, result: str) -> list[onnx.NodeProto]:
+    """Return the nodes of an encoder that compute which positions of `source` are real, float32 [B, S, 1].
+
+    Args:
+        column: a weight with the axes of a column, [1].
+        last: a weight with the last axis, [2].
+        result: the name of the result.
+    """
+    make = helper.make_node
+    return [
+        make("Shape", ["source"], ["width"], start=1),
+        make("Squeeze", ["width"], ["most"]),
+        make("Range", ["0", "most", "1"], ["places"]),
+        make("Unsqueeze", ["lengths", column], ["ends"]),
+        make("Less", ["places", "ends"], ["real"]),
+        make("Cast", ["real"], ["flags"], to=TensorProto.FLOAT),
+        make("Unsqueeze", ["flags", last], [result]),
+    ]
+
+
 def random_weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
     """Return normally distributed weights by name."""
     random = np.random.default_rng(seed)
