@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import linecache
 import sys
 import sysconfig
@@ -86,13 +87,16 @@ def line_that_changes(call: Callable[[], object], changed: Callable[[], bool]) -
     def enter(frame: FrameType, event: str, _: Any) -> Any:
         return check if _is_of_user(frame) else None
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()  # a collection would run lines of other packages in the middle of the user's
     sys.settrace(enter)
     try:
         with suppress(Exception):
             call()
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import warnings
@@ -322,6 +323,22 @@ IN_TORCH: Mapping[type[Plain], tuple[str, str]] = {
 @pytest.mark.parametrize("kind", IN_TORCH, ids=lambda kind: kind.__name__)
 def test_what_is_seen_in_torch_is_said_before_anything_is_exported(kind: type[Plain], tmp_path: Path) -> None:
     check_refusal(write, kind(), IN_TORCH[kind], tmp_path)
+
+
+def test_a_collection_in_the_middle_of_a_line_is_not_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    def collected(phase: str, info: object) -> None:
+        assert phase in ("start", "stop"), info
+
+    gc.callbacks.append(collected)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        check_refusal(write, CountsCalls(), IN_TORCH[CountsCalls], tmp_path)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(collected)
 
 
 def check_refusal(
