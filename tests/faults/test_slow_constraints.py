@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from elman_server.decoding.constraints import Constraint, ConstraintKind, Grammar, Grammars
+from elman_server.decoding.constraints.vocabulary import MatcherVocabulary
 from elman_server.scheduling import Failed, Finished, FinishReason, Generation, SamplingParams, Scheduler
 from elman_server.scheduling.fair_executor import FairExecutor
 from tests.support.fake_engine import LETTERS, FakeEngine, continuation
@@ -17,7 +19,7 @@ from tests.support.grammars import LARK, REGEX, Vocabulary
 from tests.support.scheduling import Inbox, generation, inbox, make_policy, make_scheduler, until_running
 
 AMBIGUOUS = 'start: start start | "a"'
-READ = 220  # tokens, to follow which takes some tenths of a second
+READ = 20  # tokens to follow
 GRAMMARS = Grammars([None, *(letter.encode() for letter in LETTERS[1:])], None)
 
 
@@ -36,12 +38,28 @@ def running(**changes: Any) -> Scheduler:
     return scheduler
 
 
-def test_others_go_on_while_a_grammar_is_slow() -> None:
-    slow = grammar(AMBIGUOUS, LARK)
-    ones = np.ones(
-        180, np.int64
-    )  # A call that goes on after an interruption, with all of its text to be followed again.
-    victim = constrained(slow, max_tokens=3, prompt=[1], history=np.array([1, *ones]), generated_count=READ)
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Grammars that are followed apart from others stand still until this is set."""
+    released, consume = threading.Event(), MatcherVocabulary.consume
+
+    def wait_and_consume(vocabulary: MatcherVocabulary, *arguments: Any) -> bool:
+        released.wait()
+        return consume(vocabulary, *arguments)
+
+    monkeypatch.setattr(MatcherVocabulary, "consume", wait_and_consume)
+    yield released
+    released.set()
+
+
+def resumed(**options: Any) -> Generation:
+    """A call that goes on after an interruption, with all of its text to be followed again."""
+    history = np.ones(READ + 1, np.int64)
+    return constrained(grammar(AMBIGUOUS, LARK), prompt=[1], history=history, generated_count=READ, **options)
+
+
+def test_others_go_on_while_a_grammar_is_slow(held: threading.Event) -> None:
+    victim = resumed(max_tokens=3)
     others = [generation([number], 40) for number in range(1, 5)]
     scheduler = running()
     try:
@@ -50,10 +68,12 @@ def test_others_go_on_while_a_grammar_is_slow() -> None:
         for number, other in enumerate(others, 1):
             assert inbox(other).tokens_and_end()[0] == continuation([number], 40)
         assert inbox(victim).events.empty()
+        held.set()
         tokens, end = inbox(victim).tokens_and_end()
         assert tokens == [1, 1, 1]
         assert isinstance(end, Finished)
     finally:
+        held.set()
         scheduler.stop()
 
 
@@ -83,21 +103,17 @@ def test_a_slow_grammar_generates_what_a_fast_one_does(text: str, keep_state: bo
 
 
 @pytest.mark.parametrize("way", ["abort", "pause", "stop", "time"])
-def test_a_sequence_that_waits_for_its_grammar_can_be_ended(way: str) -> None:
-    slow = grammar(AMBIGUOUS, LARK)
-    limit = time.perf_counter() + 0.05 if way == "time" else None
-    ones = np.ones(READ, np.int64)
-    victim = constrained(slow, prompt=[1], history=np.array([1, *ones]), generated_count=READ, time_limit=limit)
+def test_a_sequence_that_waits_for_its_grammar_can_be_ended(way: str, held: threading.Event) -> None:
+    victim = resumed(time_limit=time.perf_counter() + 0.05 if way == "time" else None)
     scheduler = running()
     try:
         scheduler.submit(victim)
         until_running(scheduler, 0)
-        time.sleep(0.01)
         if way == "abort":
             scheduler.abort(victim)
         elif way == "pause":
             scheduler.set_paused(victim, paused=True)
-            time.sleep(0.1)
+            held.set()
             scheduler.set_paused(victim, paused=False)
             assert inbox(victim).tokens_and_end()[0] == [1] * 30
         elif way == "time":
@@ -107,8 +123,12 @@ def test_a_sequence_that_waits_for_its_grammar_can_be_ended(way: str) -> None:
         later = generation([2], 20)
         scheduler.submit(later)
         assert inbox(later).tokens_and_end()[0] == continuation([2], 20)
+        assert inbox(victim).events.empty()
+        if way != "stop":
+            held.set()
     finally:
         scheduler.stop()
+        held.set()
     if way == "stop":
         assert isinstance(inbox(victim).tokens_and_end()[1], Failed)
     assert inbox(victim).events.empty()
@@ -117,9 +137,7 @@ def test_a_sequence_that_waits_for_its_grammar_can_be_ended(way: str) -> None:
 def test_other_threads_run_while_a_token_is_added() -> None:
     own = Vocabulary([b"a"], None)
     matcher = own.start(LARK, AMBIGUOUS)
-    for _ in range(READ):
-        matcher.accept(0, apart=True)
-    done, ticks = threading.Event(), list[float]()
+    done, ticks, most = threading.Event(), list[float](), 0
 
     def tick() -> None:
         while not done.wait(0.0005):
@@ -128,16 +146,19 @@ def test_other_threads_run_while_a_token_is_added() -> None:
     ticking = threading.Thread(target=tick)
     ticking.start()
     try:
-        started = time.monotonic()
-        for _ in range(10):
+        for _ in range(450):  # the last of which take some milliseconds
+            ticks.clear()
+            started = time.monotonic()
             matcher.accept(0, apart=True)
-        seconds = time.monotonic() - started
+            ended = time.monotonic()
+            most = max(most, sum(started < moment < ended for moment in ticks))
+            if most > 3:
+                break
     finally:
         done.set()
         ticking.join()
     assert matcher.error is None
-    inside = sum(started < moment < started + seconds for moment in ticks)
-    assert inside > 100 * seconds
+    assert most > 3
     alone, together = own.start(REGEX, "aa"), own.start(REGEX, "aa")
     for _ in range(3):
         alone.accept(0)

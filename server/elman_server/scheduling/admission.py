@@ -27,7 +27,7 @@ from elman_server.scheduling.interface import INTERNAL, Emission, RunningBatch
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Beams, Sequence
-from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_callers
+from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_callers, time_limit
 
 
 class Admission:
@@ -59,6 +59,7 @@ class Admission:
         self._waiting = WaitingQueue()
         self._paused: dict[Sequence, None] = {}  # those that have been preempted
         self._pending: set[Sequence] = set()  # preempted ones that cannot choose their next token yet
+        self._next_pending_limit = np.inf  # none of their time limits is earlier
         self._dropped: list[Sequence] = []  # preempted ones that were aborted
         self._some_aborted = False
         self._some_paused = False  # running ones
@@ -116,10 +117,12 @@ class Admission:
         return len(self._waiting)
 
     def wait_for_work(self) -> bool:
-        """Wait until there is something to run or to forget. Returns whether it is still open."""
+        """Wait until there is something to run, to end or to forget. Returns whether it is still open."""
         with self._changed:
+            limit = self._next_pending_limit if self._pending else np.inf
             self._changed.wait_for(
-                lambda: self.is_closed or self._waiting or self._dropped or self._some_lost or len(self._batch)
+                lambda: self.is_closed or self._waiting or self._dropped or self._some_lost or len(self._batch),
+                timeout=None if limit == np.inf else limit - time.perf_counter(),
             )
             return not self.is_closed
 
@@ -134,18 +137,19 @@ class Admission:
         waiting one can be admitted or has exceeded its time limit, or the loop is to end."""
         if self._some_aborted or self._some_paused or self.is_closed:
             return True
-        if not self._waiting:
+        if self._waiting and (self._batch.free > 0 or self._some_may_share):
+            return True
+        if not self._waiting and not self._pending:
             return False
-        admits = self._batch.free > 0 or self._some_may_share
-        return admits or time.perf_counter() >= self._waiting.next_time_limit
+        return time.perf_counter() >= min(self._waiting.next_time_limit, self._next_pending_limit)
 
     def expire(self) -> list[Emission]:
-        """Finish waiting sequences whose time limit has passed, and forget those that were aborted."""
+        """Finish sequences that do not run and whose time limit has passed, and forget those that were aborted."""
         emissions = self.lose() if self._some_lost else []
         now = time.perf_counter()
         with self._changed:
             dropped, self._dropped = self._dropped, []
-            expired = self._waiting.take_expired(now)
+            expired = self._waiting.take_expired(now) + self._take_expired_pending(now)
         preemption = self._batch.preemption
         if preemption is not None:
             try_each(self._name, dropped, preemption.forget)
@@ -153,6 +157,14 @@ class Admission:
         for sequence in expired:
             sequence.is_finished = True
         return emissions + [(sequence.receiver, ends.get(sequence, Failed(INTERNAL))) for sequence in expired]
+
+    def _take_expired_pending(self, now: float) -> list[Sequence]:
+        if now < self._next_pending_limit:
+            return []
+        expired = [sequence for sequence in self._pending if time_limit(sequence) <= now]
+        self._pending.difference_update(expired)
+        self._next_pending_limit = min(map(time_limit, self._pending), default=np.inf)
+        return expired
 
     def _end_of_expired(self, sequence: Sequence, now: float) -> Event:
         if sequence.preempted is not None and self._batch.preemption is not None:
@@ -200,6 +212,7 @@ class Admission:
         emissions = preemption.preempt(list(pending))
         with self._changed:
             self._pending.update(sequence for sequence in pending if sequence.preempted is not None)
+            self._next_pending_limit = min(map(time_limit, self._pending), default=np.inf)
         for sequence, work in pending.items():
             work.add_done_callback(partial(self._continue, sequence))
         return emissions
