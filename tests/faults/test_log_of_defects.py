@@ -3,9 +3,11 @@ that is met again and again takes neither the log nor the event loop."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import linecache
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +16,38 @@ from typing import Any
 import pytest
 import structlog
 
-from elman_server.process import RepetitionLimit, configure_log
+from elman_server.log import LineWriter, RepetitionLimit, log_of_process
 from elman_server.settings import Settings
 
 SECRET = "what a user wrote"
-Configure = Callable[[str], io.StringIO]
+
+
+class Written(io.StringIO):
+    """What a log is written to, by a thread of its own."""
+
+    log: LineWriter
+
+    def getvalue(self) -> str:
+        self.log.flush()
+        return super().getvalue()
+
+
+Configure = Callable[[str], Written]
 
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
     """Configures the log in a format, and returns what it is written to."""
+    with contextlib.ExitStack() as stack:
 
-    def configure(log_format: str) -> io.StringIO:
-        file = io.StringIO()
-        monkeypatch.setattr(sys, "stderr", file)
-        configure_log(Settings.model_validate({"log_format": log_format}))
-        return file
+        def configure(log_format: str) -> Written:
+            file = Written()
+            monkeypatch.setattr(sys, "stderr", file)
+            settings = Settings.model_validate({"log_format": log_format})
+            file.log = stack.enter_context(log_of_process(settings))
+            return file
 
-    yield configure
+        yield configure
     structlog.reset_defaults()
 
 
@@ -108,6 +124,32 @@ def test_no_file_is_read_for_a_traceback(written: Configure, monkeypatch: pytest
     monkeypatch.setattr(linecache, "getlines", pytest.fail)
     monkeypatch.setattr(linecache, "checkcache", pytest.fail)
     log_defects(1)
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 30_000  # of which a pipe takes some hundred
+    reader, file = os.pipe()
+    with os.fdopen(reader) as lines, os.fdopen(file, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        settings = Settings.model_validate({"log_format": "json"})
+        try:
+            with log_of_process(settings) as log:  # which ends, too
+                for number in range(count):
+                    structlog.get_logger("test").info("model ready", number=number, model="m" * 100)
+            events = (json.loads(line) for line in lines)
+            numbers, left_out = [], 0
+            while len(numbers) + left_out < count:
+                event = next(events)
+                if event["event"] == "lines left out":
+                    left_out += event["count"]
+                else:
+                    numbers.append(event["number"])
+            assert numbers == list(range(len(numbers)))
+            assert len(numbers) >= 10_000
+            log.info("the last")
+            assert next(lines) == "the last\n"
+        finally:
+            structlog.reset_defaults()
 
 
 def test_what_was_left_out_is_counted() -> None:
