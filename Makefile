@@ -67,6 +67,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "elman needs Python 3.11 or later; for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into .venv; the first time this takes some minutes"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[server,training,docs,development]'
 	@touch $@
