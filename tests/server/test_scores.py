@@ -27,6 +27,7 @@ from elman_bundle import Bundle, load_bundle
 from elman_export import export_run
 from elman_server.engine import Chunk, OnnxEngine, Results
 from elman_training import TextConfig, train
+from tests.support.amount import examples
 from tests.support.bundles import CHARACTERS
 from tests.support.fake_engine import LETTERS, NAN, POISON, FakeEngine, continuation
 from tests.support.reference import generate_alone
@@ -71,8 +72,11 @@ async def test_unknown_token_is_scored(bundles: Bundles) -> None:
         assert by_ids == score
 
 
+CANDIDATES = examples(500, everything=2000)
+
+
 @pytest.mark.parametrize("name", ["lstm", "lstm-int8"])
-async def test_2000_candidates_of_one_context_while_16_streams_generate(
+async def test_many_candidates_of_one_context_while_16_streams_generate(
     bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Streams and scores equal single calls to the bit; scores use only their share of the slots."""
@@ -87,7 +91,7 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
     monkeypatch.setattr(OnnxEngine, "run", counted)
     random = np.random.default_rng(7)
     context = random_text(random, 150)
-    candidates = [random_text(random, int(length)) for length in random.integers(1, 25, 2000)]
+    candidates = [random_text(random, int(length)) for length in random.integers(1, 25, CANDIDATES)]
     requests: list[dict[str, Any]] = [
         {"prompt": random_text(random, 5), "max_tokens": 300, "temperature": 1.0, "seed": seed, "top_p": top_p}
         for seed, top_p in enumerate([1.0, 0.8] * 8)
@@ -97,14 +101,14 @@ async def test_2000_candidates_of_one_context_while_16_streams_generate(
         streams = [asyncio.create_task(running.client.generate(**request).text()) for request in requests]
         scores = await collected(running.client.score_candidates(candidates, context=context))
         texts = await asyncio.gather(*streams)
-        assert len(scores) == 2000
+        assert len(scores) == CANDIDATES
         assert max(rows) <= 32 + 16
         assert sum(rows) / len(rows) > 16
         assert ["".join(token.text for token in score.tokens) for score in scores] == candidates
-        for index in range(0, 2000, 97):
+        for index in range(0, CANDIDATES, 97):
             assert await running.client.score(candidates[index], context=context) == scores[index]
     assert texts == [generate_alone(bundles[name], **request) for request in requests]
-    for index in range(0, 2000, 499):
+    for index in range(0, CANDIDATES, CANDIDATES // 5):
         expected = scores_alone(bundles[name], context, candidates[index])
         assert [token.log_probability for token in scores[index].tokens] == pytest.approx(expected, abs=1e-6)
 

@@ -461,7 +461,10 @@ async def test_a_caller_has_a_limited_number_of_sessions_and_unused_ones_expire(
                 await asyncio.sleep(0.1)
 
 
-async def test_a_thousand_forks_cost_only_their_states(bundles: Bundles, store: str) -> None:
+FORKS = examples(200, everything=1000)
+
+
+async def test_forks_cost_only_their_states(bundles: Bundles, store: str) -> None:
     """Forks of a session with 2,000 tokens: creating them runs no step, and each continues like the complete text."""
     bundle = bundles["gru"]
     async with serving(bundle, store=store, slots=32) as running:
@@ -469,14 +472,14 @@ async def test_a_thousand_forks_cost_only_their_states(bundles: Bundles, store: 
         text = "".join(np.random.default_rng(0).choice(list("abcdefgh ijk"), 2000).tolist())
         parent = (await client.create_session(text)).session_id
         runs = _count_steps(running)
-        children = await asyncio.gather(*(client.fork_session(parent, seed=seed) for seed in range(1000)))
+        children = await asyncio.gather(*(client.fork_session(parent, seed=seed) for seed in range(FORKS)))
         assert not runs
         assert {child.position for child in children} == {2000}
         resident = running.server._resources.sessions._registry.cache._sessions
         state = len(resident[parent].snapshots[-1].state)
         assert {len(resident[child.session_id].snapshots) for child in children} == {1}
         assert {len(resident[child.session_id].snapshots[0].state) for child in children} == {state}
-        chosen = children[::97]
+        chosen = children[:: FORKS // 10]
         found = await asyncio.gather(
             *(client.generate(session=child.session_id, max_tokens=12).text() for child in chosen)
         )
