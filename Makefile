@@ -62,6 +62,7 @@ image:  ## the server's container image
 clean:  ## forget what was installed, trained and exported here
 	rm -rf .venv runs bundles
 
+# Most modules of these packages are never imported: what is imported is compiled then.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "elman needs Python 3.11 or later; for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

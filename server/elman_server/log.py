@@ -64,7 +64,8 @@ class LineWriter:
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
-        self._left_out = 0
+        self._lock = threading.Lock()
+        self._left_out = 0  # lines since the last report of them
         threading.Thread(target=self._write, name="elman-log", daemon=True).start()
 
     def msg(self, line: str) -> None:
@@ -72,7 +73,8 @@ class LineWriter:
         if self._lines.qsize() < _MOST_LINES:
             self._lines.put(line)
         else:
-            self._left_out += 1
+            with self._lock:
+                self._left_out += 1
 
     # The levels at which structlog logs.
     debug = info = warning = error = critical = msg
@@ -86,15 +88,14 @@ class LineWriter:
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):
-                if isinstance(line, str):
-                    self._file.write(f"{line}\n")
-                if self._lines.empty() or not isinstance(line, str):
-                    self._file.flush()
             if isinstance(line, threading.Event):
                 line.set()
+            else:
+                with contextlib.suppress(OSError, ValueError):
+                    print(line, file=self._file, flush=True)
             if self._left_out and self._lines.empty():
-                count, self._left_out = self._left_out, 0
+                with self._lock:
+                    count, self._left_out = self._left_out, 0
                 _log.warning("lines left out", count=count, why="standard error was not read")
 
 

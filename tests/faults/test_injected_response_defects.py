@@ -81,7 +81,7 @@ async def in_a_session(client: Client) -> list[Any]:
     return [text, position]
 
 
-async def labels(client: Client) -> list[Any]:
+async def of_a_stream(client: Client) -> list[Any]:
     return [one.steps for one in await collected(client.stream_classify(["a", "bc"], model="tags"))]
 
 
@@ -95,7 +95,7 @@ CALLS: Calls = {
     "many": in_one_call,
     "session": in_a_session,
     "classify": lambda client: client.classify("abc", model="classes"),
-    "stream_classify": labels,
+    "stream_classify": of_a_stream,
     "choose": lambda client: client.choose(["a", "bc"], prompt="x", model="gru"),
     "score": lambda client: collected(client.score_candidates(["a", "bcd"], context="x", model="gru")),
     "embed": lambda client: client.embed(["a", "bcd"], model="gru"),

@@ -27,7 +27,13 @@ from elman_server.scheduling.interface import INTERNAL, Emission, RunningBatch
 from elman_server.scheduling.isolation import log_defect, try_each
 from elman_server.scheduling.policy import SchedulingPolicy
 from elman_server.scheduling.sequence import Beams, Sequence
-from elman_server.scheduling.waiting import WaitingQueue, over_share, slots_of_callers, time_limit
+from elman_server.scheduling.waiting import (
+    WaitingQueue,
+    earliest_time_limit,
+    over_share,
+    slots_of_callers,
+    time_limit,
+)
 
 
 class Admission:
@@ -59,7 +65,7 @@ class Admission:
         self._waiting = WaitingQueue()
         self._paused: dict[Sequence, None] = {}  # those that have been preempted
         self._pending: set[Sequence] = set()  # preempted ones that cannot choose their next token yet
-        self._next_pending_limit = np.inf  # none of their time limits is earlier
+        self._next_pending_limit = np.inf  # no time limit of these is earlier; read without the lock
         self._dropped: list[Sequence] = []  # preempted ones that were aborted
         self._some_aborted = False
         self._some_paused = False  # running ones
@@ -163,7 +169,7 @@ class Admission:
             return []
         expired = [sequence for sequence in self._pending if time_limit(sequence) <= now]
         self._pending.difference_update(expired)
-        self._next_pending_limit = min(map(time_limit, self._pending), default=np.inf)
+        self._next_pending_limit = earliest_time_limit(self._pending)
         return expired
 
     def _end_of_expired(self, sequence: Sequence, now: float) -> Event:
@@ -212,7 +218,7 @@ class Admission:
         emissions = preemption.preempt(list(pending))
         with self._changed:
             self._pending.update(sequence for sequence in pending if sequence.preempted is not None)
-            self._next_pending_limit = min(map(time_limit, self._pending), default=np.inf)
+            self._next_pending_limit = earliest_time_limit(self._pending)
         for sequence, work in pending.items():
             work.add_done_callback(partial(self._continue, sequence))
         return emissions

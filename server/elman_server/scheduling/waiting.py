@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, KeysView, Mapping
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
 from collections.abc import Sequence as Several
 
 import numpy as np
@@ -97,7 +97,7 @@ class WaitingQueue:
         expired = [sequence for sequence in self if time_limit(sequence) <= now]
         for sequence in expired:
             self.remove(sequence)
-        self.next_time_limit = min(map(time_limit, self), default=np.inf)
+        self.next_time_limit = earliest_time_limit(self)
         return expired
 
     def clear(self) -> None:
@@ -111,6 +111,11 @@ def time_limit(sequence: Sequence) -> float:
     if isinstance(sequence, Generation | Beams) and sequence.time_limit is not None:
         return sequence.time_limit
     return np.inf
+
+
+def earliest_time_limit(sequences: Iterable[Sequence]) -> float:
+    """The first of their time limits."""
+    return min(map(time_limit, sequences), default=np.inf)
 
 
 def slots_of_callers(running: Several[Sequence]) -> Counter[str]:
